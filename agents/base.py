@@ -1,0 +1,316 @@
+"""BatchedAgent: what all agents here share -- an environment, a policy, the loop of `learn`, files.
+
+The manner is stable-baselines3's: `Agent(env, ...).learn(total_timesteps)`, `.predict()`, `.save()`,
+`.load()`, its logger and its callbacks.  An agent's own file holds its config and its `update`.
+A timestep is one generated token.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import Logger, configure
+from torch import Tensor
+
+from agents.checkpoint import load_agent, save_agent
+from agents.policy import ValueHeadPolicy
+from agents.progress import ProgressLine
+from agents.rollout import Rollout, collect, generate
+from agents.sampling import sample
+from lm_env.env import TextGenerationEnv
+from lm_env.episodes import Episodes
+from lm_env.errors import ConfigurationError, NonFiniteError
+from lm_env.models import device_of, evaluating, length_batches
+from lm_env.prompts import Prompt, load_prompts
+from lm_env.task import Task
+from lm_env.vector_env import TextGenerationVectorEnv
+
+__all__ = ["AgentConfig", "BatchedAgent"]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Options that every batched agent has."""
+
+    learning_rate: float = 1e-4
+    """Adam's step size at the start."""
+    lr_schedule: Literal["constant", "linear"] = "linear"
+    """Linear falls to 0 at `total_timesteps`."""
+    rollout_episodes: int = 128
+    """Episodes per rollout, each from a prompt drawn beforehand."""
+    slots: int = 32
+    """Texts decoded at a time."""
+    batch_size: int = 32
+    """Episodes per optimizer step."""
+    n_epochs: int = 4
+    """Passes over each rollout."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    critic: Literal["shared", "separate"] = "shared"
+    """Value head on the LM's own trunk, or on a copy of it."""
+    bf16: bool = False
+    """Forwards and backwards of the update under bfloat16 autocast; weights and sums stay fp32."""
+    micro_batch_tokens: int = 16_384
+    """Padded tokens per forward of an update; memory only, the gradient is the same."""
+    seed: int = 0
+    """Of prompts, sampling and minibatches."""
+
+    def __post_init__(self) -> None:
+        for name in ("rollout_episodes", "slots", "batch_size", "n_epochs", "micro_batch_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name} must be a finite number above 0, not {getattr(self, name)!r}")
+        for name, known in (("lr_schedule", ("constant", "linear")), ("critic", ("shared", "separate"))):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+
+
+class BatchedAgent(ABC):
+    """Trains the environment's own model in place.
+
+    Args:
+        env: a text environment, single or vectorised, wrapped or not, or a registered id.  Its task
+            gives the model, the prompts, the reward and the KL controller.
+        verbose: 1 prints the log as a table after each rollout.
+        log_dir: also write progress.csv, and TensorBoard files where it is installed, there.
+        options: the fields of the agent's config.
+    """
+
+    Config: ClassVar[type[AgentConfig]] = AgentConfig
+
+    def __init__(self, env: Any, *, verbose: int = 0, log_dir: str | Path | None = None, **options: Any) -> None:
+        try:
+            self.config = self.Config(**options)
+        except TypeError as error:
+            raise ConfigurationError(f"{type(self).__name__}: {str(error).removeprefix('AgentConfig.__init__() ')}; see {self.Config.__name__}") from error
+        self.env = gymnasium.make(env) if isinstance(env, str) else env
+        self.task = task_of(self.env)
+        self.policy = ValueHeadPolicy(self.task.model, self.config.critic, self.task.temperature)
+        self.policy.train(False)  # dropout would make the first ratio differ from 1
+        self.policy.requires_grad_(True)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-8, fused=True)
+        self.num_timesteps = 0
+        self.verbose = verbose
+        self.logger: Logger = _logger(verbose, log_dir)
+        self.prompt_rng = np.random.default_rng(self.config.seed)
+        self.shuffle_rng = np.random.default_rng([self.config.seed, 1])
+        self.generator = torch.Generator().manual_seed(self.config.seed)
+
+    # -- what an agent defines ----------------------------------------------------------------------
+    @abstractmethod
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Improve the policy from one rollout; returns the metrics to log under `train/`."""
+
+    # -- learning -------------------------------------------------------------------------------------
+    def learn(
+        self, total_timesteps: int, callback: Callable[..., Any] | BaseCallback | list[BaseCallback] | None = None,
+        progress_bar: bool = False, reset_num_timesteps: bool = True,
+    ) -> Self:  # fmt: skip
+        """Roll out and update until `total_timesteps` tokens have been generated.
+
+        Args:
+            callback: an SB3 callback, a list of them, or `f(locals, globals) -> bool`; `on_step` is
+                called once per rollout, and False stops the training.
+            reset_num_timesteps: False goes on counting (and with the schedule) from where it was.
+        """
+        if reset_num_timesteps:
+            self.num_timesteps = 0
+        callbacks = self._callbacks(callback)
+        callbacks.on_training_start(locals(), globals())
+        with ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar) as line:
+            while self.num_timesteps < total_timesteps:
+                self._set_learning_rate(1 - self.num_timesteps / total_timesteps)
+                callbacks.on_rollout_start()
+                started = time.perf_counter()
+                rollout = self.collect_rollout()
+                rolled = time.perf_counter()
+                callbacks.update_locals(locals())
+                if not callbacks.on_step():
+                    break
+                callbacks.on_rollout_end()
+                metrics = self.update(rollout)
+                self._log(rollout, metrics, rolled - started, time.perf_counter() - rolled)
+                line.show(self.num_timesteps, rollout)
+        callbacks.on_training_end()
+        return self
+
+    def collect_rollout(self) -> Rollout:
+        """Sample and score `rollout_episodes` episodes, and tell the KL controller."""
+        prompts = self.task.prompts.sample(self.prompt_rng, self.config.rollout_episodes)
+        rollout = collect(self.policy, self.task, prompts, self.config.slots, self.generator)
+        self.num_timesteps += int(rollout.episodes.response_lengths.sum())
+        self.task.kl.update(float(rollout.scored.kl.mean()), len(prompts))
+        return rollout
+
+    def minibatches(self, episodes: int) -> Iterator[np.ndarray]:
+        """One epoch: a random cut of the rollout into batches of `batch_size` episodes."""
+        order = self.shuffle_rng.permutation(episodes)
+        for start in range(0, episodes, self.config.batch_size):
+            yield order[start : start + self.config.batch_size]
+
+    def optimize(self, rollout: Rollout, rows: np.ndarray, token_loss: Callable[[Any, np.ndarray], Tensor]) -> float:
+        """One optimizer step on some episodes: the mean of the per-token loss over all their tokens.
+
+        Micro-batches of similar length keep padding and memory low; each sum is divided by the token
+        count of the whole minibatch, so the gradient does not depend on how it was cut.
+
+        Args:
+            token_loss: (Evaluation of a micro-batch, its rows) -> losses (N,).
+
+        Returns:
+            the gradient's norm before clipping.
+
+        Raises:
+            NonFiniteError: a loss or gradient is NaN or infinite; the weights are as before.
+        """
+        lengths = rollout.episodes.lengths[rows]
+        tokens = int(rollout.episodes.response_lengths[rows].sum())
+        self.optimizer.zero_grad()
+        for part in length_batches(lengths, self.config.micro_batch_tokens):
+            chosen = rows[part]
+            episodes = rollout.episodes[chosen]
+            with self._autocast():
+                evaluation = self.policy.evaluate(episodes, self.task.allowed_in(episodes))
+            (token_loss(evaluation, chosen).sum() / tokens).backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
+        if not np.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise NonFiniteError(f"the gradient's norm is {norm}: the weights are unchanged; lower the learning rate or look at the rewards")
+        self.optimizer.step()
+        return norm
+
+    # -- acting -----------------------------------------------------------------------------------------
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, None]:
+        """The next token for an observation of the environment, one or a batch; (actions, None) as in SB3."""
+        flat = not isinstance(observation, dict)
+        ids = np.asarray(observation)[..., 1:] if flat else np.asarray(observation["input_ids"])
+        lengths = np.asarray(observation)[..., :1] if flat else np.asarray(observation["length"])
+        single = ids.ndim == 1
+        ids, lengths = np.atleast_2d(ids), lengths.reshape(-1)
+        logits, _ = self.policy.next_outputs(ids, lengths)
+        tokens = sample(logits, self.task.temperature, self.generator, deterministic)[0].cpu().numpy()
+        return (tokens[0] if single else tokens), None
+
+    def generate(self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False) -> list[str]:
+        """Responses as text to the given prompts, or to n prompts of the task."""
+        episodes = self.rollout_episodes(prompts, n, deterministic)
+        return [self.task.text_of(r) for r in episodes.responses()]
+
+    def rollout_episodes(self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False) -> Episodes:
+        """Like `generate`, as `Episodes` with log-probs, ready for `env.score`."""
+        task = self.task
+        chosen: Sequence[Prompt]
+        if prompts is None:
+            chosen = task.prompts.sample(self.prompt_rng, n)
+        elif len(prompts) and isinstance(prompts[0], Prompt):
+            chosen = prompts
+        else:
+            chosen = load_prompts(list(prompts), task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens)
+        return generate(task.model, task, chosen, self.config.slots, self.generator, deterministic=deterministic)[0]
+
+    # -- files ------------------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> Path:
+        """Write a folder that `load` and, for a transformers model, `AutoModelForCausalLM.from_pretrained` read.
+
+        Safetensors and JSON only; written beside and renamed into place, with checksums.
+        """
+        return save_agent(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, env: Any, *, verbose: int = 0, log_dir: str | Path | None = None) -> Self:
+        """An agent on `env`, with the saved weights (put into the env's model), optimizer and counters.
+
+        Raises:
+            CheckpointCorruptError, CheckpointMismatchError: see `agents.checkpoint`.
+        """
+        return load_agent(cls, Path(path), env, verbose=verbose, log_dir=log_dir)
+
+    # -- SB3's callbacks and logger look here -------------------------------------------------------------
+    def get_env(self) -> Any:
+        """The environment, as SB3's callbacks ask for it."""
+        return self.env
+
+    def set_logger(self, logger: Logger) -> None:
+        """Use a logger made by `stable_baselines3.common.logger.configure`."""
+        self.logger = logger
+
+    def _callbacks(self, callback: Any) -> BaseCallback:
+        if isinstance(callback, list):
+            callback = CallbackList(callback)
+        elif not isinstance(callback, BaseCallback):
+            callback = ConvertCallback(callback or (lambda local, world: True))
+        callback.init_callback(self)
+        return callback
+
+    def _set_learning_rate(self, remaining: float) -> None:
+        factor = remaining if self.config.lr_schedule == "linear" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * factor
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        device = device_of(self.policy)
+        with torch.autocast(device.type, dtype=torch.bfloat16) if self.config.bf16 else nullcontext(), evaluating(self.policy):
+            yield
+
+    def _log(self, rollout: Rollout, metrics: dict[str, float], rollout_s: float, update_s: float) -> None:
+        scored, lengths = rollout.scored, rollout.episodes.response_lengths
+        tokens = int(lengths.sum())
+        mask = rollout.mask
+        shown = {
+            "rollout/score": scored.scores.mean(),
+            "rollout/reward": scored.rewards.sum(1).mean(),
+            "rollout/kl": scored.kl.mean(),
+            "rollout/entropy": -scored.logp[mask].mean(),
+            "rollout/length": lengths.mean(),
+            "rollout/ended": scored.ended.mean(),
+            "rollout/beta": self.task.kl.beta,
+            **{f"train/{k}": v for k, v in metrics.items()},
+            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "time/tokens_per_s": tokens / (rollout_s + update_s),
+            "time/rollout_s": rollout_s,
+            "time/update_s": update_s,
+            "time/total_timesteps": self.num_timesteps,
+        }
+        for key, value in shown.items():
+            self.logger.record(key, float(value))
+        self.logger.dump(self.num_timesteps)
+
+
+def task_of(env: Any) -> Task:
+    """The task of a text environment, whatever it is wrapped in."""
+    inner = getattr(env, "unwrapped", env)
+    if not isinstance(inner, TextGenerationEnv | TextGenerationVectorEnv):
+        raise ConfigurationError(f"a batched agent needs a text environment of lm_env, not {type(inner).__name__}: use stable-baselines3 for others")
+    return inner.task
+
+
+def _logger(verbose: int, log_dir: str | Path | None) -> Logger:
+    if log_dir is None:
+        return configure(None, ["stdout"] if verbose else [])
+    formats = ["csv", *(["stdout"] if verbose else [])]
+    try:
+        import tensorboard  # noqa: F401
+
+        formats.append("tensorboard")
+    except ImportError:
+        pass
+    return configure(str(log_dir), formats)
+
+
+def config_dict(config: AgentConfig) -> dict[str, Any]:
+    """A config as JSON-able values."""
+    return asdict(replace(config))

@@ -1,0 +1,27 @@
+"""Per-token losses.  Pure: tensors (N,) in, tensors (N,) out; N real tokens, no padding.
+
+The caller divides a sum of them by the number of tokens of the whole minibatch, so that cutting a
+minibatch into micro-batches changes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["clipped_policy_loss", "clipped_value_loss"]
+
+
+def clipped_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """-min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) (Schulman et al. 2017, arXiv:1707.06347, equation 7)."""
+    ratio = torch.exp(logp - old_logp)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> Tensor:
+    """max of the squared errors with and without the step from the old value clipped, halved."""
+    loss = (values - returns) ** 2
+    if clip is not None:
+        clipped = old_values + (values - old_values).clamp(-clip, clip)
+        loss = torch.maximum(loss, (clipped - returns) ** 2)
+    return loss / 2

@@ -1,0 +1,101 @@
+"""The policy of the batched agents: a causal LM with a value head.
+
+Shapes: B episodes, N all their response tokens (row after row), V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lm_env.episodes import Episodes
+from lm_env.errors import ConfigurationError, UnsupportedModelError
+from lm_env.models import device_of, evaluating, facts_of, plain_forward, response_outputs, restrict, token_logprobs
+
+__all__ = ["Evaluation", "ValueHeadPolicy"]
+
+
+class Evaluation(NamedTuple):
+    """What the policy says of N response tokens."""
+
+    logp: Tensor
+    """(N,) nats."""
+    values: Tensor
+    """(N,) V of the state before each token."""
+    logits: Tensor
+    """(N, V), as sampled from: temperature aside, masks included."""
+
+
+class ValueHeadPolicy(nn.Module):
+    """pi(token | text) from the LM, V(text) from a linear head on hidden states.
+
+    Args:
+        lm: the causal LM under training.
+        critic: `"shared"`: the head sits on the LM's own last hidden states; `"separate"`: on those
+            of a copy of the LM, trained for it alone; or a module with hidden states of its own.
+        temperature: divides the logits.
+
+    The head starts at zero (Ziegler et al. 2019): V = 0 everywhere, and no gradient into the trunk
+    at the first step.
+    """
+
+    def __init__(self, lm: nn.Module, critic: Literal["shared", "separate"] | nn.Module = "shared", temperature: float = 1.0) -> None:
+        super().__init__()
+        if isinstance(critic, str) and critic not in ("shared", "separate"):
+            raise ConfigurationError(f"critic must be 'shared', 'separate' or a model, not {critic!r}")
+        self.lm, self.temperature = lm, temperature
+        self.critic = copy.deepcopy(lm) if critic == "separate" else None if critic == "shared" else critic
+        size = facts_of(self.value_model).hidden_size
+        if size is None:
+            raise UnsupportedModelError(f"{type(self.value_model).__name__} returns no hidden_states for the value head: pass critic=, a model that does")
+        dtype = next((p.dtype for p in self.value_model.parameters() if p.dtype == torch.float64), torch.float32)
+        self.value_head = nn.Linear(size, 1, dtype=dtype, device=device_of(self.value_model))
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    @property
+    def value_model(self) -> nn.Module:
+        """The model whose hidden states the value head reads."""
+        return self.lm if self.critic is None else self.critic
+
+    def value_of(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) -> V (...,)."""
+        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+
+    def evaluate(self, episodes: Episodes, allowed: np.ndarray | None = None) -> Evaluation:
+        """Log-probs and values of all response tokens, one forward per sequence, padding excluded.
+
+        Args:
+            allowed: bool (N, V), see `Task.allowed_in`.
+        """
+        outputs, tokens = response_outputs(self.lm, episodes, want_hidden=self.critic is None)
+        hidden = outputs.hidden
+        if self.critic is not None:
+            hidden = response_outputs(self.critic, episodes, want_hidden=True)[0].hidden
+        assert hidden is not None
+        logits = outputs.logits if allowed is None else restrict(outputs.logits, allowed)
+        return Evaluation(token_logprobs(logits, tokens, self.temperature), self.value_of(hidden), logits)
+
+    @torch.no_grad()
+    def values(self, episodes: Episodes) -> Tensor:
+        """V before each response token, (N,)."""
+        with evaluating(self.value_model):
+            hidden = response_outputs(self.value_model, episodes, want_hidden=True)[0].hidden
+        assert hidden is not None
+        return self.value_of(hidden)
+
+    @torch.no_grad()
+    def next_outputs(self, input_ids: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(logits (B, V) of the next token, V (B,)) of right-padded texts, by full forwards."""
+        device = device_of(self.lm)
+        ids = torch.from_numpy(np.ascontiguousarray(input_ids[:, : int(lengths.max())])).to(device)
+        at = (torch.arange(len(ids), device=device), torch.from_numpy(lengths - 1).to(device))
+        with evaluating(self):
+            outputs = plain_forward(self.lm, ids, at, want_hidden=self.critic is None)
+            hidden = outputs.hidden if self.critic is None else plain_forward(self.critic, ids, at, want_hidden=True).hidden
+        assert hidden is not None
+        return outputs.logits, self.value_of(hidden)

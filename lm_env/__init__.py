@@ -1,0 +1,71 @@
+"""Text generation as a reinforcement-learning environment.
+
+    import gymnasium, lm_env
+    env = gymnasium.make("lm_env/Sentiment-v0")
+
+Importing this package registers its environments and nothing more; torch and transformers come in
+when the first environment is made.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lm_env import errors
+from lm_env.tasks import register
+
+if TYPE_CHECKING:
+    from lm_env.env import TextGenerationEnv
+    from lm_env.episodes import Episodes, Scored
+    from lm_env.kl import AdaptiveKL, FixedKL
+    from lm_env.models import load_model, load_tokenizer
+    from lm_env.prompts import load_prompts
+    from lm_env.task import Task
+    from lm_env.token_mdp import TokenMDP
+    from lm_env.vector_env import TextGenerationVectorEnv
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AdaptiveKL": "kl",
+    "Episodes": "episodes",
+    "FixedKL": "kl",
+    "Scored": "episodes",
+    "Task": "task",
+    "TextGenerationEnv": "env",
+    "TextGenerationVectorEnv": "vector_env",
+    "TokenMDP": "token_mdp",
+    "load_model": "models",
+    "load_prompts": "prompts",
+    "load_tokenizer": "models",
+}
+
+__all__ = [
+    "AdaptiveKL",
+    "Episodes",
+    "FixedKL",
+    "Scored",
+    "Task",
+    "TextGenerationEnv",
+    "TextGenerationVectorEnv",
+    "TokenMDP",
+    "__version__",
+    "errors",
+    "load_model",
+    "load_prompts",
+    "load_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"lm_env.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'lm_env' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+register()

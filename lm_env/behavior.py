@@ -1,0 +1,83 @@
+"""Who tells the environment log pi of the tokens taken.
+
+Three sources, in this order: the acting policy PUBLISHES it with its actions (free, exact); else a
+bound scorer computes it; else the environment's own model does.  An agent that trains other weights
+than the environment's model must publish or bind, or its KL is not in the reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lm_env.errors import ConfigurationError, PublishedActionsError
+
+__all__ = ["SOURCES", "Behavior", "Scorer"]
+
+Scorer = Callable[[dict[str, np.ndarray], np.ndarray], ArrayLike]
+"""`scorer(observation, actions (k,)) -> log-probs (k,)`; observation: `input_ids (k, L)`, `length (k, 1)`."""
+
+SOURCES = ("published", "scorer", "model")
+
+
+class Behavior:
+    """Published log-probs of n slots, and a scorer for those who do not publish."""
+
+    def __init__(self, slots: int) -> None:
+        self.scorer: Scorer | None = None
+        self._waiting = np.zeros(slots, dtype=bool)
+        self._actions = np.zeros(slots, dtype=np.int64)
+        self._logp = np.zeros(slots)
+
+    def publish(self, actions: ArrayLike, logprobs: ArrayLike, slots: ArrayLike | None = None) -> None:
+        """Announce the log-probs of the actions of the coming step.  Each is used once.
+
+        Args:
+            actions: int (k,), exactly those that `step` will get.
+            logprobs: float (k,), nats, under the distribution that they were sampled from.
+            slots: (k,) the slots meant; all by default.
+
+        Raises:
+            PublishedActionsError: shapes that do not fit, or a value that is no log-prob.
+        """
+        index = np.arange(len(self._waiting)) if slots is None else np.atleast_1d(np.asarray(slots))
+        taken = np.asarray(actions).reshape(-1)
+        values = np.asarray(logprobs, dtype=np.float64).reshape(-1)
+        if not len(index) == len(taken) == len(values):
+            raise PublishedActionsError(f"published {len(taken)} actions and {len(values)} log-probs for {len(index)} slots: one each is needed")
+        bad = ~np.isfinite(values) | (values > 1e-3)
+        if bad.any():
+            raise PublishedActionsError(f"published log-prob {values[bad][0]} of slot {index[bad][0]}: a log-prob is finite and at most 0")
+        self._waiting[index], self._actions[index], self._logp[index] = True, taken, np.minimum(values, 0.0)
+
+    def published(self, slots: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(which of the slots have published (k,) bool, their log-probs (k,), junk elsewhere).
+
+        Raises:
+            PublishedActionsError: an action differs from the one published; what was published is dropped.
+        """
+        waiting = self._waiting[slots]
+        differ = waiting & (self._actions[slots] != actions)
+        if differ.any():
+            slot = slots[differ][0]
+            message = (
+                f"slot {slot} was stepped with action {actions[differ][0]}, but the log-prob of action "
+                f"{self._actions[slot]} was published: step with the very actions that were published"
+            )
+            self.clear(slots)
+            raise PublishedActionsError(message)
+        return waiting, self._logp[slots]
+
+    def clear(self, slots: np.ndarray) -> None:
+        """What these slots published has been used (or belongs to an episode that is gone)."""
+        self._waiting[slots] = False
+
+    def score(self, observation: dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
+        """The bound scorer's log-probs (k,), checked."""
+        assert self.scorer is not None
+        values = np.asarray(self.scorer(observation, actions), dtype=np.float64).reshape(-1)
+        if values.shape != actions.shape or not np.isfinite(values).all() or (values > 1e-3).any():
+            raise ConfigurationError(f"the bound scorer must return {len(actions)} finite log-probs (at most 0), not {values!r}")
+        return np.minimum(values, 0.0)

@@ -1,0 +1,81 @@
+"""Every error a user can meet.  Each message names the thing that is wrong and the mend.
+
+All derive from `LMEnvError`; those that a Gymnasium user would expect as a `ValueError` or as one
+of Gymnasium's own errors derive from that as well, so existing `except` clauses keep working.
+"""
+
+from __future__ import annotations
+
+import gymnasium.error
+
+
+class LMEnvError(Exception):
+    """The base class: `except LMEnvError` catches everything this project raises on purpose."""
+
+
+class ConfigurationError(LMEnvError, ValueError):
+    """An argument, or a combination of arguments, that cannot work."""
+
+
+class MissingDependencyError(LMEnvError, ImportError):
+    """An optional package is not installed; the message holds the `pip install` line."""
+
+
+class ModelLoadError(LMEnvError, ValueError):
+    """A model or tokenizer could not be loaded from the given name or folder."""
+
+
+class UnsupportedModelError(LMEnvError, ValueError):
+    """A model lacks what is asked of it (a causal LM forward, a slot cache, enough positions)."""
+
+
+class InvalidPromptError(LMEnvError, ValueError):
+    """A prompt is empty, too long, not text, or holds a token outside the vocabulary."""
+
+
+class InvalidActionError(LMEnvError, ValueError):
+    """An action is not a token id of the vocabulary, or is masked.  The environment is unchanged."""
+
+
+class ResetNeeded(LMEnvError, gymnasium.error.ResetNeeded):
+    """`step` was called before `reset`, or on an episode that has ended."""
+
+
+class PublishedActionsError(LMEnvError, ValueError):
+    """Log-probs were published for other actions than the ones the environment was stepped with."""
+
+
+class RewardError(LMEnvError, RuntimeError):
+    """The reward function raised; the original exception is chained."""
+
+
+class RewardValueError(RewardError, ValueError):
+    """The reward function returned something else than one finite number per sample."""
+
+
+class UnsafePathError(LMEnvError, ValueError):
+    """A path found in data leaves the folder it belongs to."""
+
+
+class CheckpointError(LMEnvError):
+    """Base of the checkpoint errors."""
+
+
+class CheckpointWriteError(CheckpointError, OSError):
+    """A checkpoint could not be written (disk full, no permission); the older ones are untouched."""
+
+
+class CheckpointCorruptError(CheckpointError, ValueError):
+    """A checkpoint is missing a file, is truncated, or fails its checksum."""
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """A checkpoint belongs to another configuration; the message names the field that differs."""
+
+
+class UnsafeFileError(LMEnvError, ValueError):
+    """A file would have to be unpickled, which runs code: refused."""
+
+
+class NonFiniteError(LMEnvError, FloatingPointError):
+    """A loss or gradient is NaN or infinite; the weights are those of before the update."""

@@ -1,0 +1,138 @@
+"""KL between policy and reference: estimators from samples, the exact one, and the controllers of beta.
+
+With x = log pi(a|s) - log pi_ref(a|s) of tokens sampled from pi, in nats:
+
+| name | formula | bias | in this package |
+|---|---|---|---|
+| k1 | x | none | the reward of every step |
+| k2 | x^2 / 2 | O(KL^2) | metric |
+| k3 | exp(-x) - 1 + x | none, never negative | metric; a loss in GRPO |
+| full | sum_a pi(a) (log pi(a) - log pi_ref(a)) | exact | metric |
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm_env.errors import CheckpointMismatchError, ConfigurationError
+
+__all__ = ["AdaptiveKL", "FixedKL", "KLController", "full_kl", "k1", "k2", "k3", "make_controller"]
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+def k1(logp: Array, ref_logp: Array) -> Array:
+    """Unbiased, may be negative: log pi - log pi_ref."""
+    return logp - ref_logp
+
+
+def k2(logp: Array, ref_logp: Array) -> Array:
+    """Half the squared log-ratio: low variance, biased by O(KL^2)."""
+    return (logp - ref_logp) ** 2 / 2
+
+
+def k3(logp: Array, ref_logp: Array) -> Array:
+    """exp(-x) - 1 + x: unbiased and never negative (Schulman 2020, "Approximating KL divergence")."""
+    x = ref_logp - logp
+    return (torch.expm1(x) if isinstance(x, Tensor) else np.expm1(x)) - x  # type: ignore[return-value]
+
+
+def full_kl(logits: Tensor, ref_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Exact KL of the next-token distributions, summed over the vocabulary.
+
+    Args:
+        logits, ref_logits: (..., V).
+
+    Returns:
+        (...,) nats.  A token of probability 0 under the policy adds nothing.
+    """
+    logp = torch.log_softmax(logits.float() / temperature, -1)
+    ref = torch.log_softmax(ref_logits.float() / temperature, -1)
+    probs = logp.exp()
+    return torch.where(probs > 0, probs * (logp - ref), 0.0).sum(-1)
+
+
+class KLController(Protocol):
+    """Holds beta, the weight of the KL penalty in the reward."""
+
+    beta: float
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Told the mean KL per episode (nats, summed over its tokens) of `episodes` new episodes."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class FixedKL:
+    """A constant beta."""
+
+    def __init__(self, beta: float = 0.1) -> None:
+        self.beta = _checked("beta", beta, low=0.0)
+
+    def update(self, kl: float, episodes: int) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kind": "fixed", "beta": self.beta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _expect(state, "fixed")
+        self.beta = _checked("beta", state["beta"], low=0.0)
+
+
+class AdaptiveKL:
+    """Proportional control of log beta towards a target KL.
+
+    beta <- beta (1 + clip(KL / target - 1, -.2, .2) n / horizon), n the number of episodes.
+    Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.2; defaults from its public code.
+
+    Args:
+        beta: where it starts.
+        target: nats per episode.
+        horizon: episodes; the larger, the slower.
+    """
+
+    def __init__(self, beta: float = 0.15, target: float = 6.0, horizon: float = 10_000) -> None:
+        self.beta = _checked("beta", beta, low=0.0, open_low=True)
+        self.target = _checked("target", target, low=0.0, open_low=True)
+        self.horizon = _checked("horizon", horizon, low=0.0, open_low=True)
+
+    def update(self, kl: float, episodes: int) -> None:
+        if not math.isfinite(kl):
+            raise ConfigurationError(f"the measured KL is {kl}: the policy has left the reference's support; beta is unchanged")
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.beta *= max(1 + error * episodes / self.horizon, 1e-3)  # never to 0 or below, however large the batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kind": "adaptive", "beta": self.beta, "target": self.target, "horizon": self.horizon}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _expect(state, "adaptive")
+        for name in ("target", "horizon"):
+            if state[name] != getattr(self, name):
+                raise CheckpointMismatchError(f"saved KL controller has {name} {state[name]}, this one {getattr(self, name)}: use the same")
+        self.beta = _checked("beta", state["beta"], low=0.0, open_low=True)
+
+
+def make_controller(beta: float | KLController) -> KLController:
+    """A number becomes a `FixedKL`; a controller stays as it is."""
+    return FixedKL(beta) if isinstance(beta, int | float) else beta
+
+
+def _checked(name: str, value: Any, *, low: float, open_low: bool = False) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < low or (open_low and value == low):
+        raise ConfigurationError(f"{name} must be a finite number {'>' if open_low else '>='} {low:g}, not {value!r}")
+    return float(value)
+
+
+def _expect(state: dict[str, Any], kind: str) -> None:
+    if state.get("kind") != kind:
+        raise CheckpointMismatchError(f"saved KL controller is {state.get('kind')!r}, this one {kind!r}: pass the same beta or controller as in the saved run")

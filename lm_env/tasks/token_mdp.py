@@ -1,0 +1,51 @@
+"""lm_env/TokenMDP-v0: an enumerable token MDP whose optimum is known in closed form.
+
+Without arguments it is T0: four tokens, at most three of them, 40 texts.  `mdp_seed` draws another
+one at random; a `TokenMDP` of one's own goes to `make` directly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_env.env import TextGenerationEnv
+from lm_env.token_mdp import TokenMDP
+from lm_env.vector_env import TextGenerationVectorEnv
+
+__all__ = ["defaults", "make", "make_vec"]
+
+
+def defaults(
+    mdp: TokenMDP | None = None, mdp_seed: int | None = None, vocab_size: int = 6, horizon: int = 3, **options: Any
+) -> dict[str, Any]:
+    """The options of the task.
+
+    Args:
+        mdp: the MDP itself; else `TokenMDP.random(mdp_seed, vocab_size, horizon)`; else T0.
+        options: any of `lm_env.Task`'s, such as another `model` over the same tokens.
+    """
+    if mdp is None:
+        mdp = TokenMDP.t0() if mdp_seed is None else TokenMDP.random(mdp_seed, vocab_size=vocab_size, horizon=horizon)
+    return {
+        "model": mdp.policy_model(),
+        "reference": mdp.reference_model(),
+        "tokenizer": mdp.tokenizer,
+        "prompts": [[mdp.start_token]],
+        "reward": mdp.reward,
+        "beta": 0.5,
+        "max_new_tokens": mdp.horizon,
+        "missing_eos_score": mdp.missing_eos_score,
+        **options,
+    }
+
+
+def make(**options: Any) -> TextGenerationEnv:
+    """One slot; what `gymnasium.make` calls."""
+    flat, render_mode = options.pop("flat", False), options.pop("render_mode", None)
+    return TextGenerationEnv(flat=flat, render_mode=render_mode, **defaults(**options))
+
+
+def make_vec(num_envs: int = 1, **options: Any) -> TextGenerationVectorEnv:
+    """n slots; what `gymnasium.make_vec` calls."""
+    vector = {k: options.pop(k) for k in ("flat", "render_mode", "autoreset_mode") if k in options}
+    return TextGenerationVectorEnv(num_envs, **vector, **defaults(**options))

@@ -1,0 +1,65 @@
+"""What judges a text: rules, a sentiment lexicon, classifiers, trained preferences, and their sums.
+
+Every reward is a callable `reward(prompts, responses, **columns) -> B floats`
+(`lm_env.rewards.RewardFunction`).  Names are imported when they are first used, so that a rule does not
+cost the import of transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reward_models.classifier import SequenceClassifierReward
+    from reward_models.combine import Affine, WeightedSum, normalise
+    from reward_models.pairwise import (
+        Comparison,
+        TrainingReport,
+        label_comparisons,
+        pairwise_loss,
+        train_reward_model,
+    )
+    from reward_models.reward_model import RewardModel, ScalarHeadModel
+    from reward_models.rules import ExactMatch, Keyword, Length, Regex
+    from reward_models.sentiment import LexiconSentiment
+
+__all__ = [
+    "Affine",
+    "Comparison",
+    "ExactMatch",
+    "Keyword",
+    "Length",
+    "LexiconSentiment",
+    "Regex",
+    "RewardModel",
+    "ScalarHeadModel",
+    "SequenceClassifierReward",
+    "TrainingReport",
+    "WeightedSum",
+    "label_comparisons",
+    "normalise",
+    "pairwise_loss",
+    "train_reward_model",
+]
+
+_MODULE_OF = {
+    **dict.fromkeys(["ExactMatch", "Keyword", "Length", "Regex"], "rules"),
+    **dict.fromkeys(["Affine", "WeightedSum", "normalise"], "combine"),
+    **dict.fromkeys(["RewardModel", "ScalarHeadModel"], "reward_model"),
+    **dict.fromkeys(
+        ["Comparison", "TrainingReport", "label_comparisons", "pairwise_loss", "train_reward_model"], "pairwise"
+    ),
+    "LexiconSentiment": "sentiment",
+    "SequenceClassifierReward": "classifier",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

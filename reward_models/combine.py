@@ -1,0 +1,113 @@
+"""Rewards made of rewards: weighted sums, and a linear rescaling to mean 0 and standard deviation 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lm_env.errors import ConfigurationError
+from lm_env.rewards import RewardFunction, name_of, score_responses
+
+__all__ = ["Affine", "WeightedSum", "normalise"]
+
+
+class WeightedSum:
+    """sum_k weight_k * reward_k, every part checked by itself.
+
+    Each part gets those columns that its signature names, and a part that raises or returns anything
+    else than finite numbers is named in the error.
+
+    Attributes:
+        last_parts: the unweighted scores of the last call, float64 (B,) by name; empty before it.
+            For logging: nothing is computed twice.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, RewardFunction]]) -> None:
+        """Take (weight, reward) pairs; a negative weight is a penalty.
+
+        Raises:
+            ConfigurationError: no terms, or a weight that is not finite.
+        """
+        if not terms:
+            raise ConfigurationError("WeightedSum needs at least one (weight, reward) pair")
+        for weight, reward in terms:
+            if not math.isfinite(weight):
+                raise ConfigurationError(f"the weight of {name_of(reward)} is {weight}: give a finite number")
+        weights, rewards = zip(*terms, strict=True)
+        self.weights = [float(weight) for weight in weights]
+        self.rewards = dict(zip(_distinct([name_of(reward) for reward in rewards]), rewards, strict=True))
+        self.last_parts: dict[str, np.ndarray] = {}
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
+        """-> float64 (B,)."""
+        self.last_parts = self.parts(prompts, responses, **columns)
+        scores = np.zeros(len(responses))
+        for weight, part in zip(self.weights, self.last_parts.values(), strict=True):
+            scores += weight * part
+        return scores
+
+    def parts(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> dict[str, np.ndarray]:
+        """The unweighted scores of each part, float64 (B,), by the part's name ("Length", "Length_2").
+
+        Raises:
+            RewardError: a part raised.
+            RewardValueError: a part returned something else than one finite number per response.
+        """
+        return {name: score_responses(part, prompts, responses, columns) for name, part in self.rewards.items()}
+
+
+@dataclass(frozen=True)
+class Affine:
+    """gain * reward + bias; with a positive gain the ranking of the responses stays the same.
+
+    Raises:
+        ConfigurationError: the gain is not positive, or either is not finite.
+    """
+
+    reward: RewardFunction
+    gain: float = 1.0
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.gain) and self.gain > 0 and math.isfinite(self.bias)):
+            raise ConfigurationError(f"Affine needs a finite gain > 0 and bias, not {self.gain} and {self.bias}")
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
+        """-> float64 (B,)."""
+        return self.gain * score_responses(self.reward, prompts, responses, columns) + self.bias
+
+
+def normalise(reward: RewardFunction, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> Affine:
+    """The reward rescaled so that these reference samples score mean 0 and standard deviation 1.
+
+    The samples should come from the policy that training starts from; the standard deviation is the
+    population's.  Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.1.
+
+    Raises:
+        ConfigurationError: fewer than two samples, or all score the same.
+    """
+    return Affine(reward, *standardising(score_responses(reward, prompts, responses, columns)))
+
+
+def standardising(scores: np.ndarray) -> tuple[float, float]:
+    """(gain, bias) that bring scores (B,) to mean 0 and population standard deviation 1.
+
+    Raises:
+        ConfigurationError: fewer than two scores, or no spread to scale by.
+    """
+    mean, std = (float(np.mean(scores)), float(np.std(scores))) if len(scores) else (0.0, 0.0)
+    if std <= 1e-6 * abs(mean):  # what rounding in fp32 alone leaves of equal scores
+        raise ConfigurationError(
+            f"{len(scores)} reference samples that score {mean:.4g} have no spread to normalise by: "
+            "give more, and different ones"
+        )
+    return 1.0 / std, -mean / std
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Number the repetitions: a, b, a -> a, b, a_2."""
+    return [name if (n := names[:i].count(name)) == 0 else f"{name}_{n + 1}" for i, name in enumerate(names)]
