@@ -1,7 +1,51 @@
-"""Batched agents that train a causal LM on the environments of `lm_env`."""
+"""Batched agents that train a causal LM on the environments of `lm_env`.
+
+| name | class | what it is |
+|---|---|---|
+| `ppo` | `PPO` | clipped updates, value head, GAE |
+| `a2c` | `A2C` | one unclipped step per rollout |
+| `grpo` | `GRPO` | group-standardised rewards, k3 in the loss |
+| `rloo` | `RLOO` | leave-one-out baseline |
+| `reinforce` | `Reinforce` | running-mean baseline |
+| `reinforce-value` | `ReinforceValue` | value baseline, lambda 1 |
+| `best-of-n` | `BestOfN` | no training |
+"""
 
 from __future__ import annotations
 
+from agents.a2c import A2C, A2CConfig
+from agents.base import BatchedAgent
+from agents.best_of_n import BestOfN, BestOfNConfig
+from agents.grpo import GRPO, GRPOConfig
 from agents.ppo import PPO, PPOConfig
+from agents.reinforce import Reinforce, ReinforceConfig, ReinforceValue, ReinforceValueConfig
+from agents.rloo import RLOO, RLOOConfig
 
-__all__ = ["PPO", "PPOConfig"]
+AGENTS: dict[str, type[BatchedAgent]] = {
+    "a2c": A2C,
+    "best-of-n": BestOfN,
+    "grpo": GRPO,
+    "ppo": PPO,
+    "reinforce": Reinforce,
+    "reinforce-value": ReinforceValue,
+    "rloo": RLOO,
+}
+"""The batched agents by name."""
+
+__all__ = [
+    "A2C",
+    "AGENTS",
+    "GRPO",
+    "PPO",
+    "RLOO",
+    "A2CConfig",
+    "BestOfN",
+    "BestOfNConfig",
+    "GRPOConfig",
+    "PPOConfig",
+    "RLOOConfig",
+    "Reinforce",
+    "ReinforceConfig",
+    "ReinforceValue",
+    "ReinforceValueConfig",
+]

@@ -56,8 +56,8 @@ class AgentConfig:
     """Passes over each rollout."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
-    critic: Literal["shared", "separate"] = "shared"
-    """Value head on the LM's own trunk, or on a copy of it."""
+    critic: Literal["shared", "separate", "none"] = "shared"
+    """Value head on the LM's own trunk, on a copy of it, or none where the agent needs no values."""
     bf16: bool = False
     """Forwards and backwards of the update under bfloat16 autocast; weights and sums stay fp32."""
     micro_batch_tokens: int = 16_384
@@ -73,7 +73,7 @@ class AgentConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigurationError(f"{name} must be a finite number above 0, not {getattr(self, name)!r}")
-        for name, known in (("lr_schedule", ("constant", "linear")), ("critic", ("shared", "separate"))):
+        for name, known in (("lr_schedule", ("constant", "linear")), ("critic", ("shared", "separate", "none"))):
             if getattr(self, name) not in known:
                 raise ConfigurationError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
@@ -147,9 +147,13 @@ class BatchedAgent(ABC):
         callbacks.on_training_end()
         return self
 
+    def draw_prompts(self) -> list[Prompt]:
+        """The prompts of the next rollout, fixed before any text is written."""
+        return self.task.prompts.sample(self.prompt_rng, self.config.rollout_episodes)
+
     def collect_rollout(self) -> Rollout:
         """Sample and score `rollout_episodes` episodes, and tell the KL controller."""
-        prompts = self.task.prompts.sample(self.prompt_rng, self.config.rollout_episodes)
+        prompts = self.draw_prompts()
         rollout = collect(self.policy, self.task, prompts, self.config.slots, self.generator)
         self.num_timesteps += int(rollout.episodes.response_lengths.sum())
         self.task.kl.update(float(rollout.scored.kl.mean()), len(prompts))
@@ -161,14 +165,18 @@ class BatchedAgent(ABC):
         for start in range(0, episodes, self.config.batch_size):
             yield order[start : start + self.config.batch_size]
 
-    def optimize(self, rollout: Rollout, rows: np.ndarray, token_loss: Callable[[Any, np.ndarray], Tensor]) -> float:
-        """One optimizer step on some episodes: the mean of the per-token loss over all their tokens.
+    def optimize(
+        self, rollout: Rollout, rows: np.ndarray, token_loss: Callable[[Any, np.ndarray], Tensor],
+        weights: np.ndarray | None = None,
+    ) -> float:  # fmt: skip
+        """One optimizer step on some episodes: the weighted sum of the per-token losses.
 
-        Micro-batches of similar length keep padding and memory low; each sum is divided by the token
-        count of the whole minibatch, so the gradient does not depend on how it was cut.
+        Micro-batches of similar length keep padding and memory low; the weights are those of the
+        whole minibatch, so the gradient does not depend on how it was cut.
 
         Args:
             token_loss: (Evaluation of a micro-batch, its rows) -> losses (N,).
+            weights: float (len(rows),), of each token of a row; default: 1 / all tokens, the mean.
 
         Returns:
             the gradient's norm before clipping.
@@ -176,21 +184,27 @@ class BatchedAgent(ABC):
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; the weights are as before.
         """
-        lengths = rollout.episodes.lengths[rows]
-        tokens = int(rollout.episodes.response_lengths[rows].sum())
+        counts = rollout.episodes.response_lengths[rows]
+        if weights is None:
+            weights = np.full(len(rows), 1 / counts.sum())
         self.optimizer.zero_grad()
-        for part in length_batches(lengths, self.config.micro_batch_tokens):
+        for part in length_batches(rollout.episodes.lengths[rows], self.config.micro_batch_tokens):
             chosen = rows[part]
             episodes = rollout.episodes[chosen]
             with self._autocast():
                 evaluation = self.policy.evaluate(episodes, self.task.allowed_in(episodes))
-            (token_loss(evaluation, chosen).sum() / tokens).backward()
+            losses = token_loss(evaluation, chosen)
+            (losses * torch.from_numpy(np.repeat(weights[part], counts[part])).to(losses)).sum().backward()
+        self.add_gradients()
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
         if not np.isfinite(norm):
             self.optimizer.zero_grad()
             raise NonFiniteError(f"the gradient's norm is {norm}: the weights are unchanged; lower the learning rate or look at the rewards")
         self.optimizer.step()
         return norm
+
+    def add_gradients(self) -> None:
+        """Called before each step, for an agent that adds the gradient of another objective."""
 
     # -- acting -----------------------------------------------------------------------------------------
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, None]:
@@ -211,15 +225,15 @@ class BatchedAgent(ABC):
 
     def rollout_episodes(self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False) -> Episodes:
         """Like `generate`, as `Episodes` with log-probs, ready for `env.score`."""
+        chosen = self.task.prompts.sample(self.prompt_rng, n) if prompts is None else self.load_prompts(prompts)
+        return generate(self.task.model, self.task, chosen, self.config.slots, self.generator, deterministic=deterministic)[0]
+
+    def load_prompts(self, prompts: Sequence[Any]) -> Sequence[Prompt]:
+        """Texts, token ids or rows as prompts of the task; prompts as they are."""
+        if len(prompts) and isinstance(prompts[0], Prompt):
+            return prompts
         task = self.task
-        chosen: Sequence[Prompt]
-        if prompts is None:
-            chosen = task.prompts.sample(self.prompt_rng, n)
-        elif len(prompts) and isinstance(prompts[0], Prompt):
-            chosen = prompts
-        else:
-            chosen = load_prompts(list(prompts), task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens)
-        return generate(task.model, task, chosen, self.config.slots, self.generator, deterministic=deterministic)[0]
+        return load_prompts(list(prompts), task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens)
 
     # -- files ------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:

@@ -16,7 +16,9 @@ from lm_env.episodes import Episodes
 from lm_env.errors import ConfigurationError, UnsupportedModelError
 from lm_env.models import device_of, evaluating, facts_of, plain_forward, response_outputs, restrict, token_logprobs
 
-__all__ = ["Evaluation", "ValueHeadPolicy"]
+Critic = Literal["shared", "separate", "none"] | nn.Module
+
+__all__ = ["Critic", "Evaluation", "ValueHeadPolicy"]
 
 
 class Evaluation(NamedTuple):
@@ -36,34 +38,47 @@ class ValueHeadPolicy(nn.Module):
     Args:
         lm: the causal LM under training.
         critic: `"shared"`: the head sits on the LM's own last hidden states; `"separate"`: on those
-            of a copy of the LM, trained for it alone; or a module with hidden states of its own.
+            of a copy of the LM, trained for it alone; a module with hidden states of its own; or
+            `"none"`: no value function, V = 0.
         temperature: divides the logits.
 
     The head starts at zero (Ziegler et al. 2019): V = 0 everywhere, and no gradient into the trunk
     at the first step.
     """
 
-    def __init__(self, lm: nn.Module, critic: Literal["shared", "separate"] | nn.Module = "shared", temperature: float = 1.0) -> None:
+    def __init__(self, lm: nn.Module, critic: Critic = "shared", temperature: float = 1.0) -> None:
         super().__init__()
-        if isinstance(critic, str) and critic not in ("shared", "separate"):
-            raise ConfigurationError(f"critic must be 'shared', 'separate' or a model, not {critic!r}")
+        if isinstance(critic, str) and critic not in ("shared", "separate", "none"):
+            raise ConfigurationError(f"critic must be 'shared', 'separate', 'none' or a model, not {critic!r}")
         self.lm, self.temperature = lm, temperature
-        self.critic = copy.deepcopy(lm) if critic == "separate" else None if critic == "shared" else critic
+        self.critic = copy.deepcopy(lm) if critic == "separate" else None if isinstance(critic, str) else critic
+        self.value_head: nn.Linear | None = None
+        if critic != "none":
+            self.value_head = self._new_head()
+
+    def _new_head(self) -> nn.Linear:
         size = facts_of(self.value_model).hidden_size
         if size is None:
             raise UnsupportedModelError(f"{type(self.value_model).__name__} returns no hidden_states for the value head: pass critic=, a model that does")
         dtype = next((p.dtype for p in self.value_model.parameters() if p.dtype == torch.float64), torch.float32)
-        self.value_head = nn.Linear(size, 1, dtype=dtype, device=device_of(self.value_model))
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        head = nn.Linear(size, 1, dtype=dtype, device=device_of(self.value_model))
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
 
     @property
     def value_model(self) -> nn.Module:
         """The model whose hidden states the value head reads."""
         return self.lm if self.critic is None else self.critic
 
+    @property
+    def reads_trunk(self) -> bool:
+        """Whether values come from the LM's own hidden states, and so with its logits for free."""
+        return self.critic is None and self.value_head is not None
+
     def value_of(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> V (...,)."""
+        assert self.value_head is not None
         return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
     def evaluate(self, episodes: Episodes, allowed: np.ndarray | None = None) -> Evaluation:
@@ -72,13 +87,16 @@ class ValueHeadPolicy(nn.Module):
         Args:
             allowed: bool (N, V), see `Task.allowed_in`.
         """
-        outputs, tokens = response_outputs(self.lm, episodes, want_hidden=self.critic is None)
+        outputs, tokens = response_outputs(self.lm, episodes, want_hidden=self.reads_trunk)
+        logits = outputs.logits if allowed is None else restrict(outputs.logits, allowed)
+        logp = token_logprobs(logits, tokens, self.temperature)
+        if self.value_head is None:
+            return Evaluation(logp, torch.zeros_like(logp), logits)
         hidden = outputs.hidden
         if self.critic is not None:
             hidden = response_outputs(self.critic, episodes, want_hidden=True)[0].hidden
         assert hidden is not None
-        logits = outputs.logits if allowed is None else restrict(outputs.logits, allowed)
-        return Evaluation(token_logprobs(logits, tokens, self.temperature), self.value_of(hidden), logits)
+        return Evaluation(logp, self.value_of(hidden), logits)
 
     @torch.no_grad()
     def values(self, episodes: Episodes) -> Tensor:
@@ -95,7 +113,9 @@ class ValueHeadPolicy(nn.Module):
         ids = torch.from_numpy(np.ascontiguousarray(input_ids[:, : int(lengths.max())])).to(device)
         at = (torch.arange(len(ids), device=device), torch.from_numpy(lengths - 1).to(device))
         with evaluating(self):
-            outputs = plain_forward(self.lm, ids, at, want_hidden=self.critic is None)
+            outputs = plain_forward(self.lm, ids, at, want_hidden=self.reads_trunk)
+            if self.value_head is None:
+                return outputs.logits, torch.zeros(len(ids), device=device)
             hidden = outputs.hidden if self.critic is None else plain_forward(self.critic, ids, at, want_hidden=True).hidden
         assert hidden is not None
         return outputs.logits, self.value_of(hidden)

@@ -8,7 +8,8 @@ are kept and never computed again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,9 +44,17 @@ class Rollout:
         return self.episodes.response_mask()
 
 
-def collect(policy: ValueHeadPolicy, task: Task, prompts: Sequence[Prompt], slots: int, generator: torch.Generator) -> Rollout:
-    """Sample an episode for each prompt, then score them all: reference, values and reward in one pass each."""
-    episodes, values = generate(policy.lm, task, prompts, slots, generator, value_of=policy.value_of if policy.critic is None else None)
+def collect(
+    policy: ValueHeadPolicy, task: Task, prompts: Sequence[Prompt], slots: int, generator: torch.Generator,
+    on_scored: Callable[[float], object] = lambda seconds: None,
+) -> Rollout:  # fmt: skip
+    """Sample an episode for each prompt, then score them all: reference, values and reward in one pass each.
+
+    Args:
+        on_scored: told the seconds that the scoring took.
+    """
+    episodes, values = generate(policy.lm, task, prompts, slots, generator, value_of=policy.value_of if policy.reads_trunk else None)
+    started = time.perf_counter()
     mask = episodes.response_mask()
     if policy.critic is not None:
         values = np.zeros(mask.shape)
@@ -56,6 +65,7 @@ def collect(policy: ValueHeadPolicy, task: Task, prompts: Sequence[Prompt], slot
         cut = np.flatnonzero(~scored.ended)
         part = episodes[cut]
         last_values[cut] = policy.next_outputs(part.input_ids, part.lengths)[1].cpu().numpy()
+    on_scored(time.perf_counter() - started)
     return Rollout(episodes, values, last_values, scored)
 
 

@@ -42,11 +42,17 @@ class Behavior:
         Raises:
             PublishedActionsError: shapes that do not fit, or a value that is no log-prob.
         """
-        index = np.arange(len(self._waiting)) if slots is None else np.atleast_1d(np.asarray(slots))
+        n = len(self._waiting)
+        index = np.arange(n) if slots is None else np.asarray(slots).reshape(-1)
         taken = np.asarray(actions).reshape(-1)
         values = np.asarray(logprobs, dtype=np.float64).reshape(-1)
         if not len(index) == len(taken) == len(values):
             raise PublishedActionsError(f"published {len(taken)} actions and {len(values)} log-probs for {len(index)} slots: one each is needed")
+        whole = taken.dtype.kind in "iu" and index.dtype.kind in "iu"
+        if not whole or ((index < 0) | (index >= n)).any():
+            raise PublishedActionsError(
+                f"published actions {taken} of slots {index}: both must be whole numbers, slots from 0 to {n - 1}"
+            )
         bad = ~np.isfinite(values) | (values > 1e-3)
         if bad.any():
             raise PublishedActionsError(f"published log-prob {values[bad][0]} of slot {index[bad][0]}: a log-prob is finite and at most 0")

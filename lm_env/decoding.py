@@ -22,7 +22,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from lm_env.errors import UnsupportedModelError
-from lm_env.models import Outputs, device_of, evaluating, facts_of, forward, plain_forward
+from lm_env.models import Outputs, check_positions, device_of, evaluating, facts_of, forward, plain_forward
 
 __all__ = ["Decoder", "FullDecoder", "SlotDecoder", "make_decoder", "why_no_slot_cache"]
 
@@ -55,11 +55,7 @@ def make_decoder(model: nn.Module, slots: int, max_length: int, want_hidden: boo
     Raises:
         UnsupportedModelError: the model has fewer positions than `max_length`.
     """
-    limit = facts_of(model).max_positions
-    if limit is not None and max_length > limit:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has {limit} positions and cannot hold {max_length} tokens: lower max_prompt_tokens or max_new_tokens"
-        )
+    check_positions(model, max_length)
     if why_no_slot_cache(model) is None:
         return SlotDecoder(model, slots, max_length, want_hidden)
     return FullDecoder(model, slots, max_length, want_hidden)
@@ -134,6 +130,7 @@ class SlotDecoder:
     @torch.no_grad()
     def start(self, slots: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> Outputs:
         width = int(lengths.max())
+        _check_room(width, self.max_length)
         tokens = self._tensor(ids[:, :width])
         self._plan.slots, self._plan.positions, self._plan.past, self._plan.width = self._tensor(slots), None, 0, width
         self.lengths[slots] = lengths
@@ -144,9 +141,8 @@ class SlotDecoder:
     @torch.no_grad()
     def step(self, slots: np.ndarray, tokens: np.ndarray) -> Outputs:
         at = self.lengths[slots]
-        if int(at.max()) >= self.max_length:
-            raise UnsupportedModelError(f"a slot already holds {self.max_length} tokens, the decoder's max_length")
         width = int(at.max()) + 1
+        _check_room(width, self.max_length)
         positions = self._tensor(at)
         self._plan.slots = slice(None) if len(slots) == len(self.lengths) else self._tensor(slots)
         self._plan.positions, self._plan.past, self._plan.width = positions, width - 1, width
@@ -194,11 +190,13 @@ class FullDecoder:
 
     def start(self, slots: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> Outputs:
         width = int(lengths.max())
+        _check_room(width, self._ids.shape[1])
         self._ids[slots, :width] = ids[:, :width]
         self.lengths[slots] = lengths
         return self._forward(slots)
 
     def step(self, slots: np.ndarray, tokens: np.ndarray) -> Outputs:
+        _check_room(int(self.lengths[slots].max()) + 1, self._ids.shape[1])
         self._ids[slots, self.lengths[slots]] = tokens
         self.lengths[slots] += 1
         return self._forward(slots)
@@ -213,6 +211,11 @@ class FullDecoder:
         ids = torch.from_numpy(self._ids[slots, : int(lengths.max())]).to(device)
         at = (torch.arange(len(slots), device=device), torch.from_numpy(lengths - 1).to(device))
         return plain_forward(self.model, ids, at, self.want_hidden)
+
+
+def _check_room(length: int, max_length: int) -> None:
+    if length > max_length:
+        raise UnsupportedModelError(f"a slot cannot hold {length} tokens: the decoder's max_length is {max_length}")
 
 
 _reasons: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
@@ -236,18 +239,18 @@ def _read_config(model: nn.Module) -> str | None:
     if not isinstance(model, PreTrainedModel):
         return "is not a transformers model with a cache"
     config = model.config.get_text_config(decoder=True)
+    if getattr(model, "_is_stateful", False):
+        return "keeps a recurrent state"
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        return "uses ALiBi"
     missing = {"past_key_values", "position_ids", "attention_mask"} - facts_of(model).arguments
     if missing:
         return f"takes no {' or '.join(sorted(missing))} in its forward"
-    if getattr(model, "_is_stateful", False):
-        return "keeps a recurrent state"
     kinds = set(getattr(config, "layer_types", None) or getattr(config, "attention_layers", ())) - {"full_attention", "global"}
     if kinds:
         return f"has layers of type {', '.join(sorted(kinds))}"
     if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
         return "attends within a sliding window"
-    if getattr(config, "alibi", False):
-        return "uses ALiBi"
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"uses {config._attn_implementation} attention, which takes no mask of its own"
     return None

@@ -10,12 +10,14 @@ from numpy.typing import ArrayLike
 
 from lm_env.behavior import Scorer
 from lm_env.episodes import Episodes, Scored
+from lm_env.errors import ConfigurationError
 from lm_env.mdp import TextMDP
 from lm_env.spaces import action_space, flatten, observation_space
 from lm_env.task import Task, TaskOptions
 
-__all__ = ["TextGenerationEnv"]
+__all__ = ["RENDER_MODES", "TextGenerationEnv", "checked_render_mode"]
 
+RENDER_MODES = ["ansi", "human"]
 ALL = np.zeros(1, dtype=np.int64)
 
 
@@ -42,13 +44,13 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         InvalidActionError, ResetNeeded, RewardError: on `step`; the state is then as before.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 4}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": RENDER_MODES, "render_fps": 4}
 
     def __init__(
         self, *, flat: bool = False, render_mode: str | None = None, render_values: str = "kl", **task: Unpack[TaskOptions]
     ) -> None:
         self.mdp = TextMDP(Task(**task), slots=1)  # type: ignore[misc]
-        self.flat, self.render_mode, self.render_values = flat, render_mode, render_values
+        self.flat, self.render_mode, self.render_values = flat, checked_render_mode(render_mode, render_values), render_values
         self.observation_space = observation_space(self.task, flat)
         self.action_space = action_space(self.task)
 
@@ -65,7 +67,8 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
             options: `{"prompt": ...}` starts from this prompt (text, token ids, or a row) instead.
 
         Returns:
-            (observation, info): info holds the prompt's text and its index.
+            (observation, info): info holds the `prompt`'s text and its `prompt_index`, -1 for one
+            given in `options`.
         """
         super().reset(seed=seed)
         if seed is not None:
@@ -77,8 +80,8 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Append one token; see the class for what comes back."""
-        moved = self.mdp.move(ALL, action)
-        info = {k: v[0].item() for k, v in moved.info.items()}
+        moved = self.mdp.move(ALL, [action])
+        info = {k: v.tolist()[0] for k, v in moved.info.items()}
         terminated, truncated = bool(moved.terminated[0]), bool(moved.truncated[0])
         if self.render_mode == "human" and (terminated or truncated):
             print(self.mdp.render(0, self.render_values))
@@ -114,3 +117,18 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
     def _observation(self) -> Any:
         observation = {k: v[0] for k, v in self.mdp.observation().items()}
         return flatten(observation) if self.flat else observation
+
+
+def checked_render_mode(mode: str | None, values: str) -> str | None:
+    """The render mode, once it and the values to show are known to exist.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
+    if mode == "rgb_array":  # what stable-baselines3's make_vec_env asks of every environment
+        return None
+    if mode not in (None, *RENDER_MODES):
+        raise ConfigurationError(f"render_mode must be one of {', '.join(map(repr, RENDER_MODES))} or None, not {mode!r}")
+    if values not in ("kl", "reward"):
+        raise ConfigurationError(f"render_values must be 'kl' or 'reward', not {values!r}")
+    return mode

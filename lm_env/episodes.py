@@ -41,19 +41,23 @@ class Episodes:
             raise ConfigurationError("episodes need one prompt, one prompt length and one length per row of input_ids")
         if rows and ((self.prompt_lengths < 1) | (self.lengths <= self.prompt_lengths) | (self.lengths > self.input_ids.shape[1])).any():
             raise ConfigurationError("episodes need 1 <= prompt length < length <= columns of input_ids in every row")
+        if self.logprobs is not None and self.logprobs.shape != (shape := self.response_mask().shape):
+            raise ConfigurationError(f"episodes have logprobs {self.logprobs.shape}: (rows, longest response) is {shape}")
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def __getitem__(self, rows: np.ndarray) -> Episodes:
-        """The given rows, in that order."""
+        """The given rows, in that order; indices, or a bool mask."""
+        rows = np.arange(len(self))[rows]
+        longest = int(self.response_lengths[rows].max(initial=0))
         return replace(
             self,
             input_ids=self.input_ids[rows],
             prompt_lengths=self.prompt_lengths[rows],
             lengths=self.lengths[rows],
             prompts=[self.prompts[int(i)] for i in rows],
-            logprobs=None if self.logprobs is None else self.logprobs[rows],
+            logprobs=None if self.logprobs is None else self.logprobs[rows, :longest],
         )
 
     @property

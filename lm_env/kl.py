@@ -13,7 +13,8 @@ With x = log pi(a|s) - log pi_ref(a|s) of tokens sampled from pi, in nats:
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, TypeVar
+import numbers
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def k2(logp: Array, ref_logp: Array) -> Array:
 def k3(logp: Array, ref_logp: Array) -> Array:
     """exp(-x) - 1 + x: unbiased and never negative (Schulman 2020, "Approximating KL divergence")."""
     x = ref_logp - logp
-    return (torch.expm1(x) if isinstance(x, Tensor) else np.expm1(x)) - x  # type: ignore[return-value]
+    return (torch.expm1(x) if isinstance(x, Tensor) else np.expm1(x)) - x
 
 
 def full_kl(logits: Tensor, ref_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -57,6 +58,7 @@ def full_kl(logits: Tensor, ref_logits: Tensor, temperature: float = 1.0) -> Ten
     return torch.where(probs > 0, probs * (logp - ref), 0.0).sum(-1)
 
 
+@runtime_checkable
 class KLController(Protocol):
     """Holds beta, the weight of the KL penalty in the reward."""
 
@@ -83,7 +85,7 @@ class FixedKL:
         return {"kind": "fixed", "beta": self.beta}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        _expect(state, "fixed")
+        _expect(state, "fixed", "beta")
         self.beta = _checked("beta", state["beta"], low=0.0)
 
 
@@ -114,7 +116,7 @@ class AdaptiveKL:
         return {"kind": "adaptive", "beta": self.beta, "target": self.target, "horizon": self.horizon}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        _expect(state, "adaptive")
+        _expect(state, "adaptive", "beta", "target", "horizon")
         for name in ("target", "horizon"):
             if state[name] != getattr(self, name):
                 raise CheckpointMismatchError(f"saved KL controller has {name} {state[name]}, this one {getattr(self, name)}: use the same")
@@ -122,17 +124,25 @@ class AdaptiveKL:
 
 
 def make_controller(beta: float | KLController) -> KLController:
-    """A number becomes a `FixedKL`; a controller stays as it is."""
-    return FixedKL(beta) if isinstance(beta, int | float) else beta
+    """A number becomes a `FixedKL`; a controller stays as it is.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if isinstance(beta, KLController):
+        return beta
+    return FixedKL(beta)
 
 
 def _checked(name: str, value: Any, *, low: float, open_low: bool = False) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < low or (open_low and value == low):
         raise ConfigurationError(f"{name} must be a finite number {'>' if open_low else '>='} {low:g}, not {value!r}")
     return float(value)
 
 
-def _expect(state: dict[str, Any], kind: str) -> None:
+def _expect(state: dict[str, Any], kind: str, *names: str) -> None:
     if state.get("kind") != kind:
         raise CheckpointMismatchError(f"saved KL controller is {state.get('kind')!r}, this one {kind!r}: pass the same beta or controller as in the saved run")
+    if missing := [name for name in names if name not in state]:
+        raise CheckpointMismatchError(f"saved KL controller has no {missing[0]}: it was not written by state_dict()")

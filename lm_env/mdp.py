@@ -11,8 +11,7 @@ anything about it is wrong, not at all.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,11 @@ from lm_env.rewards import compose_rewards
 from lm_env.stepping import StepScorer
 from lm_env.task import Task
 
-__all__ = ["Moved", "TextMDP"]
+__all__ = ["Moved", "TextMDP", "as_array"]
 
 # Whole episodes scored by a model that never differs from its reference, before the warning.
 UNTRAINED_EPISODES = 16
+UNTRAINED_LOG_RATIO = 1e-5  # rounding; nearly all models give exactly 0
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,9 @@ class TextMDP:
 
     def begin(self, slots: np.ndarray, prompt: Any = None) -> None:
         """Start new episodes in `slots (k,)`, each with a prompt of its own draw, or with the one given."""
-        if prompt is not None:
-            source = [prompt] if not isinstance(prompt, Prompt) else None
-            given = prompt if source is None else self._load(source)
+        given = None if prompt is None else self._checked_prompt(prompt)
         for slot in slots:
-            chosen = self.task.prompts.sample(self._rngs[slot], 1)[0] if prompt is None else given
+            chosen = given or self.task.prompts.sample(self._rngs[slot], 1)[0]
             length = len(chosen.ids)
             self.input_ids[slot] = self.task.pad_token_id
             self.input_ids[slot, :length] = chosen.ids
@@ -96,9 +94,12 @@ class TextMDP:
         if self._own is not None:
             self._own.begin(slots)
 
-    def _load(self, source: Sequence[Any]) -> Prompt:
+    def _checked_prompt(self, prompt: Any) -> Prompt:
         task = self.task
-        return load_prompts(source, task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens)[0]
+        loaded = load_prompts(
+            [prompt], task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens
+        )[0]
+        return replace(loaded, index=prompt.index if isinstance(prompt, Prompt) else -1)
 
     # -- it moves -------------------------------------------------------------------------------------
     def move(self, slots: np.ndarray, actions: Any) -> Moved:
@@ -125,7 +126,8 @@ class TextMDP:
         rewards = compose_rewards(scores, logp, ref_logp, terminated, self.task.kl.beta)
 
         self._commit(slots, tokens, rewards, logp - ref_logp, scores, terminated | truncated, source)
-        info = {"rm_score": scores, "logp": logp, "ref_logp": ref_logp, "kl": logp - ref_logp, "logp_source": np.array(SOURCES)[source]}
+        told_by = np.array(SOURCES, dtype=object)[source]
+        info = {"rm_score": scores, "logp": logp, "ref_logp": ref_logp, "kl": logp - ref_logp, "logp_source": told_by}
         return Moved(rewards, terminated, truncated, info)
 
     def action_masks(self, slots: np.ndarray | None = None) -> np.ndarray:
@@ -165,12 +167,11 @@ class TextMDP:
 
     # -- the parts of a move --------------------------------------------------------------------------
     def _checked_actions(self, slots: np.ndarray, actions: Any) -> np.ndarray:
-        values = np.asarray(actions)
-        if values.dtype.kind not in "iu" or values.size != len(slots):
+        tokens = as_array(actions)
+        if tokens.dtype.kind not in "iu" or tokens.shape != slots.shape:
             raise InvalidActionError(
-                f"actions must be {len(slots)} whole token ids, one per slot, not {actions!r} (dtype {values.dtype}, shape {values.shape})"
+                f"actions must be {len(slots)} whole token ids, one per slot, not {actions!r} (dtype {tokens.dtype}, shape {tokens.shape})"
             )
-        tokens = values.reshape(-1)
         bad = (tokens < 0) | (tokens >= self.task.vocab_size)
         if bad.any():
             raise InvalidActionError(f"action {tokens[bad][0]} of slot {slots[bad][0]} is no token id: 0 to {self.task.vocab_size - 1} are")
@@ -220,7 +221,7 @@ class TextMDP:
         self.lengths[slots] += 1
         self.running[slots] = ~done
         self.behavior.clear(slots)
-        own = done & (source == SOURCES.index("model")) & ~self.log_ratios[slots].any(1)
+        own = done & (source == SOURCES.index("model")) & (np.abs(self.log_ratios[slots]).max(1) < UNTRAINED_LOG_RATIO)
         if own.any() and self.task.kl.beta:
             self._note_untrained(int(own.sum()))
 
@@ -231,5 +232,13 @@ class TextMDP:
                 "the KL in the reward has been 0 for whole episodes: log pi comes from the environment's own model, which still "
                 "equals its reference.  If your agent trains other weights, let it publish its log-probs (env.publish) or bind "
                 "a scorer (env.bind_scorer); else no KL penalty holds it near the reference.",
-                stacklevel=4,
+                stacklevel=5,
             )
+
+
+def as_array(actions: Any) -> np.ndarray:
+    """Actions as an array, of whatever dtype; InvalidActionError where they make none."""
+    try:
+        return np.asarray(actions)
+    except (TypeError, ValueError) as error:
+        raise InvalidActionError(f"actions must be whole token ids, not {actions!r}: {error}") from error

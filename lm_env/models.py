@@ -21,14 +21,16 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lm_env.episodes import Episodes
 from lm_env.errors import ModelLoadError, UnsupportedModelError
 
 __all__ = [
-    "EMBEDDED_MODEL", "ModelFacts", "Outputs", "evaluating", "facts_of", "forward", "length_batches", "load_causal_lm",
-    "load_model", "load_tokenizer", "plain_forward", "response_logprobs", "response_outputs", "restrict", "token_logprobs",
+    "EMBEDDED_MODEL", "ModelFacts", "Outputs", "check_positions", "evaluating", "facts_of", "forward", "length_batches",
+    "load_causal_lm", "load_model", "load_tokenizer", "plain_forward", "response_logprobs", "response_outputs", "restrict",
+    "token_logprobs",
 ]  # fmt: skip
 
 EMBEDDED_MODEL = "reviews-3m"
@@ -59,15 +61,21 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve(name),
-            dtype=dtype,
-            local_files_only=not download,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        with _without_weight_bars():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                resolve(name),
+                dtype=dtype,
+                local_files_only=not download,
+                adapter_kwargs={"local_files_only": not download},  # else peft's presence alone makes it ask the hub
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(_load_message("model", name, download, error)) from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ModelLoadError(f"{str(name)!r} holds no weights for {missing}, which would be left at random: give a causal LM")
     return model.to(device).eval()
 
 
@@ -87,6 +95,20 @@ def load_causal_lm(name: str, device: str = "cpu", download: bool = False) -> tu
     return load_model(name, device=device, download=download), load_tokenizer(name, download=download)
 
 
+@contextmanager
+def _without_weight_bars() -> Iterator[None]:
+    """No progress bar for weights that load in a blink; downloads keep theirs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _load_message(what: str, name: object, download: bool, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
     mend = (
@@ -100,7 +122,7 @@ def _load_message(what: str, name: object, download: bool, error: Exception) -> 
 # -- facts about a model ---------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a probe of two tokens tells about a model."""
+    """What a probe of a few tokens tells about a model."""
 
     vocab_size: int
     """V: the width of the logits, which may exceed `len(tokenizer)`."""
@@ -136,8 +158,9 @@ def _probe(model: nn.Module) -> ModelFacts:
     accepts = {p.name for p in parameters}
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         accepts |= {"attention_mask", "position_ids", "output_hidden_states"}
-    ids = torch.arange(2, device=device_of(model))[None]  # two tokens: a pad's embedding is zero, and tells nothing
-    with evaluating(model):
+    # Two tokens, for a pad's embedding is zero and tells nothing; two rows that differ in the last one alone.
+    ids = torch.tensor([[0, 1], [0, 0]], device=device_of(model))
+    with evaluating(model), _loud_head(model):
         try:
             out = model(**_arguments(frozenset(accepts), ids), **({"output_hidden_states": True} if "output_hidden_states" in accepts else {}))
             logits = out.logits
@@ -145,18 +168,34 @@ def _probe(model: nn.Module) -> ModelFacts:
             raise UnsupportedModelError(
                 f"{type(model).__name__} does not run as a causal LM: model(input_ids=...) must return .logits (B, L, V); {error}"
             ) from error
-        if logits.ndim != 3 or logits.shape[:2] != (1, 2):
-            raise UnsupportedModelError(f"{type(model).__name__} returns logits of shape {tuple(logits.shape)} for input_ids (1, 2): (1, 2, V) is needed")
+        if logits.ndim != 3 or logits.shape[:2] != ids.shape:
+            raise UnsupportedModelError(f"{type(model).__name__} returns logits of shape {tuple(logits.shape)} for input_ids (2, 2): (2, 2, V) is needed")
+        size = float(logits.abs().max())
+        noise = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 1e-2
+        if not torch.allclose(logits[0, 0], logits[1, 0], rtol=0, atol=noise * size):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is no causal LM: a later token changes the logits of an earlier one"
+            )
         states = getattr(out, "hidden_states", None)
         hidden = states[-1].shape[-1] if states else None
         splits = False
         if _trunk(model) is not None:
             states = _trunk(model)(**_arguments(frozenset(accepts), ids)).last_hidden_state  # type: ignore[misc]
             rebuilt = model.get_output_embeddings()(states)  # type: ignore[operator]
-            splits = rebuilt.shape == logits.shape and torch.allclose(rebuilt, logits, rtol=0, atol=1e-5 * float(logits.abs().max()))
+            splits = rebuilt.shape == logits.shape and torch.allclose(rebuilt, logits, rtol=0, atol=1e-5 * size)
     config = getattr(model, "config", None)
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return ModelFacts(logits.shape[-1], hidden, positions, frozenset(accepts), splits)
+
+
+def check_positions(model: nn.Module, length: int) -> None:
+    """Raise UnsupportedModelError unless the model has positions for `length` tokens."""
+    limit = facts_of(model).max_positions
+    if limit is not None and length > limit:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {limit} positions and cannot hold {length} tokens: "
+            "lower max_prompt_tokens or max_new_tokens"
+        )
 
 
 def _trunk(model: nn.Module) -> nn.Module | None:
@@ -167,6 +206,20 @@ def _trunk(model: nn.Module) -> nn.Module | None:
     return trunk if has_head and isinstance(trunk, nn.Module) else None
 
 
+@contextmanager
+def _loud_head(model: nn.Module) -> Iterator[None]:
+    """The LM head's output times 1000: shows what a model does to its logits after it, even where they are small."""
+    if _trunk(model) is None:
+        yield
+        return
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_hook(lambda _module, _inputs, output: 1000 * output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's parameters are; the CPU for a model without any."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -174,13 +227,15 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside, the training flag as it was afterwards."""
-    was = model.training
-    model.eval()
+    """Dropout off inside; afterwards each module's training flag as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        model.train(was)
+        for module in training:
+            module.training = True
 
 
 # -- forwards --------------------------------------------------------------------------------------
@@ -240,7 +295,8 @@ def response_outputs(model: nn.Module, episodes: Episodes, want_hidden: bool = F
     """
     device = device_of(model)
     width = int(episodes.lengths.max())
-    ids = torch.from_numpy(episodes.input_ids[:, :width]).to(device)
+    padding = np.arange(width) >= episodes.lengths[:, None]
+    ids = torch.from_numpy(np.where(padding, 0, episodes.input_ids[:, :width])).to(device)
     rows, columns = np.nonzero(episodes.response_mask())
     positions = columns + episodes.prompt_lengths[rows]
     row_index, at = torch.from_numpy(rows).to(device), torch.from_numpy(positions).to(device)
@@ -305,9 +361,7 @@ def response_logprobs(
         float32 (float64 for a float64 model) (B, T) nats, 0 in the padding.
     """
     facts = facts_of(model)
-    limit = facts.max_positions
-    if limit is not None and episodes.lengths.max() > limit:
-        raise UnsupportedModelError(f"a sequence of {episodes.lengths.max()} tokens does not fit {type(model).__name__} with its {limit} positions")
+    check_positions(model, int(episodes.lengths.max(initial=0)))
     result: np.ndarray | None = None
     mask = episodes.response_mask()
     with evaluating(model):

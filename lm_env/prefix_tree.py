@@ -67,6 +67,8 @@ class TableLM(torch.nn.Module):
         ConfigurationError: sizes out of range, or logits of another shape.
     """
 
+    kv_cache = False  # a table needs none
+
     def __init__(
         self, vocab_size: int, horizon: int, logits: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> None:

@@ -7,9 +7,12 @@ row over whenever the row is not the one that it knows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lm_env.decoding import make_decoder
 from lm_env.models import evaluating, restrict, token_logprobs
@@ -66,5 +69,19 @@ class StepScorer:
         return token_logprobs(logits, torch.from_numpy(actions).to(logits.device), self.temperature).cpu().numpy()
 
     def _weights_version(self) -> int:
-        """Grows with every in-place change of a weight, such as an optimizer's step."""
-        return sum(p._version for p in self.model.parameters() if not p.is_inference())
+        """Another number after a weight was changed in place or its data replaced, or an optimizer took a step."""
+        weights = [p for p in self.model.parameters() if not p.is_inference()]
+        trained = _optimizer_steps if any(p.requires_grad for p in weights) else 0
+        return hash((trained, *((p._version, p.data_ptr()) for p in weights)))
+
+
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+# Fused optimizers change weights behind the back of the tensors' version counters.
+register_optimizer_step_post_hook(_count_step)

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
+import operator
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypedDict
 
@@ -20,11 +23,20 @@ from torch import nn
 from lm_env.episodes import Episodes, Scored
 from lm_env.errors import ConfigurationError
 from lm_env.kl import KLController, full_kl, k1, k2, k3, make_controller
-from lm_env.models import evaluating, facts_of, length_batches, load_causal_lm, load_tokenizer, response_logprobs, response_outputs
+from lm_env.models import (
+    check_positions,
+    evaluating,
+    facts_of,
+    length_batches,
+    load_causal_lm,
+    load_tokenizer,
+    response_logprobs,
+    response_outputs,
+)
 from lm_env.prompts import Prompt, load_prompts
 from lm_env.rewards import RewardFunction, compose_rewards, final_scores, score_responses
 
-__all__ = ["Task", "TaskOptions"]
+__all__ = ["Task", "TaskOptions", "resolve_reward"]
 
 ActionMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -32,11 +44,11 @@ ActionMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class TaskOptions(TypedDict, total=False):
     """The keyword arguments of every environment; see `Task` for what each means."""
 
-    model: nn.Module | str
+    model: nn.Module | str | os.PathLike
     tokenizer: Any
     prompts: Any
     reward: RewardFunction | Callable[..., Any] | str
-    reference: nn.Module | str | None
+    reference: nn.Module | str | os.PathLike | None
     beta: float | KLController
     max_prompt_tokens: int | None
     max_new_tokens: int
@@ -85,11 +97,11 @@ class Task:
     def __init__(
         self,
         *,
-        model: nn.Module | str,
+        model: nn.Module | str | os.PathLike,
         prompts: Any,
         reward: RewardFunction | Callable[..., Any] | str,
         tokenizer: Any = None,
-        reference: nn.Module | str | None = None,
+        reference: nn.Module | str | os.PathLike | None = None,
         beta: float | KLController = 0.1,
         max_prompt_tokens: int | None = None,
         max_new_tokens: int = 48,
@@ -116,13 +128,13 @@ class Task:
         self.max_prompt_tokens = max_prompt_tokens or max(len(p.ids) for p in self.prompts)
         self.max_new_tokens = max_new_tokens
         self.max_length = self.max_prompt_tokens + max_new_tokens
-        self.reward = _reward(reward)
+        check_positions(self.model, self.max_length)
+        check_positions(self.reference, self.max_length)
+        self.reward = resolve_reward(reward)
         self.kl = make_controller(beta)
         self.eos_token_ids = _eos_ids(eos_token_id, self.tokenizer, self.vocab_size)
         self._eos = np.array(sorted(self.eos_token_ids), dtype=np.int64)
-        self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-        if self.stop_strings and self.tokenizer is None:
-            raise ConfigurationError("stop_strings need a tokenizer, to see the text")
+        self.stop_strings = _stop_strings(stop_strings, self.tokenizer)
         self.missing_eos_score, self.cap_truncates, self.temperature = missing_eos_score, cap_truncates, float(temperature)
         self.action_mask = action_mask
         pad = getattr(self.tokenizer, "pad_token_id", None)
@@ -201,10 +213,10 @@ class Task:
         responses = episodes.responses()
         ended, _ = self.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
         ref_logp = response_logprobs(self.reference, episodes, self.temperature).astype(np.float64)
-        logp = episodes.logprobs
-        if logp is None:
-            logp = response_logprobs(self.model, episodes, self.temperature, self.allowed_in(episodes))
-        logp = np.where(mask, logp, 0.0)
+        told = episodes.logprobs
+        if told is None:
+            told = response_logprobs(self.model, episodes, self.temperature, self.allowed_in(episodes))
+        logp = np.where(mask, told, 0.0).astype(np.float64)
         paid = ended if self.cap_truncates else np.ones_like(ended)
         scores = np.where(paid, self.judge(episodes.prompts, responses, ended), 0.0)
         last = (np.cumsum(mask, 1) == episodes.response_lengths[:, None]) & mask & paid[:, None]
@@ -232,20 +244,25 @@ class Task:
 
 # -- resolving the options -------------------------------------------------------------------------
 def _models(
-    model: nn.Module | str, reference: nn.Module | str | None, tokenizer: Any, device: str, download: bool
+    model: nn.Module | str | os.PathLike,
+    reference: nn.Module | str | os.PathLike | None,
+    tokenizer: Any,
+    device: str,
+    download: bool,
 ) -> tuple[nn.Module, nn.Module, Any]:
     """(model, frozen reference, tokenizer); named models are loaded once and shared while frozen."""
-    if isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer, download=download)
-    if isinstance(model, str):
-        base, own = load_causal_lm(model, device, download)
-        live, tokenizer = copy.deepcopy(base), own if tokenizer is None else tokenizer
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = load_tokenizer(str(tokenizer), download=download)
+    if isinstance(model, str | os.PathLike):
+        base, own = load_causal_lm(str(model), device, download)
+        # The base may have been frozen already, as the reference of another environment.
+        live, tokenizer = copy.deepcopy(base).requires_grad_(True), own if tokenizer is None else tokenizer
         reference = base if reference is None else reference
     else:
         live = model
     facts_of(live)
-    if isinstance(reference, str):
-        reference = load_causal_lm(reference, device, download)[0]
+    if isinstance(reference, str | os.PathLike):
+        reference = load_causal_lm(str(reference), device, download)[0]
     elif reference is None:
         reference = copy.deepcopy(live)
     _check_apart(live, reference)
@@ -259,14 +276,23 @@ def _check_apart(model: nn.Module, reference: nn.Module) -> None:
         raise ConfigurationError("the reference shares weights with the model, so it would drift with it: leave it out, or pass a copy")
 
 
-def _reward(reward: Any) -> Callable[..., Any]:
+def resolve_reward(reward: Any) -> Callable[..., Any]:
+    """A reward function as it is, or the one that an import path `"package.module:name"` names.
+
+    Raises:
+        ConfigurationError: it cannot be imported, or called.
+    """
     if isinstance(reward, str):
         module, _, name = reward.partition(":")
         try:
             reward = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigurationError(f"reward {module}:{name} cannot be imported ({error}): write 'package.module:function'") from error
-        reward = reward() if isinstance(reward, type) else reward
+        try:
+            reward = reward() if isinstance(reward, type) else reward
+        except TypeError as error:
+            message = f"reward {module}:{name} cannot be made without arguments ({error}): pass an instance"
+            raise ConfigurationError(message) from error
     if not callable(reward):
         raise ConfigurationError(f"reward must be a function f(prompts, responses, **columns) -> floats, not {type(reward).__name__}")
     return reward
@@ -277,10 +303,22 @@ def _eos_ids(given: int | Iterable[int] | None, tokenizer: Any, vocab_size: int)
         given = getattr(tokenizer, "eos_token_id", None)
         if given is None:
             raise ConfigurationError("no EOS: the tokenizer has no eos_token_id; pass eos_token_id=ID, or () to always run to the length cap")
-    ids = frozenset([given] if isinstance(given, int) else map(int, given))
+    try:
+        ids = frozenset(map(operator.index, given if isinstance(given, Iterable) else [given]))
+    except TypeError as error:
+        raise ConfigurationError(f"eos_token_id must be a token id, or several, not {given!r}") from error
     if bad := [i for i in ids if not 0 <= i < vocab_size]:
         raise ConfigurationError(f"eos_token_id {bad[0]} is outside the model's vocabulary of {vocab_size}")
     return ids
+
+
+def _stop_strings(given: str | Sequence[str], tokenizer: Any) -> tuple[str, ...]:
+    strings = (given,) if isinstance(given, str) else tuple(given)
+    if bad := [s for s in strings if not isinstance(s, str) or not s]:
+        raise ConfigurationError(f"stop_strings holds {bad[0]!r}: each must be a non-empty string")
+    if strings and tokenizer is None:
+        raise ConfigurationError("stop_strings need a tokenizer, to see the text")
+    return strings
 
 
 def _check_numbers(prompt: int | None, new: int, missing: float | None, temperature: float, cap_truncates: bool) -> None:
@@ -289,7 +327,8 @@ def _check_numbers(prompt: int | None, new: int, missing: float | None, temperat
             raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
         raise ConfigurationError(f"temperature must be a finite number above 0, not {temperature!r}")
-    if missing is not None and not np.isfinite(missing):
+    number = isinstance(missing, int | float) and not isinstance(missing, bool)
+    if missing is not None and not (number and math.isfinite(missing)):
         raise ConfigurationError(f"missing_eos_score must be finite or None, not {missing!r}")
     if missing is not None and cap_truncates:
         raise ConfigurationError("missing_eos_score pays at the cap, cap_truncates pays nothing there: choose one")

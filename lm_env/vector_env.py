@@ -11,9 +11,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike
 
 from lm_env.behavior import Scorer
+from lm_env.env import RENDER_MODES, checked_render_mode
 from lm_env.episodes import Episodes, Scored
 from lm_env.errors import ConfigurationError, InvalidActionError
-from lm_env.mdp import TextMDP
+from lm_env.mdp import TextMDP, as_array
 from lm_env.spaces import action_space, flatten, observation_space
 from lm_env.task import Task, TaskOptions
 
@@ -51,8 +52,8 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
             raise ConfigurationError(f"autoreset_mode must be one of {modes}, not {autoreset_mode!r}") from error
         self.mdp = TextMDP(Task(**task), slots=num_envs)  # type: ignore[misc]
         self.num_envs, self.flat = num_envs, flat
-        self.render_mode, self.render_values = render_mode, render_values
-        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": ["ansi", "human"], "render_fps": 4}
+        self.render_mode, self.render_values = checked_render_mode(render_mode, render_values), render_values
+        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": RENDER_MODES, "render_fps": 4}
         self.single_observation_space = observation_space(self.task, flat)
         self.single_action_space = action_space(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -75,23 +76,24 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
         """
         options = options or {}
         slots = self._reset_slots(options.get("reset_mask"))
-        seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if seed is None or isinstance(seed, int) else list(seed)
+        if isinstance(seed, int | np.integer):
+            super().reset(seed=int(seed))
+            seed = [int(seed) + i for i in range(self.num_envs)]
+        seeds = [None] * self.num_envs if seed is None else list(seed)
         if len(seeds) != self.num_envs:
             raise ConfigurationError(f"{len(seeds)} seeds for {self.num_envs} environments: give one each")
         for slot in slots:
             if (own := seeds[slot]) is not None:
                 self.mdp.seed(slot, own)
-        if isinstance(seed, int):
-            super().reset(seed=seed)
         self.mdp.begin(slots, options.get("prompt"))
         return self._observation(), self._reset_info(slots)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Append one token in each slot; int (n,) in, arrays (n,) out."""
         mdp, n = self.mdp, self.num_envs
-        actions = np.asarray(actions)
-        if actions.size != n:
-            raise InvalidActionError(f"{actions.size} actions for {n} environments: give one token id each")
+        actions = as_array(actions)
+        if actions.shape != (n,):
+            raise InvalidActionError(f"actions of shape {actions.shape}: give one token id for each of {n} environments")
         resetting = np.zeros(n, dtype=bool)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             resetting = ~mdp.running & np.array([p is not None for p in mdp.prompts])
@@ -99,7 +101,7 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
         rewards, terminated, truncated = np.zeros(n), np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
         info: dict[str, Any] = {}
         if len(moving):
-            moved = mdp.move(moving, actions.reshape(n)[moving])
+            moved = mdp.move(moving, actions[moving])
             rewards[moving], terminated[moving], truncated[moving] = moved.rewards, moved.terminated, moved.truncated
             info = _spread(moved.info, moving, n)
         if len(fresh):
@@ -109,7 +111,7 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
         if len(done) and self.render_mode == "human":
             print("\n".join(mdp.render(int(slot), self.render_values) for slot in done))
         if len(done) and self.autoreset_mode is AutoresetMode.SAME_STEP:
-            info = self._final_info(done, info)
+            info = self._final_info(done, moved.info)
             mdp.begin(done)
             info |= self._reset_info(done)
         return self._observation(), rewards, terminated, truncated, info
@@ -156,26 +158,27 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
         columns = {"prompt": np.array([p.text for p in prompts], dtype=object), "prompt_index": np.array([p.index for p in prompts])}
         return _spread(columns, slots, self.num_envs)
 
-    def _final_info(self, done: np.ndarray, info: dict[str, Any]) -> dict[str, Any]:
-        """Gymnasium's SAME_STEP layout: what belongs to the ended episodes moves under `final_info`."""
-        ended = np.zeros(self.num_envs, dtype=bool)
-        ended[done] = True
-        last = self._observation(done)
-        final_obs = np.full(self.num_envs, None, dtype=object)
+    def _final_info(self, done: np.ndarray, moved: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Gymnasium's SAME_STEP layout: what belongs to the ended episodes stands under `final_info`."""
+        n, last = self.num_envs, self._observation(done)
+        final_obs = np.full(n, None, dtype=object)
         for i, slot in enumerate(done):
             final_obs[slot] = last[i] if self.flat else {k: v[i] for k, v in last.items()}
-        keys = [k for k in info if not k.startswith("_")]
+        ended = np.isin(np.arange(n), done)
+        rest = np.flatnonzero(~ended)
         return {
-            **info,
+            **_spread({k: v[rest] for k, v in moved.items()}, rest, n),
             "final_obs": final_obs,
             "_final_obs": ended,
-            "final_info": {**{k: info[k].copy() for k in keys}, **{f"_{k}": info[f"_{k}"] & ended for k in keys}},
+            "final_info": _spread({k: v[done] for k, v in moved.items()}, done, n),
             "_final_info": ended.copy(),
         }
 
 
 def _spread(columns: dict[str, np.ndarray], slots: np.ndarray, n: int) -> dict[str, Any]:
     """Arrays of some slots (k,) -> arrays (n,), each with the mask `_key` of where it is meant."""
+    if not len(slots):
+        return {}
     mask = np.zeros(n, dtype=bool)
     mask[slots] = True
     info: dict[str, Any] = {}

@@ -248,7 +248,8 @@ def test_normalise_gives_mean_0_and_std_1_and_keeps_the_ranking():
     texts = random_texts(np.random.default_rng(1), 64)
     prompts = [""] * 64
     raw = model(prompts, texts)
-    for _ in range(2):  # a second time changes nothing
+    model.normalise(prompts[:20], texts[:20])
+    for _ in range(2):  # from what other samples gave, and once more
         model.normalise(prompts, texts)
         scores = model(prompts, texts).astype(np.float64)
         assert abs(scores.mean()) <= 1e-5
@@ -393,15 +394,32 @@ def test_micro_batches_add_up_to_the_batch(kind):
             torch.testing.assert_close(value, results[2][1][name], rtol=1e-6, atol=1e-9)
 
 
-def test_losses_are_those_of_the_formula():
-    model, comparisons = reward_model(), planted(0, 10, count_of_a)
+def test_training_is_adam_on_the_formula():
+    comparisons = planted(0, 10, count_of_a)
+    model, by_hand = reward_model(), reward_model()
+    for each in (model, by_hand):
+        each.network.double()
+    report = train_reward_model(model, comparisons, learning_rate=1e-2, epochs=4, held_out_fraction=0.0)
+
     prompts = [c.prompt for c in comparisons]
-    chosen, rejected = (
-        torch.tensor(model(prompts, [getattr(c, k) for c in comparisons])) for k in ("chosen", "rejected")
-    )
-    report = train_reward_model(model, comparisons, learning_rate=1e-3, held_out_fraction=0.0)
-    assert report.losses == [pytest.approx(pairwise_loss(chosen, rejected).item(), rel=1e-5)]
+    chosen = pad_right(by_hand.encode(prompts, [c.chosen for c in comparisons]), by_hand.device)
+    rejected = pad_right(by_hand.encode(prompts, [c.rejected for c in comparisons]), by_hand.device)
+    optimizer = torch.optim.Adam(by_hand.network.parameters())
+    losses = []
+    for update in range(4):
+        margins = by_hand.network(*chosen) - by_hand.network(*rejected)
+        loss = torch.log(1 + torch.exp(-margins)).mean()
+        losses.append(loss.item())
+        gradient = torch.autograd.grad(loss, list(by_hand.network.parameters()))
+        norm = torch.cat([g.flatten() for g in gradient]).norm()
+        for parameter, g in zip(by_hand.network.parameters(), gradient, strict=True):
+            parameter.grad = g / max(1.0, norm.item())
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * update / 4)) / 2
+        optimizer.step()
+    assert report.losses == pytest.approx(losses, rel=1e-5)
     assert report.held_out_accuracy is None
+    for name, value in weights(model).items():
+        torch.testing.assert_close(value, weights(by_hand)[name], rtol=1e-4, atol=1e-6)
 
 
 def test_accuracy_counts_ties_half():
@@ -416,11 +434,16 @@ def test_accuracy_counts_ties_half():
 
 def test_sampled_tokens_are_what_is_trained_on():
     # The texts say nothing; the tokens carry the preference.
-    rng = np.random.default_rng(0)
+    rng, model = np.random.default_rng(0), reward_model()
     comparisons = [
         Comparison("", "", "", [BOS], [*rng.integers(1, 8, 3).tolist(), 0], [*rng.integers(1, 8, 3).tolist(), 1])
         for _ in range(200)
     ]
+    rows = [[*c.prompt_ids, *ids] for c in comparisons for ids in (c.chosen_ids, c.rejected_ids)]
+    scores = torch.tensor(model.score_rows(rows)).reshape(-1, 2)
+    settings = {"learning_rate": 1e-2, "epochs": 3, "batch_size": 200}
+    report = train_reward_model(model, comparisons, held_out_fraction=0.0, **settings)
+    assert report.losses[0] == pytest.approx(pairwise_loss(*scores.T).item(), rel=1e-5)
     report = train_reward_model(reward_model(), comparisons, learning_rate=1e-2, epochs=2, held_out_fraction=0.25)
     assert report.held_out_accuracy > 0.9
 

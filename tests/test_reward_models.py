@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
@@ -89,10 +91,10 @@ def test_an_impossible_length_is_refused(arguments):
 
 
 def test_regex():
-    texts = ["42", "it is 42.", "none", ""]
-    assert score(Regex(r"\d+"), *texts) == [1, 1, 0, 0]
-    assert score(Regex(r"\d+", mode="full"), *texts) == [1, 0, 0, 0]
-    assert score(Regex(r"(?i)IT"), *texts) == [0, 1, 0, 0]
+    texts = ["42", "it is 42.", "none", "", "42 it is"]
+    assert score(Regex(r"\d+"), *texts) == [1, 1, 0, 0, 1]
+    assert score(Regex(r"\d+", mode="full"), *texts) == [1, 0, 0, 0, 0]
+    assert score(Regex(r"(?i)IT"), *texts) == [0, 1, 0, 0, 1]
     with pytest.raises(ConfigurationError, match=r"'\('"):
         Regex("(")
     with pytest.raises(ConfigurationError, match="mode='match'"):
@@ -132,7 +134,7 @@ def test_keyword():
     assert score(Keyword(["art"], count=True), *texts) == [2, 0, 0, 0]
     assert score(Keyword(["art"], count=True, case_sensitive=True), *texts) == [1, 0, 0, 0]
     assert score(Keyword(["art"], whole_word=False), *texts) == [1, 1, 0, 0]
-    assert score(Keyword(["new", "new york"], count=True), *texts) == [0, 0, 2, 0]
+    assert score(Keyword(["new", "york", "new york"], count=True), *texts) == [0, 0, 2, 0]
     assert score(Keyword(["C++", "(a|b)"], count=True), "C++ is not C", "(a|b) or a") == [1, 1]
 
 
@@ -290,6 +292,7 @@ def byte_tokenizer(template: str, pad: str, **arguments) -> PreTrainedTokenizerF
     )
 
 
+LAYERS = {"layers": 1, "attention_heads": 2, "ffn_dim": 48}
 SIZES = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXTS = ["a", "a longer text of many bytes", "mid-size", "a", "x" * 50, "yes, mid-size"]
 ENDS_IN_PAD = byte_tokenizer(f"$A {EOS}", EOS)
@@ -308,6 +311,12 @@ def classifier(kind: str, num_labels: int = 2):
     elif kind == "llama":
         config = LlamaConfig(**SIZES, intermediate_size=48, max_position_embeddings=128, num_labels=num_labels, **ids)
         model = LlamaForSequenceClassification(config)
+    elif kind == "bart":
+        sides = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in LAYERS.items()}
+        config = BartConfig(
+            vocab_size=260, d_model=32, max_position_embeddings=64, num_labels=num_labels, **sides, **ids
+        )
+        model = BartForSequenceClassification(config)
     elif kind == "xlnet":
         config = XLNetConfig(vocab_size=260, d_model=32, n_layer=2, n_head=4, d_inner=48, num_labels=num_labels)
         model = XLNetForSequenceClassification(config)
@@ -365,6 +374,14 @@ def test_a_model_with_its_own_pooling_scores_a_batch_as_single_rows(kind, side, 
         own = [model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, 1].item() for text in texts]
     np.testing.assert_allclose(reward([""] * 6, texts), own, rtol=1e-4, atol=1e-5)
     assert np.std(own) > 0.1
+
+
+def test_an_encoder_decoder_that_looks_for_its_eos_gets_no_pads_that_look_like_it():
+    model = classifier("bart", num_labels=1)
+    reward = SequenceClassifierReward(model, ENDS_IN_PAD)
+    with torch.no_grad():
+        own = [model(torch.tensor([ENDS_IN_PAD(text)["input_ids"]])).logits[0, 0].item() for text in TEXTS]
+    np.testing.assert_allclose(reward([""] * 6, TEXTS), own, rtol=1e-4, atol=1e-5)
 
 
 class MeanPooled(LlamaForSequenceClassification):

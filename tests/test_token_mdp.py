@@ -538,13 +538,17 @@ def test_fixed_points_are_distributions_on_the_references_support(mdp, beta, obj
     assert np.array_equal(np.isneginf(policy), np.isneginf(mdp.reference_logits))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "subtracted_penalty"])
 def test_a_token_the_reference_never_takes_changes_no_fixed_point(objective):
     """However good 'x' would be."""
     points = {"x": 100.0, "y": 1.0, "EOS": 0.0}
     without, with_x = (
         TokenMDP(
-            words, 1, logits, lambda ids, words=words: points[words[ids[0]]], len(words) - 1, missing_eos_score=0.5
+            words,
+            1,
+            logits,
+            lambda ids, words=words: points[words[ids[0]]],
+            len(words) - 1,
         )
         for words, logits in [(("y", "EOS"), [[0, 1]]), (("x", "y", "EOS"), [[-np.inf, 0, 1]])]
     )

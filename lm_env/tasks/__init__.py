@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import gymnasium
 
-__all__ = ["register"]
+__all__ = ["modules", "register"]
 
 _MODULES = {"lm_env/Sentiment-v0": "sentiment", "lm_env/TokenMDP-v0": "token_mdp"}
 
@@ -24,3 +26,9 @@ def register() -> None:
                 entry_point=f"lm_env.tasks.{module}:make",
                 vector_entry_point=f"lm_env.tasks.{module}:make_vec",
             )
+
+
+def modules() -> dict[str, str]:
+    """Registered id -> the first line of its module's docstring."""
+    homes = {name: import_module(f"lm_env.tasks.{module}") for name, module in _MODULES.items()}
+    return {name: (home.__doc__ or "").partition("\n")[0].partition(": ")[2] for name, home in homes.items()}

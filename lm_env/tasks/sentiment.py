@@ -1,7 +1,8 @@
 """lm_env/Sentiment-v0: go on with the opening of a film review, and be paid for a good mood.
 
 Prompts are openings of held-out reviews; the score is a human-rated sentiment lexicon's, -1 to 1;
-the default model is the embedded one.  The per-token KL keeps the text English.
+the default model is the embedded one.  The per-token KL keeps the text English; the temperature is
+that of Ziegler et al. 2019 (arXiv:1909.08593), in policy and reference alike.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def defaults(**options: Any) -> dict[str, Any]:
         "reward": "reward_models:LexiconSentiment",
         "beta": 0.1,
         "max_new_tokens": 32,
+        "temperature": 0.7,
         **options,
     }
 

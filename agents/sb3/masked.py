@@ -1,0 +1,120 @@
+"""MaskablePPO of sb3-contrib: tokens that may not come next are never drawn, learned from or counted.
+
+`TextVecEnv` answers `env_method("action_masks")` from the task's `action_mask`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+
+from agents.sb3.actor_critic import TextActorCritic
+from agents.sb3.buffer import EpisodeRolloutBuffer
+from agents.sb3.policy import make_optimizer
+from agents.sb3.sequences import Observations
+from lm_env.errors import MissingDependencyError
+
+try:
+    from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableDictRolloutBufferSamples
+    from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
+    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+except ImportError as error:
+    raise MissingDependencyError("MaskablePPO needs sb3-contrib: pip install 'lm-env[contrib]'") from error
+
+__all__ = ["MaskableCausalLMPolicy", "MaskableEpisodeRolloutBuffer"]
+
+
+class MaskableCausalLMPolicy(MaskableActorCriticPolicy):
+    """`CausalLMPolicy` for MaskablePPO; same arguments."""
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, *,
+        model: nn.Module | None = None, critic: Literal["shared", "separate"] | nn.Module = "shared", temperature: float | None = None,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam, optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        brain = TextActorCritic(observation_space, action_space, model, critic, temperature)
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+        self.brain, self.network = brain, brain.network
+        self.optimizer = make_optimizer(self, lr_schedule)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Nothing: the networks are there already."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever is asked for: no dropout."""
+        return super().train(False)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Called before an update (True) and before acting (False)."""
+        self.train(mode)
+        if mode:
+            self.brain.forget()
+
+    def forward(  # type: ignore[override]
+        self, obs: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (N,), values (N,), log-probs (N,) of the restricted distribution, which are published."""
+        return self.brain.act(obs, _tensor(action_masks), deterministic)  # type: ignore[arg-type]
+
+    def evaluate_actions(
+        self, obs: Observations, actions: Tensor, action_masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, log-probs and entropies, each (N,)."""
+        return self.brain.evaluate(obs, actions, _tensor(action_masks))
+
+    def get_distribution(  # type: ignore[override]
+        self, obs: Observations, action_masks: np.ndarray | None = None
+    ) -> MaskableCategoricalDistribution:
+        """The next token's distribution."""
+        distribution = MaskableCategoricalDistribution(int(self.action_space.n))  # type: ignore[attr-defined]
+        distribution.proba_distribution(self.brain.logits(obs)).apply_masking(action_masks)
+        return distribution
+
+    def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
+        """V (N,)."""
+        return self.brain.values(obs)
+
+    def _predict(
+        self, observation: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None
+    ) -> Tensor:
+        return self.brain.predict(observation, _tensor(action_masks), deterministic)  # type: ignore[arg-type]
+
+
+class MaskableEpisodeRolloutBuffer(EpisodeRolloutBuffer, MaskableDictRolloutBuffer):  # type: ignore[misc]
+    """`EpisodeRolloutBuffer` that keeps masks as well, one byte a token instead of the stock buffer's four."""
+
+    def reset(self) -> None:
+        """Empty the buffer."""
+        super().reset()
+        self.mask_dims = int(self.action_space.n)  # type: ignore[attr-defined]
+        self.action_masks = np.ones((self.buffer_size, self.n_envs, self.mask_dims), dtype=bool)
+
+    def add(self, *args: Any, action_masks: np.ndarray | None = None, **kwargs: Any) -> None:  # type: ignore[override]
+        """One step of n environments."""
+        if action_masks is not None:
+            self.action_masks[self.pos] = action_masks.reshape(self.n_envs, self.mask_dims)
+        super().add(*args, **kwargs)
+
+    def get(  # type: ignore[override]
+        self, batch_size: int | None = None
+    ) -> Generator[MaskableDictRolloutBufferSamples, None, None]:
+        """Minibatches of whole segments, with their masks."""
+        for transitions in self.minibatches(batch_size):
+            masks = self.to_torch(self.action_masks.reshape(-1, self.mask_dims)[transitions])
+            yield MaskableDictRolloutBufferSamples(*self._get_samples(transitions), action_masks=masks)  # type: ignore[arg-type]
+
+
+def _tensor(masks: np.ndarray | Tensor | None) -> Tensor | None:
+    return None if masks is None else torch.as_tensor(masks).reshape(-1, masks.shape[-1])

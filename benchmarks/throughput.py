@@ -1,0 +1,151 @@
+"""Tokens per second of an agent's rollout, scoring and update, beside the bare-metal floor.
+
+    python benchmarks/throughput.py --floor                    # 32 x (16 + 48) tokens, one epoch
+    python benchmarks/throughput.py --floor --dtype bf16 --epochs 4
+    python benchmarks/throughput.py --sampled-lengths 24 --new-tokens 128 --floor
+    python benchmarks/throughput.py --growth 16 64 256
+
+The model is a random GPT-2.  Agent and floor take turns within one run, so that a machine whose
+speed drifts slows both; the ratio of medians is what to quote.  A token is a generated one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from floor import Floor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import agents
+from agents.base import BatchedAgent
+from agents.rollout import collect
+from lm_env.env import TextGenerationEnv
+
+PARTS = ("rollout_s", "score_s", "update_s")
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--algo", default="ppo", choices=sorted(agents.AGENTS))
+    p.add_argument("--epochs", type=int, default=1, help="passes over each rollout")
+    p.add_argument("--batch", type=int, default=32, help="sequences decoded at a time")
+    p.add_argument("--prompt-len", type=int, default=16)
+    p.add_argument("--new-tokens", type=int, default=48, help="length cap")
+    p.add_argument("--layers", type=int, default=4)
+    p.add_argument("--dim", type=int, default=256)
+    p.add_argument("--heads", type=int, default=4)
+    p.add_argument("--vocab", type=int, default=2048)
+    p.add_argument("--kl", type=float, default=0.05, help="beta")
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the update (bf16: autocast)")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--rollouts", type=int, default=5, help="timed rollouts, after one warm-up")
+    p.add_argument("--episodes", type=int, help="per rollout  [default: --batch]")
+    p.add_argument("--sampled-lengths", type=float, help="mean length; EOS comes at random  [default: all run to the cap]")
+    p.add_argument("--floor", action="store_true", help="time the bare loops too, in turns with the agent")
+    p.add_argument("--growth", type=int, nargs="+", help="repeat for these numbers of new tokens")
+    p.add_argument("--json", action="store_true", help="print one JSON line and nothing else")
+    return p.parse_args()
+
+
+def make_model(args: argparse.Namespace) -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=args.vocab, n_embd=args.dim, n_layer=args.layers, n_head=args.heads,
+        n_positions=args.prompt_len + args.new_tokens, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(config).to(args.device).eval()
+
+
+def make_agent(args: argparse.Namespace, model: GPT2LMHeadModel) -> BatchedAgent:
+    rng = np.random.default_rng(0)
+    # A random model spreads its mass evenly: this many EOS ids give the wanted chance of stopping.
+    count = round(args.vocab / args.sampled_lengths) if args.sampled_lengths else 0
+    env = TextGenerationEnv(
+        model=model, prompts=rng.integers(args.vocab, size=(256, args.prompt_len)).tolist(),
+        reward=lambda prompts, responses: [len(r) % 7 for r in responses], beta=args.kl,
+        eos_token_id=tuple(range(count)), max_new_tokens=args.new_tokens,
+    )  # fmt: skip
+    episodes = args.episodes or args.batch
+    return agents.AGENTS[args.algo](
+        env, rollout_episodes=episodes, slots=args.batch, batch_size=episodes, n_epochs=args.epochs,
+        learning_rate=1e-6, bf16=args.dtype == "bf16",
+    )  # fmt: skip
+
+
+def time_agent(agent: BatchedAgent) -> dict[str, float]:
+    """Seconds of one rollout, its scoring and its update, and its tokens."""
+    start = time.perf_counter()
+    scoring: list[float] = []
+    prompts = agent.draw_prompts()
+    rollout = collect(agent.policy, agent.task, prompts, agent.config.slots, agent.generator, scoring.append)
+    collected = time.perf_counter()
+    agent.update(rollout)
+    return {
+        "rollout_s": collected - start - scoring[0],
+        "score_s": scoring[0],
+        "update_s": time.perf_counter() - collected,
+        "tokens": float(rollout.episodes.response_lengths.sum()),
+    }
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(args.threads)
+    model = make_model(args)
+    agent = make_agent(args, model)
+    floor = Floor(copy.deepcopy(model), copy.deepcopy(model), args.new_tokens, args.dtype == "bf16")
+    prompts = torch.randint(args.vocab, (args.batch, args.prompt_len), device=args.device)
+    ours, bare = [], []
+    for i in range(args.rollouts + 1):
+        one, other = time_agent(agent), floor.run(prompts, args.epochs) if args.floor else None
+        if i:  # the first is a warm-up
+            ours.append(one)
+            bare.append(other)
+    totals = [sum(run[part] for part in PARTS) for run in ours]
+    median = {part: statistics.median(run[part] for run in ours) for part in PARTS}
+    result: dict[str, Any] = {
+        "algo": args.algo, "epochs": args.epochs, "dtype": args.dtype, "new_tokens": args.new_tokens, "threads": args.threads,
+        "tokens_per_s": statistics.median(run["tokens"] / total for run, total in zip(ours, totals, strict=True)),
+        **median, "floor_tokens_per_s": None, "runs": totals, "tokens": [run["tokens"] for run in ours],
+    }  # fmt: skip
+    if args.floor:
+        sums = [sum(run[part] for part in PARTS) for run in bare if run]
+        # A lockstep batch decodes to the cap; only the tokens up to each EOS count.
+        useful = args.batch * min(args.sampled_lengths or args.new_tokens, args.new_tokens)
+        result["floor_tokens_per_s"] = useful / statistics.median(sums)
+        result["of_floor"] = result["tokens_per_s"] / result["floor_tokens_per_s"]
+        result |= {f"floor_{part}": statistics.median(run[part] for run in bare if run) for part in PARTS}
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    print(f"{result['algo']}, {result['epochs']} epoch(s), {result['dtype']}, {result['new_tokens']} new tokens, {result['threads']} threads")
+    for part in PARTS:
+        bare = f"   floor {result['floor_' + part]:7.3f}" if f"floor_{part}" in result else ""
+        print(f"  {part:10s} {result[part]:7.3f}{bare}")
+    print(f"  tokens/s   {result['tokens_per_s']:7.0f}", end="")
+    print(f"   floor {result['floor_tokens_per_s']:7.0f}   ({result['of_floor']:.0%} of it)" if result["floor_tokens_per_s"] else "")
+
+
+def main() -> None:
+    args = parse()
+    results = []
+    for new_tokens in args.growth or [args.new_tokens]:
+        args.new_tokens = new_tokens
+        results.append(measure(args))
+        if not args.json:
+            show(results[-1])
+    if args.json:
+        print(json.dumps(results[0] if len(results) == 1 else {"growth": results}))
+
+
+if __name__ == "__main__":
+    main()

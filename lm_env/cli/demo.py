@@ -1,0 +1,216 @@
+"""`lm-env demo`: supervised model, reward model from comparisons, PPO -- and what came of it.
+
+A person would compare the samples; here a judge does, by default a lexicon whose words people have
+rated.  PPO sees the trained reward model alone, never the judge: the judge's own score before and
+after (`gold`) tells whether the optimised reward was worth optimising.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+import reward_models
+from agents import PPO
+from agents.checkpoint import write_folder
+from agents.rollout import generate
+from lm_env.cli.judges import default_prompts, make_judge
+from lm_env.cli.report import Curves, Report, plot_curves, say, write_summary
+from lm_env.env import TextGenerationEnv
+from lm_env.episodes import Episodes
+from lm_env.errors import CheckpointWriteError, ConfigurationError
+from lm_env.models import load_causal_lm, response_logprobs
+from lm_env.prompts import Prompt
+from lm_env.rewards import score_responses
+from lm_env.task import Task
+from reward_models import RewardModel
+
+__all__ = ["DemoConfig", "run_demo"]
+
+EVALUATION_EPISODES = 256
+TEMPERATURE = 0.7  # of sampling, in policy and reference alike (Ziegler et al. 2019)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What `lm-env demo --help` explains."""
+
+    out: Path
+    model: str = "reviews-3m"
+    prompts: str | None = None
+    judge: str = "lexicon"
+    beta: float = 0.1
+    comparisons: int = 2048
+    timesteps: int = 200_000
+    new_tokens: int = 32
+    seed: int = 0
+    device: str = "cpu"
+    download: bool = False
+
+
+def run_demo(config: DemoConfig) -> dict[str, Any]:
+    """Run the three phases; writes everything to `config.out` and returns the summary."""
+    started = time.time()
+    _check_writable(config.out)
+    torch.manual_seed(config.seed)
+
+    say("1  the supervised model", f"{config.model}, {TEMPERATURE} temperature")
+    judge = make_judge(config.judge, device=config.device, download=config.download)
+    supervised = _task(config, judge)
+    training_prompts, test_prompts = _split(supervised, config.seed)
+    before = _Sampled(supervised, test_prompts, config.seed)
+
+    say("2  a reward model from comparisons", f"{config.comparisons} pairs of its samples, preferred by the judge '{config.judge}'")
+    rm, accuracy, pairs = _reward_model(config, supervised, training_prompts, judge)
+    say("", f"{pairs} comparisons without ties; held-out accuracy {accuracy:.3f}")
+
+    say("3  PPO against the reward model", f"beta {config.beta:g}, {config.timesteps:,} tokens")
+    env = TextGenerationEnv(
+        model=copy.deepcopy(supervised.model), reference=supervised.model, tokenizer=supervised.tokenizer,
+        prompts=[{"prompt": p.text, **p.columns} for p in training_prompts], reward=rm, beta=config.beta,
+        max_prompt_tokens=supervised.max_prompt_tokens, max_new_tokens=config.new_tokens, temperature=TEMPERATURE,
+    )  # fmt: skip
+    agent = PPO(
+        env, learning_rate=2e-4, rollout_episodes=256, slots=128, batch_size=64, n_epochs=2, seed=config.seed,
+        log_dir=config.out / "log",
+    )  # fmt: skip
+    curves = _Watch(judge)
+    agent.learn(config.timesteps, callback=curves, progress_bar=True)
+
+    after = _Sampled(env.task, test_prompts, config.seed)
+    report = Report(before.metrics(rm, judge), after.metrics(rm, judge), before.rows(judge), after.rows(judge))
+    say("4  before and after", f"{len(test_prompts)} prompts that PPO did not see")
+    report.show()
+    summary = {
+        "rm_accuracy": accuracy,
+        **report.summary(),
+        "seconds": round(time.time() - started, 1),
+        "seed": config.seed,
+        "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
+    }
+    agent.save(config.out / "policy")
+    write_folder(config.out / "reward_model", rm.save)
+    plot_curves(curves.curves, config.out / "curves.png")
+    write_summary(config.out, summary, report)
+    say("", f"{summary['seconds']:.0f} s; everything is in {config.out}: try  lm-env sample --model {config.out / 'policy'}")
+    return summary
+
+
+# -- the phases --------------------------------------------------------------------------------------
+def _task(config: DemoConfig, judge: Any) -> Task:
+    model, tokenizer = load_causal_lm(config.model, config.device, config.download)
+    return Task(
+        model=model, tokenizer=tokenizer, prompts=default_prompts(config.prompts), reward=judge, beta=config.beta,
+        max_new_tokens=config.new_tokens, temperature=TEMPERATURE, download=config.download,
+    )  # fmt: skip
+
+
+def _split(task: Task, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """(prompts to train on, EVALUATION_EPISODES prompts to test on); apart where there are enough."""
+    order = np.random.default_rng(seed).permutation(len(task.prompts))
+    cut = min(len(order) // 3, EVALUATION_EPISODES)
+    if cut == 0:
+        raise ConfigurationError(f"{len(order)} prompts are too few: a third of them is kept for the test, so give at least 3")
+    test = [task.prompts[int(i)] for i in np.resize(order[:cut], EVALUATION_EPISODES)]
+    return [task.prompts[int(i)] for i in order[cut:]], test
+
+
+def _reward_model(
+    config: DemoConfig, task: Task, prompts: list[Prompt], judge: Any
+) -> tuple[RewardModel, float, int]:
+    """(trained reward model, its held-out accuracy, comparisons without ties)."""
+    drawn = [prompts[i % len(prompts)] for i in range(config.comparisons)]
+    episodes, _ = generate(task.model, task, [*drawn, *drawn], 128, torch.Generator().manual_seed(config.seed + 1))
+    responses = episodes.responses()
+    texts = [task.text_of(r) for r in responses]
+    half = config.comparisons
+    columns: dict[str, list[Any]] = {name: [p.columns.get(name) for p in drawn] for name in task.prompts.columns}
+    comparisons = reward_models.label_comparisons(
+        [p.text for p in drawn], texts[:half], texts[half:], judge, prompt_ids=[p.ids.tolist() for p in drawn],
+        response_ids_a=responses[:half], response_ids_b=responses[half:], **columns,
+    )  # fmt: skip
+    if len(comparisons) < 20:
+        raise ConfigurationError(f"only {len(comparisons)} of {half} comparisons were no ties: the judge '{config.judge}' scores most samples alike")
+    rm = RewardModel.from_causal_lm(task.model, task.tokenizer, seed=config.seed)
+    report = reward_models.train_reward_model(
+        rm, comparisons, epochs=2, batch_size=32, learning_rate=3e-4, held_out_fraction=0.15, seed=config.seed, progress_bar=True
+    )
+    ids = {"prompt_ids": [p.ids.tolist() for p in drawn], "response_ids": responses[:half]}
+    rm.normalise([p.text for p in drawn], texts[:half], **ids)  # samples of the supervised model: mean 0, std 1
+    assert report.held_out_accuracy is not None
+    return rm, report.held_out_accuracy, len(comparisons)
+
+
+class _Watch(BaseCallback):
+    """Notes reward, KL, and the judge's score of each rollout, which PPO does not see."""
+
+    def __init__(self, judge: Any) -> None:
+        super().__init__()
+        self.judge, self.curves = judge, Curves()
+
+    def _on_step(self) -> bool:
+        rollout, task = self.locals["rollout"], self.model.task
+        gold = _score(self.judge, task, rollout.episodes)
+        self.curves.add(self.model.num_timesteps, rollout.scored.scores.mean(), gold.mean(), rollout.scored.kl.mean())
+        self.model.logger.record("rollout/gold", float(gold.mean()))
+        return True
+
+
+# -- measuring ---------------------------------------------------------------------------------------
+class _Sampled:
+    """Responses of the task's model to fixed prompts, and what is measured of them."""
+
+    def __init__(self, task: Task, prompts: list[Prompt], seed: int) -> None:
+        self.task = task
+        self.episodes, _ = generate(task.model, task, prompts, 128, torch.Generator().manual_seed(seed))
+        self.texts = [task.text_of(r) for r in self.episodes.responses()]
+
+    def metrics(self, rm: RewardModel, judge: Any) -> dict[str, float]:
+        """Means over the responses; KL in nats per response, perplexity per token under the reference at T = 1."""
+        task, episodes = self.task, self.episodes
+        assert episodes.logprobs is not None
+        reference = response_logprobs(task.reference, episodes, task.temperature)
+        plain = response_logprobs(task.reference, episodes)
+        return {
+            "rm_score": float(_score(rm, task, episodes).mean()),
+            "gold": float(_score(judge, task, episodes).mean()),
+            "kl": float((episodes.logprobs - reference).sum(1).mean()),
+            "perplexity": float(np.exp(-plain.sum() / episodes.response_lengths.sum())),
+            "distinct2": distinct(self.texts, 2),
+        }
+
+    def rows(self, judge: Any) -> list[tuple[str, str, float]]:
+        """(prompt, response, judge's score) of each."""
+        gold = _score(judge, self.task, self.episodes)
+        return [(p.text, text, float(g)) for p, text, g in zip(self.episodes.prompts, self.texts, gold, strict=True)]
+
+
+def distinct(texts: list[str], n: int) -> float:
+    """Distinct n-grams of words over all n-grams (Li et al. 2016, arXiv:1510.03055)."""
+    grams = [tuple(words[i : i + n]) for t in texts for words in [t.split()] for i in range(len(words) - n + 1)]
+    return len(set(grams)) / max(len(grams), 1)
+
+
+def _score(reward: Any, task: Task, episodes: Episodes) -> np.ndarray:
+    responses = episodes.responses()
+    columns: dict[str, list[Any]] = {name: [p.columns.get(name) for p in episodes.prompts] for name in task.prompts.columns}
+    columns |= {"prompt_ids": [p.ids.tolist() for p in episodes.prompts], "response_ids": responses}
+    return score_responses(reward, [p.text for p in episodes.prompts], [task.text_of(r) for r in responses], columns)
+
+
+def _check_writable(out: Path) -> None:
+    """An unwritable folder is an error now, not after the training."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointWriteError(f"cannot write to {out}: {error}; choose another --out") from error
