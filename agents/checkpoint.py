@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointWriteError
+from lm_env.models import without_weight_bars
 
 if TYPE_CHECKING:
     from agents.base import BatchedAgent
@@ -125,7 +126,8 @@ def save_agent(agent: BatchedAgent, path: Path) -> Path:
     def fill(folder: Path) -> None:
         lm = agent.task.model
         if isinstance(lm, PreTrainedModel):
-            lm.save_pretrained(folder)
+            with without_weight_bars():
+                lm.save_pretrained(folder)
             if hasattr(agent.task.tokenizer, "save_pretrained"):
                 agent.task.tokenizer.save_pretrained(folder)
         own = folder / "agent"
@@ -161,7 +163,8 @@ def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
     lm = agent.task.model
     tensors = load_file(folder / "agent" / "policy.safetensors")
     if isinstance(lm, PreTrainedModel):
-        saved = type(lm).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        with without_weight_bars():
+            saved = type(lm).from_pretrained(folder, local_files_only=True, use_safetensors=True)
         tensors |= {f"lm.{k}": v for k, v in saved.state_dict().items()}
     try:
         agent.policy.load_state_dict(tensors)

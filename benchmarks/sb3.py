@@ -89,10 +89,10 @@ Halves = tuple[Callable[[], Any], Callable[[], Any]]
 
 def sb3_halves(policy: type[CausalLMPolicy], buffer: Any, new_tokens: int, epochs: int) -> tuple[Halves, PPO]:
     """((collect, update), the agent)."""
-    env = TextVecEnv(TEXTS, **options(new_tokens))  # type: ignore[misc]
+    env = TextVecEnv(TEXTS, **options(new_tokens))
     agent = PPO(
-        policy, env, n_steps=new_tokens, batch_size=TEXTS * new_tokens // 4, n_epochs=epochs, gamma=1.0, learning_rate=1e-5,
-        rollout_buffer_class=buffer, seed=0, device="cpu",
+        policy, env, n_steps=new_tokens, batch_size=TEXTS * new_tokens // 4, n_epochs=epochs, gamma=1.0,
+        learning_rate=1e-5, rollout_buffer_class=buffer, seed=0, device="cpu",
     )  # fmt: skip
     agent.set_logger(configure(None, []))
     _, callback = agent._setup_learn(10**9)
@@ -102,7 +102,7 @@ def sb3_halves(policy: type[CausalLMPolicy], buffer: Any, new_tokens: int, epoch
 
 def batched_halves(new_tokens: int, epochs: int) -> Halves:
     """The same work by the batched agent."""
-    env = TextGenerationVectorEnv(1, **options(new_tokens))  # type: ignore[misc]
+    env = TextGenerationVectorEnv(1, **options(new_tokens))
     agent = agents.PPO(
         env, rollout_episodes=TEXTS, slots=TEXTS, batch_size=TEXTS // 4, n_epochs=epochs, learning_rate=1e-5
     )
@@ -129,7 +129,7 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def measure(ways: tuple[str, ...], new_tokens: int, epochs: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Way -> seconds and tokens per second, after a round to warm up (which the plain way, of minutes, goes without)."""
+    """Way -> seconds and tokens per second, after a round to warm up (the plain way, of minutes, goes without)."""
     halves = {way: make_halves(way, new_tokens, epochs) for way in ways}
     seconds: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     for turn in range(rounds + 1):
@@ -152,8 +152,8 @@ def timed(*models: nn.Module) -> Iterator[list[float]]:
     begun: list[float] = []
     handles = []
     for part in (p for m in models for p in (m.transformer, m.lm_head)):
-        handles.append(part.register_forward_pre_hook(lambda *_: begun.append(time.thread_time())))  # type: ignore[union-attr,operator]
-        handles.append(part.register_forward_hook(lambda *_: spans.append(time.thread_time() - begun.pop())))  # type: ignore[union-attr,operator]
+        handles.append(part.register_forward_pre_hook(lambda *_: begun.append(time.thread_time())))  # type: ignore[union-attr]
+        handles.append(part.register_forward_hook(lambda *_: spans.append(time.thread_time() - begun.pop())))  # type: ignore[union-attr]
     yield spans
     for handle in handles:
         handle.remove()

@@ -167,7 +167,10 @@ def main() -> None:
         tokenizer = train_tokenizer(train, args.vocab)
         tokenizer.save_pretrained(args.out)
     docs, held = encode(tokenizer, train), encode(tokenizer, held_out)
-    print(f"{len(docs)} reviews, {sum(map(len, docs)):,} tokens; held out {len(held)}, {sum(map(len, held)):,}", flush=True)
+    print(
+        f"{len(docs)} reviews, {sum(map(len, docs)):,} tokens; held out {len(held)}, {sum(map(len, held)):,}",
+        flush=True,
+    )
 
     model = build_model(tokenizer, args.layers, args.dim, args.length).to(args.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
@@ -205,7 +208,9 @@ def main() -> None:
             print(f"\nupdate {step + 1}/{steps} tokens {(step + 1) * per_step:,} "
                   f"held-out {held_out_loss(model, held, args.length):.4f} nats/token, {time.time() - started:.0f} s", flush=True)  # fmt: skip
             checkpoint.mkdir(exist_ok=True)
-            save_file({k: v.clone() for k, v in model.state_dict().items()}, checkpoint / f"weights-{step + 1}.safetensors")
+            save_file(
+                {k: v.clone() for k, v in model.state_dict().items()}, checkpoint / f"weights-{step + 1}.safetensors"
+            )
             for i, o in enumerate(optimizers):
                 torch.save(o.state_dict(), checkpoint / f"optimizer-{i}-{step + 1}.pt")  # read with weights_only
             (checkpoint / "progress.json").write_text(json.dumps({"step": step + 1}))

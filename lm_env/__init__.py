@@ -16,6 +16,7 @@ from lm_env import errors
 from lm_env.tasks import register
 
 if TYPE_CHECKING:
+    from lm_env.check_agent import check_agent
     from lm_env.env import TextGenerationEnv
     from lm_env.episodes import Episodes, Scored
     from lm_env.kl import AdaptiveKL, FixedKL
@@ -36,6 +37,7 @@ _HOMES = {
     "TextGenerationEnv": "env",
     "TextGenerationVectorEnv": "vector_env",
     "TokenMDP": "token_mdp",
+    "check_agent": "check_agent",
     "load_model": "models",
     "load_prompts": "prompts",
     "load_tokenizer": "models",
@@ -51,6 +53,7 @@ __all__ = [
     "TextGenerationVectorEnv",
     "TokenMDP",
     "__version__",
+    "check_agent",
     "errors",
     "load_model",
     "load_prompts",

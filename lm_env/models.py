@@ -61,7 +61,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     try:
-        with _without_weight_bars():
+        with without_weight_bars():
             model, report = AutoModelForCausalLM.from_pretrained(
                 resolve(name),
                 dtype=dtype,
@@ -96,8 +96,8 @@ def load_causal_lm(name: str, device: str = "cpu", download: bool = False) -> tu
 
 
 @contextmanager
-def _without_weight_bars() -> Iterator[None]:
-    """No progress bar for weights that load in a blink; downloads keep theirs."""
+def without_weight_bars() -> Iterator[None]:
+    """No progress bar of transformers for weights that are read or written in a blink."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

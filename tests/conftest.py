@@ -148,7 +148,7 @@ def worth(prompts, responses, response_ids) -> list[float]:
 
 @pytest.fixture(scope="session")
 def id_task() -> Callable[..., dict]:
-    """`id_task(kind="gpt2", **options)`: options of an environment over token ids; EOS is 0, the reference another model."""
+    """`id_task(kind="gpt2", **options)`: an environment over token ids; EOS is 0, the reference another model."""
 
     def options(kind: str = "gpt2", **changes) -> dict:
         table = kind == "table"  # knows texts of six tokens, after any one token

@@ -128,7 +128,7 @@ def test_a_scorer_is_asked_for_those_who_did_not_publish(id_task):
     info = env.step(np.array([8, 9, 10]))[4]
     assert info["logp"].tolist() == [-4.0, -1.0, -4.0]
     assert info["logp_source"].tolist() == ["scorer", "published", "scorer"]
-    (seen, actions), = asked
+    ((seen, actions),) = asked
     assert actions.tolist() == [8, 10]
     np.testing.assert_array_equal(seen["input_ids"], observation["input_ids"][[0, 2]])
     np.testing.assert_array_equal(seen["length"], observation["length"][[0, 2]])

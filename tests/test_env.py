@@ -1,4 +1,4 @@
-"""TextGenerationEnv by the rules of Gymnasium and stable-baselines3, and against everything that can be handed to it."""
+"""TextGenerationEnv by the rules of Gymnasium and stable-baselines3, and against all that can be handed to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_util import make_vec_env
 
 from lm_env.env import TextGenerationEnv
-from lm_env.errors import ConfigurationError, InvalidActionError, InvalidPromptError, ResetNeeded, RewardError, RewardValueError
+from lm_env.errors import (
+    ConfigurationError,
+    InvalidActionError,
+    InvalidPromptError,
+    ResetNeeded,
+    RewardError,
+    RewardValueError,
+)
 from lm_env.prompts import Prompt
 from lm_env.token_mdp import TokenMDP
 from lm_env.vector_env import TextGenerationVectorEnv
@@ -91,7 +98,10 @@ def test_stable_baselines3_makes_a_vector_of_it(name, arguments):
 
 def test_token_mdp_by_seed_and_by_itself():
     mdp = TokenMDP.random(3, vocab_size=4, horizon=2)
-    envs = [gymnasium.make("lm_env/TokenMDP-v0", **how) for how in ({"mdp": mdp}, {"mdp_seed": 3, "vocab_size": 4, "horizon": 2})]
+    envs = [
+        gymnasium.make("lm_env/TokenMDP-v0", **how)
+        for how in ({"mdp": mdp}, {"mdp_seed": 3, "vocab_size": 4, "horizon": 2})
+    ]
     for env in envs:
         assert env.action_space.n == 4
     rewards = []
@@ -155,7 +165,9 @@ def test_the_keys_of_info(id_task):
     assert {k: type(v) for k, v in info.items()} == kinds and info["rm_score"] == 0.0
     assert info["kl"] == info["logp"] - info["ref_logp"] and info["logp"] < 0 > info["ref_logp"]
     _, reward, terminated, _, info = env.step(0)
-    assert terminated and reward == pytest.approx(info["rm_score"] - 0.3 * info["kl"], abs=1e-12) and info["rm_score"] > 0
+    assert (
+        terminated and reward == pytest.approx(info["rm_score"] - 0.3 * info["kl"], abs=1e-12) and info["rm_score"] > 0
+    )
 
 
 # --- seeds and prompts -----------------------------------------------------------------------------------------------
@@ -193,7 +205,11 @@ def test_neither_steps_nor_resets_touch_global_random_states(id_task):
 def test_a_prompt_of_ones_own(prompt, text_task, tokenizer):
     env = TextGenerationEnv(**text_task())
     observation, info = env.reset(options={"prompt": prompt})
-    ids = prompt if not isinstance(prompt, str | dict) else tokenizer(prompt if isinstance(prompt, str) else "bad")["input_ids"]
+    ids = (
+        prompt
+        if not isinstance(prompt, str | dict)
+        else tokenizer(prompt if isinstance(prompt, str) else "bad")["input_ids"]
+    )
     assert observation["input_ids"][: len(ids)].tolist() == list(ids) and observation["length"][0] == len(ids)
     assert info["prompt_index"] == -1
 
@@ -216,7 +232,16 @@ def test_a_prompt_of_the_pool_keeps_its_index_and_its_columns(text_task):
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", [], [61 + 400], "a good film " * 20, 5, [1.5], Prompt(np.arange(1, 40), "long", {}, 0), Prompt(np.array([999]), "x", {}, 0)],
+    [
+        "",
+        [],
+        [61 + 400],
+        "a good film " * 20,
+        5,
+        [1.5],
+        Prompt(np.arange(1, 40), "long", {}, 0),
+        Prompt(np.array([999]), "x", {}, 0),
+    ],
 )
 def test_a_prompt_that_is_none_changes_nothing(prompt, text_task):
     env = TextGenerationEnv(**text_task())
@@ -329,20 +354,20 @@ class Moody:
 @pytest.mark.parametrize("kind", ["gpt2", "table"])
 def test_a_reward_that_fails_leaves_everything_and_the_step_can_be_taken_again(kind, id_task):
     reward = Moody(OSError("no connection"), float("nan"), None, 2.0, 2.0)
-    env = TextGenerationEnv(**id_task(kind, reward=reward))
+    env = TextGenerationEnv(**id_task(kind, reward=reward, eos_token_id=(0, 3)))
     env.reset(seed=0)
     _, _, _, _, first = env.step(2)
     before = state_of(env)
     for error in (RewardError, RewardValueError, RewardValueError):
         with pytest.raises(error):
-            env.step(0)
+            env.step(3)
         assert state_of(env) == before
-    observation, paid, terminated, truncated, info = env.step(0)
+    observation, paid, terminated, truncated, info = env.step(3)
     assert terminated and not truncated and info["rm_score"] == 2.0 and first["rm_score"] == 0.0
-    smooth = TextGenerationEnv(**id_task(kind, reward=Moody(2.0)))
+    smooth = TextGenerationEnv(**id_task(kind, reward=Moody(2.0), eos_token_id=(0, 3)))
     smooth.reset(seed=0)
     smooth.step(2)
-    expected = smooth.step(0)
+    expected = smooth.step(3)
     assert paid == pytest.approx(expected[1], abs=1e-5) and observation["length"] == expected[0]["length"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -440,11 +441,11 @@ def test_the_critic_starts_at_zero_and_frozen_weights_stay(options):
 
 def test_spaces_and_models_that_do_not_fit(options, make_lm):
     env = TextVecEnv(2, **options)
-    with pytest.raises(ConfigurationError, match="must be the same"):
+    with pytest.raises(ConfigurationError, match="match them"):
         make_agent(PPO, env, policy_kwargs={"model": make_lm("table")})
     plain = copy.deepcopy(env.observation_space)
     assert type(plain) is spaces.Dict and plain == env.observation_space
-    with pytest.raises(ConfigurationError, match="observation_space=env.observation_space"):
+    with pytest.raises(ConfigurationError, match=r"observation_space=env\.observation_space"):
         CausalLMPolicy(plain, env.action_space, lambda _: 0.1)
     with pytest.raises(ConfigurationError, match="reads Dict"):
         CausalLMPolicy(spaces.Box(0, 1), env.action_space, lambda _: 0.1)
@@ -789,7 +790,7 @@ def masked_optimum(beta):
     tokens, lengths = T0.trajectories()
     allowed = np.array(
         [
-            not any(a == 0 and b == 1 for a, b in zip(row[:n], row[1:n], strict=False))
+            not any(a == 0 and b == 1 for a, b in itertools.pairwise(row[:n]))
             for row, n in zip(tokens, lengths, strict=True)
         ]
     )
@@ -839,7 +840,7 @@ def test_masked_minibatches_equal_the_stock_buffers(options):
     buffer = rollout(agent)
     assert buffer.action_masks.dtype == np.bool_ and not buffer.action_masks.all()
     sample = next(buffer.get(None))
-    values, logp, entropy = agent.policy.evaluate_actions(
+    _, logp, entropy = agent.policy.evaluate_actions(
         sample.observations, sample.actions.flatten(), action_masks=sample.action_masks
     )
     torch.testing.assert_close(logp, sample.old_log_prob, atol=1e-5, rtol=0)
@@ -863,8 +864,8 @@ def saved(options, text_lm, tokenizer, tmp_path):
     }
     env = TextVecEnv(2, **options)
     agent = make_agent(
-        PPO, env, n_epochs=2, batch_size=10, learning_rate=LinearSchedule(0.01, 0.0, 0.5), clip_range=0.17, gae_lambda=0.9,
-        policy_kwargs={"critic": "separate", "optimizer_kwargs": {"eps": 1e-6}},
+        PPO, env, n_epochs=2, batch_size=10, learning_rate=LinearSchedule(0.01, 0.0, 0.5), clip_range=0.17,
+        gae_lambda=0.9, policy_kwargs={"critic": "separate", "optimizer_kwargs": {"eps": 1e-6}},
     ).learn(40)  # fmt: skip
     return agent, agents.sb3.save(agent, tmp_path / "agent"), {**options, "model": text_lm(seed=5)}
 

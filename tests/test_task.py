@@ -434,7 +434,9 @@ def test_the_kl_report_is_the_mean_per_episode(id_task, make_episodes, rng):
     k1 = k2 = k3 = full = 0.0
     for ids, p, n in zip(episodes.input_ids, episodes.prompt_lengths, episodes.lengths, strict=True):
         with torch.no_grad():
-            pi, ref = (m(input_ids=torch.tensor(ids[None, :n])).logits[0, p - 1 : n - 1] for m in (task.model, task.reference))
+            pi, ref = (
+                m(input_ids=torch.tensor(ids[None, :n])).logits[0, p - 1 : n - 1] for m in (task.model, task.reference)
+            )
         full += float(full_kl(pi.double(), ref.double(), 0.7).sum())
         logs = [torch.log_softmax(x.double() / 0.7, -1)[torch.arange(n - p), ids[p:n]] for x in (pi, ref)]
         x = (logs[0] - logs[1]).numpy()

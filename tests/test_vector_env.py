@@ -96,7 +96,9 @@ def test_any_schedule_of_resets_and_steps_is_gymnasiums(id_task, mode, n, seed, 
         if mode is AutoresetMode.DISABLED:
             mask |= ended
         if mask.any():
-            seeds = data.draw(st.none() | st.integers(0, 99) | st.lists(st.integers(0, 99) | st.none(), min_size=n, max_size=n))
+            seeds = data.draw(
+                st.none() | st.integers(0, 99) | st.lists(st.integers(0, 99) | st.none(), min_size=n, max_size=n)
+            )
             both.reset(seed=seeds, options={"reset_mask": mask})
         elif data.draw(st.booleans()):
             both.reset(seed=data.draw(st.none() | st.integers(0, 99)))
@@ -216,7 +218,9 @@ def test_the_callers_options_stay_his(id_task):
     assert options["reset_mask"].tolist() == [True, False]
 
 
-@pytest.mark.parametrize("bad", [{"autoreset_mode": "sometimes"}, {"autoreset_mode": None}, {"num_envs": 0}, {"num_envs": 1.5}])
+@pytest.mark.parametrize(
+    "bad", [{"autoreset_mode": "sometimes"}, {"autoreset_mode": None}, {"num_envs": 0}, {"num_envs": 1.5}]
+)
 def test_what_makes_no_vector(bad, id_task):
     with pytest.raises(ConfigurationError, match="autoreset_mode|number of environments"):
         TextGenerationVectorEnv(**{"num_envs": 2, **bad}, **id_task())

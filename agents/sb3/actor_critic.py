@@ -23,7 +23,7 @@ from agents.sb3.acting import CachedActor
 from agents.sb3.sequences import Observations, as_arrays, as_sequences
 from agents.sb3.vec_env import TextSpace, TextVecEnv
 from lm_env.errors import ConfigurationError
-from lm_env.models import facts_of, plain_forward, token_logprobs
+from lm_env.models import device_of, facts_of, plain_forward, token_logprobs
 
 __all__ = ["TextActorCritic"]
 
@@ -56,22 +56,24 @@ class TextActorCritic:
         env = space.env if isinstance(space, TextSpace) else None
         if not isinstance(space, spaces.Dict) or set(space.spaces) != {"input_ids", "length"}:
             raise ConfigurationError(
-                f"the policy reads Dict(input_ids, length), not {space}: use TextVecEnv, or a text environment without flat=True"
+                f"the policy reads Dict(input_ids, length), not {space}: use TextVecEnv, or leave flat=True out"
             )
         if model is None and env is not None:
             model = env.task.model
         if model is None:
             raise ConfigurationError(
-                "the policy finds no model: give a TextVecEnv (to load an SB3 zip, also observation_space=env.observation_space), "
-                "or policy_kwargs={'model': ...}"
+                "the policy finds no model: give a TextVecEnv, or policy_kwargs={'model': ...}; "
+                "to load a zip of SB3, also pass observation_space=env.observation_space"
             )
         lm = (
             cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
         )  # a peft model's adapters are inside
-        width = int(getattr(action_space, "n", 0))
-        if facts_of(lm).vocab_size != width:
+        logits, actions = facts_of(lm).vocab_size, int(getattr(action_space, "n", 0))
+        if logits != actions:
+            raise ConfigurationError(f"the model has {logits} logits and the environment {actions} actions: match them")
+        if isinstance(critic, str) and critic == "none":
             raise ConfigurationError(
-                f"the model has {facts_of(lm).vocab_size} logits and the environment {width} actions: they must be the same"
+                "stable-baselines3 learns a value function: critic is 'shared', 'separate' or a model"
             )
         if not any(p.requires_grad for p in lm.parameters()):
             lm.requires_grad_(True)
@@ -143,7 +145,7 @@ class TextActorCritic:
     def _outputs(self, observations: Observations) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(states (k,), logits (k, V), V (k,)), part by part, with gradients."""
         network = self.network
-        device = network.value_head.weight.device
+        device = device_of(network)
         for part in as_sequences(observations).parts(PART_TOKENS):
             ids, states, *at = (
                 torch.from_numpy(a).to(device) for a in (part.input_ids, part.states, part.rows, part.positions)

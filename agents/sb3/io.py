@@ -33,8 +33,10 @@ __all__ = ["load", "save"]
 Algorithm = TypeVar("Algorithm", bound=OnPolicyAlgorithm)
 
 # Arguments of the algorithms that are given anew at `load`, or say nothing about the training.
-NOT_SAVED = {"self", "policy", "env", "policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "tensorboard_log",
-             "verbose", "device", "monitor_wrapper", "_init_setup_model"}  # fmt: skip
+NOT_SAVED = {
+    "self", "policy", "env", "policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "tensorboard_log",
+    "verbose", "device", "monitor_wrapper", "_init_setup_model",
+}  # fmt: skip
 OURS = ("CausalLMPolicy", "MaskableCausalLMPolicy", "EpisodeRolloutBuffer", "MaskableEpisodeRolloutBuffer")
 STOCK = ("DictRolloutBuffer", "MaskableDictRolloutBuffer")
 OPTIMIZERS = ("Adam", "AdamW", "RMSprop", "SGD")
@@ -92,7 +94,7 @@ def load(algo_class: type[Algorithm], path: str | Path, env: Any, **arguments: A
     """
     if Path(path).is_file():
         raise UnsafeFileError(
-            f"{path} is a file, and stable-baselines3's own files are unpickled: {algo_class.__name__}.load does that, if you trust it"
+            f"{path} is a file, and those of stable-baselines3 are unpickled: {algo_class.__name__}.load does that"
         )
     folder = verify_folder(Path(path))
     state = json.loads((folder / "agent" / "state.json").read_text())
@@ -160,7 +162,7 @@ def _policy_kwargs(agent: OnPolicyAlgorithm) -> dict[str, Any]:
     kwargs["optimizer_kwargs"] = agent.policy.optimizer_kwargs
     if "model" in kwargs or not isinstance(kwargs.get("critic", ""), str):
         raise ConfigurationError(
-            "a model in policy_kwargs is not saved: give it to the environment, and name the critic 'shared' or 'separate'"
+            "a model in policy_kwargs is not saved: give it to the environment; critic can be 'shared' or 'separate'"
         )
     return kwargs
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
+from agents.policy import Critic
 from agents.sb3.actor_critic import TextActorCritic
 from agents.sb3.buffer import EpisodeRolloutBuffer
 from agents.sb3.policy import make_optimizer
@@ -35,7 +36,7 @@ class MaskableCausalLMPolicy(MaskableActorCriticPolicy):
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, *,
-        model: nn.Module | None = None, critic: Literal["shared", "separate"] | nn.Module = "shared", temperature: float | None = None,
+        model: nn.Module | None = None, critic: Critic = "shared", temperature: float | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam, optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         brain = TextActorCritic(observation_space, action_space, model, critic, temperature)
@@ -62,13 +63,13 @@ class MaskableCausalLMPolicy(MaskableActorCriticPolicy):
         if mode:
             self.brain.forget()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, obs: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (N,), values (N,), log-probs (N,) of the restricted distribution, which are published."""
         return self.brain.act(obs, _tensor(action_masks), deterministic)  # type: ignore[arg-type]
 
-    def evaluate_actions(
+    def evaluate_actions(  # type: ignore[override]
         self, obs: Observations, actions: Tensor, action_masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values, log-probs and entropies, each (N,)."""
@@ -101,7 +102,7 @@ class MaskableEpisodeRolloutBuffer(EpisodeRolloutBuffer, MaskableDictRolloutBuff
         self.mask_dims = int(self.action_space.n)  # type: ignore[attr-defined]
         self.action_masks = np.ones((self.buffer_size, self.n_envs, self.mask_dims), dtype=bool)
 
-    def add(self, *args: Any, action_masks: np.ndarray | None = None, **kwargs: Any) -> None:  # type: ignore[override]
+    def add(self, *args: Any, action_masks: np.ndarray | None = None, **kwargs: Any) -> None:
         """One step of n environments."""
         if action_masks is not None:
             self.action_masks[self.pos] = action_masks.reshape(self.n_envs, self.mask_dims)

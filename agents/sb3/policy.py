@@ -10,7 +10,7 @@ model with `model.set_attn_implementation("eager")`; and it takes no frozen para
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from gymnasium import spaces
@@ -19,6 +19,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
+from agents.policy import Critic
 from agents.sb3.actor_critic import TextActorCritic
 from agents.sb3.sequences import Observations
 from lm_env.errors import ConfigurationError
@@ -43,8 +44,9 @@ class CausalLMPolicy(ActorCriticPolicy):
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, *, use_sde: bool = False,
-        model: nn.Module | None = None, critic: Literal["shared", "separate"] | nn.Module = "shared", temperature: float | None = None,
+        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, *,
+        use_sde: bool = False,
+        model: nn.Module | None = None, critic: Critic = "shared", temperature: float | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam, optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         brain = TextActorCritic(observation_space, action_space, model, critic, temperature)
@@ -93,4 +95,5 @@ class CausalLMPolicy(ActorCriticPolicy):
 def make_optimizer(policy: Any, lr_schedule: Schedule) -> torch.optim.Optimizer:
     """One optimizer over everything of the policy that is not frozen."""
     trained = [p for p in policy.parameters() if p.requires_grad]
-    return policy.optimizer_class(trained, lr=lr_schedule(1), **policy.optimizer_kwargs)
+    fused = {"fused": True} if policy.optimizer_class in (torch.optim.Adam, torch.optim.AdamW) else {}
+    return policy.optimizer_class(trained, lr=lr_schedule(1), **{**fused, **policy.optimizer_kwargs})

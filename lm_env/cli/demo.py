@@ -26,7 +26,7 @@ from lm_env.cli.report import Curves, Report, plot_curves, say, write_summary
 from lm_env.env import TextGenerationEnv
 from lm_env.episodes import Episodes
 from lm_env.errors import CheckpointWriteError, ConfigurationError
-from lm_env.models import load_causal_lm, response_logprobs
+from lm_env.models import load_causal_lm, response_logprobs, without_weight_bars
 from lm_env.prompts import Prompt
 from lm_env.rewards import score_responses
 from lm_env.task import Task
@@ -46,9 +46,9 @@ class DemoConfig:
     model: str = "reviews-3m"
     prompts: str | None = None
     judge: str = "lexicon"
-    beta: float = 0.1
+    beta: float = 0.2
     comparisons: int = 2048
-    timesteps: int = 200_000
+    timesteps: int = 120_000
     new_tokens: int = 32
     seed: int = 0
     device: str = "cpu"
@@ -96,7 +96,8 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
     }
     agent.save(config.out / "policy")
-    write_folder(config.out / "reward_model", rm.save)
+    with without_weight_bars():
+        write_folder(config.out / "reward_model", rm.save)
     plot_curves(curves.curves, config.out / "curves.png")
     write_summary(config.out, summary, report)
     say("", f"{summary['seconds']:.0f} s; everything is in {config.out}: try  lm-env sample --model {config.out / 'policy'}")
