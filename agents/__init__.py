@@ -9,6 +9,8 @@
 | `reinforce` | `Reinforce` | running-mean baseline |
 | `reinforce-value` | `ReinforceValue` | value baseline, lambda 1 |
 | `best-of-n` | `BestOfN` | no training |
+| `ppo-penalty` | `PPOPenalty` | PPO, an adaptive KL penalty on the step instead of clipping |
+| | `PPOPtx` | PPO with pretraining texts mixed in; needs `texts` |
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from agents.base import BatchedAgent
 from agents.best_of_n import BestOfN, BestOfNConfig
 from agents.grpo import GRPO, GRPOConfig
 from agents.ppo import PPO, PPOConfig
+from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
+from agents.ppo_ptx import PPOPtx, PPOPtxConfig
 from agents.reinforce import Reinforce, ReinforceConfig, ReinforceValue, ReinforceValueConfig
 from agents.rloo import RLOO, RLOOConfig
 
@@ -26,6 +30,7 @@ AGENTS: dict[str, type[BatchedAgent]] = {
     "best-of-n": BestOfN,
     "grpo": GRPO,
     "ppo": PPO,
+    "ppo-penalty": PPOPenalty,
     "reinforce": Reinforce,
     "reinforce-value": ReinforceValue,
     "rloo": RLOO,
@@ -43,6 +48,10 @@ __all__ = [
     "BestOfNConfig",
     "GRPOConfig",
     "PPOConfig",
+    "PPOPenalty",
+    "PPOPenaltyConfig",
+    "PPOPtx",
+    "PPOPtxConfig",
     "RLOOConfig",
     "Reinforce",
     "ReinforceConfig",

@@ -7,13 +7,14 @@ A timestep is one generated token.
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import gymnasium
 import numpy as np
@@ -21,8 +22,11 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger, configure
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from agents.checkpoint import load_agent, save_agent
+from agents.config import AgentConfig
+from agents.early_warning import EarlyWarning
 from agents.policy import ValueHeadPolicy
 from agents.progress import ProgressLine
 from agents.rollout import Rollout, collect, generate
@@ -35,47 +39,9 @@ from lm_env.prompts import Prompt, load_prompts
 from lm_env.task import Task
 from lm_env.vector_env import TextGenerationVectorEnv
 
-__all__ = ["AgentConfig", "BatchedAgent"]
+__all__ = ["AgentConfig", "BatchedAgent", "task_of"]
 
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """Options that every batched agent has."""
-
-    learning_rate: float = 1e-4
-    """Adam's step size at the start."""
-    lr_schedule: Literal["constant", "linear"] = "linear"
-    """Linear falls to 0 at `total_timesteps`."""
-    rollout_episodes: int = 128
-    """Episodes per rollout, each from a prompt drawn beforehand."""
-    slots: int = 32
-    """Texts decoded at a time."""
-    batch_size: int = 32
-    """Episodes per optimizer step."""
-    n_epochs: int = 4
-    """Passes over each rollout."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
-    critic: Literal["shared", "separate", "none"] = "shared"
-    """Value head on the LM's own trunk, on a copy of it, or none where the agent needs no values."""
-    bf16: bool = False
-    """Forwards and backwards of the update under bfloat16 autocast; weights and sums stay fp32."""
-    micro_batch_tokens: int = 16_384
-    """Padded tokens per forward of an update; memory only, the gradient is the same."""
-    seed: int = 0
-    """Of prompts, sampling and minibatches."""
-
-    def __post_init__(self) -> None:
-        for name in ("rollout_episodes", "slots", "batch_size", "n_epochs", "micro_batch_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigurationError(f"{name} must be a finite number above 0, not {getattr(self, name)!r}")
-        for name, known in (("lr_schedule", ("constant", "linear")), ("critic", ("shared", "separate", "none"))):
-            if getattr(self, name) not in known:
-                raise ConfigurationError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+log = logging.getLogger(__name__)
 
 
 class BatchedAgent(ABC):
@@ -100,10 +66,17 @@ class BatchedAgent(ABC):
         self.task = task_of(self.env)
         self.policy = ValueHeadPolicy(self.task.model, self.config.critic, self.task.temperature)
         self.policy.train(False)  # dropout would make the first ratio differ from 1
-        self.policy.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-8, fused=True)
+        if not any(p.requires_grad for p in self.task.model.parameters()):
+            self.policy.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so
+        trainable = [p for p in self.policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trainable, lr=self.config.learning_rate, eps=1e-8, fused=True)
+        self.ema: AveragedModel | None = None
+        if self.config.ema_decay is not None:
+            self.ema = AveragedModel(self.policy.lm, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))
         self.num_timesteps = 0
+        self.num_rollouts = 0
         self.verbose = verbose
+        self.early_warning = EarlyWarning()
         self.logger: Logger = _logger(verbose, log_dir)
         self.prompt_rng = np.random.default_rng(self.config.seed)
         self.shuffle_rng = np.random.default_rng([self.config.seed, 1])
@@ -142,6 +115,8 @@ class BatchedAgent(ABC):
                     break
                 callbacks.on_rollout_end()
                 metrics = self.update(rollout)
+                for text in self.early_warning.look(rollout, metrics, self.config.bf16):
+                    log.warning("%s", text)
                 self._log(rollout, metrics, rolled - started, time.perf_counter() - rolled)
                 line.show(self.num_timesteps, rollout)
         callbacks.on_training_end()
@@ -156,6 +131,7 @@ class BatchedAgent(ABC):
         prompts = self.draw_prompts()
         rollout = collect(self.policy, self.task, prompts, self.config.slots, self.generator)
         self.num_timesteps += int(rollout.episodes.response_lengths.sum())
+        self.num_rollouts += 1
         self.task.kl.update(float(rollout.scored.kl.mean()), len(prompts))
         return rollout
 
@@ -191,7 +167,7 @@ class BatchedAgent(ABC):
         for part in length_batches(rollout.episodes.lengths[rows], self.config.micro_batch_tokens):
             chosen = rows[part]
             episodes = rollout.episodes[chosen]
-            with self._autocast():
+            with self.autocast():
                 evaluation = self.policy.evaluate(episodes, self.task.allowed_in(episodes))
             losses = token_loss(evaluation, chosen)
             (losses * torch.from_numpy(np.repeat(weights[part], counts[part])).to(losses)).sum().backward()
@@ -201,6 +177,8 @@ class BatchedAgent(ABC):
             self.optimizer.zero_grad()
             raise NonFiniteError(f"the gradient's norm is {norm}: the weights are unchanged; lower the learning rate or look at the rewards")
         self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.policy.lm)
         return norm
 
     def add_gradients(self) -> None:
@@ -271,11 +249,14 @@ class BatchedAgent(ABC):
 
     def _set_learning_rate(self, remaining: float) -> None:
         factor = remaining if self.config.lr_schedule == "linear" else 1.0
+        if self.num_rollouts < self.config.warmup_rollouts:
+            factor *= 0.1 + 0.9 * self.num_rollouts / self.config.warmup_rollouts
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
 
     @contextmanager
-    def _autocast(self) -> Iterator[None]:
+    def autocast(self) -> Iterator[None]:
+        """Forwards of the update: bfloat16 where asked, dropout off."""
         device = device_of(self.policy)
         with torch.autocast(device.type, dtype=torch.bfloat16) if self.config.bf16 else nullcontext(), evaluating(self.policy):
             yield
@@ -316,15 +297,6 @@ def _logger(verbose: int, log_dir: str | Path | None) -> Logger:
     if log_dir is None:
         return configure(None, ["stdout"] if verbose else [])
     formats = ["csv", *(["stdout"] if verbose else [])]
-    try:
-        import tensorboard  # noqa: F401
-
+    if find_spec("tensorboard"):
         formats.append("tensorboard")
-    except ImportError:
-        pass
     return configure(str(log_dir), formats)
-
-
-def config_dict(config: AgentConfig) -> dict[str, Any]:
-    """A config as JSON-able values."""
-    return asdict(replace(config))

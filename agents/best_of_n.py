@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from agents.base import AgentConfig, BatchedAgent
+from agents.base import BatchedAgent
+from agents.config import AgentConfig
 from agents.rollout import Rollout
 from lm_env.episodes import Episodes
 from lm_env.errors import ConfigurationError

@@ -7,6 +7,7 @@ process killed at any moment leaves a whole folder behind; the loader looks for 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -124,15 +125,16 @@ def save_agent(agent: BatchedAgent, path: Path) -> Path:
     """The LM in transformers' layout (with its tokenizer), and `agent/` with all else."""
 
     def fill(folder: Path) -> None:
-        lm = agent.task.model
+        lm, adapter = agent.task.model, agent.task.adapter
         if isinstance(lm, PreTrainedModel):
+            whole: Any = lm if adapter is None else copy.deepcopy(adapter).merge_and_unload()  # type: ignore[operator]
             with without_weight_bars():
-                lm.save_pretrained(folder)
+                whole.save_pretrained(folder)
             if hasattr(agent.task.tokenizer, "save_pretrained"):
                 agent.task.tokenizer.save_pretrained(folder)
         own = folder / "agent"
         own.mkdir()
-        save_file(_tensors(agent.policy, skip_lm=isinstance(lm, PreTrainedModel)), own / "policy.safetensors")
+        save_file(_tensors(agent), own / "policy.safetensors")
         tensors, layout = _split(agent.optimizer.state_dict())
         save_file(tensors, own / "optimizer.safetensors")
         state = {
@@ -140,6 +142,7 @@ def save_agent(agent: BatchedAgent, path: Path) -> Path:
             "config": vars(agent.config),
             "vocab_size": agent.task.vocab_size,
             "num_timesteps": agent.num_timesteps,
+            "num_rollouts": agent.num_rollouts,
             "kl": agent.task.kl.state_dict(),
             "prompt_rng": agent.prompt_rng.bit_generator.state,
             "shuffle_rng": agent.shuffle_rng.bit_generator.state,
@@ -162,7 +165,9 @@ def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
         raise CheckpointMismatchError(f"vocab_size differs: {state['vocab_size']} in {path}, {agent.task.vocab_size} in the environment")
     lm = agent.task.model
     tensors = load_file(folder / "agent" / "policy.safetensors")
-    if isinstance(lm, PreTrainedModel):
+    if agent.task.adapter is not None:  # the base is the environment's own; only the adapter was trained
+        tensors = agent.policy.state_dict() | tensors
+    elif isinstance(lm, PreTrainedModel):
         with without_weight_bars():
             saved = type(lm).from_pretrained(folder, local_files_only=True, use_safetensors=True)
         tensors |= {f"lm.{k}": v for k, v in saved.state_dict().items()}
@@ -172,6 +177,7 @@ def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
         raise CheckpointMismatchError(f"the weights in {path} do not fit the environment's model: {error}") from error
     agent.optimizer.load_state_dict(_join(load_file(folder / "agent" / "optimizer.safetensors"), state["optimizer"]))
     agent.num_timesteps = state["num_timesteps"]
+    agent.num_rollouts = state["num_rollouts"]
     agent.task.kl.load_state_dict(state["kl"])
     agent.prompt_rng.bit_generator.state = state["prompt_rng"]
     agent.shuffle_rng.bit_generator.state = state["shuffle_rng"]
@@ -179,9 +185,13 @@ def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
     return agent
 
 
-def _tensors(policy: nn.Module, skip_lm: bool) -> dict[str, Tensor]:
-    state = policy.state_dict()
-    return {k: v.detach().clone().contiguous() for k, v in state.items() if not (skip_lm and k.startswith("lm."))}
+def _tensors(agent: BatchedAgent) -> dict[str, Tensor]:
+    """What the LM's own folder does not hold: heads, critics, a table's rows, an adapter's weights."""
+    state = agent.policy.state_dict()
+    if isinstance(agent.task.model, PreTrainedModel):
+        own = {n for n, p in agent.policy.named_parameters() if p.requires_grad} if agent.task.adapter is not None else set()
+        state = {k: v for k, v in state.items() if not k.startswith("lm.") or k in own}
+    return {k: v.detach().clone().contiguous() for k, v in state.items()}
 
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

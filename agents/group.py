@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.base import AgentConfig, BatchedAgent
+from agents.base import BatchedAgent
+from agents.config import AgentConfig
 from agents.losses import clipped_policy_loss
 from agents.metrics import Means
 from agents.policy import Evaluation

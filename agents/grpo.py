@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from agents.base import AgentConfig
+from agents.config import AgentConfig
 from agents.group import GroupAgent, GroupConfig
 
 __all__ = ["GRPO", "GRPOConfig"]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from agents.advantages import gae, whiten
-from agents.base import AgentConfig, BatchedAgent
+from agents.base import BatchedAgent
+from agents.config import AgentConfig
 from agents.losses import clipped_policy_loss, clipped_value_loss
 from agents.metrics import Means, explained_variance
 from agents.policy import Evaluation
@@ -73,9 +74,13 @@ class PPO(BatchedAgent):
             "advantage_std": float(advantages[mask].std()),
         }
 
-    def _loss(self, evaluation: Evaluation, batch: _Batch, means: Means) -> Tensor:
+    def policy_loss(self, logp: Tensor, batch: Batch) -> Tensor:
+        """The policy's part of the loss, (N,)."""
+        return clipped_policy_loss(logp, batch.old_logp, batch.advantages, self.config.clip_range)
+
+    def _loss(self, evaluation: Evaluation, batch: Batch, means: Means) -> Tensor:
         config = self.config
-        policy = clipped_policy_loss(evaluation.logp, batch.old_logp, batch.advantages, config.clip_range)
+        policy = self.policy_loss(evaluation.logp, batch)
         value = clipped_value_loss(evaluation.values, batch.old_values, batch.returns, config.clip_range_vf)
         loss = policy + config.vf_coef * value
         if config.ent_coef:
@@ -94,7 +99,7 @@ class PPO(BatchedAgent):
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """What the loss of N tokens is held against, each (N,)."""
 
     old_logp: Tensor
@@ -110,6 +115,6 @@ class _Targets:
         self.mask = rollout.mask
         self.columns = (rollout.scored.logp, rollout.values, advantages, returns)
 
-    def of(self, rows: np.ndarray, like: Evaluation) -> _Batch:
+    def of(self, rows: np.ndarray, like: Evaluation) -> Batch:
         mask = self.mask[rows]
-        return _Batch(*(torch.from_numpy(c[rows][mask]).to(like.values) for c in self.columns))
+        return Batch(*(torch.from_numpy(c[rows][mask]).to(like.values) for c in self.columns))

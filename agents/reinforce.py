@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from agents.a2c import A2C, A2CConfig
-from agents.base import AgentConfig
+from agents.config import AgentConfig
 from agents.group import GroupAgent, GroupConfig
 
 __all__ = ["ReinforceValue", "ReinforceValueConfig", "Reinforce", "ReinforceConfig"]

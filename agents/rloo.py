@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from agents.base import AgentConfig
+from agents.config import AgentConfig
 from agents.group import GroupAgent, GroupConfig
 from lm_env.errors import ConfigurationError
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agents.policy import ValueHeadPolicy
 from agents.sampling import sample
@@ -23,6 +23,8 @@ from lm_env.episodes import Episodes, Scored
 from lm_env.models import Outputs, evaluating, restrict
 from lm_env.prompts import Prompt
 from lm_env.task import Task
+
+ValueOf = Callable[[Tensor], Tensor]
 
 __all__ = ["Rollout", "collect", "generate"]
 
@@ -71,7 +73,7 @@ def collect(
 
 def generate(
     lm: nn.Module, task: Task, prompts: Sequence[Prompt], slots: int, generator: torch.Generator | None = None, *,
-    deterministic: bool = False, value_of: nn.Module | None = None,
+    deterministic: bool = False, value_of: ValueOf | None = None,
 ) -> tuple[Episodes, np.ndarray]:  # fmt: skip
     """Carry every prompt through to the end of its text.
 
@@ -93,7 +95,10 @@ def generate(
 class _Desk:
     """The texts under way and the arrays that they are written to."""
 
-    def __init__(self, lm, task: Task, prompts: Sequence[Prompt], slots: int, generator, deterministic: bool, value_of) -> None:
+    def __init__(
+        self, lm: nn.Module, task: Task, prompts: Sequence[Prompt], slots: int, generator: torch.Generator | None,
+        deterministic: bool, value_of: ValueOf | None,
+    ) -> None:  # fmt: skip
         self.task, self.prompts, self.generator, self.deterministic, self.value_of = task, prompts, generator, deterministic, value_of
         count, width = len(prompts), max(len(p.ids) for p in prompts) + task.max_new_tokens
         self.ids = np.full((count, width), task.pad_token_id, dtype=np.int64)
@@ -145,7 +150,7 @@ class _Desk:
         at = self.lengths[rows] - self.prompt_lengths[rows]
         self.ids[rows, self.lengths[rows]] = tokens.cpu().numpy()
         self.logp[rows, at] = logp.cpu().numpy()
-        if self.value_of is not None:
+        if self.value_of is not None and outputs.hidden is not None:
             self.values[rows, at] = self.value_of(outputs.hidden).cpu().numpy()
         self.lengths[rows] += 1
         ended, capped = self.task.ends(self.ids[rows], self.prompt_lengths[rows], self.lengths[rows])

@@ -11,11 +11,13 @@ import argparse
 import json
 import math
 from collections import Counter
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from pretrain_reviews import encode, load_reviews
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from lm_env.models import EMBEDDED_MODEL, load_model, load_tokenizer, resolve, token_logprobs
 
@@ -28,7 +30,7 @@ def windows(docs: list[np.ndarray], length: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def of_model(model: PreTrainedModel, ids: torch.Tensor) -> float:
+def of_model(model: Any, ids: torch.Tensor) -> float:
     """Nats per token, in fp32."""
     total = sum(-token_logprobs(model(input_ids=b[:, :-1]).logits, b[:, 1:]).sum().item() for b in ids.split(16))
     return total / ids[:, 1:].numel()
@@ -43,12 +45,16 @@ def of_unigram(train: list[np.ndarray], ids: torch.Tensor, vocab: int) -> float:
 def of_trigram(train: list[np.ndarray], ids: torch.Tensor, vocab: int, discount: float = 0.75) -> float:
     """Interpolated Kneser-Ney (Chen & Goodman 1999) over trigrams, bigrams, unigrams and the uniform."""
     stream = np.concatenate(train).tolist()
-    tri, bi = Counter(zip(stream, stream[1:], stream[2:], strict=False)), Counter(zip(stream, stream[1:], strict=False))
-    after_tri, context_tri = Counter(g[:2] for g in tri), Counter()
+    tri, bi = Counter(zip(stream, stream[1:], stream[2:], strict=False)), Counter(pairwise(stream))
+    after_tri: Counter[tuple[int, int]] = Counter(g[:2] for g in tri)
+    context_tri: Counter[tuple[int, int]] = Counter()
     for (a, b, _), n in tri.items():
         context_tri[a, b] += n
     # Lower orders count the distinct words before, not occurrences.
-    bi_cont, after_bi, context_bi, uni_cont = Counter(), Counter(), Counter(), Counter()
+    bi_cont: Counter[tuple[int, int]] = Counter()
+    after_bi: Counter[int] = Counter()
+    context_bi: Counter[int] = Counter()
+    uni_cont: Counter[int] = Counter()
     for _, b, c in tri:
         bi_cont[b, c] += 1
     for (b, _), n in bi_cont.items():
@@ -77,7 +83,8 @@ def main() -> None:
     p.add_argument("--model", default=EMBEDDED_MODEL)
     p.add_argument("--json", action="store_true")
     args = p.parse_args()
-    tokenizer, model = load_tokenizer(args.model), load_model(args.model)
+    tokenizer = load_tokenizer(args.model)
+    model: Any = load_model(args.model)
     train, held_out = load_reviews()
     docs, ids = encode(tokenizer, train), windows(encode(tokenizer, held_out), 256)
     torch.manual_seed(0)

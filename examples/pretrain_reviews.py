@@ -13,11 +13,14 @@ learning rate falls linearly.  A killed run goes on from its last checkpoint wit
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 import time
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,7 +83,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndar
     return [np.asarray([*row, tokenizer.eos_token_id], dtype=np.int32) for row in ids]
 
 
-def batches(docs: list[np.ndarray], batch: int, length: int, seed: int):
+def batches(docs: list[np.ndarray], batch: int, length: int, seed: int) -> Iterator[torch.Tensor]:
     """Endless (batch, length + 1) windows over the reviews, reshuffled and re-cut each epoch."""
     rng = np.random.default_rng(seed)
     while True:
@@ -102,7 +105,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, layers: int, dim: int, lengt
     return LlamaForCausalLM(config)
 
 
-def make_optimizers(model: LlamaForCausalLM, lr_matrix: float, lr_rest: float):
+def make_optimizers(
+    model: LlamaForCausalLM, lr_matrix: float, lr_rest: float
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return (
@@ -111,7 +116,7 @@ def make_optimizers(model: LlamaForCausalLM, lr_matrix: float, lr_rest: float):
     )
 
 
-def loss_of(model, ids: torch.Tensor, bf16: bool) -> torch.Tensor:
+def loss_of(model: Any, ids: torch.Tensor, bf16: bool) -> torch.Tensor:
     """Mean negative log-likelihood per token, nats."""
     with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=bf16):
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
@@ -119,7 +124,7 @@ def loss_of(model, ids: torch.Tensor, bf16: bool) -> torch.Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(model, docs: list[np.ndarray], length: int, windows: int = 128) -> float:
+def held_out_loss(model: Any, docs: list[np.ndarray], length: int, windows: int = 128) -> float:
     """Nats per token over the first windows of the concatenated held-out reviews."""
     stream = torch.from_numpy(np.concatenate(docs)).long()
     count = min(windows, (len(stream) - 1) // length)
@@ -127,10 +132,9 @@ def held_out_loss(model, docs: list[np.ndarray], length: int, windows: int = 128
     return float(np.mean([loss_of(model, part.to(model.device), True).item() for part in ids.split(16)]))
 
 
-def save(model, tokenizer, out: Path) -> None:
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """float16 storage (6.8 MB), float32 in the config: it loads as float32."""
-    half = LlamaForCausalLM(model.config).to(torch.float16)
-    half.load_state_dict(model.state_dict())
+    half: Any = copy.deepcopy(model).half()
     half.save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
     config["dtype"] = "float32"

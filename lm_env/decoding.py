@@ -124,7 +124,8 @@ class SlotDecoder:
         self._device = device_of(model)
         self._plan = _Plan()
         count = model.config.get_text_config(decoder=True).num_hidden_layers  # type: ignore[operator,union-attr]
-        self._cache = Cache(layers=[_SlotLayer(self._plan, slots, max_length) for _ in range(count)])
+        self._layers = [_SlotLayer(self._plan, slots, max_length) for _ in range(count)]
+        self._cache = Cache(layers=list(self._layers))
         self._additive_mask = model.config._attn_implementation == "eager"  # type: ignore[union-attr]
 
     @torch.no_grad()
@@ -157,9 +158,9 @@ class SlotDecoder:
     def keep(self, slots: np.ndarray) -> None:
         index = self._tensor(slots)
         self.lengths = self.lengths[slots]
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.slots = len(slots)
-            if layer.is_initialized:
+            if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[index], layer.values[index]
 
     def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, at: tuple[Tensor, Tensor]) -> Outputs:
@@ -246,7 +247,8 @@ def _read_config(model: nn.Module) -> str | None:
     missing = {"past_key_values", "position_ids", "attention_mask"} - facts_of(model).arguments
     if missing:
         return f"takes no {' or '.join(sorted(missing))} in its forward"
-    kinds = set(getattr(config, "layer_types", None) or getattr(config, "attention_layers", ())) - {"full_attention", "global"}
+    layers: Any = getattr(config, "layer_types", None) or getattr(config, "attention_layers", ())
+    kinds = set(layers) - {"full_attention", "global"}
     if kinds:
         return f"has layers of type {', '.join(sorted(kinds))}"
     if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):

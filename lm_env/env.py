@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import gymnasium
 import numpy as np
@@ -44,12 +44,12 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         InvalidActionError, ResetNeeded, RewardError: on `step`; the state is then as before.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": RENDER_MODES, "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 4}  # noqa: RUF012
 
     def __init__(
         self, *, flat: bool = False, render_mode: str | None = None, render_values: str = "kl", **task: Unpack[TaskOptions]
     ) -> None:
-        self.mdp = TextMDP(Task(**task), slots=1)  # type: ignore[misc]
+        self.mdp = TextMDP(Task(**task), slots=1)
         self.flat, self.render_mode, self.render_values = flat, checked_render_mode(render_mode, render_values), render_values
         self.observation_space = observation_space(self.task, flat)
         self.action_space = action_space(self.task)
@@ -87,7 +87,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
             print(self.mdp.render(0, self.render_values))
         return self._observation(), float(moved.rewards[0]), terminated, truncated, info
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The text so far, each token coloured; None (and printed) in `"human"` mode."""
         if self.render_mode is None:
             gymnasium.logger.warn("render() needs a render_mode: make the environment with render_mode='ansi' or 'human'")

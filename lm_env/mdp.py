@@ -115,7 +115,8 @@ class TextMDP:
         tokens = self._checked_actions(slots, actions)
         allowed = self._checked_masks(slots, tokens)
         logp, source = self._logp(slots, tokens, allowed)
-        ref_logp = self._reference.logprobs(slots, tokens, self.input_ids, self.lengths)
+        with self.task.as_reference():
+            ref_logp = self._reference.logprobs(slots, tokens, self.input_ids, self.lengths)
 
         ids, lengths = self.input_ids[slots], self.lengths[slots] + 1
         ids[np.arange(len(slots)), lengths - 1] = tokens
@@ -154,7 +155,7 @@ class TextMDP:
         if prompt is None:
             raise ResetNeeded("nothing to render yet: call reset first")
         start, end = self.prompt_lengths[slot], self.lengths[slot]
-        tokens = tokens_from_ids(self.task.tokenizer, self.input_ids[slot, :end])[start:]
+        tokens = tokens_from_ids(self.task.tokenizer, self.input_ids[slot, :end].tolist())[start:]
         shown = self.log_ratios if values == "kl" else self.step_rewards
         return render_episode(
             prompt.text,

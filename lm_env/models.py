@@ -62,7 +62,7 @@ def load_model(
 
     try:
         with without_weight_bars():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 resolve(name),
                 dtype=dtype,
                 local_files_only=not download,
@@ -73,6 +73,7 @@ def load_model(
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(_load_message("model", name, download, error)) from error
+    model, report = loaded
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelLoadError(f"{str(name)!r} holds no weights for {missing}, which would be left at random: give a causal LM")

@@ -14,6 +14,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypedDict
 
 import numpy as np
@@ -31,12 +32,12 @@ from lm_env.models import (
     load_causal_lm,
     load_tokenizer,
     response_logprobs,
-    response_outputs,
+    response_outputs, token_logprobs,
 )
 from lm_env.prompts import Prompt, load_prompts
 from lm_env.rewards import RewardFunction, compose_rewards, final_scores, score_responses
 
-__all__ = ["Task", "TaskOptions", "resolve_reward"]
+__all__ = ["Task", "TaskOptions", "has_adapter", "resolve_reward"]
 
 ActionMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -73,7 +74,8 @@ class Task:
             reward, a .txt or .jsonl file, a `datasets.Dataset`, a hub id.
         reward: a `RewardFunction`, or the import path of one (`"reward_models:LexiconSentiment"`; a
             class is called without arguments).
-        reference: the frozen model of the KL penalty.  Default: a frozen copy of `model`.
+        reference: the frozen model of the KL penalty.  Default: a frozen copy of `model`; for a peft
+            model its own base, the adapter switched off, without a second copy of the weights.
         beta: weight of the KL penalty (reward per nat), or a controller of it.
         max_prompt_tokens: default: the longest prompt.  Longer prompts are an error.
         max_new_tokens: the length cap, tokens.
@@ -116,6 +118,9 @@ class Task:
     ) -> None:
         _check_numbers(max_prompt_tokens, max_new_tokens, missing_eos_score, temperature, cap_truncates)
         self.model, self.reference, self.tokenizer = _models(model, reference, tokenizer, device, download)
+        self.adapter = self.model if reference is None and has_adapter(self.model) else None
+        if self.adapter is not None:  # one copy of the weights: the layers under the adapter are the reference
+            self.model = self.reference = _under(self.adapter)
         self.vocab_size = facts_of(self.model).vocab_size
         if facts_of(self.reference).vocab_size != self.vocab_size:
             raise ConfigurationError(
@@ -143,6 +148,10 @@ class Task:
     def _room(self, max_new_tokens: int) -> int:
         positions = [m for m in (facts_of(self.model).max_positions, facts_of(self.reference).max_positions) if m]
         return max(min(positions) - max_new_tokens, 1) if positions else 2**31
+
+    def as_reference(self) -> AbstractContextManager[Any]:
+        """Inside, `reference` is the reference: a peft model's adapter is off."""
+        return nullcontext() if self.adapter is None else self.adapter.disable_adapter()  # type: ignore[operator,no-any-return]
 
     # -- where a text ends, and what it is worth ----------------------------------------------------
     def text_of(self, response: Sequence[int]) -> str:
@@ -212,7 +221,8 @@ class Task:
         mask = episodes.response_mask()
         responses = episodes.responses()
         ended, _ = self.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
-        ref_logp = response_logprobs(self.reference, episodes, self.temperature).astype(np.float64)
+        with self.as_reference():
+            ref_logp = response_logprobs(self.reference, episodes, self.temperature).astype(np.float64)
         told = episodes.logprobs
         if told is None:
             told = response_logprobs(self.model, episodes, self.temperature, self.allowed_in(episodes))
@@ -233,9 +243,10 @@ class Task:
         with torch.no_grad(), evaluating(self.model), evaluating(self.reference):
             for rows in length_batches(episodes.lengths, max(1, 2**24 // self.vocab_size)):
                 out, tokens = response_outputs(self.model, episodes[rows])
-                ref = response_outputs(self.reference, episodes[rows])[0].logits.to(out.logits.device)
-                logp = torch.log_softmax(out.logits.float() / self.temperature, -1).gather(-1, tokens[:, None])
-                ref_logp = torch.log_softmax(ref.float() / self.temperature, -1).gather(-1, tokens[:, None])
+                with self.as_reference():
+                    ref = response_outputs(self.reference, episodes[rows])[0].logits.to(out.logits.device)
+                logp = token_logprobs(out.logits, tokens, self.temperature)
+                ref_logp = token_logprobs(ref, tokens, self.temperature)
                 for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
                     totals[name] += float(estimator(logp, ref_logp).sum())
                 totals["full"] += float(full_kl(out.logits, ref, self.temperature).sum())
@@ -263,11 +274,23 @@ def _models(
     facts_of(live)
     if isinstance(reference, str | os.PathLike):
         reference = load_causal_lm(str(reference), device, download)[0]
+    elif reference is None and has_adapter(live):
+        return live, live, tokenizer
     elif reference is None:
         reference = copy.deepcopy(live)
     _check_apart(live, reference)
     reference.requires_grad_(False).eval()
     return live, reference, tokenizer
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether this is a peft model, whose adapter can be switched off."""
+    return callable(getattr(model, "disable_adapter", None)) and callable(getattr(model, "get_base_model", None))
+
+
+def _under(adapter: nn.Module) -> nn.Module:
+    """The transformers model with the adapter's layers in it, which has the LM's own interface."""
+    return adapter.get_base_model()  # type: ignore[operator,no-any-return]
 
 
 def _check_apart(model: nn.Module, reference: nn.Module) -> None:

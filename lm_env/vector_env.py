@@ -50,7 +50,7 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
         except ValueError as error:
             modes = ", ".join(repr(m.value) for m in AutoresetMode)
             raise ConfigurationError(f"autoreset_mode must be one of {modes}, not {autoreset_mode!r}") from error
-        self.mdp = TextMDP(Task(**task), slots=num_envs)  # type: ignore[misc]
+        self.mdp = TextMDP(Task(**task), slots=num_envs)
         self.num_envs, self.flat = num_envs, flat
         self.render_mode, self.render_values = checked_render_mode(render_mode, render_values), render_values
         self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": RENDER_MODES, "render_fps": 4}

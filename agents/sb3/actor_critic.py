@@ -27,9 +27,6 @@ from lm_env.models import device_of, facts_of, plain_forward, token_logprobs
 
 __all__ = ["TextActorCritic"]
 
-# Padded tokens per forward of an update.  Texts of like length go together, so less is padding.
-PART_TOKENS = 8192
-
 
 class TextActorCritic:
     """Acts and judges for a policy of stable-baselines3, which owns the modules.
@@ -44,6 +41,9 @@ class TextActorCritic:
     Raises:
         ConfigurationError: no model, a foreign space, or another vocabulary.
     """
+
+    part_tokens = 8192
+    """Padded tokens per forward of an update: texts of like length go together, so less is padding."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class TextActorCritic:
             logp = token_logprobs(logits, actions[states].to(logits.device), self.network.temperature)
             order.append(states)
             rows.append((values, logp, _entropy(logits, self.network.temperature)))
-        back = torch.cat(order).argsort()
+        back = torch.cat(order)
         values, logp, entropy = (torch.cat(column)[back] for column in zip(*rows, strict=True))
         return values, logp, entropy
 
@@ -146,7 +146,7 @@ class TextActorCritic:
         """(states (k,), logits (k, V), V (k,)), part by part, with gradients."""
         network = self.network
         device = device_of(network)
-        for part in as_sequences(observations).parts(PART_TOKENS):
+        for part in as_sequences(observations).parts(self.part_tokens):
             ids, states, *at = (
                 torch.from_numpy(a).to(device) for a in (part.input_ids, part.states, part.rows, part.positions)
             )

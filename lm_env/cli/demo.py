@@ -139,7 +139,8 @@ def _reward_model(
     )  # fmt: skip
     if len(comparisons) < 20:
         raise ConfigurationError(f"only {len(comparisons)} of {half} comparisons were no ties: the judge '{config.judge}' scores most samples alike")
-    rm = RewardModel.from_causal_lm(task.model, task.tokenizer, seed=config.seed)
+    trunk: Any = task.model
+    rm = RewardModel.from_causal_lm(trunk, task.tokenizer, seed=config.seed)
     report = reward_models.train_reward_model(
         rm, comparisons, epochs=2, batch_size=32, learning_rate=3e-4, held_out_fraction=0.15, seed=config.seed, progress_bar=True
     )
@@ -157,10 +158,11 @@ class _Watch(BaseCallback):
         self.judge, self.curves = judge, Curves()
 
     def _on_step(self) -> bool:
-        rollout, task = self.locals["rollout"], self.model.task
+        agent: Any = self.model
+        rollout, task = self.locals["rollout"], agent.task
         gold = _score(self.judge, task, rollout.episodes)
-        self.curves.add(self.model.num_timesteps, rollout.scored.scores.mean(), gold.mean(), rollout.scored.kl.mean())
-        self.model.logger.record("rollout/gold", float(gold.mean()))
+        self.curves.add(agent.num_timesteps, rollout.scored.scores.mean(), gold.mean(), rollout.scored.kl.mean())
+        agent.logger.record("rollout/gold", float(gold.mean()))
         return True
 
 

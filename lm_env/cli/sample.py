@@ -24,6 +24,6 @@ def print_samples(*, n: int, seed: int, judge: str, prompts: str | None, new_tok
     scored = task.score(episodes)
     for i, prompt in enumerate(chosen):
         start, end = episodes.prompt_lengths[i], episodes.lengths[i]
-        tokens = tokens_from_ids(task.tokenizer, episodes.input_ids[i, :end])[start:]
+        tokens = tokens_from_ids(task.tokenizer, episodes.input_ids[i, :end].tolist())[start:]
         ratios = (scored.logp - scored.ref_logp)[i, : len(tokens)].tolist()
         print(render_episode(prompt.text, tokens, ratios, score=float(scored.scores[i]), color=None), end="\n\n")

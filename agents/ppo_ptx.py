@@ -1,0 +1,85 @@
+"""PPO-ptx: PPO with the pretraining loss mixed in (Ouyang et al. 2022, arXiv:2203.02155, equation 2).
+
+    maximise  E[score - beta KL]  +  ptx_coef x E_pretraining[log pi(text)]
+
+Every gradient step adds that of a batch of pretraining texts, so the policy keeps what RL would wash
+out.  The paper's coefficient is 27.8, with 8 pretraining texts per episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from agents.config import AgentConfig
+from agents.ppo import PPO, PPOConfig
+from lm_env.episodes import Episodes
+from lm_env.errors import ConfigurationError
+from lm_env.models import length_batches, response_outputs, token_logprobs
+from lm_env.prompts import Prompt, load_prompts
+
+__all__ = ["PPOPtx", "PPOPtxConfig"]
+
+
+@dataclass(frozen=True)
+class PPOPtxConfig(PPOConfig):
+    """Options of PPO-ptx."""
+
+    ptx_coef: float = 27.8
+    """Weight of the mean log-likelihood, nats per token."""
+    ptx_ratio: float = 1.0
+    """Pretraining texts per episode of a minibatch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.ptx_coef >= 0 or not self.ptx_ratio > 0:
+            raise ConfigurationError("ptx_coef must be at least 0 and ptx_ratio above 0")
+
+
+class PPOPtx(PPO):
+    """PPO with pretraining texts mixed into every step.
+
+    Args:
+        env: as in `PPO`.
+        texts: what to keep likely: strings, or anything `load_prompts` takes; longer ones are cut.
+        max_text_tokens: where they are cut.
+        options: see `PPOPtxConfig`.
+    """
+
+    Config: ClassVar[type[AgentConfig]] = PPOPtxConfig
+    config: PPOPtxConfig
+
+    def __init__(self, env: Any, texts: Sequence[Any] | str, *, max_text_tokens: int = 128, **options: Any) -> None:
+        super().__init__(env, **options)
+        pool = load_prompts(
+            texts, self.task.tokenizer, vocab_size=self.task.vocab_size, max_prompt_tokens=2**31 - 1
+        )
+        self.texts: list[Prompt] = [p for p in pool if len(p.ids) >= 2]
+        if not self.texts:
+            raise ConfigurationError("texts for PPO-ptx need at least two tokens each, to have one to predict")
+        self.max_text_tokens = max_text_tokens
+        self.text_rng = np.random.default_rng([self.config.seed, 2])
+
+    def add_gradients(self) -> None:
+        """Add ptx_coef x the gradient of the mean negative log-likelihood of a batch of texts."""
+        count = max(1, round(self.config.batch_size * self.config.ptx_ratio))
+        drawn = [self.texts[i] for i in self.text_rng.integers(len(self.texts), size=count)]
+        self.text_gradient(drawn)
+
+    def text_gradient(self, texts: Sequence[Prompt]) -> None:
+        """Accumulate the gradient of -ptx_coef x mean log pi(token) over all tokens but the first."""
+        rows = [p.ids[: self.max_text_tokens] for p in texts]
+        lengths = np.array([len(r) for r in rows], dtype=np.int64)
+        ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = tokens
+        whole = Episodes(ids, np.ones_like(lengths), lengths, texts)
+        tokens = int((lengths - 1).sum())
+        for part in length_batches(lengths, self.config.micro_batch_tokens):
+            with self.autocast():
+                outputs, targets = response_outputs(self.policy.lm, whole[part])
+                logp = token_logprobs(outputs.logits, targets)  # T = 1: the texts were not sampled
+            (-self.config.ptx_coef * logp.sum() / tokens).backward()

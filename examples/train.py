@@ -1,0 +1,74 @@
+"""One script, any agent: the algorithm is a name.
+
+    python examples/train.py --agent ppo
+    python examples/train.py --agent sb3-a2c --timesteps 50000
+
+Batched agents (ppo, a2c, grpo, rloo, reinforce, reinforce-value, best-of-n) and the unmodified ones of
+stable-baselines3 and sb3-contrib (sb3-ppo, sb3-a2c, trpo) train the same language model on the same
+environment.  Prints score and KL on fixed prompts before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import gymnasium
+import numpy as np
+import sb3_contrib
+import stable_baselines3
+import torch
+
+import lm_env  # registers the environments
+from agents import AGENTS
+from agents.rollout import generate
+from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
+from lm_env.task import Task
+
+SB3: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sb3-ppo": (stable_baselines3.PPO, {"n_steps": 128, "batch_size": 1024, "n_epochs": 2, "learning_rate": 2e-4}),
+    "sb3-a2c": (stable_baselines3.A2C, {"n_steps": 64, "learning_rate": 1e-4, "use_rms_prop": False}),
+    "trpo": (sb3_contrib.TRPO, {"n_steps": 128, "batch_size": 1024}),
+}
+
+
+def train(name: str, env: Any, timesteps: int, seed: int) -> Any:
+    """An agent of that name, trained on the environment's own model; it has `save`."""
+    if name in AGENTS:
+        return AGENTS[name](env, seed=seed).learn(timesteps, progress_bar=True)
+    algorithm, options = SB3[name]
+    if name == "trpo":  # it differentiates twice, which the fused attention kernels do not
+        env.unwrapped.task.model.set_attn_implementation("eager")
+    agent = algorithm(
+        CausalLMPolicy, TextVecEnv.from_env(env, num_envs=32), gamma=1.0, seed=seed,
+        rollout_buffer_class=EpisodeRolloutBuffer, **options,
+    )  # fmt: skip
+    return agent.learn(timesteps, progress_bar=True)
+
+
+def measure(task: Task, seed: int = 0) -> tuple[float, float]:
+    """(mean score, mean KL per response) on 128 fixed prompts."""
+    prompts = task.prompts.sample(np.random.default_rng(seed), 128)
+    episodes, _ = generate(task.model, task, prompts, 64, torch.Generator().manual_seed(seed))
+    scored = task.score(episodes)
+    return float(scored.scores.mean()), float(scored.kl.mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--agent", default="ppo", choices=[*sorted(AGENTS), *SB3])
+    parser.add_argument("--env", default="lm_env/Sentiment-v0", help="a registered id")
+    parser.add_argument("--timesteps", type=int, default=40_000, help="tokens")
+    parser.add_argument("--beta", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    env = gymnasium.make(args.env, beta=args.beta)
+    task = env.unwrapped.task
+    print(f"lm_env {lm_env.__version__}: {args.agent} on {args.env}")
+    print("before: score {:.3f}, KL {:.2f}".format(*measure(task)))
+    train(args.agent, env, args.timesteps, args.seed)
+    print("after:  score {:.3f}, KL {:.2f}".format(*measure(task)))
+
+
+if __name__ == "__main__":
+    main()
