@@ -10,7 +10,7 @@ Shapes: B rows, P prompt, T response, L = P + T, V vocabulary, D hidden, N = all
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -227,9 +227,9 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside; afterwards each module's training flag as it was."""
-    training = [module for module in model.modules() if module.training]
+def evaluating(model: nn.Module | Sequence[nn.Module]) -> Iterator[None]:
+    """Dropout off inside a model (or these modules); afterwards each one's training flag as it was."""
+    training = [module for module in (model.modules() if isinstance(model, nn.Module) else model) if module.training]
     for module in training:
         module.training = False
     try:

@@ -26,6 +26,9 @@ class StepScorer:
     def __init__(self, model: nn.Module, slots: int, max_length: int, temperature: float) -> None:
         self.model, self.temperature = model, temperature
         self._decoder = make_decoder(model, slots, max_length)
+        # Walking through a model costs as much as one of its layers: once is enough.
+        self._modules = list(model.modules())
+        self._weights = [p for p in model.parameters() if not p.is_inference()]
         self._version = self._weights_version()
 
     def begin(self, slots: np.ndarray) -> None:
@@ -52,7 +55,7 @@ class StepScorer:
         known = self._decoder.lengths[slots] == lengths[slots] - 1
         known &= self._decoder.lengths[slots] > 0
         result = np.empty(len(slots))
-        with evaluating(self.model):
+        with evaluating(self._modules):
             if known.any():
                 rows = slots[known]
                 logits = self._decoder.step(rows, ids[rows, lengths[rows] - 1]).logits
@@ -70,9 +73,8 @@ class StepScorer:
 
     def _weights_version(self) -> int:
         """Another number after a weight was changed in place or its data replaced, or an optimizer took a step."""
-        weights = [p for p in self.model.parameters() if not p.is_inference()]
-        trained = _optimizer_steps if any(p.requires_grad for p in weights) else 0
-        return hash((trained, *((p._version, p.data_ptr()) for p in weights)))
+        trained = _optimizer_steps if any(p.requires_grad for p in self._weights) else 0
+        return hash((trained, *((p._version, p.data_ptr()) for p in self._weights)))
 
 
 _optimizer_steps = 0

@@ -138,7 +138,8 @@ class Task:
         self.reward = resolve_reward(reward)
         self.kl = make_controller(beta)
         self.eos_token_ids = _eos_ids(eos_token_id, self.tokenizer, self.vocab_size)
-        self._eos = np.array(sorted(self.eos_token_ids), dtype=np.int64)
+        self._is_eos = np.zeros(self.vocab_size, dtype=bool)
+        self._is_eos[list(self.eos_token_ids)] = True
         self.stop_strings = _stop_strings(stop_strings, self.tokenizer)
         self.missing_eos_score, self.cap_truncates, self.temperature = missing_eos_score, cap_truncates, float(temperature)
         self.action_mask = action_mask
@@ -172,7 +173,7 @@ class Task:
         Returns:
             (ended, capped), bool (B,): by an EOS or a stop string; by the length cap alone.
         """
-        ended = np.isin(input_ids[np.arange(len(lengths)), lengths - 1], self._eos)
+        ended = self._is_eos[input_ids[np.arange(len(lengths)), lengths - 1]]
         if self.stop_strings:
             for row in np.flatnonzero(~ended):
                 text = str(self.tokenizer.decode(input_ids[row, prompt_lengths[row] : lengths[row]], skip_special_tokens=True))

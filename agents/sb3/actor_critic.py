@@ -122,7 +122,7 @@ class TextActorCritic:
             logp = token_logprobs(logits, actions[states].to(logits.device), self.network.temperature)
             order.append(states)
             rows.append((values, logp, _entropy(logits, self.network.temperature)))
-        back = torch.cat(order)
+        back = torch.cat(order).argsort()
         values, logp, entropy = (torch.cat(column)[back] for column in zip(*rows, strict=True))
         return values, logp, entropy
 

@@ -46,7 +46,7 @@ class DemoConfig:
     model: str = "reviews-3m"
     prompts: str | None = None
     judge: str = "lexicon"
-    beta: float = 0.2
+    beta: float = 0.25
     comparisons: int = 2048
     timesteps: int = 120_000
     new_tokens: int = 32
