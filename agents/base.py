@@ -34,7 +34,7 @@ from agents.sampling import sample
 from lm_env.env import TextGenerationEnv
 from lm_env.episodes import Episodes
 from lm_env.errors import ConfigurationError, NonFiniteError
-from lm_env.models import device_of, evaluating, length_batches
+from lm_env.forwards import device_of, evaluating, length_batches
 from lm_env.prompts import Prompt, load_prompts
 from lm_env.task import Task
 from lm_env.vector_env import TextGenerationVectorEnv
@@ -56,6 +56,8 @@ class BatchedAgent(ABC):
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
+    needs_logits: bool = False
+    """Whether the loss reads `Evaluation.logits`."""
 
     def __init__(self, env: Any, *, verbose: int = 0, log_dir: str | Path | None = None, **options: Any) -> None:
         try:
@@ -168,7 +170,7 @@ class BatchedAgent(ABC):
             chosen = rows[part]
             episodes = rollout.episodes[chosen]
             with self.autocast():
-                evaluation = self.policy.evaluate(episodes, self.task.allowed_in(episodes))
+                evaluation = self.policy.evaluate(episodes, self.task.allowed_in(episodes), self.needs_logits)
             losses = token_loss(evaluation, chosen)
             (losses * torch.from_numpy(np.repeat(weights[part], counts[part])).to(losses)).sum().backward()
         self.add_gradients()

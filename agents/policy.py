@@ -12,9 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lm_env import forwards
 from lm_env.episodes import Episodes
 from lm_env.errors import ConfigurationError, UnsupportedModelError
-from lm_env.models import device_of, evaluating, facts_of, plain_forward, response_outputs, restrict, token_logprobs
+from lm_env.forwards import (
+    chunked_logprobs,
+    device_of,
+    evaluating,
+    facts_of,
+    plain_forward,
+    response_hidden,
+    response_outputs,
+    restrict,
+    token_logprobs,
+)
 
 Critic = Literal["shared", "separate", "none"] | nn.Module
 
@@ -28,8 +39,8 @@ class Evaluation(NamedTuple):
     """(N,) nats."""
     values: Tensor
     """(N,) V of the state before each token."""
-    logits: Tensor
-    """(N, V), as sampled from: temperature aside, masks included."""
+    logits: Tensor | None
+    """(N, V), as sampled from: temperature aside, masks included; None where they were not kept."""
 
 
 class ValueHeadPolicy(nn.Module):
@@ -59,7 +70,9 @@ class ValueHeadPolicy(nn.Module):
     def _new_head(self) -> nn.Linear:
         size = facts_of(self.value_model).hidden_size
         if size is None:
-            raise UnsupportedModelError(f"{type(self.value_model).__name__} returns no hidden_states for the value head: pass critic=, a model that does")
+            raise UnsupportedModelError(
+                f"{type(self.value_model).__name__} returns no hidden_states for the value head: pass critic=, a model that does"
+            )
         dtype = next((p.dtype for p in self.value_model.parameters() if p.dtype == torch.float64), torch.float32)
         head = nn.Linear(size, 1, dtype=dtype, device=device_of(self.value_model))
         nn.init.zeros_(head.weight)
@@ -81,22 +94,34 @@ class ValueHeadPolicy(nn.Module):
         assert self.value_head is not None
         return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
-    def evaluate(self, episodes: Episodes, allowed: np.ndarray | None = None) -> Evaluation:
+    def evaluate(self, episodes: Episodes, allowed: np.ndarray | None = None, keep_logits: bool = False) -> Evaluation:
         """Log-probs and values of all response tokens, one forward per sequence, padding excluded.
+
+        Logits that would fill more than `LOGIT_BUDGET` are never in memory whole, unless they are to be
+        kept or masked.
 
         Args:
             allowed: bool (N, V), see `Task.allowed_in`.
         """
+        facts = facts_of(self.lm)
+        logits_wanted = int(episodes.response_lengths.sum()) * facts.vocab_size
+        if facts.splits and allowed is None and not keep_logits and logits_wanted > forwards.LOGIT_BUDGET:
+            hidden, tokens = response_hidden(self.lm, episodes)
+            logp = chunked_logprobs(self.lm, hidden, tokens, self.temperature)
+            return Evaluation(logp, self._values(episodes, hidden, logp), None)
         outputs, tokens = response_outputs(self.lm, episodes, want_hidden=self.reads_trunk)
         logits = outputs.logits if allowed is None else restrict(outputs.logits, allowed)
         logp = token_logprobs(logits, tokens, self.temperature)
+        return Evaluation(logp, self._values(episodes, outputs.hidden, logp), logits)
+
+    def _values(self, episodes: Episodes, hidden: Tensor | None, like: Tensor) -> Tensor:
+        """V (N,), from the trunk's hidden states or the critic's; zeros without a value head."""
         if self.value_head is None:
-            return Evaluation(logp, torch.zeros_like(logp), logits)
-        hidden = outputs.hidden
+            return torch.zeros_like(like)
         if self.critic is not None:
             hidden = response_outputs(self.critic, episodes, want_hidden=True)[0].hidden
         assert hidden is not None
-        return Evaluation(logp, self.value_of(hidden), logits)
+        return self.value_of(hidden)
 
     @torch.no_grad()
     def values(self, episodes: Episodes) -> Tensor:
@@ -116,6 +141,8 @@ class ValueHeadPolicy(nn.Module):
             outputs = plain_forward(self.lm, ids, at, want_hidden=self.reads_trunk)
             if self.value_head is None:
                 return outputs.logits, torch.zeros(len(ids), device=device)
-            hidden = outputs.hidden if self.critic is None else plain_forward(self.critic, ids, at, want_hidden=True).hidden
+            hidden = (
+                outputs.hidden if self.critic is None else plain_forward(self.critic, ids, at, want_hidden=True).hidden
+            )
         assert hidden is not None
         return outputs.logits, self.value_of(hidden)

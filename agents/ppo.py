@@ -55,6 +55,11 @@ class PPO(BatchedAgent):
     Config: ClassVar[type[AgentConfig]] = PPOConfig
     config: PPOConfig
 
+    @property
+    def needs_logits(self) -> bool:  # type: ignore[override]
+        """For the entropy bonus."""
+        return self.config.ent_coef != 0
+
     def update(self, rollout: Rollout) -> dict[str, float]:
         """`n_epochs` passes of clipped updates over the rollout."""
         config, mask = self.config, rollout.mask
@@ -83,7 +88,7 @@ class PPO(BatchedAgent):
         policy = self.policy_loss(evaluation.logp, batch)
         value = clipped_value_loss(evaluation.values, batch.old_values, batch.returns, config.clip_range_vf)
         loss = policy + config.vf_coef * value
-        if config.ent_coef:
+        if config.ent_coef and evaluation.logits is not None:
             logp = torch.log_softmax(evaluation.logits.float() / self.policy.temperature, -1)
             loss = loss + config.ent_coef * torch.where(logp > -torch.inf, logp.exp() * logp, 0.0).sum(-1)
         with torch.no_grad():

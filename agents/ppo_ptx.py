@@ -18,7 +18,7 @@ from agents.config import AgentConfig
 from agents.ppo import PPO, PPOConfig
 from lm_env.episodes import Episodes
 from lm_env.errors import ConfigurationError
-from lm_env.models import length_batches, response_outputs, token_logprobs
+from lm_env.forwards import length_batches, response_outputs, token_logprobs
 from lm_env.prompts import Prompt, load_prompts
 
 __all__ = ["PPOPtx", "PPOPtxConfig"]

@@ -20,7 +20,7 @@ from agents.policy import ValueHeadPolicy
 from agents.sampling import sample
 from lm_env.decoding import make_decoder
 from lm_env.episodes import Episodes, Scored
-from lm_env.models import Outputs, evaluating, restrict
+from lm_env.forwards import Outputs, evaluating, restrict
 from lm_env.prompts import Prompt
 from lm_env.task import Task
 

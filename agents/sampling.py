@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lm_env.models import token_logprobs
+from lm_env.forwards import token_logprobs
 
 __all__ = ["inverse_cdf", "sample"]
 

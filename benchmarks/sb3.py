@@ -36,7 +36,7 @@ import agents
 from agents.sampling import sample
 from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
 from lm_env import TextGenerationVectorEnv
-from lm_env.models import plain_forward, token_logprobs
+from lm_env.forwards import plain_forward, token_logprobs
 
 WAYS = ("plain", "stock_buffer", "episode_buffer", "batched")
 TEXTS, PROMPT, VOCABULARY = 32, 16, 2048

@@ -19,7 +19,8 @@ import torch
 from pretrain_reviews import encode, load_reviews
 from transformers import AutoModelForCausalLM
 
-from lm_env.models import EMBEDDED_MODEL, load_model, load_tokenizer, resolve, token_logprobs
+from lm_env.forwards import token_logprobs
+from lm_env.models import EMBEDDED_MODEL, load_model, load_tokenizer, resolve
 
 
 def windows(docs: list[np.ndarray], length: int) -> torch.Tensor:

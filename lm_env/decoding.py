@@ -22,7 +22,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from lm_env.errors import UnsupportedModelError
-from lm_env.models import Outputs, check_positions, device_of, evaluating, facts_of, forward, plain_forward
+from lm_env.forwards import Outputs, check_positions, device_of, evaluating, facts_of, forward, plain_forward
 
 __all__ = ["Decoder", "FullDecoder", "SlotDecoder", "make_decoder", "why_no_slot_cache"]
 

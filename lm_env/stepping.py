@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lm_env.decoding import make_decoder
-from lm_env.models import evaluating, restrict, token_logprobs
+from lm_env.forwards import evaluating, restrict, token_logprobs
 
 __all__ = ["StepScorer"]
 

@@ -23,17 +23,17 @@ from torch import nn
 
 from lm_env.episodes import Episodes, Scored
 from lm_env.errors import ConfigurationError
-from lm_env.kl import KLController, full_kl, k1, k2, k3, make_controller
-from lm_env.models import (
+from lm_env.forwards import (
     check_positions,
     evaluating,
     facts_of,
     length_batches,
-    load_causal_lm,
-    load_tokenizer,
     response_logprobs,
-    response_outputs, token_logprobs,
+    response_outputs,
+    token_logprobs,
 )
+from lm_env.kl import KLController, full_kl, k1, k2, k3, make_controller
+from lm_env.models import load_causal_lm, load_tokenizer
 from lm_env.prompts import Prompt, load_prompts
 from lm_env.rewards import RewardFunction, compose_rewards, final_scores, score_responses
 

@@ -9,7 +9,7 @@ import torch
 from lm_env.behavior import Behavior
 from lm_env.env import TextGenerationEnv
 from lm_env.errors import ConfigurationError, LMEnvError, PublishedActionsError
-from lm_env.models import token_logprobs
+from lm_env.forwards import token_logprobs
 from lm_env.vector_env import TextGenerationVectorEnv
 
 ALL = np.arange(3)

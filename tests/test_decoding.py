@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from lm_env.decoding import FullDecoder, SlotDecoder, make_decoder, why_no_slot_cache
 from lm_env.errors import UnsupportedModelError
-from lm_env.models import facts_of
+from lm_env.forwards import facts_of
 
 CACHED = ["gpt2", "gpt2-eager", "llama", "llama-eager", "qwen2", "qwen3", "gpt-neox", "opt"]
 WHOLE = {

@@ -13,19 +13,17 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from lm_env.episodes import Episodes
 from lm_env.errors import ConfigurationError, ModelLoadError, UnsupportedModelError
-from lm_env.models import (
+from lm_env.forwards import (
     LOGIT_BUDGET,
     evaluating,
     facts_of,
     length_batches,
-    load_causal_lm,
-    load_model,
-    load_tokenizer,
     response_logprobs,
     response_outputs,
     restrict,
     token_logprobs,
 )
+from lm_env.models import load_causal_lm, load_model, load_tokenizer
 
 KINDS = ["gpt2", "gpt2-eager", "llama", "qwen2", "qwen3", "gpt-neox", "opt", "mistral", "gemma2", "bloom", "gpt-neo"]
 KINDS += ["mamba", "granite", "cohere"]

@@ -32,7 +32,7 @@ from lm_env.errors import (
     PublishedActionsError,
     UnsafeFileError,
 )
-from lm_env.models import evaluating, response_logprobs
+from lm_env.forwards import evaluating, response_logprobs
 
 V, EOS = 61, 0
 PROMPTS = [[3, 4, 5], [7], [9, 10, 11, 12, 13], [20, 21]]

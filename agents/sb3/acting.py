@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agents.policy import ValueHeadPolicy
 from lm_env.decoding import Decoder, make_decoder
-from lm_env.models import Outputs
+from lm_env.forwards import Outputs
 
 __all__ = ["CachedActor"]
 

@@ -23,7 +23,7 @@ from agents.sb3.acting import CachedActor
 from agents.sb3.sequences import Observations, as_arrays, as_sequences
 from agents.sb3.vec_env import TextSpace, TextVecEnv
 from lm_env.errors import ConfigurationError
-from lm_env.models import device_of, facts_of, plain_forward, token_logprobs
+from lm_env.forwards import device_of, facts_of, plain_forward, token_logprobs
 
 __all__ = ["TextActorCritic"]
 

@@ -26,7 +26,8 @@ from lm_env.cli.report import Curves, Report, plot_curves, say, write_summary
 from lm_env.env import TextGenerationEnv
 from lm_env.episodes import Episodes
 from lm_env.errors import CheckpointWriteError, ConfigurationError
-from lm_env.models import load_causal_lm, response_logprobs, without_weight_bars
+from lm_env.forwards import response_logprobs
+from lm_env.models import load_causal_lm, without_weight_bars
 from lm_env.prompts import Prompt
 from lm_env.rewards import score_responses
 from lm_env.task import Task
