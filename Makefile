@@ -12,7 +12,6 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR the virtual environment.'
-	@echo '  A CPU-only torch is smaller: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo'
 
 demo: $(VENV)/.installed  ## the three phases of RLHF on the embedded model, into runs/demo
 	$(BIN)/lm-env demo --out runs/demo

@@ -1,0 +1,103 @@
+"""What is shipped: the embedded model and its environment, the public names, a light import."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lm_env
+from lm_env.forwards import token_logprobs
+from lm_env.models import EMBEDDED_MODEL, load_causal_lm, resolve
+
+FOLDER = Path(resolve(EMBEDDED_MODEL))
+
+
+def test_the_embedded_model_is_small_and_unpickled():
+    assert sum(f.stat().st_size for f in FOLDER.glob("*.safetensors")) <= 8_000_000
+    assert {f.suffix for f in FOLDER.iterdir()} <= {".json", ".safetensors"}
+
+
+def test_transformers_loads_the_embedded_model_by_itself():
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
+    ours, _ = load_causal_lm(EMBEDDED_MODEL)
+    ids = torch.tensor([tokenizer("This film was")["input_ids"]])
+    assert ids[0, 0] == tokenizer.bos_token_id
+    assert torch.equal(theirs(input_ids=ids).logits, ours(input_ids=ids).logits)
+
+
+@torch.no_grad()
+def test_the_embedded_model_knows_film_review_english():
+    """Far better than chance on the openings of reviews that it was not trained on, and on their order of words."""
+    model, tokenizer = load_causal_lm(EMBEDDED_MODEL)
+    lines = (FOLDER.parent / "review_openings.txt").read_text(encoding="utf-8").splitlines()[:200]
+
+    def nats(texts: list[str]) -> float:
+        rows = [torch.tensor([tokenizer(t)["input_ids"]]) for t in texts]
+        logp = [token_logprobs(model(input_ids=r[:, :-1]).logits, r[:, 1:]) for r in rows]
+        return float(-torch.cat(logp, 1).mean())
+
+    rng = np.random.default_rng(0)
+    shuffled = [" ".join(rng.permutation(line.split())) for line in lines]
+    assert nats(lines) < math.log(4096) - 3
+    assert nats(lines) < nats(shuffled) - 1
+
+
+@pytest.mark.parametrize("options", [{}, {"flat": True}], ids=["dict", "flat"])
+def test_the_embedded_environment_passes_both_checkers(options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gymnasium.make("lm_env/Sentiment-v0", **options).unwrapped)
+        sb3_check_env(gymnasium.make("lm_env/Sentiment-v0", **options).unwrapped)
+
+
+def test_the_environment_owns_its_model_and_shares_the_reference():
+    one, two = (gymnasium.make("lm_env/Sentiment-v0").unwrapped.task for _ in range(2))
+    assert one.reference is two.reference
+    assert one.model is not two.model
+    weights = {p.data_ptr() for task in (one, two) for p in task.model.parameters()}
+    assert not weights & {p.data_ptr() for p in one.reference.parameters()}
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, lm_env; assert not {'torch', 'transformers', 'stable_baselines3', 'agents'} & set(sys.modules), 1"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_environment_package_does_not_import_the_other_two():
+    code = (
+        "import sys, lm_env.env, lm_env.vector_env, lm_env.token_mdp, lm_env.check_agent, lm_env.tasks.sentiment\n"
+        "assert not {'agents', 'reward_models'} & {m.partition('.')[0] for m in sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["lm_env", "agents", "agents.sb3", "reward_models"])
+def test_every_public_name_is_there(name):
+    module = importlib.import_module(name)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for public in module.__all__:
+        getattr(module, public)
+
+
+def test_no_generic_name_leaves_agents():
+    """`agents` is the import name of another distribution as well: a wrong import has to fail."""
+    import agents
+
+    assert not {"Agent", "Runner", "Model", "Tool"} & set(agents.__all__)
+
+
+def test_both_ids_are_registered():
+    assert {"lm_env/Sentiment-v0", "lm_env/TokenMDP-v0"} <= set(gymnasium.registry)
+    assert lm_env.__version__
