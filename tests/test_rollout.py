@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from agents.policy import ValueHeadPolicy
 from agents.rollout import collect, generate
 from lm_env.errors import ConfigurationError
-from lm_env.models import response_logprobs
+from lm_env.forwards import response_logprobs
 from lm_env.task import Task
 
 SLOTS = 3

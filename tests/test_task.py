@@ -25,7 +25,8 @@ from lm_env.errors import (
     UnsupportedModelError,
 )
 from lm_env.kl import AdaptiveKL, full_kl
-from lm_env.task import Task, resolve_reward
+from lm_env.options import resolve_reward
+from lm_env.task import Task
 
 EOS = 0
 

@@ -19,7 +19,7 @@ def make_judge(spec: str, *, device: str, download: bool) -> Any:
         ConfigurationError, ModelLoadError: it cannot be had.
     """
     import reward_models
-    from lm_env.task import resolve_reward
+    from lm_env.options import resolve_reward
 
     if spec == "lexicon":
         return reward_models.LexiconSentiment()
