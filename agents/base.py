@@ -63,7 +63,10 @@ class BatchedAgent(ABC):
         try:
             self.config = self.Config(**options)
         except TypeError as error:
-            raise ConfigurationError(f"{type(self).__name__}: {str(error).removeprefix('AgentConfig.__init__() ')}; see {self.Config.__name__}") from error
+            raise ConfigurationError(
+                f"{type(self).__name__}: {str(error).removeprefix('AgentConfig.__init__() ')}; see"
+                f" {self.Config.__name__}"
+            ) from error
         self.env = gymnasium.make(env) if isinstance(env, str) else env
         self.task = task_of(self.env)
         self.policy = ValueHeadPolicy(self.task.model, self.config.critic, self.task.temperature)
@@ -177,7 +180,10 @@ class BatchedAgent(ABC):
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
         if not np.isfinite(norm):
             self.optimizer.zero_grad()
-            raise NonFiniteError(f"the gradient's norm is {norm}: the weights are unchanged; lower the learning rate or look at the rewards")
+            raise NonFiniteError(
+                f"the gradient's norm is {norm}: the weights are unchanged; lower the learning rate or look at the"
+                " rewards"
+            )
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.policy.lm)
@@ -185,9 +191,12 @@ class BatchedAgent(ABC):
 
     def add_gradients(self) -> None:
         """Called before each step, for an agent that adds the gradient of another objective."""
+        return
 
     # -- acting -----------------------------------------------------------------------------------------
-    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, None]:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, None]:
         """The next token for an observation of the environment, one or a batch; (actions, None) as in SB3."""
         flat = not isinstance(observation, dict)
         ids = np.asarray(observation)[..., 1:] if flat else np.asarray(observation["input_ids"])
@@ -203,17 +212,23 @@ class BatchedAgent(ABC):
         episodes = self.rollout_episodes(prompts, n, deterministic)
         return [self.task.text_of(r) for r in episodes.responses()]
 
-    def rollout_episodes(self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False) -> Episodes:
+    def rollout_episodes(
+        self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False
+    ) -> Episodes:
         """Like `generate`, as `Episodes` with log-probs, ready for `env.score`."""
         chosen = self.task.prompts.sample(self.prompt_rng, n) if prompts is None else self.load_prompts(prompts)
-        return generate(self.task.model, self.task, chosen, self.config.slots, self.generator, deterministic=deterministic)[0]
+        return generate(
+            self.task.model, self.task, chosen, self.config.slots, self.generator, deterministic=deterministic
+        )[0]
 
     def load_prompts(self, prompts: Sequence[Any]) -> Sequence[Prompt]:
         """Texts, token ids or rows as prompts of the task; prompts as they are."""
         if len(prompts) and isinstance(prompts[0], Prompt):
             return prompts
         task = self.task
-        return load_prompts(list(prompts), task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens)
+        return load_prompts(
+            list(prompts), task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens
+        )
 
     # -- files ------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:
@@ -260,7 +275,10 @@ class BatchedAgent(ABC):
     def autocast(self) -> Iterator[None]:
         """Forwards of the update: bfloat16 where asked, dropout off."""
         device = device_of(self.policy)
-        with torch.autocast(device.type, dtype=torch.bfloat16) if self.config.bf16 else nullcontext(), evaluating(self.policy):
+        with (
+            torch.autocast(device.type, dtype=torch.bfloat16) if self.config.bf16 else nullcontext(),
+            evaluating(self.policy),
+        ):
             yield
 
     def _log(self, rollout: Rollout, metrics: dict[str, float], rollout_s: float, update_s: float) -> None:
@@ -291,7 +309,10 @@ def task_of(env: Any) -> Task:
     """The task of a text environment, whatever it is wrapped in."""
     inner = getattr(env, "unwrapped", env)
     if not isinstance(inner, TextGenerationEnv | TextGenerationVectorEnv):
-        raise ConfigurationError(f"a batched agent needs a text environment of lm_env, not {type(inner).__name__}: use stable-baselines3 for others")
+        raise ConfigurationError(
+            f"a batched agent needs a text environment of lm_env, not {type(inner).__name__}: use stable-baselines3 for"
+            " others"
+        )
     return inner.task
 
 

@@ -56,7 +56,9 @@ class BestOfN(BatchedAgent):
         """No update."""
         return {}
 
-    def rollout_episodes(self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False) -> Episodes:
+    def rollout_episodes(
+        self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False
+    ) -> Episodes:
         """The best of n samples for each prompt.
 
         Their log-probs are None: the distribution of the best sample has no cheap density.

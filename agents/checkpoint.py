@@ -159,10 +159,14 @@ def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
     folder = verify_folder(path)
     state = json.loads((folder / "agent" / "state.json").read_text())
     if state["agent"] != cls.__name__:
-        raise CheckpointMismatchError(f"{path} holds an agent of class {state['agent']}, not {cls.__name__}: load it with that class")
+        raise CheckpointMismatchError(
+            f"{path} holds an agent of class {state['agent']}, not {cls.__name__}: load it with that class"
+        )
     agent = cls(env, **state["config"], **options)
     if state["vocab_size"] != agent.task.vocab_size:
-        raise CheckpointMismatchError(f"vocab_size differs: {state['vocab_size']} in {path}, {agent.task.vocab_size} in the environment")
+        raise CheckpointMismatchError(
+            f"vocab_size differs: {state['vocab_size']} in {path}, {agent.task.vocab_size} in the environment"
+        )
     lm = agent.task.model
     tensors = load_file(folder / "agent" / "policy.safetensors")
     if agent.task.adapter is not None:  # the base is the environment's own; only the adapter was trained
@@ -189,7 +193,11 @@ def _tensors(agent: BatchedAgent) -> dict[str, Tensor]:
     """What the LM's own folder does not hold: heads, critics, a table's rows, an adapter's weights."""
     state = agent.policy.state_dict()
     if isinstance(agent.task.model, PreTrainedModel):
-        own = {n for n, p in agent.policy.named_parameters() if p.requires_grad} if agent.task.adapter is not None else set()
+        own = (
+            {n for n, p in agent.policy.named_parameters() if p.requires_grad}
+            if agent.task.adapter is not None
+            else set()
+        )
         state = {k: v for k, v in state.items() if not k.startswith("lm.") or k in own}
     return {k: v.detach().clone().contiguous() for k, v in state.items()}
 

@@ -79,5 +79,7 @@ def trainer(name: str) -> Train:
         ConfigurationError: no such name.
     """
     if name not in CHECKED:
-        raise ConfigurationError(f"no agent is called {name!r}: choose from {', '.join(CHECKED)}, or call lm_env.check_agent with your own")
+        raise ConfigurationError(
+            f"no agent is called {name!r}: choose from {', '.join(CHECKED)}, or call lm_env.check_agent with your own"
+        )
     return CHECKED[name]()

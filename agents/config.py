@@ -46,8 +46,14 @@ class AgentConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if isinstance(self.warmup_rollouts, bool) or not isinstance(self.warmup_rollouts, int) or self.warmup_rollouts < 0:
-            raise ConfigurationError(f"warmup_rollouts must be a whole number of at least 0, not {self.warmup_rollouts!r}")
+        if (
+            isinstance(self.warmup_rollouts, bool)
+            or not isinstance(self.warmup_rollouts, int)
+            or self.warmup_rollouts < 0
+        ):
+            raise ConfigurationError(
+                f"warmup_rollouts must be a whole number of at least 0, not {self.warmup_rollouts!r}"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigurationError(f"ema_decay must lie between 0 and 1, not {self.ema_decay!r}")
         for name in ("learning_rate", "max_grad_norm"):

@@ -39,30 +39,36 @@ class EarlyWarning:
         kl, error = scored.kl.mean(), scored.kl.std() / math.sqrt(len(scored.kl))
         entropy = float(-scored.logp[mask].mean())
         surprise = float(-scored.ref_logp[mask].mean())
-        first = {k: self._first.setdefault(k, v) for k, v in (("entropy", entropy), ("surprise", surprise), ("score", scored.scores.mean()))}
+        first = {
+            k: self._first.setdefault(k, v)
+            for k, v in (("entropy", entropy), ("surprise", surprise), ("score", scored.scores.mean()))
+        }
         found = {}
         if kl < -4 * error - 1e-3:
             found["kl"] = (
-                f"KL is negative ({kl:.3f} +- {error:.3f} nats): the log-probs are not those of the distribution sampled from; "
-                "look for top-k, top-p, a temperature, or a dropout that only one of the two has"
+                f"KL is negative ({kl:.3f} +- {error:.3f} nats): the log-probs are not those of the distribution"
+                " sampled from; look for top-k, top-p, a temperature, or a dropout that only one of the two has"
             )
         if entropy < 0.1 * first["entropy"]:
             found["entropy"] = (
-                f"entropy has fallen from {first['entropy']:.2f} to {entropy:.2f} nats per token: the policy is collapsing; "
-                "raise beta or lower the learning rate"
+                f"entropy has fallen from {first['entropy']:.2f} to {entropy:.2f} nats per token: the policy is"
+                " collapsing; raise beta or lower the learning rate"
             )
         if scored.scores.mean() > first["score"] and surprise > first["surprise"] + math.log(4):
             found["perplexity"] = (
-                f"the score rises while the perplexity under the reference has grown from {math.exp(first['surprise']):.0f} to "
-                f"{math.exp(surprise):.0f}: the reward is being gamed; raise beta"
+                "the score rises while the perplexity under the reference has grown from"
+                f" {math.exp(first['surprise']):.0f} to {math.exp(surprise):.0f}: the reward is being gamed; raise beta"
             )
         if not scored.ended.any() and rollout.episodes.response_lengths.std() == 0 and mask.shape[1] > 1:
             found["eos"] = (
-                "no text has ended by itself, all ran to the length cap: if that is not meant, check eos_token_id, or pay a "
-                "missing_eos_score"
+                "no text has ended by itself, all ran to the length cap: if that is not meant, check eos_token_id, or"
+                " pay a missing_eos_score"
             )
         if len(scored.scores) > 1 and np.ptp(scored.scores) == 0:
-            found["constant"] = f"all {len(scored.scores)} scores are {scored.scores[0]:.4g}: the reward function does not tell the texts apart"
+            found["constant"] = (
+                f"all {len(scored.scores)} scores are {scored.scores[0]:.4g}: the reward function does not tell the"
+                " texts apart"
+            )
         return found
 
     def _of_update(self, metrics: dict[str, float], bf16: bool) -> dict[str, str]:
@@ -70,9 +76,12 @@ class EarlyWarning:
         ratio = metrics.get("first_log_ratio", 0.0)
         if ratio > (0.5 if bf16 else 1e-2):
             found["ratio"] = (
-                f"the first minibatch's log-ratio reaches {ratio:.3g}, where it should be 0: update and sampling disagree; "
-                "look for dropout, or for weights that changed in between"
+                f"the first minibatch's log-ratio reaches {ratio:.3g}, where it should be 0: update and sampling"
+                " disagree; look for dropout, or for weights that changed in between"
             )
         if metrics.get("equal_groups", 0.0) > 0.9:
-            found["groups"] = "in most groups all samples got the same return, which teaches nothing: use a finer reward or larger groups"
+            found["groups"] = (
+                "in most groups all samples got the same return, which teaches nothing: use a finer reward or larger"
+                " groups"
+            )
         return found

@@ -48,7 +48,9 @@ class GroupConfig(AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_size < 1 or self.rollout_episodes % self.group_size:
-            raise ConfigurationError(f"rollout_episodes ({self.rollout_episodes}) must be a multiple of group_size ({self.group_size})")
+            raise ConfigurationError(
+                f"rollout_episodes ({self.rollout_episodes}) must be a multiple of group_size ({self.group_size})"
+            )
         for name, known in (("kl_in", ("reward", "loss")), ("length_normalization", ("constant", "sequence", "token"))):
             if getattr(self, name) not in known:
                 raise ConfigurationError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
@@ -80,13 +82,18 @@ class GroupAgent(BatchedAgent):
         for _ in range(config.n_epochs):
             for rows in self.minibatches(len(returns)):
                 norm = self.optimize(
-                    rollout, rows, lambda evaluation, part: self._loss(evaluation, rollout, advantages, part, means), self._weights(rollout, rows)
+                    rollout,
+                    rows,
+                    lambda evaluation, part: self._loss(evaluation, rollout, advantages, part, means),
+                    self._weights(rollout, rows),
                 )
                 means.add("grad_norm", norm)
         equal = (groups.std(1) == 0).mean() if config.group_size > 1 else 0.0
         return {**means.result(), "advantage_std": float(advantages.std()), "equal_groups": float(equal)}
 
-    def _loss(self, evaluation: Evaluation, rollout: Rollout, advantages: np.ndarray, rows: np.ndarray, means: Means) -> Tensor:
+    def _loss(
+        self, evaluation: Evaluation, rollout: Rollout, advantages: np.ndarray, rows: np.ndarray, means: Means
+    ) -> Tensor:
         mask = rollout.mask[rows]
         like = evaluation.logp
         old = torch.from_numpy(rollout.scored.logp[rows][mask]).to(like)

@@ -71,7 +71,8 @@ class ValueHeadPolicy(nn.Module):
         size = facts_of(self.value_model).hidden_size
         if size is None:
             raise UnsupportedModelError(
-                f"{type(self.value_model).__name__} returns no hidden_states for the value head: pass critic=, a model that does"
+                f"{type(self.value_model).__name__} returns no hidden_states for the value head: pass critic=, a model"
+                " that does"
             )
         dtype = next((p.dtype for p in self.value_model.parameters() if p.dtype == torch.float64), torch.float32)
         head = nn.Linear(size, 1, dtype=dtype, device=device_of(self.value_model))

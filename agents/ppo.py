@@ -71,7 +71,9 @@ class PPO(BatchedAgent):
         means = Means()
         for _ in range(config.n_epochs):
             for rows in self.minibatches(len(mask)):
-                norm = self.optimize(rollout, rows, lambda evaluation, part: self._loss(evaluation, targets.of(part, evaluation), means))
+                norm = self.optimize(
+                    rollout, rows, lambda evaluation, part: self._loss(evaluation, targets.of(part, evaluation), means)
+                )
                 means.add("grad_norm", norm)
         return {
             **means.result(),

@@ -54,9 +54,7 @@ class PPOPtx(PPO):
 
     def __init__(self, env: Any, texts: Sequence[Any] | str, *, max_text_tokens: int = 128, **options: Any) -> None:
         super().__init__(env, **options)
-        pool = load_prompts(
-            texts, self.task.tokenizer, vocab_size=self.task.vocab_size, max_prompt_tokens=2**31 - 1
-        )
+        pool = load_prompts(texts, self.task.tokenizer, vocab_size=self.task.vocab_size, max_prompt_tokens=2**31 - 1)
         self.texts: list[Prompt] = [p for p in pool if len(p.ids) >= 2]
         if not self.texts:
             raise ConfigurationError("texts for PPO-ptx need at least two tokens each, to have one to predict")

@@ -11,7 +11,7 @@ from agents.a2c import A2C, A2CConfig
 from agents.config import AgentConfig
 from agents.group import GroupAgent, GroupConfig
 
-__all__ = ["ReinforceValue", "ReinforceValueConfig", "Reinforce", "ReinforceConfig"]
+__all__ = ["Reinforce", "ReinforceConfig", "ReinforceValue", "ReinforceValueConfig"]
 
 
 @dataclass(frozen=True)

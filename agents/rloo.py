@@ -23,7 +23,9 @@ class RLOOConfig(GroupConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_size < 2:
-            raise ConfigurationError("RLOO compares a sample with the others of its group: group_size must be at least 2")
+            raise ConfigurationError(
+                "RLOO compares a sample with the others of its group: group_size must be at least 2"
+            )
 
 
 class RLOO(GroupAgent):

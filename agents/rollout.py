@@ -20,6 +20,7 @@ from agents.policy import ValueHeadPolicy
 from agents.sampling import sample
 from lm_env.decoding import make_decoder
 from lm_env.episodes import Episodes, Scored
+from lm_env.errors import ConfigurationError
 from lm_env.forwards import Outputs, evaluating, restrict
 from lm_env.prompts import Prompt
 from lm_env.task import Task
@@ -55,7 +56,9 @@ def collect(
     Args:
         on_scored: told the seconds that the scoring took.
     """
-    episodes, values = generate(policy.lm, task, prompts, slots, generator, value_of=policy.value_of if policy.reads_trunk else None)
+    episodes, values = generate(
+        policy.lm, task, prompts, slots, generator, value_of=policy.value_of if policy.reads_trunk else None
+    )
     started = time.perf_counter()
     mask = episodes.response_mask()
     if policy.critic is not None:
@@ -84,6 +87,8 @@ def generate(
     Returns:
         (episodes with log-probs, values (B, T)); the order is that of `prompts`.
     """
+    if not prompts:
+        raise ConfigurationError("there is nothing to write to: give at least one prompt")
     desk = _Desk(lm, task, prompts, min(slots, len(prompts)), generator, deterministic, value_of)
     with torch.no_grad(), evaluating(lm):
         while desk.busy():
@@ -99,7 +104,13 @@ class _Desk:
         self, lm: nn.Module, task: Task, prompts: Sequence[Prompt], slots: int, generator: torch.Generator | None,
         deterministic: bool, value_of: ValueOf | None,
     ) -> None:  # fmt: skip
-        self.task, self.prompts, self.generator, self.deterministic, self.value_of = task, prompts, generator, deterministic, value_of
+        self.task, self.prompts, self.generator, self.deterministic, self.value_of = (
+            task,
+            prompts,
+            generator,
+            deterministic,
+            value_of,
+        )
         count, width = len(prompts), max(len(p.ids) for p in prompts) + task.max_new_tokens
         self.ids = np.full((count, width), task.pad_token_id, dtype=np.int64)
         self.prompt_lengths = np.array([len(p.ids) for p in prompts], dtype=np.int64)
@@ -159,5 +170,7 @@ class _Desk:
     def finished(self) -> tuple[Episodes, np.ndarray]:
         longest = int((self.lengths - self.prompt_lengths).max())
         width = int(self.lengths.max())
-        episodes = Episodes(self.ids[:, :width], self.prompt_lengths, self.lengths, self.prompts, self.logp[:, :longest])
+        episodes = Episodes(
+            self.ids[:, :width], self.prompt_lengths, self.lengths, self.prompts, self.logp[:, :longest]
+        )
         return episodes, self.values[:, :longest]

@@ -26,12 +26,12 @@ def peak(chunked: bool, vocab: int, batch: int, new_tokens: int, device: str) ->
     """MiB."""
     torch.manual_seed(0)
     forwards.LOGIT_BUDGET = 2**22 if chunked else 2**62
-    config = GPT2Config(
-        vocab_size=vocab, n_embd=64, n_layer=2, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=0
-    )
+    size = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, **size)).to(device)
+    prompts = np.random.default_rng(0).integers(vocab, size=(8, 16)).tolist()
     env = TextGenerationEnv(
-        model=GPT2LMHeadModel(config).to(device), prompts=np.random.default_rng(0).integers(vocab, size=(8, 16)).tolist(),
-        reward=lambda prompts, responses: [float(len(r)) for r in responses], eos_token_id=(), max_new_tokens=new_tokens,
+        model=model, prompts=prompts, eos_token_id=(), max_new_tokens=new_tokens,
+        reward=lambda prompts, responses: [float(len(r)) for r in responses],
     )  # fmt: skip
     agent = PPO(env, rollout_episodes=batch, slots=batch, batch_size=batch, n_epochs=1)
     rollout = agent.collect_rollout()

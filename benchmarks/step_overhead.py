@@ -39,10 +39,13 @@ class ForwardClock:
 def measure(slots: int, steps: int, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=2048, n_embd=256, n_layer=4, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=0))
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=2048, n_embd=256, n_layer=4, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=0)
+    )
     rng = np.random.default_rng(0)
     env = TextGenerationVectorEnv(
-        slots, model=model.eval(), prompts=rng.integers(1, 2048, size=(64, 16)).tolist(), eos_token_id=0, max_new_tokens=48,
+        slots, model=model.eval(), prompts=rng.integers(1, 2048, size=(64, 16)).tolist(),
+        eos_token_id=0, max_new_tokens=48,
         reward=lambda prompts, responses: [float(len(r)) for r in responses], autoreset_mode="SameStep",
     )  # fmt: skip
     clock = ForwardClock(env.task.reference)  # type: ignore[arg-type]
@@ -57,7 +60,12 @@ def measure(slots: int, steps: int, threads: int) -> dict[str, float]:
         total = time.perf_counter() - began
         shares.append(1 - clock.seconds / total)
         outside.append(total - clock.seconds)
-    return {"slots": slots, "share": statistics.median(shares), "outside_us": 1e6 * statistics.median(outside), "step_ms": 1e3 * statistics.median(outside) / statistics.median(shares)}
+    return {
+        "slots": slots,
+        "share": statistics.median(shares),
+        "outside_us": 1e6 * statistics.median(outside),
+        "step_ms": 1e3 * statistics.median(outside) / statistics.median(shares),
+    }
 
 
 def main() -> None:
@@ -72,7 +80,10 @@ def main() -> None:
         if args.json:
             print(json.dumps(result))
         else:
-            print(f"{slots:4d} slots: {result['share']:.1%} of a step of {result['step_ms']:.1f} ms is outside the forwards ({result['outside_us']:.0f} us)")
+            print(
+                f"{slots:4d} slots: {result['share']:.1%} of a step of {result['step_ms']:.1f} ms is outside the"
+                f" forwards ({result['outside_us']:.0f} us)"
+            )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def parse() -> argparse.Namespace:
     p.add_argument("--device", default="cpu")
     p.add_argument("--rollouts", type=int, default=5, help="timed rollouts, after one warm-up")
     p.add_argument("--episodes", type=int, help="per rollout  [default: --batch]")
-    p.add_argument("--sampled-lengths", type=float, help="mean length; EOS comes at random  [default: all run to the cap]")
+    p.add_argument(
+        "--sampled-lengths", type=float, help="mean length; EOS comes at random  [default: all run to the cap]"
+    )
     p.add_argument("--floor", action="store_true", help="time the bare loops too, in turns with the agent")
     p.add_argument("--growth", type=int, nargs="+", help="repeat for these numbers of new tokens")
     p.add_argument("--json", action="store_true", help="print one JSON line and nothing else")
@@ -112,7 +114,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     totals = [sum(run[part] for part in PARTS) for run in ours]
     median = {part: statistics.median(run[part] for run in ours) for part in PARTS}
     result: dict[str, Any] = {
-        "algo": args.algo, "epochs": args.epochs, "dtype": args.dtype, "new_tokens": args.new_tokens, "threads": args.threads,
+        "algo": args.algo, "epochs": args.epochs, "dtype": args.dtype,
+        "new_tokens": args.new_tokens, "threads": args.threads,
         "tokens_per_s": statistics.median(run["tokens"] / total for run, total in zip(ours, totals, strict=True)),
         **median, "floor_tokens_per_s": None, "runs": totals, "tokens": [run["tokens"] for run in ours],
     }  # fmt: skip
@@ -127,12 +130,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"{result['algo']}, {result['epochs']} epoch(s), {result['dtype']}, {result['new_tokens']} new tokens, {result['threads']} threads")
+    print(
+        f"{result['algo']}, {result['epochs']} epoch(s), {result['dtype']}, {result['new_tokens']} new tokens,"
+        f" {result['threads']} threads"
+    )
     for part in PARTS:
         bare = f"   floor {result['floor_' + part]:7.3f}" if f"floor_{part}" in result else ""
         print(f"  {part:10s} {result[part]:7.3f}{bare}")
     print(f"  tokens/s   {result['tokens_per_s']:7.0f}", end="")
-    print(f"   floor {result['floor_tokens_per_s']:7.0f}   ({result['of_floor']:.0%} of it)" if result["floor_tokens_per_s"] else "")
+    print(
+        f"   floor {result['floor_tokens_per_s']:7.0f}   ({result['of_floor']:.0%} of it)"
+        if result["floor_tokens_per_s"]
+        else ""
+    )
 
 
 def main() -> None:

@@ -73,11 +73,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             output_dir=folder, per_device_train_batch_size=args.batch, num_generations=agent.config.group_size,
             max_completion_length=args.new_tokens, num_iterations=args.epochs, beta=args.kl, learning_rate=1e-6,
             max_steps=(args.rollouts + 1) * args.epochs, use_cpu=args.device == "cpu", bf16=args.dtype == "bf16",
-            gradient_checkpointing=False, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            gradient_checkpointing=False, report_to="none", save_strategy="no", logging_strategy="no",
+            disable_tqdm=True,
             disable_dropout=True, model_init_kwargs={"dtype": "float32"},
         )  # fmt: skip
         trainer = trainer_class(
-            model=f"{folder}/model", args=config, processing_class=words(args.vocab), train_dataset=Dataset.from_dict({"prompt": prompts}),
+            model=f"{folder}/model", args=config, processing_class=words(args.vocab),
+            train_dataset=Dataset.from_dict({"prompt": prompts}),
             reward_funcs=lambda completions, **columns: [len(c) % 7 for c in completions], callbacks=[turns],
         )  # fmt: skip
         trainer.train()

@@ -16,7 +16,6 @@ import argparse
 import copy
 import json
 import re
-import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -191,7 +190,6 @@ def main() -> None:
         print(f"going on from update {first}", flush=True)
 
     compiled = torch.compile(model)
-    started = time.time()
     stream = batches(docs, args.batch, args.length, seed=0)
     for _ in range(first):
         next(stream)
@@ -209,8 +207,11 @@ def main() -> None:
         if step % 50 == 0:
             bar.set_postfix_str(f"loss {loss.item():.3f}")
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            print(f"\nupdate {step + 1}/{steps} tokens {(step + 1) * per_step:,} "
-                  f"held-out {held_out_loss(model, held, args.length):.4f} nats/token, {time.time() - started:.0f} s", flush=True)  # fmt: skip
+            nats = held_out_loss(model, held, args.length)
+            print(
+                f"\nupdate {step + 1}/{steps}, {(step + 1) * per_step:,} tokens: held-out {nats:.4f} nats/token",
+                flush=True,
+            )
             checkpoint.mkdir(exist_ok=True)
             save_file(
                 {k: v.clone() for k, v in model.state_dict().items()}, checkpoint / f"weights-{step + 1}.safetensors"

@@ -47,7 +47,9 @@ class Behavior:
         taken = np.asarray(actions).reshape(-1)
         values = np.asarray(logprobs, dtype=np.float64).reshape(-1)
         if not len(index) == len(taken) == len(values):
-            raise PublishedActionsError(f"published {len(taken)} actions and {len(values)} log-probs for {len(index)} slots: one each is needed")
+            raise PublishedActionsError(
+                f"published {len(taken)} actions and {len(values)} log-probs for {len(index)} slots: one each is needed"
+            )
         whole = taken.dtype.kind in "iu" and index.dtype.kind in "iu"
         if not whole or ((index < 0) | (index >= n)).any():
             raise PublishedActionsError(
@@ -55,7 +57,9 @@ class Behavior:
             )
         bad = ~np.isfinite(values) | (values > 1e-3)
         if bad.any():
-            raise PublishedActionsError(f"published log-prob {values[bad][0]} of slot {index[bad][0]}: a log-prob is finite and at most 0")
+            raise PublishedActionsError(
+                f"published log-prob {values[bad][0]} of slot {index[bad][0]}: a log-prob is finite and at most 0"
+            )
         self._waiting[index], self._actions[index], self._logp[index] = True, taken, np.minimum(values, 0.0)
 
     def published(self, slots: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,5 +89,7 @@ class Behavior:
         assert self.scorer is not None
         values = np.asarray(self.scorer(observation, actions), dtype=np.float64).reshape(-1)
         if values.shape != actions.shape or not np.isfinite(values).all() or (values > 1e-3).any():
-            raise ConfigurationError(f"the bound scorer must return {len(actions)} finite log-probs (at most 0), not {values!r}")
+            raise ConfigurationError(
+                f"the bound scorer must return {len(actions)} finite log-probs (at most 0), not {values!r}"
+            )
         return np.minimum(values, 0.0)

@@ -26,13 +26,15 @@ MAX_GAP = 3e-3
 MAX_TV = 0.02
 """Total variation between the text distributions, averaged over seeds."""
 RECOGNISED_TV = 0.06
-"""An agent this near to another objective's fixed point, and much nearer than to the optimum, is said to optimise it."""
+"""An agent this near to another objective's fixed point, and at most half as far as from the optimum, has that one."""
 
 EXPLANATIONS = {
     "entropy_bonus": "an entropy bonus is added to the objective: set its coefficient to 0",
     "gamma": "returns are discounted (gamma < 1): set gamma to 1",
     "k2_loss": "the KL penalty is k2 as a per-token loss, which does not credit tokens with the KL that follows",
-    "k3_loss": "the KL penalty is k3 as a per-token loss (GRPO), whose fixed point is not the optimum: put k1 in the reward",
+    "k3_loss": (
+        "the KL penalty is k3 as a per-token loss (GRPO), whose fixed point is not the optimum: put k1 in the reward"
+    ),
     "no_penalty": "the score of a missing EOS is forgotten",
     "reward_rescaled": "the reward is divided by its standard deviation, so beta is in truth beta x std",
     "subtracted_penalty": "the score of a missing EOS is added to the score instead of replacing it",
@@ -131,5 +133,3 @@ def _recognise(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> str:
 
 def _total_variation(probabilities: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(np.asarray(probabilities) - other).sum(-1).mean() / 2)
-
-

@@ -115,7 +115,10 @@ class SlotDecoder:
     def __init__(self, model: nn.Module, slots: int, max_length: int, want_hidden: bool = False) -> None:
         reason = why_no_slot_cache(model)
         if reason is not None:
-            raise UnsupportedModelError(f"{type(model).__name__} cannot be decoded slot by slot: it {reason}; make_decoder falls back on full forwards")
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be decoded slot by slot: it {reason}; make_decoder falls back on full"
+                " forwards"
+            )
         self._init(model, slots, max_length, want_hidden)
 
     def _init(self, model: nn.Module, slots: int, max_length: int, want_hidden: bool) -> None:
@@ -137,7 +140,9 @@ class SlotDecoder:
         self.lengths[slots] = lengths
         last = (torch.arange(len(slots), device=self._device), self._tensor(lengths) - 1)
         # Right pads write keys past the row's length; the row's own tokens overwrite them before they are read.
-        return self._forward(tokens, torch.ones_like(tokens), torch.arange(width, device=self._device).expand_as(tokens), last)
+        return self._forward(
+            tokens, torch.ones_like(tokens), torch.arange(width, device=self._device).expand_as(tokens), last
+        )
 
     @torch.no_grad()
     def step(self, slots: np.ndarray, tokens: np.ndarray) -> Outputs:
@@ -148,7 +153,9 @@ class SlotDecoder:
         self._plan.slots = slice(None) if len(slots) == len(self.lengths) else self._tensor(slots)
         self._plan.positions, self._plan.past, self._plan.width = positions, width - 1, width
         if int(at.min()) + 1 == width:
-            mask = torch.ones((len(slots), width), dtype=torch.long, device=self._device)  # nothing to hide: the fast kernel
+            mask = torch.ones(
+                (len(slots), width), dtype=torch.long, device=self._device
+            )  # nothing to hide: the fast kernel
         else:
             mask = self._mask(positions, width)
         self.lengths[slots] = at + 1
@@ -232,7 +239,9 @@ def why_no_slot_cache(model: nn.Module) -> str | None:
     if model not in _reasons:
         _reasons[model] = reason = _read_config(model) or _try_it(model)
         if reason is not None:
-            log.warning("%s %s: each step runs the whole text again (slower, same numbers)", type(model).__name__, reason)
+            log.warning(
+                "%s %s: each step runs the whole text again (slower, same numbers)", type(model).__name__, reason
+            )
     return _reasons[model]
 
 
@@ -270,7 +279,9 @@ def _try_it(model: nn.Module) -> str | None:
             slow, both = FullDecoder(model, 2, 6), np.arange(2)
             lengths = np.array([2, 4])
             pairs = [(fast.start(both, ids, lengths), slow.start(both, ids, lengths))]
-            pairs += [(fast.step(both, ids[both, lengths + i]), slow.step(both, ids[both, lengths + i])) for i in range(2)]
+            pairs += [
+                (fast.step(both, ids[both, lengths + i]), slow.step(both, ids[both, lengths + i])) for i in range(2)
+            ]
         except Exception as error:  # any failure inside a foreign model means: not this way
             return f"does not run with a per-row cache ({type(error).__name__}: {error})"
     tolerance = 1e-3 if pairs[0][0].logits.dtype in (torch.float32, torch.float64) else 0.1

@@ -47,10 +47,19 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 4}  # noqa: RUF012
 
     def __init__(
-        self, *, flat: bool = False, render_mode: str | None = None, render_values: str = "kl", **task: Unpack[TaskOptions]
+        self,
+        *,
+        flat: bool = False,
+        render_mode: str | None = None,
+        render_values: str = "kl",
+        **task: Unpack[TaskOptions],
     ) -> None:
         self.mdp = TextMDP(Task(**task), slots=1)
-        self.flat, self.render_mode, self.render_values = flat, checked_render_mode(render_mode, render_values), render_values
+        self.flat, self.render_mode, self.render_values = (
+            flat,
+            checked_render_mode(render_mode, render_values),
+            render_values,
+        )
         self.observation_space = observation_space(self.task, flat)
         self.action_space = action_space(self.task)
 
@@ -90,7 +99,9 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
     def render(self) -> str | None:
         """The text so far, each token coloured; None (and printed) in `"human"` mode."""
         if self.render_mode is None:
-            gymnasium.logger.warn("render() needs a render_mode: make the environment with render_mode='ansi' or 'human'")
+            gymnasium.logger.warn(
+                "render() needs a render_mode: make the environment with render_mode='ansi' or 'human'"
+            )
             return None
         text = self.mdp.render(0, self.render_values)
         if self.render_mode == "ansi":
@@ -128,7 +139,9 @@ def checked_render_mode(mode: str | None, values: str) -> str | None:
     if mode == "rgb_array":  # what stable-baselines3's make_vec_env asks of every environment
         return None
     if mode not in (None, *RENDER_MODES):
-        raise ConfigurationError(f"render_mode must be one of {', '.join(map(repr, RENDER_MODES))} or None, not {mode!r}")
+        raise ConfigurationError(
+            f"render_mode must be one of {', '.join(map(repr, RENDER_MODES))} or None, not {mode!r}"
+        )
     if values not in ("kl", "reward"):
         raise ConfigurationError(f"render_values must be 'kl' or 'reward', not {values!r}")
     return mode

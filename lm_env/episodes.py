@@ -39,10 +39,19 @@ class Episodes:
         rows = len(self.input_ids)
         if not (len(self.prompt_lengths) == len(self.lengths) == len(self.prompts) == rows):
             raise ConfigurationError("episodes need one prompt, one prompt length and one length per row of input_ids")
-        if rows and ((self.prompt_lengths < 1) | (self.lengths <= self.prompt_lengths) | (self.lengths > self.input_ids.shape[1])).any():
+        if (
+            rows
+            and (
+                (self.prompt_lengths < 1)
+                | (self.lengths <= self.prompt_lengths)
+                | (self.lengths > self.input_ids.shape[1])
+            ).any()
+        ):
             raise ConfigurationError("episodes need 1 <= prompt length < length <= columns of input_ids in every row")
         if self.logprobs is not None and self.logprobs.shape != (shape := self.response_mask().shape):
-            raise ConfigurationError(f"episodes have logprobs {self.logprobs.shape}: (rows, longest response) is {shape}")
+            raise ConfigurationError(
+                f"episodes have logprobs {self.logprobs.shape}: (rows, longest response) is {shape}"
+            )
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -81,7 +81,9 @@ def facts_of(model: nn.Module) -> ModelFacts:
 @torch.no_grad()
 def _probe(model: nn.Module) -> ModelFacts:
     if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"a model must be a torch.nn.Module with the forward of a causal LM, not {type(model).__name__}")
+        raise UnsupportedModelError(
+            f"a model must be a torch.nn.Module with the forward of a causal LM, not {type(model).__name__}"
+        )
     parameters = inspect.signature(model.forward).parameters.values()
     accepts = {p.name for p in parameters}
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -90,14 +92,21 @@ def _probe(model: nn.Module) -> ModelFacts:
     ids = torch.tensor([[0, 1], [0, 0]], device=device_of(model))
     with evaluating(model), _loud_head(model):
         try:
-            out = model(**_arguments(frozenset(accepts), ids), **({"output_hidden_states": True} if "output_hidden_states" in accepts else {}))
+            out = model(
+                **_arguments(frozenset(accepts), ids),
+                **({"output_hidden_states": True} if "output_hidden_states" in accepts else {}),
+            )
             logits = out.logits
         except (TypeError, AttributeError, RuntimeError) as error:
             raise UnsupportedModelError(
-                f"{type(model).__name__} does not run as a causal LM: model(input_ids=...) must return .logits (B, L, V); {error}"
+                f"{type(model).__name__} does not run as a causal LM: model(input_ids=...) must return .logits (B, L,"
+                f" V); {error}"
             ) from error
         if logits.ndim != 3 or logits.shape[:2] != ids.shape:
-            raise UnsupportedModelError(f"{type(model).__name__} returns logits of shape {tuple(logits.shape)} for input_ids (2, 2): (2, 2, V) is needed")
+            raise UnsupportedModelError(
+                f"{type(model).__name__} returns logits of shape {tuple(logits.shape)} for input_ids (2, 2): (2, 2, V)"
+                " is needed"
+            )
         size = float(logits.abs().max())
         noise = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 1e-2
         if not torch.allclose(logits[0, 0], logits[1, 0], rtol=0, atol=noise * size):
@@ -205,7 +214,9 @@ def forward(model: nn.Module, at: tuple[Tensor, Tensor], want_hidden: bool = Fal
         hidden = _trunk(model)(**arguments).last_hidden_state[at]  # type: ignore[misc]
         return Outputs(model.get_output_embeddings()(hidden), hidden if want_hidden else None)  # type: ignore[operator]
     if want_hidden and facts.hidden_size is None:
-        raise UnsupportedModelError(f"{type(model).__name__} returns no hidden_states, so it cannot carry a value head: pass a separate critic")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} returns no hidden_states, so it cannot carry a value head: pass a separate critic"
+        )
     out = model(**arguments, **({"output_hidden_states": True} if want_hidden else {}))
     return Outputs(out.logits[at], out.hidden_states[-1][at] if want_hidden else None)
 

@@ -108,7 +108,9 @@ class AdaptiveKL:
 
     def update(self, kl: float, episodes: int) -> None:
         if not math.isfinite(kl):
-            raise ConfigurationError(f"the measured KL is {kl}: the policy has left the reference's support; beta is unchanged")
+            raise ConfigurationError(
+                f"the measured KL is {kl}: the policy has left the reference's support; beta is unchanged"
+            )
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.beta *= max(1 + error * episodes / self.horizon, 1e-3)  # never to 0 or below, however large the batch
 
@@ -119,7 +121,9 @@ class AdaptiveKL:
         _expect(state, "adaptive", "beta", "target", "horizon")
         for name in ("target", "horizon"):
             if state[name] != getattr(self, name):
-                raise CheckpointMismatchError(f"saved KL controller has {name} {state[name]}, this one {getattr(self, name)}: use the same")
+                raise CheckpointMismatchError(
+                    f"saved KL controller has {name} {state[name]}, this one {getattr(self, name)}: use the same"
+                )
         self.beta = _checked("beta", state["beta"], low=0.0, open_low=True)
 
 
@@ -143,6 +147,9 @@ def _checked(name: str, value: Any, *, low: float, open_low: bool = False) -> fl
 
 def _expect(state: dict[str, Any], kind: str, *names: str) -> None:
     if state.get("kind") != kind:
-        raise CheckpointMismatchError(f"saved KL controller is {state.get('kind')!r}, this one {kind!r}: pass the same beta or controller as in the saved run")
+        raise CheckpointMismatchError(
+            f"saved KL controller is {state.get('kind')!r}, this one {kind!r}: pass the same beta or controller as in"
+            " the saved run"
+        )
     if missing := [name for name in names if name not in state]:
         raise CheckpointMismatchError(f"saved KL controller has no {missing[0]}: it was not written by state_dict()")

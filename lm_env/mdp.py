@@ -137,7 +137,10 @@ class TextMDP:
         if self.task.action_mask is None:
             return np.ones((len(slots), self.task.vocab_size), dtype=bool)
         spans = [(self.prompt_lengths[slot], self.lengths[slot]) for slot in slots]
-        rows = [self.task.allowed_next(self.input_ids[slot, :p], self.input_ids[slot, p:n]) for slot, (p, n) in zip(slots, spans, strict=True)]
+        rows = [
+            self.task.allowed_next(self.input_ids[slot, :p], self.input_ids[slot, p:n])
+            for slot, (p, n) in zip(slots, spans, strict=True)
+        ]
         return np.stack(rows)
 
     def response(self, slot: int) -> list[int]:
@@ -171,11 +174,14 @@ class TextMDP:
         tokens = as_array(actions)
         if tokens.dtype.kind not in "iu" or tokens.shape != slots.shape:
             raise InvalidActionError(
-                f"actions must be {len(slots)} whole token ids, one per slot, not {actions!r} (dtype {tokens.dtype}, shape {tokens.shape})"
+                f"actions must be {len(slots)} whole token ids, one per slot, not {actions!r} (dtype {tokens.dtype},"
+                f" shape {tokens.shape})"
             )
         bad = (tokens < 0) | (tokens >= self.task.vocab_size)
         if bad.any():
-            raise InvalidActionError(f"action {tokens[bad][0]} of slot {slots[bad][0]} is no token id: 0 to {self.task.vocab_size - 1} are")
+            raise InvalidActionError(
+                f"action {tokens[bad][0]} of slot {slots[bad][0]} is no token id: 0 to {self.task.vocab_size - 1} are"
+            )
         return tokens.astype(np.int64)
 
     def _checked_masks(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
@@ -230,9 +236,9 @@ class TextMDP:
         before, self._untrained_episodes = self._untrained_episodes, self._untrained_episodes + episodes
         if before < UNTRAINED_EPISODES <= self._untrained_episodes:
             warnings.warn(
-                "the KL in the reward has been 0 for whole episodes: log pi comes from the environment's own model, which still "
-                "equals its reference.  If your agent trains other weights, let it publish its log-probs (env.publish) or bind "
-                "a scorer (env.bind_scorer); else no KL penalty holds it near the reference.",
+                "the KL in the reward has been 0 for whole episodes: log pi comes from the environment's own model,"
+                " which still equals its reference.  If your agent trains other weights, let it publish its log-probs"
+                " (env.publish) or bind a scorer (env.bind_scorer); else no KL penalty holds it near the reference.",
                 stacklevel=5,
             )
 

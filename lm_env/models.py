@@ -60,7 +60,9 @@ def load_model(
     model, report = loaded
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ModelLoadError(f"{str(name)!r} holds no weights for {missing}, which would be left at random: give a causal LM")
+        raise ModelLoadError(
+            f"{str(name)!r} holds no weights for {missing}, which would be left at random: give a causal LM"
+        )
     return model.to(device).eval()
 
 
@@ -99,8 +101,13 @@ def _load_message(what: str, name: object, download: bool, error: Exception) -> 
     mend = (
         "check the name"
         if download
-        else f"give a folder with safetensors weights and a tokenizer, '{EMBEDDED_MODEL}', or download=True (--download) for a hub id"
+        else (
+            f"give a folder with safetensors weights and a tokenizer, '{EMBEDDED_MODEL}', or download=True (--download)"
+            " for a hub id"
+        )
     )
     if "custom code" in reason:
-        mend = "code in a model's folder is never run (trust_remote_code=False); load it yourself and pass the live model"
+        mend = (
+            "code in a model's folder is never run (trust_remote_code=False); load it yourself and pass the live model"
+        )
     return f"cannot load the {what} {str(name)!r}: {reason} -- {mend}"

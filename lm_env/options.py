@@ -97,7 +97,9 @@ def under_adapter(adapter: nn.Module) -> nn.Module:
 def _check_apart(model: nn.Module, reference: nn.Module) -> None:
     own = {p.data_ptr() for p in model.parameters() if p.numel()}
     if any(p.data_ptr() in own for p in reference.parameters() if p.numel()):
-        raise ConfigurationError("the reference shares weights with the model, so it would drift with it: leave it out, or pass a copy")
+        raise ConfigurationError(
+            "the reference shares weights with the model, so it would drift with it: leave it out, or pass a copy"
+        )
 
 
 def resolve_reward(reward: Any) -> Callable[..., Any]:
@@ -111,14 +113,18 @@ def resolve_reward(reward: Any) -> Callable[..., Any]:
         try:
             reward = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigurationError(f"reward {module}:{name} cannot be imported ({error}): write 'package.module:function'") from error
+            raise ConfigurationError(
+                f"reward {module}:{name} cannot be imported ({error}): write 'package.module:function'"
+            ) from error
         try:
             reward = reward() if isinstance(reward, type) else reward
         except TypeError as error:
             message = f"reward {module}:{name} cannot be made without arguments ({error}): pass an instance"
             raise ConfigurationError(message) from error
     if not callable(reward):
-        raise ConfigurationError(f"reward must be a function f(prompts, responses, **columns) -> floats, not {type(reward).__name__}")
+        raise ConfigurationError(
+            f"reward must be a function f(prompts, responses, **columns) -> floats, not {type(reward).__name__}"
+        )
     return reward
 
 
@@ -127,7 +133,9 @@ def resolve_eos(given: int | Iterable[int] | None, tokenizer: Any, vocab_size: i
     if given is None:
         given = getattr(tokenizer, "eos_token_id", None)
         if given is None:
-            raise ConfigurationError("no EOS: the tokenizer has no eos_token_id; pass eos_token_id=ID, or () to always run to the length cap")
+            raise ConfigurationError(
+                "no EOS: the tokenizer has no eos_token_id; pass eos_token_id=ID, or () to always run to the length cap"
+            )
     try:
         ids = frozenset(map(operator.index, given if isinstance(given, Iterable) else [given]))
     except TypeError as error:

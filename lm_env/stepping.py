@@ -36,7 +36,12 @@ class StepScorer:
         self._decoder.lengths[slots] = 0
 
     def logprobs(
-        self, slots: np.ndarray, actions: np.ndarray, ids: np.ndarray, lengths: np.ndarray, allowed: np.ndarray | None = None
+        self,
+        slots: np.ndarray,
+        actions: np.ndarray,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        allowed: np.ndarray | None = None,
     ) -> np.ndarray:
         """log pi(action | text) of the next token of each slot.
 

@@ -107,7 +107,8 @@ class Task:
         self.vocab_size = facts_of(self.model).vocab_size
         if facts_of(self.reference).vocab_size != self.vocab_size:
             raise ConfigurationError(
-                f"the model has {self.vocab_size} logits and the reference {facts_of(self.reference).vocab_size}: they must share a vocabulary"
+                f"the model has {self.vocab_size} logits and the reference {facts_of(self.reference).vocab_size}: they"
+                " must share a vocabulary"
             )
         self.prompts = load_prompts(
             prompts, self.tokenizer, vocab_size=self.vocab_size,
@@ -124,7 +125,11 @@ class Task:
         self._is_eos = np.zeros(self.vocab_size, dtype=bool)
         self._is_eos[list(self.eos_token_ids)] = True
         self.stop_strings = resolve_stop_strings(stop_strings, self.tokenizer)
-        self.missing_eos_score, self.cap_truncates, self.temperature = missing_eos_score, cap_truncates, float(temperature)
+        self.missing_eos_score, self.cap_truncates, self.temperature = (
+            missing_eos_score,
+            cap_truncates,
+            float(temperature),
+        )
         self.action_mask = action_mask
         pad = getattr(self.tokenizer, "pad_token_id", None)
         self.pad_token_id = int(pad) if pad is not None and pad < self.vocab_size else 0
@@ -147,7 +152,9 @@ class Task:
         cuts = [at for stop in self.stop_strings if (at := text.find(stop)) >= 0]
         return text[: min(cuts)] if cuts else text
 
-    def ends(self, input_ids: np.ndarray, prompt_lengths: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def ends(
+        self, input_ids: np.ndarray, prompt_lengths: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Where texts end, and the one place that says so.
 
         Args:
@@ -159,7 +166,9 @@ class Task:
         ended = self._is_eos[input_ids[np.arange(len(lengths)), lengths - 1]]
         if self.stop_strings:
             for row in np.flatnonzero(~ended):
-                text = str(self.tokenizer.decode(input_ids[row, prompt_lengths[row] : lengths[row]], skip_special_tokens=True))
+                text = str(
+                    self.tokenizer.decode(input_ids[row, prompt_lengths[row] : lengths[row]], skip_special_tokens=True)
+                )
                 ended[row] = any(stop in text for stop in self.stop_strings)
         return ended, (lengths - prompt_lengths >= self.max_new_tokens) & ~ended
 

@@ -93,7 +93,9 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
         mdp, n = self.mdp, self.num_envs
         actions = as_array(actions)
         if actions.shape != (n,):
-            raise InvalidActionError(f"actions of shape {actions.shape}: give one token id for each of {n} environments")
+            raise InvalidActionError(
+                f"actions of shape {actions.shape}: give one token id for each of {n} environments"
+            )
         resetting = np.zeros(n, dtype=bool)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             resetting = ~mdp.running & np.array([p is not None for p in mdp.prompts])
@@ -146,7 +148,9 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
             return np.arange(self.num_envs)
         mask = np.asarray(mask)
         if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
-            raise ConfigurationError(f"reset_mask must be a bool array ({self.num_envs},) with at least one True, not {mask!r}")
+            raise ConfigurationError(
+                f"reset_mask must be a bool array ({self.num_envs},) with at least one True, not {mask!r}"
+            )
         return np.flatnonzero(mask)
 
     def _observation(self, slots: np.ndarray | None = None) -> Any:
@@ -155,7 +159,10 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _reset_info(self, slots: np.ndarray) -> dict[str, Any]:
         prompts = [p for slot in slots if (p := self.mdp.prompts[slot]) is not None]
-        columns = {"prompt": np.array([p.text for p in prompts], dtype=object), "prompt_index": np.array([p.index for p in prompts])}
+        columns = {
+            "prompt": np.array([p.text for p in prompts], dtype=object),
+            "prompt_index": np.array([p.index for p in prompts]),
+        }
         return _spread(columns, slots, self.num_envs)
 
     def _final_info(self, done: np.ndarray, moved: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -186,7 +193,9 @@ def _spread(columns: dict[str, np.ndarray], slots: np.ndarray, n: int) -> dict[s
         if len(slots) == n:
             info[key] = values
         else:
-            info[key] = np.full(n, None if values.dtype == object else np.zeros((), values.dtype).item(), dtype=values.dtype)
+            info[key] = np.full(
+                n, None if values.dtype == object else np.zeros((), values.dtype).item(), dtype=values.dtype
+            )
             info[key][slots] = values
         info[f"_{key}"] = mask.copy()
     return info

@@ -80,7 +80,9 @@ def test_truncated_bootstraps_and_terminated_does_not(gamma, lam):
 
 def test_bootstrap_value_enters_at_the_last_real_token():
     mask = real([1, 3])
-    advantages, _ = gae(np.zeros(mask.shape), np.zeros(mask.shape), mask, gamma=1.0, lam=0.0, last_values=np.array([5.0, 7.0]))
+    advantages, _ = gae(
+        np.zeros(mask.shape), np.zeros(mask.shape), mask, gamma=1.0, lam=0.0, last_values=np.array([5.0, 7.0])
+    )
     np.testing.assert_array_equal(advantages, [[5, 0, 0], [0, 0, 7]])
 
 
@@ -92,7 +94,9 @@ def test_what_lies_in_the_padding_changes_no_bit(rng, rubbish):
     dirty = gae(np.where(mask, rewards, rubbish), np.where(mask, values, rubbish), mask)
     for a, b in zip(clean, dirty, strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(whiten(np.where(mask, rewards, 0), mask), whiten(np.where(mask, rewards, rubbish), mask))
+    np.testing.assert_array_equal(
+        whiten(np.where(mask, rewards, 0), mask), whiten(np.where(mask, rewards, rubbish), mask)
+    )
 
 
 def test_inputs_are_left_as_they_were(rng):

@@ -287,7 +287,7 @@ NO_ACTIONS = st.one_of(
 )
 ODD_ACTIONS = [
     -1, 61, 3.7, np.nan, True, None, "1", b"1", [1], [1, [2]], {"action": 1}, {1}, object(), 2**63, 2**80, -(2**70),
-    np.array([1]), np.array([1, 2]), np.array([[1]]), np.array([], int), np.float32(1), np.bool_(True), np.uint64(2**63),
+    np.array([1]), np.array([1, 2]), np.array([[1]]), np.array([], int), np.float32(1), np.bool_(True), np.uint64(2**63),  # noqa: E501
     np.array(None), np.array("1"), np.datetime64("2020-01-01"), np.timedelta64(1, "s"),
     torch.tensor([1]), torch.tensor(1.0), torch.tensor([1, 2]), torch.tensor(True),
 ]  # fmt: skip

@@ -71,7 +71,9 @@ def test_the_environment_owns_its_model_and_shares_the_reference():
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, lm_env; assert not {'torch', 'transformers', 'stable_baselines3', 'agents'} & set(sys.modules), 1"
+    code = (
+        "import sys, lm_env; assert not {'torch', 'transformers', 'stable_baselines3', 'agents'} & set(sys.modules), 1"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -17,6 +17,7 @@ from lm_env.forwards import response_logprobs
 from lm_env.task import Task
 
 SLOTS = 3
+ENDS = list(range(0, 61, 5))  # many tokens end a text, so that lengths differ
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -61,7 +62,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt2-eager", "mistral", "table"])
 def test_kept_logprobs_and_values_are_those_of_a_second_look(id_task, kind, temperature):
     """Mistral's window and the table go through full forwards, the others through the slot cache."""
-    task = Task(**id_task(kind, temperature=temperature))
+    task = Task(**id_task(kind, temperature=temperature, eos_token_id=0 if kind == "table" else ENDS))
     policy = policy_of(task)
     prompts = task.prompts.sample(np.random.default_rng(0), 11)
     rollout = collect(policy, task, prompts, SLOTS, seeded())
@@ -101,20 +102,20 @@ def test_dropout_is_off_and_the_flags_stay(id_task, make_lm):
 # -- every prompt, in order ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("slots", [1, 2, 5, 64])
 def test_every_prompt_is_carried_to_its_end_in_order(id_task, slots):
-    task = Task(**id_task())
+    task = Task(**id_task(eos_token_id=ENDS))
     prompts = task.prompts.sample(np.random.default_rng(1), 23)
     episodes, _ = generate(task.model, task, prompts, slots, seeded())
     assert list(episodes.prompts) == prompts
     for row, prompt, p, n in zip(episodes.input_ids, prompts, episodes.prompt_lengths, episodes.lengths, strict=True):
         np.testing.assert_array_equal(row[:p], prompt.ids)
         response = row[p:n].tolist()
-        assert 0 not in response[:-1], "the text went on after its EOS"
-        assert response[-1] == 0 or len(response) == task.max_new_tokens, "the text stops before its end"
+        assert not set(ENDS) & set(response[:-1]), "the text went on after its EOS"
+        assert response[-1] in ENDS or len(response) == task.max_new_tokens, "the text stops before its end"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "table"])
 def test_greedy_texts_do_not_depend_on_the_slots(id_task, kind):
-    task = Task(**id_task(kind, max_new_tokens=6 if kind == "table" else 12))
+    task = Task(**id_task(kind, **({} if kind == "table" else {"eos_token_id": ENDS, "max_new_tokens": 12})))
     prompts = task.prompts.sample(np.random.default_rng(2), 9)
     one, many, all_at_once = (generate(task.model, task, prompts, n, deterministic=True)[0] for n in (1, 4, 64))
     for other in (many, all_at_once):
@@ -127,7 +128,10 @@ def test_greedy_texts_do_not_depend_on_the_slots(id_task, kind):
 def test_lengths_are_geometric_whatever_the_slots(slots):
     """Closed form P(n) = h (1 - h)^(n - 1), the rest at the cap; chi-square over 12 lengths, 99.9%: 31.26."""
     stop, cap, count = 0.25, 12, 3000
-    task = Task(model=Hazard(stop), prompts=[[1], [1, 2]], reward=lambda prompts, responses: [0.0] * len(prompts), eos_token_id=0, max_new_tokens=cap)
+    task = Task(
+        model=Hazard(stop), prompts=[[1], [1, 2]], reward=lambda prompts, responses: [0.0] * len(prompts),
+        eos_token_id=0, max_new_tokens=cap,
+    )  # fmt: skip
     prompts = task.prompts.sample(np.random.default_rng(0), count)
     episodes, _ = generate(task.model, task, prompts, slots, seeded(7))
     probabilities = stop * (1 - stop) ** np.arange(cap)
@@ -143,7 +147,7 @@ def test_lengths_are_geometric_whatever_the_slots(slots):
 @pytest.mark.parametrize("slots", [1, 4, 64])
 def test_one_policy_forward_per_token_and_none_for_scoring(id_task, make_lm, slots):
     model, reference, critic = (Counting(make_lm("gpt2", seed)) for seed in range(3))
-    task = Task(**id_task(model=model, reference=reference))
+    task = Task(**id_task(model=model, reference=reference, eos_token_id=ENDS))
     policy = ValueHeadPolicy(model, critic)
     prompts = task.prompts.sample(np.random.default_rng(0), 10)
     generate(model, task, prompts[:1], 1, seeded())  # whatever is tried out once, is
@@ -156,7 +160,7 @@ def test_one_policy_forward_per_token_and_none_for_scoring(id_task, make_lm, slo
 
 
 def test_a_cached_step_runs_one_token_per_row(id_task):
-    task = Task(**id_task())
+    task = Task(**id_task(eos_token_id=ENDS))
     generate(task.model, task, task.prompts.head(1), 1, seeded())
     shapes: list[tuple[int, ...]] = []
     handle = task.model.transformer.register_forward_pre_hook(
@@ -208,7 +212,7 @@ def test_masked_tokens_are_never_sampled_and_the_logprobs_know_it(id_task):
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_truncated_episodes_keep_the_value_after_their_last_token(id_task, critic):
-    task = Task(**id_task(cap_truncates=True, max_new_tokens=3))
+    task = Task(**id_task(cap_truncates=True, max_new_tokens=3, eos_token_id=ENDS))
     policy = policy_of(task, critic)
     rollout = collect(policy, task, task.prompts.sample(np.random.default_rng(0), 60), 16, seeded())
     ended = rollout.scored.ended

@@ -59,7 +59,9 @@ def test_fp32_sum_that_ends_below_u():
 
 
 PROBS = arrays(
-    np.float32, st.integers(1, 12), elements=st.one_of(st.just(0.0), st.floats(0, 1, width=32), st.floats(2**-140, 2**-120, width=32))
+    np.float32,
+    st.integers(1, 12),
+    elements=st.one_of(st.just(0.0), st.floats(0, 1, width=32), st.floats(2**-140, 2**-120, width=32)),
 ).filter(lambda row: row.sum() > 0)
 
 

@@ -222,7 +222,7 @@ def test_the_callers_options_stay_his(id_task):
     "bad", [{"autoreset_mode": "sometimes"}, {"autoreset_mode": None}, {"num_envs": 0}, {"num_envs": 1.5}]
 )
 def test_what_makes_no_vector(bad, id_task):
-    with pytest.raises(ConfigurationError, match="autoreset_mode|number of environments"):
+    with pytest.raises(ConfigurationError, match=r"autoreset_mode|number of environments"):
         TextGenerationVectorEnv(**{"num_envs": 2, **bad}, **id_task())
 
 
@@ -246,7 +246,7 @@ def test_one_prompt_for_all_slots_that_are_reset(id_task):
     "actions",
     [
         [5], [5, 6, 7], 5, [[5], [6]], np.array([[5, 6]]), [5.0, 6.0], [5, 3.7], [5, np.nan], [True, False], [5, None],
-        ["5", "6"], [5, [6]], [-1, 5], [5, 61], None, [], torch.tensor([5.0, 6.0]), np.array([5, 6], object), [5, 2**70],
+        ["5", "6"], [5, [6]], [-1, 5], [5, 61], None, [], torch.tensor([5.0, 6.0]), np.array([5, 6], object), [5, 2**70],  # noqa: E501
     ],
     ids=repr,
 )  # fmt: skip

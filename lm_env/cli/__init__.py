@@ -21,11 +21,14 @@ app = typer.Typer(
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Model = Annotated[str, typer.Option(help="'reviews-3m' (embedded), a folder in transformers' layout, or a hub id.")]
-Prompts = Annotated[str | None, typer.Option(help="A .txt or .jsonl file, or a hub id.  [default: openings of film reviews]")]
+Prompts = Annotated[
+    str | None, typer.Option(help="A .txt or .jsonl file, or a hub id.  [default: openings of film reviews]")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Download = Annotated[bool, typer.Option("--download", help="Allow fetching hub ids; nothing is downloaded otherwise.")]
 JudgeOption = Annotated[
-    str, typer.Option(help="'lexicon', 'package.module:function', 'file.py:function', or a classifier's folder or hub id.")
+    str,
+    typer.Option(help="'lexicon', 'package.module:function', 'file.py:function', or a classifier's folder or hub id."),
 ]
 
 
@@ -104,7 +107,10 @@ def check_agent_command(
         print(json.dumps(check.as_dict()))
     else:
         print(f"{name} on {mdp}, beta {beta:g}, {seeds} seed(s)")
-        print(f"  J {check.J:.6f} of {check.J_star:.6f} (gap {check.gap:.1e}), R {check.R:.4f}, KL {check.KL:.4f}, TV {check.tv:.4f}")
+        print(
+            f"  J {check.J:.6f} of {check.J_star:.6f} (gap {check.gap:.1e}), R {check.R:.4f}, KL {check.KL:.4f}, TV"
+            f" {check.tv:.4f}"
+        )
         print(f"  {check.sentence()}")
     raise typer.Exit(0 if check.passed else 1)
 

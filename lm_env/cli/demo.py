@@ -68,7 +68,10 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     training_prompts, test_prompts = _split(supervised, config.seed)
     before = _Sampled(supervised, test_prompts, config.seed)
 
-    say("2  a reward model from comparisons", f"{config.comparisons} pairs of its samples, preferred by the judge '{config.judge}'")
+    say(
+        "2  a reward model from comparisons",
+        f"{config.comparisons} pairs of its samples, preferred by the judge '{config.judge}'",
+    )
     rm, accuracy, pairs = _reward_model(config, supervised, training_prompts, judge)
     say("", f"{pairs} comparisons without ties; held-out accuracy {accuracy:.3f}")
 
@@ -101,7 +104,11 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         write_folder(config.out / "reward_model", rm.save)
     plot_curves(curves.curves, config.out / "curves.png")
     write_summary(config.out, summary, report)
-    say("", f"{summary['seconds']:.0f} s; everything is in {config.out}: try  lm-env sample --model {config.out / 'policy'}")
+    say(
+        "",
+        f"{summary['seconds']:.0f} s; everything is in {config.out}: try  lm-env sample --model"
+        f" {config.out / 'policy'}",
+    )
     return summary
 
 
@@ -119,14 +126,14 @@ def _split(task: Task, seed: int) -> tuple[list[Prompt], list[Prompt]]:
     order = np.random.default_rng(seed).permutation(len(task.prompts))
     cut = min(len(order) // 3, EVALUATION_EPISODES)
     if cut == 0:
-        raise ConfigurationError(f"{len(order)} prompts are too few: a third of them is kept for the test, so give at least 3")
+        raise ConfigurationError(
+            f"{len(order)} prompts are too few: a third of them is kept for the test, so give at least 3"
+        )
     test = [task.prompts[int(i)] for i in np.resize(order[:cut], EVALUATION_EPISODES)]
     return [task.prompts[int(i)] for i in order[cut:]], test
 
 
-def _reward_model(
-    config: DemoConfig, task: Task, prompts: list[Prompt], judge: Any
-) -> tuple[RewardModel, float, int]:
+def _reward_model(config: DemoConfig, task: Task, prompts: list[Prompt], judge: Any) -> tuple[RewardModel, float, int]:
     """(trained reward model, its held-out accuracy, comparisons without ties)."""
     drawn = [prompts[i % len(prompts)] for i in range(config.comparisons)]
     episodes, _ = generate(task.model, task, [*drawn, *drawn], 128, torch.Generator().manual_seed(config.seed + 1))
@@ -139,11 +146,21 @@ def _reward_model(
         response_ids_a=responses[:half], response_ids_b=responses[half:], **columns,
     )  # fmt: skip
     if len(comparisons) < 20:
-        raise ConfigurationError(f"only {len(comparisons)} of {half} comparisons were no ties: the judge '{config.judge}' scores most samples alike")
+        raise ConfigurationError(
+            f"only {len(comparisons)} of {half} comparisons were no ties: the judge '{config.judge}' scores most"
+            " samples alike"
+        )
     trunk: Any = task.model
     rm = RewardModel.from_causal_lm(trunk, task.tokenizer, seed=config.seed)
     report = reward_models.train_reward_model(
-        rm, comparisons, epochs=2, batch_size=32, learning_rate=3e-4, held_out_fraction=0.15, seed=config.seed, progress_bar=True
+        rm,
+        comparisons,
+        epochs=2,
+        batch_size=32,
+        learning_rate=3e-4,
+        held_out_fraction=0.15,
+        seed=config.seed,
+        progress_bar=True,
     )
     ids = {"prompt_ids": [p.ids.tolist() for p in drawn], "response_ids": responses[:half]}
     rm.normalise([p.text for p in drawn], texts[:half], **ids)  # samples of the supervised model: mean 0, std 1
@@ -204,7 +221,9 @@ def distinct(texts: list[str], n: int) -> float:
 
 def _score(reward: Any, task: Task, episodes: Episodes) -> np.ndarray:
     responses = episodes.responses()
-    columns: dict[str, list[Any]] = {name: [p.columns.get(name) for p in episodes.prompts] for name in task.prompts.columns}
+    columns: dict[str, list[Any]] = {
+        name: [p.columns.get(name) for p in episodes.prompts] for name in task.prompts.columns
+    }
     columns |= {"prompt_ids": [p.ids.tolist() for p in episodes.prompts], "response_ids": responses}
     return score_responses(reward, [p.text for p in episodes.prompts], [task.text_of(r) for r in responses], columns)
 

@@ -45,5 +45,7 @@ def _from_file(path: Path, name: str) -> Any:
     spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
-        raise ConfigurationError(f"--reward {path}:{name}: {path} has no function {name}(prompts, responses, **columns)")
+        raise ConfigurationError(
+            f"--reward {path}:{name}: {path} has no function {name}(prompts, responses, **columns)"
+        )
     return function() if isinstance(function, type) else function

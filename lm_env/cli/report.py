@@ -42,7 +42,12 @@ class Report:
 
     def summary(self) -> dict[str, float]:
         """Flat, for summary.json: NAME_before and NAME_after, and `kl` (which is 0 before)."""
-        flat = {f"{k}_{when}": v for k in self.before if k != "kl" for when, v in (("before", self.before[k]), ("after", self.after[k]))}
+        flat = {
+            f"{k}_{when}": v
+            for k in self.before
+            if k != "kl"
+            for when, v in (("before", self.before[k]), ("after", self.after[k]))
+        }
         return {**flat, "kl": self.after["kl"]}
 
     def show(self, samples: int = 4) -> None:
@@ -52,14 +57,18 @@ class Report:
             table.add_row(name, f"{self.before[key]:.3f}", f"[bold]{self.after[key]:.3f}[/bold]", f"[dim]{note}[/dim]")
         console.print(table)
         texts = Table("prompt", "before", "after", header_style="bold", show_lines=True)
-        for (prompt, old, old_gold), (_, new, new_gold) in list(zip(self.samples_before, self.samples_after, strict=True))[:samples]:
+        for (prompt, old, old_gold), (_, new, new_gold) in list(
+            zip(self.samples_before, self.samples_after, strict=True)
+        )[:samples]:
             texts.add_row(f"[dim]{escape(prompt)}[/dim]", _marked(old, old_gold), _marked(new, new_gold))
         console.print(texts)
 
     def markdown(self) -> str:
         """Table and all samples, for reading later."""
         lines = ["| | before | after |", "|---|---|---|"]
-        lines += [f"| {name} ({note}) | {self.before[k]:.3f} | {self.after[k]:.3f} |" for k, (name, note) in LABELS.items()]
+        lines += [
+            f"| {name} ({note}) | {self.before[k]:.3f} | {self.after[k]:.3f} |" for k, (name, note) in LABELS.items()
+        ]
         lines += ["", "| prompt | before | judge | after | judge |", "|---|---|---|---|---|"]
         for (prompt, old, old_gold), (_, new, new_gold) in zip(self.samples_before, self.samples_after, strict=True):
             cells = (prompt, old, f"{old_gold:+.2f}", new, f"{new_gold:+.2f}")
