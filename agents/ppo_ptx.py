@@ -72,12 +72,12 @@ class PPOPtx(PPO):
         rows = [p.ids[: self.max_text_tokens] for p in texts]
         lengths = np.array([len(r) for r in rows], dtype=np.int64)
         ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
-        for row, tokens in zip(ids, rows, strict=True):
-            row[: len(tokens)] = tokens
+        for line, row in zip(ids, rows, strict=True):
+            line[: len(row)] = row
         whole = Episodes(ids, np.ones_like(lengths), lengths, texts)
-        tokens = int((lengths - 1).sum())
+        count = int((lengths - 1).sum())
         for part in length_batches(lengths, self.config.micro_batch_tokens):
             with self.autocast():
                 outputs, targets = response_outputs(self.policy.lm, whole[part])
                 logp = token_logprobs(outputs.logits, targets)  # T = 1: the texts were not sampled
-            (-self.config.ptx_coef * logp.sum() / tokens).backward()
+            (-self.config.ptx_coef * logp.sum() / count).backward()

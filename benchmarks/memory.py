@@ -13,6 +13,7 @@ import json
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +27,16 @@ def peak(chunked: bool, vocab: int, batch: int, new_tokens: int, device: str) ->
     """MiB."""
     torch.manual_seed(0)
     forwards.LOGIT_BUDGET = 2**22 if chunked else 2**62
-    size = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 0, "eos_token_id": 0}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, **size)).to(device)
+    size: dict[str, Any] = {
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 128,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, **size))
+    model = model.to(device)
     prompts = np.random.default_rng(0).integers(vocab, size=(8, 16)).tolist()
     env = TextGenerationEnv(
         model=model, prompts=prompts, eos_token_id=(), max_new_tokens=new_tokens,

@@ -57,7 +57,7 @@ def words(vocab: int) -> PreTrainedTokenizerFast:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
-    agent = make_agent(args, make_model(args))
+    agent: Any = make_agent(args, make_model(args))
     ours: list[float] = []
 
     def run_ours() -> None:

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    env = gymnasium.make(args.env, beta=args.beta)
+    env: Any = gymnasium.make(args.env, beta=args.beta)
     task = env.unwrapped.task
     print(f"lm_env {lm_env.__version__}: {args.agent} on {args.env}")
     print("before: score {:.3f}, KL {:.2f}".format(*measure(task)))

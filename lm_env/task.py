@@ -140,7 +140,7 @@ class Task:
 
     def as_reference(self) -> AbstractContextManager[Any]:
         """Inside, `reference` is the reference: a peft model's adapter is off."""
-        return nullcontext() if self.adapter is None else self.adapter.disable_adapter()  # type: ignore[operator,no-any-return]
+        return nullcontext() if self.adapter is None else self.adapter.disable_adapter()  # type: ignore[operator]
 
     # -- where a text ends, and what it is worth ----------------------------------------------------
     def text_of(self, response: Sequence[int]) -> str:
