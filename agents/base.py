@@ -34,7 +34,7 @@ from agents.sampling import sample
 from lm_env.env import TextGenerationEnv
 from lm_env.episodes import Episodes
 from lm_env.errors import ConfigurationError, NonFiniteError
-from lm_env.forwards import device_of, evaluating, length_batches
+from lm_env.forwards import device_of, evaluating, length_batches, restrict
 from lm_env.prompts import Prompt, load_prompts
 from lm_env.task import Task
 from lm_env.vector_env import TextGenerationVectorEnv
@@ -97,20 +97,22 @@ class BatchedAgent(ABC):
         self, total_timesteps: int, callback: Callable[..., Any] | BaseCallback | list[BaseCallback] | None = None,
         progress_bar: bool = False, reset_num_timesteps: bool = True,
     ) -> Self:  # fmt: skip
-        """Roll out and update until `total_timesteps` tokens have been generated.
+        """Roll out and update until `total_timesteps` more tokens have been generated.
 
         Args:
             callback: an SB3 callback, a list of them, or `f(locals, globals) -> bool`; `on_step` is
                 called once per rollout, and False stops the training.
-            reset_num_timesteps: False goes on counting (and with the schedule) from where it was.
+            reset_num_timesteps: False goes on counting from where it was, and with the schedule: it
+                falls to 0 at the sum.
         """
         if reset_num_timesteps:
             self.num_timesteps = 0
+        total = self.num_timesteps + total_timesteps
         callbacks = self._callbacks(callback)
         callbacks.on_training_start(locals(), globals())
-        with ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar) as line:
-            while self.num_timesteps < total_timesteps:
-                self._set_learning_rate(1 - self.num_timesteps / total_timesteps)
+        with ProgressLine(total, self.num_timesteps, enabled=progress_bar) as line:
+            while self.num_timesteps < total:
+                self._set_learning_rate(1 - self.num_timesteps / total)
                 callbacks.on_rollout_start()
                 started = time.perf_counter()
                 rollout = self.collect_rollout()
@@ -193,17 +195,35 @@ class BatchedAgent(ABC):
         """Called before each step, for an agent that adds the gradient of another objective."""
         return
 
+    def extra_state(self) -> dict[str, Any]:
+        """What an agent has beyond all this, as JSON; saved with it and given to `load_extra_state`."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what `extra_state` gave."""
+        return
+
     # -- acting -----------------------------------------------------------------------------------------
     def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, None]:
-        """The next token for an observation of the environment, one or a batch; (actions, None) as in SB3."""
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[Any, None]:  # fmt: skip
+        """The next token for an observation of the environment, one or a batch; (actions, None) as in SB3.
+
+        Args:
+            action_masks: bool (V,) or (B, V), `env.action_masks()`; needed if the task masks tokens, for
+                an observation does not tell where its prompt ends.
+        """
+        if self.task.action_mask is not None and action_masks is None:
+            raise ConfigurationError("this task masks tokens: call predict(..., action_masks=env.action_masks())")
         flat = not isinstance(observation, dict)
         ids = np.asarray(observation)[..., 1:] if flat else np.asarray(observation["input_ids"])
         lengths = np.asarray(observation)[..., :1] if flat else np.asarray(observation["length"])
         single = ids.ndim == 1
         ids, lengths = np.atleast_2d(ids), lengths.reshape(-1)
         logits, _ = self.policy.next_outputs(ids, lengths)
+        if action_masks is not None:
+            logits = restrict(logits, np.broadcast_to(action_masks, tuple(logits.shape)).copy())
         tokens = sample(logits, self.task.temperature, self.generator, deterministic)[0].cpu().numpy()
         return (tokens[0] if single else tokens), None
 
@@ -239,13 +259,17 @@ class BatchedAgent(ABC):
         return save_agent(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, env: Any, *, verbose: int = 0, log_dir: str | Path | None = None) -> Self:
+    def load(cls, path: str | Path, env: Any, **options: Any) -> Self:
         """An agent on `env`, with the saved weights (put into the env's model), optimizer and counters.
+
+        Args:
+            env: made as it was for the saved agent: its reference is not part of the checkpoint.
+            options: of the constructor, in place of the saved ones or beside them (`verbose`, `log_dir`).
 
         Raises:
             CheckpointCorruptError, CheckpointMismatchError: see `agents.checkpoint`.
         """
-        return load_agent(cls, Path(path), env, verbose=verbose, log_dir=log_dir)
+        return load_agent(cls, Path(path), env, **options)
 
     # -- SB3's callbacks and logger look here -------------------------------------------------------------
     def get_env(self) -> Any:

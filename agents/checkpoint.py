@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,38 +40,45 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> Path:
     """Have `fill(folder)` write files, then put the folder at `path` in one step.
 
     Raises:
-        CheckpointWriteError: anything went wrong; what was at `path` before is still there.
+        CheckpointWriteError: anything went wrong, or `path` holds something that was not written here;
+            what was at `path` before is still there.
     """
     path = path.absolute()
     staging: Path | None = None
     try:
+        for folder in (path, _previous(path)):
+            if folder.exists() and not (folder / MANIFEST).is_file() and not _is_empty(folder):
+                raise FileExistsError(f"{folder} was not saved by this package; choose another name or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         fill(staging)
         files = sorted(p for p in staging.rglob("*") if p.is_file())
         manifest = {str(p.relative_to(staging)): _digest(p) for p in files}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for file in [*files, staging / MANIFEST, staging]:
-            _flush(file)
+        for written in [*staging.rglob("*"), staging]:
+            _flush(written)
         os.chmod(staging, 0o755)
         _swap(staging, path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
         raise CheckpointWriteError(f"cannot write {path}: {error}; what was there before is untouched") from error
+    finally:
+        if staging is not None:  # gone already if all went well
+            shutil.rmtree(staging, ignore_errors=True)
     return path
 
 
 def verify_folder(path: Path) -> Path:
-    """The newest whole folder at `path`.
+    """The newest whole folder at `path`; a warning tells of one that was passed over.
 
     Raises:
         CheckpointCorruptError: a file is missing or differs from its checksum, in every copy.
     """
-    problems = []
+    problems: list[str] = []
     for folder in (path, _previous(path)):
         problem = _problem(folder)
         if problem is None:
+            if problems:
+                warnings.warn(f"{problems[0]}: taking {folder}, which was saved before it", stacklevel=4)
             return folder
         problems.append(problem)
     raise CheckpointCorruptError(f"{problems[0]}: use another checkpoint, or save again")
@@ -86,6 +94,10 @@ def _swap(staging: Path, path: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
 def _previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
@@ -96,7 +108,7 @@ def _problem(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         for name, digest in manifest.items():
-            if (folder / name).resolve().parent != (folder / name).parent.resolve() or ".." in Path(name).parts:
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
                 return f"{folder / MANIFEST} names a file outside the folder"
             if not (folder / name).is_file():
                 return f"{folder / name} is missing"
@@ -148,6 +160,7 @@ def save_agent(agent: BatchedAgent, path: Path) -> Path:
             "shuffle_rng": agent.shuffle_rng.bit_generator.state,
             "generator": agent.generator.get_state().tolist(),
             "optimizer": layout,
+            "extra": agent.extra_state(),
         }
         (own / "state.json").write_text(json.dumps(state))
 
@@ -155,51 +168,81 @@ def save_agent(agent: BatchedAgent, path: Path) -> Path:
 
 
 def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
-    """The agent saved at `path`, on `env`, whose model takes the saved weights."""
+    """The agent saved at `path`, on `env`, whose model takes the saved weights.
+
+    Nothing of the environment has changed if this raises.
+
+    Args:
+        options: of the class, in place of the saved ones or beside them.
+    """
     folder = verify_folder(path)
+    if not (folder / "agent" / "state.json").is_file():
+        raise CheckpointCorruptError(f"{folder} holds no agent: {folder / 'agent' / 'state.json'} is missing")
     state = json.loads((folder / "agent" / "state.json").read_text())
     if state["agent"] != cls.__name__:
         raise CheckpointMismatchError(
             f"{path} holds an agent of class {state['agent']}, not {cls.__name__}: load it with that class"
         )
-    agent = cls(env, **state["config"], **options)
+    agent = cls(env, **{**state["config"], **options})
     if state["vocab_size"] != agent.task.vocab_size:
         raise CheckpointMismatchError(
             f"vocab_size differs: {state['vocab_size']} in {path}, {agent.task.vocab_size} in the environment"
         )
-    lm = agent.task.model
-    tensors = load_file(folder / "agent" / "policy.safetensors")
-    if agent.task.adapter is not None:  # the base is the environment's own; only the adapter was trained
-        tensors = agent.policy.state_dict() | tensors
-    elif isinstance(lm, PreTrainedModel):
-        with without_weight_bars():
-            saved = type(lm).from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tensors |= {f"lm.{k}": v for k, v in saved.state_dict().items()}
-    try:
-        agent.policy.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointMismatchError(f"the weights in {path} do not fit the environment's model: {error}") from error
-    agent.optimizer.load_state_dict(_join(load_file(folder / "agent" / "optimizer.safetensors"), state["optimizer"]))
+    tensors = _read_tensors(agent, folder)
+    optimizer = _join(load_file(folder / "agent" / "optimizer.safetensors"), state["optimizer"])
+    if misfit := _misfit(agent, tensors, optimizer):
+        raise CheckpointMismatchError(f"the weights in {path} do not fit the environment's model: {misfit}")
+    agent.task.kl.load_state_dict(state["kl"])  # the last that can be refused
+    agent.policy.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("ema.")})
+    if agent.ema is not None:
+        agent.ema.load_state_dict({k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
+    agent.optimizer.load_state_dict(optimizer)
     agent.num_timesteps = state["num_timesteps"]
     agent.num_rollouts = state["num_rollouts"]
-    agent.task.kl.load_state_dict(state["kl"])
     agent.prompt_rng.bit_generator.state = state["prompt_rng"]
     agent.shuffle_rng.bit_generator.state = state["shuffle_rng"]
     agent.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
+    agent.load_extra_state(state["extra"])
     return agent
 
 
 def _tensors(agent: BatchedAgent) -> dict[str, Tensor]:
-    """What the LM's own folder does not hold: heads, critics, a table's rows, an adapter's weights."""
+    """What the LM's own folder does not hold: heads, critics, averages, a table's rows, an adapter's weights."""
     state = agent.policy.state_dict()
     if isinstance(agent.task.model, PreTrainedModel):
-        own = (
-            {n for n, p in agent.policy.named_parameters() if p.requires_grad}
-            if agent.task.adapter is not None
-            else set()
-        )
+        adapted = agent.task.adapter is not None
+        own = {n for n, p in agent.policy.named_parameters() if p.requires_grad} if adapted else set()
         state = {k: v for k, v in state.items() if not k.startswith("lm.") or k in own}
+    if agent.ema is not None:
+        state |= {f"ema.{k}": v for k, v in agent.ema.state_dict().items()}
     return {k: v.detach().clone().contiguous() for k, v in state.items()}
+
+
+def _read_tensors(agent: BatchedAgent, folder: Path) -> dict[str, Tensor]:
+    """What `_tensors` wrote, and the LM's own weights, by the names that they have in the policy."""
+    tensors = load_file(folder / "agent" / "policy.safetensors")
+    lm = agent.task.model
+    if agent.task.adapter is not None:  # the base is the environment's own; only the adapter was trained
+        return agent.policy.state_dict() | tensors
+    if isinstance(lm, PreTrainedModel):
+        with without_weight_bars():
+            saved = type(lm).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        tensors |= {f"lm.{k}": v for k, v in saved.state_dict().items()}
+    return tensors
+
+
+def _misfit(agent: BatchedAgent, tensors: dict[str, Tensor], optimizer: dict[str, Any]) -> str | None:
+    """What of the saved state has no place in the agent, or the other way round; None if all fits."""
+    own = agent.policy.state_dict()
+    if agent.ema is not None:
+        own |= {f"ema.{k}": v for k, v in agent.ema.state_dict().items()}
+    if odd := sorted(own.keys() ^ tensors.keys()):
+        return f"{odd[0]} is only in {'the environment' if odd[0] in own else 'the checkpoint'}"
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            return f"{name} has the shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+    counts = [[len(g["params"]) for g in o["param_groups"]] for o in (optimizer, agent.optimizer.state_dict())]
+    return None if counts[0] == counts[1] else f"{counts[0]} tensors were trained, {counts[1]} are trainable here"
 
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from dataclasses import dataclass
 from typing import Literal
 
 from lm_env.errors import ConfigurationError
 
-__all__ = ["AgentConfig"]
+__all__ = ["AgentConfig", "check_number", "check_whole"]
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,32 @@ class AgentConfig:
     """Of prompts, sampling and minibatches."""
 
     def __post_init__(self) -> None:
-        for name in ("rollout_episodes", "slots", "batch_size", "n_epochs", "micro_batch_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if (
-            isinstance(self.warmup_rollouts, bool)
-            or not isinstance(self.warmup_rollouts, int)
-            or self.warmup_rollouts < 0
-        ):
-            raise ConfigurationError(
-                f"warmup_rollouts must be a whole number of at least 0, not {self.warmup_rollouts!r}"
-            )
+        check_whole(self, "rollout_episodes", "slots", "batch_size", "n_epochs", "micro_batch_tokens")
+        check_whole(self, "warmup_rollouts", "seed", least=0)
+        check_number(self, "learning_rate", "max_grad_norm", open_low=True)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigurationError(f"ema_decay must lie between 0 and 1, not {self.ema_decay!r}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigurationError(f"{name} must be a finite number above 0, not {getattr(self, name)!r}")
         for name, known in (("lr_schedule", ("constant", "linear")), ("critic", ("shared", "separate", "none"))):
             if getattr(self, name) not in known:
                 raise ConfigurationError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+
+
+def check_whole(config: object, *names: str, least: int = 1) -> None:
+    """Raise ConfigurationError unless these fields are whole numbers of at least `least`."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigurationError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def check_number(
+    config: object, *names: str, low: float = 0.0, high: float = math.inf, open_low: bool = False
+) -> None:
+    """Raise ConfigurationError unless these fields are finite numbers from `low` (not itself: `open_low`) to `high`."""
+    for name in names:
+        value = getattr(config, name)
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not low <= value <= high or (open_low and value == low):
+            least = f"above {low:g}" if open_low else f"of at least {low:g}"
+            most = f" and at most {high:g}" if math.isfinite(high) else ""
+            raise ConfigurationError(f"{name} must be a finite number {least}{most}, not {value!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["clipped_policy_loss", "clipped_value_loss"]
+__all__ = ["clipped_policy_loss", "clipped_value_loss", "entropy"]
 
 
 def clipped_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: float) -> Tensor:
@@ -25,3 +25,10 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
         clipped = old_values + (values - old_values).clamp(-clip, clip)
         loss = torch.maximum(loss, (clipped - returns) ** 2)
     return loss / 2
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of the softmax of logits (N, V), nats (N,); a logit of -inf adds nothing, and has the gradient 0."""
+    logp = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+    # Masked before the product: 0 x -inf would be NaN in the backward pass, even where it is not taken.
+    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)

@@ -20,6 +20,7 @@ from lm_env.forwards import (
     device_of,
     evaluating,
     facts_of,
+    length_batches,
     plain_forward,
     response_hidden,
     response_outputs,
@@ -120,17 +121,23 @@ class ValueHeadPolicy(nn.Module):
         if self.value_head is None:
             return torch.zeros_like(like)
         if self.critic is not None:
-            hidden = response_outputs(self.critic, episodes, want_hidden=True)[0].hidden
+            hidden = _hidden(self.critic, episodes)
         assert hidden is not None
         return self.value_of(hidden)
 
     @torch.no_grad()
-    def values(self, episodes: Episodes) -> Tensor:
-        """V before each response token, (N,)."""
+    def values(self, episodes: Episodes) -> np.ndarray:
+        """V before each response token: float64 (B, T), 0 in the padding; batched by length."""
+        result = np.zeros(episodes.response_mask().shape)
+        if self.value_head is None:
+            return result
+        size = max(1, forwards.LOGIT_BUDGET // facts_of(self.value_model).vocab_size)
         with evaluating(self.value_model):
-            hidden = response_outputs(self.value_model, episodes, want_hidden=True)[0].hidden
-        assert hidden is not None
-        return self.value_of(hidden)
+            for rows in length_batches(episodes.lengths, size):
+                part = episodes[rows]
+                i, t = np.nonzero(part.response_mask())
+                result[rows[i], t] = self.value_of(_hidden(self.value_model, part)).cpu().numpy()
+        return result
 
     @torch.no_grad()
     def next_outputs(self, input_ids: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -147,3 +154,12 @@ class ValueHeadPolicy(nn.Module):
             )
         assert hidden is not None
         return outputs.logits, self.value_of(hidden)
+
+
+def _hidden(model: nn.Module, episodes: Episodes) -> Tensor:
+    """The hidden states (N, D) before each response token, without logits where the model can do without."""
+    if facts_of(model).splits:
+        return response_hidden(model, episodes)[0]
+    hidden = response_outputs(model, episodes, want_hidden=True)[0].hidden
+    assert hidden is not None
+    return hidden

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from agents.advantages import gae, whiten
 from agents.base import BatchedAgent
-from agents.config import AgentConfig
-from agents.losses import clipped_policy_loss, clipped_value_loss
+from agents.config import AgentConfig, check_number
+from agents.losses import clipped_policy_loss, clipped_value_loss, entropy
 from agents.metrics import Means, explained_variance
 from agents.policy import Evaluation
 from agents.rollout import Rollout
@@ -40,6 +40,14 @@ class PPOConfig(AgentConfig):
     ent_coef: float = 0.0
     """Weight of an entropy bonus; above 0 it moves the optimum."""
     normalize_advantage: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "gamma", "gae_lambda", high=1.0)
+        check_number(self, "clip_range", open_low=True)
+        check_number(self, "vf_coef", "ent_coef")
+        if self.clip_range_vf is not None:
+            check_number(self, "clip_range_vf", open_low=True)
 
 
 class PPO(BatchedAgent):
@@ -91,8 +99,7 @@ class PPO(BatchedAgent):
         value = clipped_value_loss(evaluation.values, batch.old_values, batch.returns, config.clip_range_vf)
         loss = policy + config.vf_coef * value
         if config.ent_coef and evaluation.logits is not None:
-            logp = torch.log_softmax(evaluation.logits.float() / self.policy.temperature, -1)
-            loss = loss + config.ent_coef * torch.where(logp > -torch.inf, logp.exp() * logp, 0.0).sum(-1)
+            loss = loss - config.ent_coef * entropy(evaluation.logits / self.policy.temperature)
         with torch.no_grad():
             log_ratio = evaluation.logp - batch.old_logp
             means.add_tokens(

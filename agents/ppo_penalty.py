@@ -9,7 +9,7 @@ frozen reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,14 @@ class PPOPenalty(PPO):
         elif metrics["approx_kl"] > target * 1.5:
             self.step_coef = min(self.step_coef * 2, 1e6)
         return metrics
+
+    def extra_state(self) -> dict[str, Any]:
+        """The penalty's weight."""
+        return {"step_coef": self.step_coef}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.step_coef = state["step_coef"]
 
     def policy_loss(self, logp: Tensor, batch: Batch) -> Tensor:
         """-(ratio A) + c KL(old || new), the KL by k3 on tokens of the old policy."""

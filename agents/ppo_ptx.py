@@ -61,6 +61,14 @@ class PPOPtx(PPO):
         self.max_text_tokens = max_text_tokens
         self.text_rng = np.random.default_rng([self.config.seed, 2])
 
+    def extra_state(self) -> dict[str, Any]:
+        """Which texts come next."""
+        return {"text_rng": self.text_rng.bit_generator.state}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.text_rng.bit_generator.state = state["text_rng"]
+
     def add_gradients(self) -> None:
         """Add ptx_coef x the gradient of the mean negative log-likelihood of a batch of texts."""
         count = max(1, round(self.config.batch_size * self.config.ptx_ratio))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +37,14 @@ class Reinforce(GroupAgent):
         decay = self.config.baseline_decay
         self.baseline = decay * baseline + (1 - decay) * mean
         return returns - baseline
+
+    def extra_state(self) -> dict[str, Any]:
+        """The running mean."""
+        return {"baseline": self.baseline}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.baseline = state["baseline"]
 
 
 @dataclass(frozen=True)

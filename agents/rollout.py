@@ -60,10 +60,8 @@ def collect(
         policy.lm, task, prompts, slots, generator, value_of=policy.value_of if policy.reads_trunk else None
     )
     started = time.perf_counter()
-    mask = episodes.response_mask()
     if policy.critic is not None:
-        values = np.zeros(mask.shape)
-        values[mask] = policy.values(episodes).cpu().numpy()
+        values = policy.values(episodes)
     last_values = np.zeros(len(episodes))
     scored = task.score(episodes)
     if task.cap_truncates and not scored.ended.all():

@@ -24,10 +24,10 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     point = torch.minimum(uniform[:, None].to(probs.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp_(max=probs.shape[-1] - 1)
-    # A parallel sum may grow by a rounding at a token of probability 0: such a draw is made again.
+    # A GPU's parallel sum may grow by a rounding at a token of probability 0: that rare draw takes the likeliest.
     impossible = probs.gather(-1, tokens[:, None]).squeeze(-1) == 0
     if impossible.any():
-        tokens[impossible] = torch.multinomial(probs[impossible], 1).squeeze(-1)
+        tokens[impossible] = probs[impossible].argmax(-1)
     return tokens
 
 

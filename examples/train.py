@@ -28,7 +28,10 @@ from lm_env.task import Task
 SB3: dict[str, tuple[Any, dict[str, Any]]] = {
     "sb3-ppo": (stable_baselines3.PPO, {"n_steps": 128, "batch_size": 1024, "n_epochs": 2, "learning_rate": 2e-4}),
     "sb3-a2c": (stable_baselines3.A2C, {"n_steps": 64, "learning_rate": 1e-4, "use_rms_prop": False}),
-    "trpo": (sb3_contrib.TRPO, {"n_steps": 128, "batch_size": 1024}),
+    "trpo": (
+        sb3_contrib.TRPO,
+        {"n_steps": 16, "batch_size": 512, "cg_max_steps": 4, "n_critic_updates": 2},
+    ),  # it takes a rollout whole, twice differentiated
 }
 
 
