@@ -62,9 +62,7 @@ def check_whole(config: object, *names: str, least: int = 1) -> None:
             raise ConfigurationError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
-def check_number(
-    config: object, *names: str, low: float = 0.0, high: float = math.inf, open_low: bool = False
-) -> None:
+def check_number(config: object, *names: str, low: float = 0.0, high: float = math.inf, open_low: bool = False) -> None:
     """Raise ConfigurationError unless these fields are finite numbers from `low` (not itself: `open_low`) to `high`."""
     for name in names:
         value = getattr(config, name)

@@ -38,7 +38,7 @@ def test_a2c_equals_ppo_with_one_epoch_and_full_batch():
 )
 def test_each_part_of_that_matters(change):
     a2c, ppo = trained(A2C, 5), trained(PPO, 5, **{**AS_A2C, **change})
-    assert max((ours - theirs).abs().max() for ours, theirs in zip(a2c, ppo, strict=True)) > 1e-6
+    assert max((ours - theirs).abs().max() for ours, theirs in zip(a2c, ppo, strict=True)) > 1e-8  # Adam hides a factor
 
 
 def test_the_one_step_is_the_plain_policy_gradient():

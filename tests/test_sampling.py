@@ -19,7 +19,7 @@ def draw(probs, u) -> int:
     return int(inverse_cdf(torch.tensor([probs], dtype=torch.float32), torch.tensor([u], dtype=torch.float32)))
 
 
-# -- impossible tokens -----------------------------------------------------------------------------------
+# -- impossible tokens -----------------------------------------------------------------------------
 @pytest.mark.parametrize("u", EDGES)
 @pytest.mark.parametrize(
     "probs",
@@ -89,7 +89,7 @@ def test_rows_are_drawn_independently(probs):
     assert together == [int(inverse_cdf(rows[i : i + 1], u[i : i + 1])) for i in range(2)]
 
 
-# -- frequencies and log-probs ---------------------------------------------------------------------------
+# -- frequencies and log-probs ---------------------------------------------------------------------
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies(temperature):
     """Chi-square over 20,000 draws, one masked token; 99.9% quantile of 6 degrees of freedom: 22.46."""
