@@ -8,7 +8,7 @@ exact fixed points of known other objectives, and the nearest one is named.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -106,7 +106,11 @@ def check_agent(
 
 
 def parse_mdp(text: str) -> TokenMDP:
-    """`t0`, or `random:SEED` (vocabulary 5 to 8, horizon 3 or 4, drawn from the seed)."""
+    """`t0`, or `random:SEED`: vocabulary 5 to 8, horizon 3 or 4, drawn from the seed.
+
+    The random scores have std 1 under the reference, so that beta is about as strong at every seed: the
+    question is what an agent optimises, not whether it finds a text of probability 1e-5.
+    """
     if text == "t0":
         return TokenMDP.t0()
     kind, _, seed = text.partition(":")
@@ -114,7 +118,10 @@ def parse_mdp(text: str) -> TokenMDP:
         raise ConfigurationError(f"mdp must be 't0' or 'random:SEED', not {text!r}")
     rng = np.random.default_rng(int(seed))
     vocab, horizon = int(rng.integers(5, 9)), int(rng.integers(3, 5))
-    return TokenMDP.random(int(seed), vocab_size=vocab, horizon=horizon)
+    mdp = TokenMDP.random(int(seed), vocab_size=vocab, horizon=horizon)
+    p, scores, raw = np.exp(mdp.trajectory_logprobs(mdp.reference_logits)), mdp.scores(), mdp.score
+    std = float(np.sqrt(p @ (scores - p @ scores) ** 2))
+    return replace(mdp, score=lambda ids: raw(ids) / std)
 
 
 def _recognise(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> str:

@@ -195,7 +195,8 @@ def test_the_kl_controller_is_told_after_the_rewards_are_made():
 def test_progress_is_written_as_csv(tmp_path):
     agent, recorder = PPO(make(), log_dir=tmp_path, **SMALL), Recorder()
     agent.learn(100, recorder)
-    rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
+    agent.logger.close()
+    rows = list(csv.DictReader((tmp_path / "progress.csv").read_text().splitlines()))
     assert [int(float(row["time/total_timesteps"])) for row in rows] == recorder.timesteps
     names = {"rollout/score", "rollout/reward", "rollout/kl", "rollout/entropy", "rollout/length", "rollout/ended"}
     names |= {"rollout/beta", "train/policy_loss", "train/value_loss", "train/approx_kl", "train/clip_fraction"}
@@ -205,19 +206,25 @@ def test_progress_is_written_as_csv(tmp_path):
         assert all(np.isfinite(float(row[name])) for row in rows), name
 
 
-def test_what_is_logged_of_a_rollout(agent):
-    logger = agent.logger
-    rollout = agent.collect_rollout()
-    recorded = {}
-    logger.record = lambda key, value, exclude=None: recorded.setdefault(key, value)
-    agent._log(rollout, {}, 1.0, 1.0)
-    scored, mask = rollout.scored, rollout.mask
-    assert recorded["rollout/score"] == pytest.approx(scored.scores.mean())
-    assert recorded["rollout/kl"] == pytest.approx(np.where(mask, scored.logp - scored.ref_logp, 0).sum(1).mean())
-    assert recorded["rollout/reward"] == pytest.approx(recorded["rollout/score"] - 0.5 * recorded["rollout/kl"])
-    assert recorded["rollout/entropy"] == pytest.approx(-scored.logp[mask].mean())
-    assert recorded["rollout/ended"] == pytest.approx(scored.ended.mean())
-    assert recorded["time/tokens_per_s"] == pytest.approx(mask.sum() / 2)
+def test_what_is_logged_of_a_rollout(tmp_path):
+    seen = []
+    agent = PPO(make(), log_dir=tmp_path, **SMALL)
+    agent.learn(1, lambda local, world: not seen.append(local["rollout"]))
+    agent.logger.close()
+    (row,) = csv.DictReader((tmp_path / "progress.csv").read_text().splitlines())
+    scored, mask = seen[0].scored, seen[0].mask
+    kl = np.where(mask, scored.logp - scored.ref_logp, 0).sum(1).mean()
+    expected = {
+        "score": scored.scores.mean(),
+        "kl": kl,
+        "reward": scored.scores.mean() - 0.5 * kl,
+        "entropy": -scored.logp[mask].mean(),
+        "length": mask.sum() / 16,
+        "ended": scored.ended.mean(),
+        "beta": 0.5,
+    }
+    for name, value in expected.items():
+        assert float(row[f"rollout/{name}"]) == pytest.approx(value, abs=1e-9), name
 
 
 def test_nothing_is_printed_unasked(agent, capsys):
@@ -240,6 +247,7 @@ def test_the_progress_bar_shows_score_and_kl(agent, capsys):
 def test_another_logger_can_be_set(agent, tmp_path):
     agent.set_logger(configure(str(tmp_path), ["json"]))
     agent.learn(20)
+    agent.logger.close()
     assert "rollout/score" in (tmp_path / "progress.json").read_text()
 
 
