@@ -108,7 +108,7 @@ def check_agent(
 def parse_mdp(text: str) -> TokenMDP:
     """`t0`, or `random:SEED`: vocabulary 5 to 8, horizon 3 or 4, drawn from the seed.
 
-    The random scores have std 1 under the reference, so that beta is about as strong at every seed: the
+    The random scores have std 1 over all texts, so that beta is about as strong at every seed: the
     question is what an agent optimises, not whether it finds a text of probability 1e-5.
     """
     if text == "t0":
@@ -119,8 +119,7 @@ def parse_mdp(text: str) -> TokenMDP:
     rng = np.random.default_rng(int(seed))
     vocab, horizon = int(rng.integers(5, 9)), int(rng.integers(3, 5))
     mdp = TokenMDP.random(int(seed), vocab_size=vocab, horizon=horizon)
-    p, scores, raw = np.exp(mdp.trajectory_logprobs(mdp.reference_logits)), mdp.scores(), mdp.score
-    std = float(np.sqrt(p @ (scores - p @ scores) ** 2))
+    raw, std = mdp.score, float(mdp.raw_scores().std())
     return replace(mdp, score=lambda ids: raw(ids) / std)
 
 

@@ -314,7 +314,7 @@ def test_what_is_no_token_id_is_refused_and_changes_nothing(running_env, action)
     refuses(running_env, action)
 
 
-@pytest.mark.parametrize("action", ODD_ACTIONS, ids=repr)
+@pytest.mark.parametrize("action", ODD_ACTIONS, ids=lambda value: type(value).__name__)
 def test_odd_things_are_refused_too(running_env, action):
     refuses(running_env, action)
 
