@@ -114,6 +114,10 @@ def _problem(folder: Path) -> str | None:
                 return f"{folder / name} is missing"
             if _digest(folder / name) != digest:
                 return f"{folder / name} is damaged (its checksum differs)"
+        # transformers reads what it finds (an adapter, say), so nothing of that kind may have been added.
+        for file in [*folder.glob("*"), *folder.glob("agent/*")]:
+            if file.suffix in (".json", ".safetensors") and str(file.relative_to(folder)) not in {MANIFEST, *manifest}:
+                return f"{file} was added later (it is not in {MANIFEST})"
     except (OSError, ValueError, AttributeError) as error:
         return f"{folder / MANIFEST} is damaged ({error})"
     return None

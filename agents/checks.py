@@ -15,15 +15,17 @@ from lm_env.errors import ConfigurationError, MissingDependencyError
 
 __all__ = ["CHECKED", "trainer"]
 
-TABULAR: dict[str, Any] = {"rollout_episodes": 512, "slots": 512, "lr_schedule": "linear"}
+TABULAR: dict[str, Any] = {"rollout_episodes": 2048, "slots": 2048, "lr_schedule": "linear", "max_grad_norm": 100.0}
 # One gradient step per rollout needs many rollouts; a step of a tabular policy is cheap.
-ONE_STEP: dict[str, Any] = {**TABULAR, "batch_size": 512, "learning_rate": 0.05}
+ONE_STEP: dict[str, Any] = {**TABULAR, "batch_size": 2048, "learning_rate": 0.1}
+# A group mean holds the sample itself, so beside a KL in the loss the score weighs (G - 1) / G: G large, as in the paper.
+GROUPS: dict[str, Any] = {**ONE_STEP, "group_size": 64}
 
 
 def _batched(name: str, rollouts: int, **options: Any) -> Train:
     def train(env: Any, seed: int) -> None:
         agent = AGENTS[name](env, seed=seed, **options)
-        agent.learn(rollouts * options["rollout_episodes"] * 2)
+        agent.learn(rollouts * options["rollout_episodes"] * env.task.max_new_tokens)
 
     return train
 
@@ -35,7 +37,7 @@ def _sb3(algorithm: str, steps: int, **options: Any) -> Train:
         from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
 
         rate = options.pop("learning_rate")
-        vec = TextVecEnv.from_env(env, num_envs=128)
+        vec = TextVecEnv.from_env(env, num_envs=512)
         agent = _sb3_class(algorithm)(
             CausalLMPolicy, vec, gamma=1.0, seed=seed, rollout_buffer_class=EpisodeRolloutBuffer,
             learning_rate=LinearSchedule(rate, 0.0, 1.0), **options,
@@ -54,20 +56,19 @@ def _sb3_class(name: str) -> Any:
     return getattr(module, name)
 
 
+UNSCALED: dict[str, Any] = {**GROUPS, "scale_by_std": False, "length_normalization": "constant"}
 CHECKED: dict[str, Callable[[], Train]] = {
     "a2c": lambda: _batched("a2c", 800, **ONE_STEP),
-    "dr-grpo": lambda: _batched("grpo", 800, **ONE_STEP, scale_by_std=False, length_normalization="constant"),
-    "dr-grpo-k1": lambda: _batched(
-        "grpo", 800, **ONE_STEP, scale_by_std=False, length_normalization="constant", kl_in="reward"
-    ),
-    "grpo": lambda: _batched("grpo", 800, **ONE_STEP),
-    "ppo": lambda: _batched("ppo", 150, **TABULAR, batch_size=128, learning_rate=0.03, n_epochs=4),
+    "dr-grpo": lambda: _batched("grpo", 800, **UNSCALED),
+    "dr-grpo-k1": lambda: _batched("grpo", 800, **UNSCALED, kl_in="reward"),
+    "grpo": lambda: _batched("grpo", 800, **GROUPS),
+    "ppo": lambda: _batched("ppo", 200, **TABULAR, batch_size=512, learning_rate=0.03, n_epochs=4),
     "reinforce": lambda: _batched("reinforce", 800, **ONE_STEP),
     "reinforce-value": lambda: _batched("reinforce-value", 800, **ONE_STEP),
     "rloo": lambda: _batched("rloo", 800, **ONE_STEP),
-    "sb3-a2c": lambda: _sb3("A2C", 400_000, n_steps=6, learning_rate=0.05, gae_lambda=0.95, use_rms_prop=False),
-    "sb3-ppo": lambda: _sb3("PPO", 150_000, n_steps=8, batch_size=256, n_epochs=4, learning_rate=0.03),
-    "trpo": lambda: _sb3("TRPO", 100_000, n_steps=6, batch_size=512, learning_rate=0.03),
+    "sb3-a2c": lambda: _sb3("A2C", 1_500_000, n_steps=6, learning_rate=0.1, gae_lambda=0.95, use_rms_prop=False),
+    "sb3-ppo": lambda: _sb3("PPO", 800_000, n_steps=8, batch_size=512, n_epochs=4, learning_rate=0.03),
+    "trpo": lambda: _sb3("TRPO", 500_000, n_steps=6, batch_size=1024, learning_rate=0.03),
 }
 """Name -> a trainer for `check_agent`."""
 

@@ -22,7 +22,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from lm_env.errors import UnsupportedModelError
-from lm_env.forwards import Outputs, check_positions, device_of, evaluating, facts_of, forward, plain_forward
+from lm_env.forwards import Outputs, Positions, check_positions, device_of, evaluating, facts_of, forward, plain_forward
 
 __all__ = ["Decoder", "FullDecoder", "SlotDecoder", "make_decoder", "why_no_slot_cache"]
 
@@ -64,7 +64,8 @@ def make_decoder(model: nn.Module, slots: int, max_length: int, want_hidden: boo
 class _Plan:
     """Where the forward under way writes and reads: shared by all layers of a cache."""
 
-    slots: Tensor | slice = slice(None)
+    slots: Tensor | slice = slice(None)  # what attention reads: all rows need no copy
+    rows: Tensor | None = None  # where a one-token step writes, (k,)
     positions: Tensor | None = None  # (k,) of a one-token step; None while a prompt is taken in
     past: int = 0  # tokens before the ones under way, as the causal mask counts them
     width: int = 0
@@ -94,9 +95,8 @@ class _SlotLayer(CacheLayerMixin):
             keys[plan.slots, :, : plan.width] = key_states.to(keys.dtype)
             values[plan.slots, :, : plan.width] = value_states.to(values.dtype)
             return key_states, value_states
-        rows = torch.arange(self.slots, device=keys.device) if isinstance(plan.slots, slice) else plan.slots
-        keys[rows, :, plan.positions] = key_states[:, :, 0].to(keys.dtype)
-        values[rows, :, plan.positions] = value_states[:, :, 0].to(values.dtype)
+        keys[plan.rows, :, plan.positions] = key_states[:, :, 0].to(keys.dtype)
+        values[plan.rows, :, plan.positions] = value_states[:, :, 0].to(values.dtype)
         return keys[plan.slots, :, : plan.width], values[plan.slots, :, : plan.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -150,7 +150,8 @@ class SlotDecoder:
         width = int(at.max()) + 1
         _check_room(width, self.max_length)
         positions = self._tensor(at)
-        self._plan.slots = slice(None) if len(slots) == len(self.lengths) else self._tensor(slots)
+        self._plan.rows = self._tensor(slots)
+        self._plan.slots = slice(None) if len(slots) == len(self.lengths) else self._plan.rows
         self._plan.positions, self._plan.past, self._plan.width = positions, width - 1, width
         if int(at.min()) + 1 == width:
             mask = torch.ones(
@@ -159,8 +160,7 @@ class SlotDecoder:
         else:
             mask = self._mask(positions, width)
         self.lengths[slots] = at + 1
-        first = torch.arange(len(slots), device=self._device)
-        return self._forward(self._tensor(tokens)[:, None], mask, positions[:, None], (first, torch.zeros_like(first)))
+        return self._forward(self._tensor(tokens)[:, None], mask, positions[:, None], (slice(None), 0))
 
     def keep(self, slots: np.ndarray) -> None:
         index = self._tensor(slots)
@@ -170,7 +170,7 @@ class SlotDecoder:
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[index], layer.values[index]
 
-    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, at: tuple[Tensor, Tensor]) -> Outputs:
+    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, at: Positions) -> Outputs:
         return forward(
             self.model, at, self.want_hidden,
             input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self._cache, use_cache=True,

@@ -28,6 +28,7 @@ __all__ = [
     "LOGIT_BUDGET",
     "ModelFacts",
     "Outputs",
+    "Positions",
     "check_positions",
     "chunked_logprobs",
     "device_of",
@@ -45,6 +46,8 @@ __all__ = [
 
 # Logits that may stand in memory at once: 32M numbers, 128 MB in fp32.
 LOGIT_BUDGET = 2**25
+# Padded tokens from which on a separate forward costs less than the padding that it saves.
+WORTH_A_FORWARD = 512
 
 
 # -- facts about a model ---------------------------------------------------------------------------
@@ -137,6 +140,8 @@ def check_positions(model: nn.Module, length: int) -> None:
 
 def _trunk(model: nn.Module) -> nn.Module | None:
     """The model without its LM head, where transformers has one to give."""
+    if callable(getattr(model, "get_base_model", None)):  # peft's wrapper, whose own `model` is the whole LM
+        model = model.get_base_model()  # type: ignore[operator,assignment]
     prefix = getattr(model, "base_model_prefix", "")
     trunk = getattr(model, prefix, None) if prefix else None
     has_head = callable(getattr(model, "get_output_embeddings", None)) and model.get_output_embeddings() is not None  # type: ignore[operator]
@@ -176,6 +181,9 @@ def evaluating(model: nn.Module | Sequence[nn.Module]) -> Iterator[None]:
 
 
 # -- forwards --------------------------------------------------------------------------------------
+Positions = tuple[Tensor, Tensor] | tuple[slice, int]
+
+
 class Outputs(NamedTuple):
     """Logits (..., V) and, when asked for, the last hidden states (..., D) under them."""
 
@@ -199,11 +207,11 @@ def _arguments(accepts: frozenset[str], ids: Tensor) -> dict[str, Tensor | bool]
     return arguments
 
 
-def forward(model: nn.Module, at: tuple[Tensor, Tensor], want_hidden: bool = False, **arguments: Any) -> Outputs:
+def forward(model: nn.Module, at: Positions, want_hidden: bool = False, **arguments: Any) -> Outputs:
     """One forward, with logits for the chosen positions alone.
 
     Args:
-        at: (rows (N,), positions (N,)) of the logits wanted.
+        at: (rows (N,), positions (N,)) of the logits wanted, or a (slice, position) of them.
         arguments: what the model's forward is called with (`input_ids`, a cache, ...).
 
     Returns:
@@ -302,6 +310,9 @@ def _flat_rows(mask: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def length_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
     """Cut rows into batches of similar length, each of at most `tokens` padded tokens (or one row).
 
+    A batch that is worth a forward of its own ends where rows get shorter than three quarters of its
+    longest, so that at most a quarter of what is computed is padding.
+
     Args:
         lengths: int (B,).
 
@@ -309,9 +320,12 @@ def length_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
         index arrays, each row exactly once, longest first.
     """
     order = np.argsort(-lengths, kind="stable")
+    descending = lengths[order]
     batches, start = [], 0
     while start < len(order):
-        size = max(1, tokens // int(lengths[order[start]]))
+        longest = int(descending[start])
+        similar = int(np.searchsorted(-descending, -0.75 * longest, side="right")) - start
+        size = min(max(1, tokens // longest), max(similar, -(-WORTH_A_FORWARD // longest)))
         batches.append(order[start : start + size])
         start += size
     return batches

@@ -7,11 +7,12 @@ tell which one it has.  At a fixed point the agent's expected update is zero at 
 
 with Q the agent's own expected return and c the gradient coefficient of its loss.  Q depends on the
 future only, so one backward pass that solves each state (a `Rule`) is exact: nothing is iterated,
-`reward_rescaled` aside.
+the rescaled ones aside.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -28,6 +29,8 @@ Objective = Literal[
     "gibbs",
     "k2_loss",
     "k3_loss",
+    "k3_loss_rescaled",
+    "k3_loss_rescaled_by_length",
     "no_penalty",
     "reward_rescaled",
     "subtracted_penalty",
@@ -47,6 +50,9 @@ def fixed_point(
       each state answers its own KL but not the KL of what follows.
     - `k3_loss`: the same with pi_ref/pi - 1 - log(pi_ref/pi), as GRPO (without division by the std
       or by each response's own length): pi = pi_ref / (1 - (Q - V) / beta).
+    - `k3_loss_rescaled`: the same with the score divided by its standard deviation under the policy
+      itself, as GRPO does in large groups, so that beta is in truth beta (std + 1e-4).
+    - `k3_loss_rescaled_by_length`: the same with each response's loss divided by its own length.
     - `entropy_bonus`: k1 in the reward and entropy_coef x the policy's entropy per token in the loss.
     - `reward_rescaled`: k1 in the reward, score divided by its standard deviation under the policy
       itself (a large batch), so that beta is in truth beta (std + 1e-4).  Followed from the
@@ -71,10 +77,14 @@ def fixed_point(
             rule = _k2_rule(beta)
         case "k3_loss":
             rule = _k3_rule(beta)
+        case "k3_loss_rescaled":
+            rule = _k3_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, _k3_rule(beta * std))))
+        case "k3_loss_rescaled_by_length":
+            return _settled_by_length(mdp, beta)
         case "entropy_bonus":
             rule = _entropy_rule(beta, entropy_coef)
         case "reward_rescaled":
-            rule = gibbs_rule(beta * _settled_std(mdp, beta))
+            rule = gibbs_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, gibbs_rule(beta * std))))
         case "subtracted_penalty":
             if mdp.missing_eos_score is None:
                 raise ConfigurationError("subtracted_penalty needs an MDP with a missing_eos_score: this one has None")
@@ -99,26 +109,31 @@ def _k2_rule(beta: float) -> Rule:
 
 
 def _k3_rule(beta: float) -> Rule:
-    """c = beta (1 - pi_ref / pi), no KL in Q: pi = pi_ref / (d - g), g = (Q - max Q) / beta, d such that it sums to 1.
-
-    The sum falls in d from at least 1 at d = pi_ref(argmax Q) to at most 1 at d = 1.
-    """
+    """c = beta (1 - pi_ref / pi), no KL in Q."""
 
     def rule(q: np.ndarray, log_ref: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ref = np.exp(log_ref)
-        taken = np.where(ref > 0, q, -np.inf)
-        g = (taken - taken.max(axis=1, keepdims=True)) / beta
-        low = np.where(g == 0, ref, 0.0).max(axis=1, keepdims=True)
-        high = np.ones_like(low)
-        for _ in range(100):  # bisection down to neighbouring floats
-            d = (low + high) / 2
-            above = (ref / (d - g)).sum(axis=1, keepdims=True) > 1
-            low, high = np.where(above, d, low), np.where(above, high, d)
-        log_pi = log_ref - np.log(high - g)
-        log_pi -= logsumexp(log_pi)[:, None]
+        log_pi = _k3_response(q, np.full_like(q, beta), log_ref)
         return log_pi, (np.exp(log_pi) * q).sum(axis=1)
 
     return rule
+
+
+def _k3_response(q: np.ndarray, strength: np.ndarray, log_ref: np.ndarray) -> np.ndarray:
+    """log pi (n, V) with pi (Q - V) = strength (pi - pi_ref): pi = b / (d - g), with b = strength pi_ref,
+    g = Q - strength less its largest, and d such that it sums to 1.
+
+    The sum falls in d from at least 1 at d = max(g + b) to at most 1 at d = sum b.
+    """
+    b = strength * np.exp(log_ref)
+    g = np.where(b > 0, q - strength, -np.inf)
+    g = g - g.max(axis=1, keepdims=True)
+    low, high = (g + b).max(axis=1, keepdims=True), b.sum(axis=1, keepdims=True)
+    for _ in range(100):  # bisection down to neighbouring floats
+        d = (low + high) / 2
+        above = (b / (d - g)).sum(axis=1, keepdims=True) > 1
+        low, high = np.where(above, d, low), np.where(above, high, d)
+    log_pi = log_ref + np.log(strength) - np.log(high - g)
+    return log_pi - logsumexp(log_pi)[:, None]
 
 
 def _entropy_rule(beta: float, entropy_coef: float) -> Rule:
@@ -134,14 +149,55 @@ def _entropy_rule(beta: float, entropy_coef: float) -> Rule:
     return rule
 
 
-def _settled_std(mdp: TokenMDP, beta: float) -> float:
-    """The standard deviation, its epsilon included, of the scores under the policy that divides by it."""
-    scores = mdp.scores()
-    pi = np.exp(mdp.trajectory_logprobs(mdp.reference_logits))
-    previous = np.inf
+def _policy(mdp: TokenMDP, rule: Rule) -> np.ndarray:
+    """log pi (S, V) of a rule on the scores of the MDP."""
+    return backward_recursion(mdp.enumeration, mdp.reference_logits, mdp.scores(), rule)[0]
+
+
+def _mean_and_std(mdp: TokenMDP, policy: np.ndarray) -> tuple[float, float]:
+    """Of the scores under a policy; the epsilon is in the standard deviation."""
+    scores, pi = mdp.scores(), np.exp(mdp.trajectory_logprobs(policy))
+    mean = float(pi @ scores)
+    return mean, float(np.sqrt(pi @ (scores - mean) ** 2)) + _STD_EPSILON
+
+
+def _settled_std(mdp: TokenMDP, answer: Callable[[float], np.ndarray]) -> float:
+    """The standard deviation of the scores under the policy `answer(std)` that divides by it."""
+    policy, previous = mdp.reference_logits, np.inf
     for _ in range(10_000):
-        std = float(np.sqrt(pi @ (scores - pi @ scores) ** 2)) + _STD_EPSILON
+        _, std = _mean_and_std(mdp, policy)
         if abs(std - previous) <= 1e-13:
             return std
-        previous, pi = std, mdp.optimum(beta * std).distribution
-    raise ConfigurationError(f"reward_rescaled at beta {beta} does not settle: its standard deviation keeps moving")
+        previous, policy = std, answer(std)
+    raise ConfigurationError("the reward divided by its standard deviation does not settle: the standard deviation keeps moving")
+
+
+def _settled_by_length(mdp: TokenMDP, beta: float) -> np.ndarray:
+    """Q is the expectation of (score - mean) / std / length, and beta of a state-action is beta E[1 / length].
+
+    The baseline matters here, for the weight of a response depends on how it goes on.
+    """
+    policy, previous = mdp.reference_logits, (np.inf, np.inf)
+    for _ in range(10_000):
+        mean, std = _mean_and_std(mdp, policy)
+        if abs(mean - previous[0]) + abs(std - previous[1]) <= 1e-13:
+            return policy
+        previous, policy = (mean, std), _by_length(mdp, (mdp.scores() - mean) / std, beta)
+    raise ConfigurationError(f"k3_loss_rescaled_by_length at beta {beta} does not settle: its standard deviation keeps moving")
+
+
+def _by_length(mdp: TokenMDP, worth: np.ndarray, beta: float) -> np.ndarray:
+    """`backward_recursion` for Q and E[1 / length] together, each trajectory weighed by 1 / length."""
+    tree, log_ref = mdp.enumeration, mdp.reference_logits
+    policy, vocab = log_ref.copy(), mdp.vocab_size
+    q, weight = np.zeros_like(log_ref), np.zeros_like(log_ref)
+    rows, last = np.arange(len(tree.lengths)), tree.lengths - 1
+    ends = (tree.states[rows, last], tree.tokens[rows, last])
+    q[ends], weight[ends] = worth / tree.lengths, 1 / tree.lengths
+    for t in reversed(range(mdp.horizon)):
+        level = np.unique(tree.states[tree.real[:, t], t])
+        policy[level] = _k3_response(q[level], beta * weight[level], log_ref[level])
+        if t:
+            pi, parents = np.exp(policy[level]), ((level - 1) // vocab, (level - 1) % vocab)
+            q[parents], weight[parents] = (pi * q[level]).sum(1), (pi * weight[level]).sum(1)
+    return policy

@@ -209,9 +209,10 @@ class Payload:
         return (Path.touch, (self.target,))
 
 
-@pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "adapter_model.bin", "training_args.bin", "agent/policy.pt", "agent/optimizer.pt"]
-)
+PLANTED = ["pytorch_model.bin", "adapter_model.bin", "training_args.bin", "agent/policy.pt", "agent/optimizer.pt"]
+
+
+@pytest.mark.parametrize("name", PLANTED)
 @pytest.mark.parametrize("form", ["pickle", "torch"])
 def test_planted_pickles_are_not_loaded(lm_env_of, tmp_path, name, form):
     path = PPO(lm_env_of(), **SMALL).save(tmp_path / "agent")
@@ -222,17 +223,23 @@ def test_planted_pickles_are_not_loaded(lm_env_of, tmp_path, name, form):
     else:
         pickle.dump(Payload(target), content)
     (path / name).write_bytes(content.getvalue())
-    if name.startswith("adapter"):
-        (path / "adapter_config.json").write_text(
-            '{"peft_type": "LORA", "base_model_name_or_path": null, "target_modules": ["c_attn"]}'
-        )
-    try:
-        PPO.load(path, lm_env_of())
-    except CheckpointCorruptError:
-        pass
+    PPO.load(path, lm_env_of())
     assert not target.exists()
     pickle.loads(pickle.dumps(Payload(target)))  # noqa: S301
     assert target.exists(), "the payload works"
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "model.safetensors.index.json", "agent/more.safetensors"])
+def test_files_that_transformers_would_read_cannot_be_added(lm_env_of, tmp_path, name):
+    path = PPO(lm_env_of(), **SMALL).save(tmp_path / "agent")
+    (path / name).write_text('{"peft_type": "LORA", "target_modules": ["c_attn"], "weight_map": {}}')
+    with pytest.raises(CheckpointCorruptError, match="was added later"):
+        PPO.load(path, lm_env_of())
+
+
+def test_a_note_can_be_added(saved):
+    (saved / "README.md").write_text("the good one")
+    PPO.load(saved, make())
 
 
 # -- the wrong checkpoint ----------------------------------------------------------------------------------------
@@ -242,7 +249,7 @@ def test_another_class(saved):
 
 
 def test_another_vocabulary(saved):
-    with pytest.raises(CheckpointMismatchError, match="vocab_size differs: 4 .* 6"):
+    with pytest.raises(CheckpointMismatchError, match=r"vocab_size differs: 4 .* 6"):
         PPO.load(saved, make(mdp_seed=0))
 
 
@@ -370,6 +377,9 @@ from lm_env.tasks.token_mdp import make
 
 path, rng, agent = Path(sys.argv[1]), random.Random(0), PPO(make())
 agent.save(path)
+started = time.perf_counter()
+agent.save(path)
+duration = time.perf_counter() - started
 warnings.simplefilter("ignore")  # that an older folder was taken
 for _ in range(25):
     read, write = os.pipe()
@@ -380,7 +390,7 @@ for _ in range(25):
             agent.save(path)
             os.write(write, b"%d " % agent.num_timesteps)
     os.close(write)
-    time.sleep(rng.uniform(0.0, 0.06))
+    time.sleep(rng.uniform(0.0, 4 * duration))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     told = [int(n) for n in os.read(read, 10**6).split()] or [agent.num_timesteps]
@@ -396,4 +406,4 @@ def test_kill_9_at_any_moment_leaves_a_whole_folder(tmp_path):
     command = [sys.executable, "-c", SAVER, str(tmp_path / "agent")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 5, "hardly any save came to its end: the kills come too early"
+    assert int(done.stdout) >= 10, "hardly any save came to its end: the kills come too early"

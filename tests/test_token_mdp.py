@@ -452,6 +452,8 @@ OBJECTIVES = [
     "gibbs",
     "k2_loss",
     "k3_loss",
+    "k3_loss_rescaled",
+    "k3_loss_rescaled_by_length",
     "gamma",
     "entropy_bonus",
     "reward_rescaled",
@@ -472,9 +474,9 @@ def expected_update(mdp: TokenMDP, logits: np.ndarray, objective: str, beta: flo
     scores = torch.tensor({
         "subtracted_penalty": mdp.raw_scores() - ~mdp.ended(), "no_penalty": mdp.raw_scores()
     }.get(objective, mdp.scores()))  # fmt: skip
-    if objective == "reward_rescaled":
-        scores = scores / ((p @ (scores - p @ scores) ** 2).sqrt() + 1e-4)
-    in_reward = objective not in ("k2_loss", "k3_loss")
+    if "rescaled" in objective:
+        scores = (scores - p @ scores) / ((p @ (scores - p @ scores) ** 2).sqrt() + 1e-4)
+    in_reward = not objective.startswith(("k2", "k3"))
     rewards = -beta * in_reward * (logp - ref).detach()
     rewards[torch.arange(len(p)), torch.tensor(tree.lengths) - 1] += scores
     gamma, returns = 0.9 if objective == "gamma" else 1.0, torch.zeros_like(rewards)
@@ -483,11 +485,12 @@ def expected_update(mdp: TokenMDP, logits: np.ndarray, objective: str, beta: flo
     per_token = logp * returns
     if objective == "k2_loss":
         per_token = per_token - beta * (logp - ref) ** 2 / 2
-    if objective == "k3_loss":
+    if objective.startswith("k3"):
         per_token = per_token - beta * ((ref - logp).exp() - 1 - (ref - logp))
     if objective == "entropy_bonus":
         per_token = per_token + 0.01 * torch.where(real, -(log_all.exp() * log_all).sum(-1)[states], 0.0)
-    (p[:, None] * torch.where(real, per_token, 0.0)).sum().backward()
+    weight = p / torch.tensor(tree.lengths) if objective.endswith("by_length") else p
+    (weight[:, None] * torch.where(real, per_token, 0.0)).sum().backward()
     return table.grad
 
 
@@ -504,7 +507,7 @@ def test_the_agents_own_gradient_vanishes_at_its_fixed_point(objective, beta):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_natural_gradient_ascent_arrives_at_the_fixed_point(objective):
     logits, tree = T0.reference_logits.copy(), T0.enumeration
-    for _ in range(400):
+    for _ in range(600):
         p = np.exp(T0.trajectory_logprobs(logits))
         visits = np.zeros_like(logits)
         np.add.at(visits, (tree.states[tree.real], tree.tokens[tree.real]), (p[:, None] * tree.real)[tree.real])
