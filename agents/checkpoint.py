@@ -156,6 +156,7 @@ def save_agent(agent: BatchedAgent, path: Path) -> Path:
         state = {
             "agent": type(agent).__name__,
             "config": vars(agent.config),
+            "model": type(agent.task.model).__name__,
             "vocab_size": agent.task.vocab_size,
             "num_timesteps": agent.num_timesteps,
             "num_rollouts": agent.num_rollouts,
@@ -188,10 +189,10 @@ def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
             f"{path} holds an agent of class {state['agent']}, not {cls.__name__}: load it with that class"
         )
     agent = cls(env, **{**state["config"], **options})
-    if state["vocab_size"] != agent.task.vocab_size:
-        raise CheckpointMismatchError(
-            f"vocab_size differs: {state['vocab_size']} in {path}, {agent.task.vocab_size} in the environment"
-        )
+    found = {"model": type(agent.task.model).__name__, "vocab_size": agent.task.vocab_size}
+    for name, value in found.items():
+        if state[name] != value:
+            raise CheckpointMismatchError(f"{name} differs: {state[name]} in {path}, {value} in the environment")
     tensors = _read_tensors(agent, folder)
     optimizer = _join(load_file(folder / "agent" / "optimizer.safetensors"), state["optimizer"])
     if misfit := _misfit(agent, tensors, optimizer):

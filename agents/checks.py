@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agents import AGENTS
-from lm_env.check_agent import Train
+from lm_env.agent_checker import Train
 from lm_env.errors import ConfigurationError, MissingDependencyError
 
 __all__ = ["CHECKED", "trainer"]
@@ -62,13 +62,13 @@ CHECKED: dict[str, Callable[[], Train]] = {
     "dr-grpo": lambda: _batched("grpo", 800, **UNSCALED),
     "dr-grpo-k1": lambda: _batched("grpo", 800, **UNSCALED, kl_in="reward"),
     "grpo": lambda: _batched("grpo", 800, **GROUPS),
-    "ppo": lambda: _batched("ppo", 200, **TABULAR, batch_size=512, learning_rate=0.03, n_epochs=4),
+    "ppo": lambda: _batched("ppo", 300, **TABULAR, batch_size=512, learning_rate=0.05, n_epochs=4),
     "reinforce": lambda: _batched("reinforce", 800, **ONE_STEP),
     "reinforce-value": lambda: _batched("reinforce-value", 800, **ONE_STEP),
     "rloo": lambda: _batched("rloo", 800, **ONE_STEP),
     "sb3-a2c": lambda: _sb3("A2C", 1_500_000, n_steps=6, learning_rate=0.1, gae_lambda=0.95, use_rms_prop=False),
-    "sb3-ppo": lambda: _sb3("PPO", 800_000, n_steps=8, batch_size=512, n_epochs=4, learning_rate=0.03),
-    "trpo": lambda: _sb3("TRPO", 500_000, n_steps=6, batch_size=1024, learning_rate=0.03),
+    "sb3-ppo": lambda: _sb3("PPO", 1_000_000, n_steps=8, batch_size=512, n_epochs=4, learning_rate=0.03),
+    "trpo": lambda: _sb3("TRPO", 800_000, n_steps=6, batch_size=1024, learning_rate=0.03, target_kl=1e-3),
 }
 """Name -> a trainer for `check_agent`."""
 

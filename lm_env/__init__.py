@@ -16,7 +16,7 @@ from lm_env import errors
 from lm_env.tasks import register
 
 if TYPE_CHECKING:
-    from lm_env.check_agent import check_agent
+    from lm_env.agent_checker import check_agent
     from lm_env.env import TextGenerationEnv
     from lm_env.episodes import Episodes, Scored
     from lm_env.kl import AdaptiveKL, FixedKL
@@ -37,7 +37,7 @@ _HOMES = {
     "TextGenerationEnv": "env",
     "TextGenerationVectorEnv": "vector_env",
     "TokenMDP": "token_mdp",
-    "check_agent": "check_agent",
+    "check_agent": "agent_checker",
     "load_model": "models",
     "load_prompts": "prompts",
     "load_tokenizer": "models",

@@ -12,14 +12,14 @@ import torch
 from agents import GRPO, PPO, RLOO
 from agents.checks import CHECKED, trainer
 from lm_env import TokenMDP, check_agent
-from lm_env.check_agent import EXPLANATIONS, parse_mdp
+from lm_env.agent_checker import EXPLANATIONS, parse_mdp
 from lm_env.errors import ConfigurationError
 from lm_env.kl import k2
 from lm_env.objectives import fixed_point
 
 T0 = TokenMDP.t0()
 PPO_FAST = {"rollout_episodes": 512, "slots": 512, "batch_size": 128, "learning_rate": 0.03, "n_epochs": 4}
-ONE_STEP = {"rollout_episodes": 1024, "slots": 1024, "batch_size": 1024, "learning_rate": 0.1, "group_size": 64}
+ONE_STEP = {"rollout_episodes": 512, "slots": 512, "batch_size": 512, "learning_rate": 0.1, "group_size": 64}
 UNSCALED = {**ONE_STEP, "scale_by_std": False, "length_normalization": "constant"}
 
 
@@ -39,14 +39,14 @@ def train(cls, rollouts: int, **options):
 @pytest.mark.parametrize("cls", [PPO, RLOO])
 def test_agents_that_maximise_the_objective_pass(cls, mdp, beta):
     options = PPO_FAST if cls is PPO else ONE_STEP
-    check = check_agent(train(cls, 100 if cls is PPO else 250, **options), name="ours", mdp=mdp, beta=beta, seeds=1)
+    check = check_agent(train(cls, 60 if cls is PPO else 200, **options), name="ours", mdp=mdp, beta=beta, seeds=1)
     assert check.passed and check.objective == "gibbs" and check.sentence().startswith("PASS")
     assert check.gap == pytest.approx(check.J_star - check.J, abs=1e-9) and 0 <= check.gap < 3e-3
     assert check.J == pytest.approx(check.R - beta * check.KL, abs=1e-9)
 
 
 def test_grpo_with_k1_in_the_reward_and_no_std_passes():
-    assert check_agent(train(GRPO, 250, **UNSCALED, kl_in="reward"), seeds=1).passed
+    assert check_agent(train(GRPO, 200, **UNSCALED, kl_in="reward"), seeds=1).passed
 
 
 def test_a_returned_policy_is_the_one_that_is_judged():
@@ -61,13 +61,13 @@ def test_a_returned_policy_is_the_one_that_is_judged():
 
 # -- FAIL, with the reason ---------------------------------------------------------------------------
 def test_discounting_is_named():
-    check = check_agent(train(PPO, 100, **PPO_FAST, gamma=0.9), seeds=1)
-    assert not check.passed and check.objective == "gamma"
+    check = check_agent(train(PPO, 60, **PPO_FAST, gamma=0.9), seeds=1)
+    assert not check.passed and check.objective == "gamma" and "gamma to 1" in check.sentence()
     assert (check.R, check.KL) == pytest.approx((1.138252, 1.104839), abs=0.03)
 
 
 def test_k3_in_the_loss_is_named():
-    check = check_agent(train(GRPO, 300, **UNSCALED), seeds=1)
+    check = check_agent(train(GRPO, 200, **UNSCALED), seeds=1)
     assert not check.passed and check.objective == "k3_loss" and "k1 in the reward" in check.sentence()
     assert (check.R, check.KL) == pytest.approx((1.044151, 1.146446), abs=0.06)
 
@@ -76,12 +76,12 @@ def test_k3_in_the_loss_is_named():
     ("normalization", "objective"), [("constant", "k3_loss_rescaled"), ("sequence", "k3_loss_rescaled_by_length")]
 )
 def test_division_by_the_std_of_the_group_is_named(normalization, objective):
-    check = check_agent(train(GRPO, 300, **{**ONE_STEP, "length_normalization": normalization}), mdp="random:0", seeds=1)
+    check = check_agent(train(GRPO, 200, **{**ONE_STEP, "length_normalization": normalization}), mdp="random:0", seeds=1)
     assert not check.passed and check.objective == objective and "beta x std" in check.sentence()
 
 
 def test_an_entropy_bonus_is_named():
-    check = check_agent(train(PPO, 100, **PPO_FAST, ent_coef=0.01), beta=0.2, seeds=1)
+    check = check_agent(train(PPO, 60, **PPO_FAST, ent_coef=0.03), seeds=1)
     assert not check.passed and check.objective == "entropy_bonus"
 
 
@@ -101,7 +101,7 @@ class K2Loss(RLOO):
 
 
 def test_k2_in_the_loss_is_named():
-    check = check_agent(train(K2Loss, 250, **ONE_STEP), seeds=1)
+    check = check_agent(train(K2Loss, 200, **ONE_STEP), seeds=1)
     assert not check.passed and check.objective == "k2_loss"
     assert (check.R, check.KL) == pytest.approx((1.358754, 1.637491), abs=0.06)
 
@@ -118,7 +118,7 @@ class Rescaled(RLOO):
 
 
 def test_a_rescaled_reward_is_named():
-    check = check_agent(train(Rescaled, 250, **ONE_STEP), beta=1.0, seeds=1)
+    check = check_agent(train(Rescaled, 200, **ONE_STEP), beta=1.0, seeds=1)
     assert not check.passed and check.objective == "reward_rescaled" and "beta x std" in check.sentence()
 
 
@@ -133,7 +133,7 @@ def test_a_penalty_that_is_subtracted_is_named():
         return [T0.score(ids) - (ids[-1] != T0.eos_id) for ids in response_ids]
 
     def run(env, seed):
-        train(PPO, 100, **PPO_FAST)(with_score(env, missing_eos_score=None, reward=reward), seed)
+        train(PPO, 60, **PPO_FAST)(with_score(env, missing_eos_score=None, reward=reward), seed)
 
     check = check_agent(run, seeds=1)
     assert not check.passed and check.objective == "subtracted_penalty"
@@ -141,7 +141,7 @@ def test_a_penalty_that_is_subtracted_is_named():
 
 def test_a_forgotten_penalty_is_named():
     def run(env, seed):
-        train(PPO, 100, **PPO_FAST)(with_score(env, missing_eos_score=None, reward=T0.reward), seed)
+        train(PPO, 60, **PPO_FAST)(with_score(env, missing_eos_score=None, reward=T0.reward), seed)
 
     check = check_agent(run, seeds=1)
     assert not check.passed and check.objective == "no_penalty"
@@ -168,8 +168,9 @@ def test_every_fixed_point_is_recognised_as_itself(mdp, beta):
             return type(env.task.model)(problem.vocab_size, problem.horizon, torch.tensor(table), torch.float64)
 
         check = check_agent(rest, mdp=mdp, beta=beta, seeds=1)
-        assert check.objective == ("gibbs" if check.passed else objective)
-        assert check.passed <= (objective == "entropy_bonus")  # a small bonus may be too small to matter
+        if objective == "entropy_bonus" and check.tv < 0.01:  # too small a bonus to matter
+            continue
+        assert not check.passed and check.objective == objective
 
 
 # -- the report --------------------------------------------------------------------------------------
@@ -188,10 +189,10 @@ def test_the_report_is_json_and_averages_over_seeds():
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_random_mdps_are_small_and_of_unit_spread(seed):
+def test_random_mdps_are_small_and_spread_like_t0(seed):
     mdp = parse_mdp(f"random:{seed}")
     assert 5 <= mdp.vocab_size <= 8 and 3 <= mdp.horizon <= 4
-    assert mdp.raw_scores().std() == pytest.approx(1, abs=1e-9)
+    assert mdp.raw_scores().std() == pytest.approx(T0.raw_scores().std(), abs=1e-9)
     again = parse_mdp(f"random:{seed}")
     assert np.array_equal(mdp.scores(), again.scores()) and np.array_equal(mdp.reference_logits, again.reference_logits)
 
@@ -212,3 +213,10 @@ def test_refusals():
 def test_the_named_agents():
     assert {"a2c", "dr-grpo", "grpo", "ppo", "reinforce", "rloo", "sb3-a2c", "sb3-ppo", "trpo"} <= CHECKED.keys()
     assert all(callable(trainer(name)) for name in CHECKED)
+
+
+def test_check_agent_is_a_function_whatever_was_imported_before():
+    """A module of the same name would take its place in the package."""
+    import lm_env
+
+    assert callable(lm_env.check_agent) and lm_env.check_agent is check_agent

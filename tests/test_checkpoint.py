@@ -159,7 +159,7 @@ def test_damage_is_noticed(saved, name, damage):
         file.write_bytes(content[: {"truncate": len(content) // 2, "empty": 0}.get(damage)])
     env = make()
     before = env.task.model.table.detach().clone()
-    with pytest.raises(CheckpointCorruptError, match=file.name.split(".")[0]):
+    with pytest.raises(CheckpointCorruptError, match=None if name == "manifest.json" else file.name):
         PPO.load(saved, env)
     assert torch.equal(env.task.model.table, before)
 
@@ -255,10 +255,11 @@ def test_another_vocabulary(saved):
 
 def test_another_model_and_nothing_has_changed(lm_env_of, make_lm, tmp_path):
     path = PPO(lm_env_of(), **SMALL).save(tmp_path / "agent")
-    for model in (make_lm("gpt2", n_layer=1), make_lm("gpt2", n_embd=16), make_lm("llama")):
+    fewer, smaller, other = make_lm("gpt2", n_layer=1), make_lm("gpt2", n_embd=16), make_lm("llama")
+    for model, reason in ((fewer, "do not fit"), (smaller, "do not fit"), (other, "model differs: GPT2LMHeadModel")):
         env = lm_env_of(model=model)
         before = {k: v.clone() for k, v in model.state_dict().items()}
-        with pytest.raises(CheckpointMismatchError, match="do not fit"):
+        with pytest.raises(CheckpointMismatchError, match=reason):
             PPO.load(path, env)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

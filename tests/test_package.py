@@ -79,7 +79,7 @@ def test_importing_the_package_is_light():
 
 def test_the_environment_package_does_not_import_the_other_two():
     code = (
-        "import sys, lm_env.env, lm_env.vector_env, lm_env.token_mdp, lm_env.check_agent, lm_env.tasks.sentiment\n"
+        "import sys, lm_env.env, lm_env.vector_env, lm_env.token_mdp, lm_env.agent_checker, lm_env.tasks.sentiment\n"
         "assert not {'agents', 'reward_models'} & {m.partition('.')[0] for m in sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

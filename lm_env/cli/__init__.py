@@ -100,7 +100,7 @@ def check_agent_command(
     import json
 
     from agents.checks import trainer
-    from lm_env.check_agent import check_agent
+    from lm_env.agent_checker import check_agent
 
     check = check_agent(trainer(name), name=name, mdp=mdp, beta=beta, seeds=seeds)
     if as_json:

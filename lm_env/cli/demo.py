@@ -87,6 +87,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     )  # fmt: skip
     curves = _Watch(judge)
     agent.learn(config.timesteps, callback=curves, progress_bar=True)
+    agent.logger.close()
 
     after = _Sampled(env.task, test_prompts, config.seed)
     report = Report(before.metrics(rm, judge), after.metrics(rm, judge), before.rows(judge), after.rows(judge))

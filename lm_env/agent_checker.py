@@ -21,11 +21,11 @@ from lm_env.token_mdp import TokenMDP
 
 __all__ = ["AgentCheck", "check_agent", "parse_mdp"]
 
-MAX_GAP = 3e-3
+MAX_GAP = 5e-3
 """Of J to the optimum, averaged over seeds, in units of the score's spread."""
 MAX_TV = 0.02
 """Total variation between the text distributions, averaged over seeds."""
-RECOGNISED_TV = 0.06
+RECOGNISED_TV = 0.1
 """An agent this near to another objective's fixed point, and at most half as far as from the optimum, has that one."""
 
 EXPLANATIONS = {
@@ -43,6 +43,12 @@ EXPLANATIONS = {
     "reward_rescaled": "the reward is divided by its standard deviation, so beta is in truth beta x std",
     "subtracted_penalty": "the score of a missing EOS is added to the score instead of replacing it",
 }
+
+VARIANTS: dict[str, tuple[dict[str, float], ...]] = {
+    "entropy_bonus": tuple({"entropy_coef": c} for c in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)),
+    "gamma": tuple({"gamma": 1 - c} for c in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)),
+}
+"""What is tried of the objectives with a number of their own."""
 
 Train = Callable[[Any, int], nn.Module | None]
 """`train(env, seed)`: trains `env.task.model` in place, or returns the policy's causal LM."""
@@ -104,16 +110,19 @@ def check_agent(
         log_probs.append(mdp.trajectory_logprobs(policy))
     mean = {field: float(np.mean([getattr(r, field) for r in results])) for field in ("J", "gap", "R", "KL", "tv")}
     spread = float(np.std(mdp.scores())) or 1.0
-    passed = mean["gap"] <= MAX_GAP * max(1.0, spread) and mean["tv"] <= MAX_TV
-    objective = "gibbs" if passed else _recognise(mdp, beta, np.exp(log_probs))
+    objective = _recognise(mdp, beta, np.exp(log_probs))
+    near = mean["gap"] <= MAX_GAP * max(1.0, spread) and mean["tv"] <= MAX_TV
+    # Some slips move the optimum by less than an honest agent's noise: an agent at the very place of one has it.
+    passed = near and (objective == "unknown" or mean["tv"] <= MAX_TV / 2)
+    objective = "gibbs" if passed else objective
     return AgentCheck(name, label, beta, seeds, J_star=mdp.optimum(beta).J, passed=passed, objective=objective, **mean)
 
 
 def parse_mdp(text: str) -> TokenMDP:
     """`t0`, or `random:SEED`: vocabulary 5 to 8, horizon 3 or 4, drawn from the seed.
 
-    The random scores have std 1 over all texts, so that beta is about as strong at every seed: the
-    question is what an agent optimises, not whether it finds a text of probability 1e-5.
+    The random scores are spread over all texts as T0's are, so that beta is about as strong at every
+    seed: the question is what an agent optimises, not whether it finds a text of probability 1e-5.
     """
     if text == "t0":
         return TokenMDP.t0()
@@ -123,19 +132,21 @@ def parse_mdp(text: str) -> TokenMDP:
     rng = np.random.default_rng(int(seed))
     vocab, horizon = int(rng.integers(5, 9)), int(rng.integers(3, 5))
     mdp = TokenMDP.random(int(seed), vocab_size=vocab, horizon=horizon)
-    raw, std = mdp.score, float(mdp.raw_scores().std())
-    return replace(mdp, score=lambda ids: raw(ids) / std)
+    raw, scale = mdp.score, float(TokenMDP.t0().raw_scores().std() / mdp.raw_scores().std())
+    return replace(mdp, score=lambda ids: scale * raw(ids))
 
 
 def _recognise(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> str:
     """The objective whose fixed point is nearest to the policies (seeds, N) in total variation."""
-    distances = {}
+    distances: dict[str, float] = {}
     for objective in get_args(Objective):
-        try:
-            table = fixed_point(mdp, beta, objective)
-        except ConfigurationError:  # this MDP has no such fixed point
-            continue
-        distances[objective] = _total_variation(probabilities, np.exp(mdp.trajectory_logprobs(table)))
+        for options in VARIANTS.get(objective, ({},)):
+            try:
+                table = fixed_point(mdp, beta, objective, **options)
+            except ConfigurationError:  # this MDP has no such fixed point
+                continue
+            distance = _total_variation(probabilities, np.exp(mdp.trajectory_logprobs(table)))
+            distances[objective] = min(distance, distances.get(objective, np.inf))
     nearest = min(distances, key=lambda name: distances[name])
     clear = nearest != "gibbs" and distances[nearest] <= min(RECOGNISED_TV, distances["gibbs"] / 2)
     return nearest if clear else "unknown"
