@@ -18,7 +18,7 @@ __all__ = ["CHECKED", "trainer"]
 TABULAR: dict[str, Any] = {"rollout_episodes": 2048, "slots": 2048, "lr_schedule": "linear", "max_grad_norm": 100.0}
 # One gradient step per rollout needs many rollouts; a step of a tabular policy is cheap.
 ONE_STEP: dict[str, Any] = {**TABULAR, "batch_size": 2048, "learning_rate": 0.1}
-# A group mean holds the sample itself, so beside a KL in the loss the score weighs (G - 1) / G: G large, as in the paper.
+# A group mean holds the sample itself, so the score weighs (G - 1) / G beside a KL in the loss: G is the paper's.
 GROUPS: dict[str, Any] = {**ONE_STEP, "group_size": 64}
 
 

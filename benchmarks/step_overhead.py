@@ -60,7 +60,8 @@ def measure(slots: int, steps: int, threads: int) -> dict[str, float]:
         scoring[0] = time.perf_counter() - began
         return result
 
-    env.mdp._reference.logprobs = timed  # type: ignore[method-assign]
+    scorer: Any = env.mdp._reference
+    scorer.logprobs = timed
     shares, outside, bookkeeping = [], [], []
     for _ in range(steps):
         actions = rng.integers(1, 2048, size=slots)
@@ -93,8 +94,8 @@ def main() -> None:
             print(json.dumps(result))
         else:
             print(
-                f"{slots:4d} slots, step {result['step_ms']:.1f} ms: {result['share']:.1%} outside the model's"
-                f" trunk and head ({result['outside_us']:.0f} us), {result['bookkeeping']:.1%} outside the scoring of the tokens"
+                f"{slots:4d} slots, step {result['step_ms']:.1f} ms: {result['share']:.1%} outside the model's trunk and"
+                f" head ({result['outside_us']:.0f} us), {result['bookkeeping']:.1%} outside the scoring of the tokens"
             )
 
 

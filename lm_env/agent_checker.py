@@ -35,10 +35,10 @@ EXPLANATIONS = {
     "k3_loss": (
         "the KL penalty is k3 as a per-token loss (GRPO), whose fixed point is not the optimum: put k1 in the reward"
     ),
-    "k3_loss_rescaled": "the KL penalty is k3 as a per-token loss, and the score is divided by its standard deviation (GRPO), "
-    "so beta is in truth beta x std: scale_by_std=False and kl_in='reward' mend both",
-    "k3_loss_rescaled_by_length": "GRPO in full: k3 as a per-token loss, the score divided by its standard deviation (so beta is "
-    "in truth beta x std), and each response's loss by its own length",
+    "k3_loss_rescaled": "the KL penalty is k3 as a per-token loss, and the score is divided by its standard deviation "
+    "(GRPO), so beta is in truth beta x std: put k1 in the reward, and leave the std out",
+    "k3_loss_rescaled_by_length": "GRPO in full: k3 as a per-token loss, the score divided by its standard deviation "
+    "(so beta is in truth beta x std), and each response's loss divided by its own length",
     "no_penalty": "the score of a missing EOS is forgotten",
     "reward_rescaled": "the reward is divided by its standard deviation, so beta is in truth beta x std",
     "subtracted_penalty": "the score of a missing EOS is added to the score instead of replacing it",

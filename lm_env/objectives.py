@@ -169,7 +169,7 @@ def _settled_std(mdp: TokenMDP, answer: Callable[[float], np.ndarray]) -> float:
         if abs(std - previous) <= 1e-13:
             return std
         previous, policy = std, answer(std)
-    raise ConfigurationError("the reward divided by its standard deviation does not settle: the standard deviation keeps moving")
+    raise ConfigurationError("the reward divided by its standard deviation does not settle: that keeps moving")
 
 
 def _settled_by_length(mdp: TokenMDP, beta: float) -> np.ndarray:
@@ -183,7 +183,7 @@ def _settled_by_length(mdp: TokenMDP, beta: float) -> np.ndarray:
         if abs(mean - previous[0]) + abs(std - previous[1]) <= 1e-13:
             return policy
         previous, policy = (mean, std), _by_length(mdp, (mdp.scores() - mean) / std, beta)
-    raise ConfigurationError(f"k3_loss_rescaled_by_length at beta {beta} does not settle: its standard deviation keeps moving")
+    raise ConfigurationError(f"k3_loss_rescaled_by_length at beta {beta} does not settle: the std keeps moving")
 
 
 def _by_length(mdp: TokenMDP, worth: np.ndarray, beta: float) -> np.ndarray:

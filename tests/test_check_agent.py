@@ -42,7 +42,7 @@ def test_agents_that_maximise_the_objective_pass(cls, mdp, beta):
     check = check_agent(train(cls, 60 if cls is PPO else 200, **options), name="ours", mdp=mdp, beta=beta, seeds=1)
     assert check.passed and check.objective == "gibbs" and check.sentence().startswith("PASS")
     assert check.gap == pytest.approx(check.J_star - check.J, abs=1e-9) and 0 <= check.gap < 3e-3
-    assert check.J == pytest.approx(check.R - beta * check.KL, abs=1e-9)
+    assert pytest.approx(check.R - beta * check.KL, abs=1e-9) == check.J
 
 
 def test_grpo_with_k1_in_the_reward_and_no_std_passes():
@@ -63,25 +63,28 @@ def test_a_returned_policy_is_the_one_that_is_judged():
 def test_discounting_is_named():
     check = check_agent(train(PPO, 60, **PPO_FAST, gamma=0.9), seeds=1)
     assert not check.passed and check.objective == "gamma" and "gamma to 1" in check.sentence()
-    assert (check.R, check.KL) == pytest.approx((1.138252, 1.104839), abs=0.03)
+    assert pytest.approx((1.138252, 1.104839), abs=0.03) == (check.R, check.KL)
 
 
 def test_k3_in_the_loss_is_named():
     check = check_agent(train(GRPO, 200, **UNSCALED), seeds=1)
     assert not check.passed and check.objective == "k3_loss" and "k1 in the reward" in check.sentence()
-    assert (check.R, check.KL) == pytest.approx((1.044151, 1.146446), abs=0.06)
+    assert pytest.approx((1.044151, 1.146446), abs=0.06) == (check.R, check.KL)
 
 
 @pytest.mark.parametrize(
     ("normalization", "objective"), [("constant", "k3_loss_rescaled"), ("sequence", "k3_loss_rescaled_by_length")]
 )
 def test_division_by_the_std_of_the_group_is_named(normalization, objective):
-    check = check_agent(train(GRPO, 200, **{**ONE_STEP, "length_normalization": normalization}), mdp="random:0", seeds=1)
+    large = {"rollout_episodes": 1024, "slots": 1024, "batch_size": 1024, "max_grad_norm": 100.0}
+    options = {**ONE_STEP, **large, "length_normalization": normalization}
+    check = check_agent(train(GRPO, 1000, **options), mdp="random:0", seeds=1)
     assert not check.passed and check.objective == objective and "beta x std" in check.sentence()
 
 
 def test_an_entropy_bonus_is_named():
-    check = check_agent(train(PPO, 60, **PPO_FAST, ent_coef=0.03), seeds=1)
+    """Without whitening, which divides by advantages that vanish at the optimum, and so drowns the bonus."""
+    check = check_agent(train(PPO, 60, **PPO_FAST, ent_coef=0.03, normalize_advantage=False), seeds=1)
     assert not check.passed and check.objective == "entropy_bonus"
 
 
@@ -91,7 +94,9 @@ class K2Loss(RLOO):
     def _loss(self, evaluation, rollout, advantages, rows, means):
         mask = rollout.mask[rows]
         ref = torch.from_numpy(rollout.scored.ref_logp[rows][mask]).to(evaluation.logp)
-        return super()._loss(evaluation, rollout, advantages, rows, means) + self.task.kl.beta * k2(evaluation.logp, ref)
+        return super()._loss(evaluation, rollout, advantages, rows, means) + self.task.kl.beta * k2(
+            evaluation.logp, ref
+        )
 
     def update(self, rollout):
         scored = rollout.scored
@@ -103,7 +108,7 @@ class K2Loss(RLOO):
 def test_k2_in_the_loss_is_named():
     check = check_agent(train(K2Loss, 200, **ONE_STEP), seeds=1)
     assert not check.passed and check.objective == "k2_loss"
-    assert (check.R, check.KL) == pytest.approx((1.358754, 1.637491), abs=0.06)
+    assert pytest.approx((1.358754, 1.637491), abs=0.06) == (check.R, check.KL)
 
 
 class Rescaled(RLOO):
@@ -150,7 +155,7 @@ def test_a_forgotten_penalty_is_named():
 def test_an_agent_that_did_not_learn_is_unknown():
     check = check_agent(lambda env, seed: None, seeds=2)
     assert not check.passed and check.objective == "unknown" and "not have converged" in check.sentence()
-    assert check.gap == pytest.approx(0.589453 + 0.187, abs=1e-3) and check.KL == pytest.approx(0, abs=1e-6)
+    assert check.gap == pytest.approx(0.589453 + 0.187, abs=1e-3) and pytest.approx(0, abs=1e-6) == check.KL
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0])
@@ -177,7 +182,9 @@ def test_every_fixed_point_is_recognised_as_itself(mdp, beta):
 def test_the_report_is_json_and_averages_over_seeds():
     def seeded(env, seed):
         with torch.no_grad():
-            env.task.model.table += 0.1 * torch.randn(env.task.model.table.shape, generator=torch.Generator().manual_seed(seed))
+            env.task.model.table += 0.1 * torch.randn(
+                env.task.model.table.shape, generator=torch.Generator().manual_seed(seed)
+            )
 
     single = [check_agent(lambda env, _, s=s: seeded(env, s), seeds=1) for s in range(3)]
     check = check_agent(seeded, name="noise", seeds=3)

@@ -16,7 +16,8 @@ COMMANDS = ["demo", "sample", "check-agent", "envs"]
 
 
 def invoke(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments], terminal_width=200, env={"NO_COLOR": "1", "COLUMNS": "200"})
+    arguments = [str(a) for a in arguments]
+    return CliRunner().invoke(app, arguments, terminal_width=200, env={"NO_COLOR": "1", "COLUMNS": "200"})
 
 
 def plain(text: str) -> str:
@@ -52,7 +53,16 @@ def test_no_arguments_show_the_help():
     assert "demo" in plain(invoke().output)
 
 
-@pytest.mark.parametrize("arguments", [["deno"], ["demo", "--betta", "1"], ["sample", "-n", "0"], ["check-agent"], ["check-agent", "ppo", "--seeds", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["deno"],
+        ["demo", "--betta", "1"],
+        ["sample", "-n", "0"],
+        ["check-agent"],
+        ["check-agent", "ppo", "--seeds", "x"],
+    ],
+)
 def test_what_cannot_be_parsed_is_a_usage_error(arguments):
     result = invoke(*arguments)
     assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
@@ -119,24 +129,22 @@ def prompts_file(tmp_path):
 @pytest.fixture
 def judge_file(tmp_path):
     (tmp_path / "judge.py").write_text(
-        "def letters(prompts, responses, **columns):\n    return [sum(c in 'aeiou' for c in r) / 10 for r in responses]\n"
-        "calls = 0\n"
+        "def letters(prompts, responses, **columns):\n"
+        "    return [sum(c in 'aeiou' for c in r) / 10 for r in responses]\n"
         "def same(prompts, responses, **columns):\n    return [1.0] * len(responses)\n"
     )
     return tmp_path / "judge.py"
 
 
 def test_sample_prints_prompts_and_texts(model_folder, prompts_file):
-    result = invoke("sample", "--model", model_folder, "--reference", model_folder, "--prompts", prompts_file, "-n", 3, "--new-tokens", 5)
+    command = ["sample", "--model", model_folder, "--reference", model_folder, "--prompts", prompts_file]
+    command += ["-n", 3, "--new-tokens", 5]
+    result = invoke(*command)
     assert result.exit_code == 0, result.exception
     text = plain(result.output)
     lines = prompts_file.read_text().splitlines()
     assert sum(text.count(line) > 0 for line in lines) >= 1
-    again = invoke("sample", "--model", model_folder, "--reference", model_folder, "--prompts", prompts_file, "-n", 3, "--new-tokens", 5)
-    other = invoke(
-        "sample", "--model", model_folder, "--reference", model_folder, "--prompts", prompts_file, "-n", 3, "--new-tokens", 5, "--seed", 1
-    )
-    assert again.output == result.output != other.output
+    assert invoke(*command).output == result.output != invoke(*command, "--seed", 1).output
 
 
 def test_sample_of_no_model(tmp_path):
@@ -158,7 +166,8 @@ def test_rewards_that_cannot_be_had(model_folder, tmp_path, reward, error, words
 
 
 def test_a_file_without_that_function(model_folder, judge_file):
-    fails(ConfigurationError, "has no function missing", "sample", "--model", model_folder, "--reference", model_folder, "--reward", f"{judge_file}:missing")
+    command = ["sample", "--model", model_folder, "--reference", model_folder]
+    fails(ConfigurationError, "has no function missing", *command, "--reward", f"{judge_file}:missing")
 
 
 # -- demo --------------------------------------------------------------------------------------------
@@ -187,14 +196,18 @@ def test_the_demo_end_to_end_on_a_users_own_model(tmp_path, model_folder, prompt
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG") and (out / "curves.png").stat().st_size > 5000
     table = (out / "samples.md").read_text()
     assert table.count("\n| ") > 100 and any(line in table for line in prompts_file.read_text().splitlines())
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(out / "policy"), AutoTokenizer.from_pretrained(out / "policy")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(out / "policy"),
+        AutoTokenizer.from_pretrained(out / "policy"),
+    )
     assert model(**tokenizer("a good film", return_tensors="pt")).logits.shape[-1] == model.config.vocab_size
     original = AutoModelForCausalLM.from_pretrained(model_folder)
     assert any((a != b).any() for a, b in zip(model.parameters(), original.parameters(), strict=True))
     text = plain(result.output)
     assert "before" in text and "after" in text and "perplexity" in text
     # What it wrote is what `sample` reads.
-    shown = invoke("sample", "--model", out / "policy", "--reference", model_folder, "--prompts", prompts_file, "-n", 1, "--new-tokens", 3)
+    command = ["sample", "--model", out / "policy", "--reference", model_folder, "--prompts", prompts_file]
+    shown = invoke(*command, "-n", 1, "--new-tokens", 3)
     assert shown.exit_code == 0, shown.exception
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def rollout(*, logp=-2.0, ref=-2.1, noise=0.5, scores=None, ended=True, lengths=
     jitter = noise * rng.standard_normal(mask.shape)
     column = lambda level: np.where(mask, level + jitter, 0.0)  # noqa: E731
     scores = rng.standard_normal(ROWS) if scores is None else np.broadcast_to(np.asarray(scores, float), ROWS)
-    episodes = Episodes(np.zeros((ROWS, lengths.max() + 1), np.int64), np.ones(ROWS, np.int64), lengths + 1, [None] * ROWS)
+    ids = np.zeros((ROWS, lengths.max() + 1), np.int64)
+    episodes = Episodes(ids, np.ones(ROWS, np.int64), lengths + 1, [None] * ROWS)
     scored = Scored(np.zeros(mask.shape), scores, column(logp), column(ref), np.full(ROWS, ended))
     return Rollout(episodes, np.zeros(mask.shape), np.zeros(ROWS), scored)
 
@@ -35,7 +37,10 @@ HEALTHY = {"first_log_ratio": 1e-6, "equal_groups": 0.1}
 CAUSES = {
     "KL is negative": ([rollout(logp=-2.0, ref=-1.9)], HEALTHY),
     "entropy has fallen": ([rollout(), rollout(logp=-0.15, ref=-2.2, noise=0.0)], HEALTHY),
-    "reward is being gamed": ([rollout(scores=np.linspace(0, 1, ROWS)), rollout(ref=-3.6, scores=np.linspace(1, 2, ROWS))], HEALTHY),
+    "reward is being gamed": (
+        [rollout(scores=np.linspace(0, 1, ROWS)), rollout(ref=-3.6, scores=np.linspace(1, 2, ROWS))],
+        HEALTHY,
+    ),
     "no text has ended": ([rollout(ended=False, lengths=WIDTH)], HEALTHY),
     "all 64 scores are 0.5": ([rollout(scores=0.5)], HEALTHY),
     "the first minibatch's log-ratio": ([rollout()], {**HEALTHY, "first_log_ratio": 0.3}),
@@ -55,14 +60,17 @@ def test_each_cause_gives_its_warning_once(words):
     assert warning.look(rollouts[-1], metrics, False) == []
 
 
-@pytest.mark.parametrize("kind", ["small", "noisy", "bf16", "some ended", "variable length", "score falls", "one token"])
+@pytest.mark.parametrize(
+    "kind", ["small", "noisy", "bf16", "some ended", "variable length", "score falls", "one token"]
+)
 def test_what_is_near_a_cause_but_healthy_gives_none(kind):
     warning, metrics, bf16, second = EarlyWarning(), dict(HEALTHY), False, None
     if kind == "small":  # KL exactly 0
         second = rollout(logp=-2.0, ref=-2.0)
     elif kind == "noisy":  # negative, within its standard error
         second = rollout(logp=-2.0, ref=-2.0)
-        second.scored.ref_logp[:] = np.where(second.mask, second.scored.ref_logp + np.random.default_rng(1).standard_normal(second.mask.shape), 0)
+        jitter = np.random.default_rng(1).standard_normal(second.mask.shape)
+        second.scored.ref_logp[:] = np.where(second.mask, second.scored.ref_logp + jitter, 0)
         shift = second.scored.kl.std() / 8 + second.scored.kl.mean()  # one standard error below 0
         second.scored.ref_logp[:, 0] += shift
         assert second.scored.kl.mean() < 0
@@ -119,13 +127,10 @@ def test_weights_that_change_between_sampling_and_update_are_told(caplog, id_tas
     assert caplog.text.count("update and sampling disagree") == 1
 
 
-def test_samples_of_another_temperature_make_the_kl_negative(caplog):
-    """Greedy-ish sampling with the log-probs of the plain distribution, as top-k without renormalising would."""
-    mdp = TokenMDP.t0()
-    env = make(mdp=mdp)
-    agent = PPO(env, rollout_episodes=256, slots=256)
-    sampled = agent.collect_rollout()
+def test_log_probs_of_another_distribution_make_the_kl_negative():
+    """As top-k does when its samples are given the log-probs of the whole vocabulary."""
+    sampled = PPO(make(mdp=TokenMDP.t0()), rollout_episodes=256, slots=256).collect_rollout()
     flattened = sampled.scored.logp - 0.5 * sampled.mask  # probabilities that no longer sum to 1
-    scored = Scored(sampled.scored.rewards, sampled.scored.scores, flattened, sampled.scored.ref_logp, sampled.scored.ended)
-    (text,) = EarlyWarning().look(Rollout(sampled.episodes, sampled.values, sampled.last_values, scored), {}, False)
+    told = replace(sampled, scored=replace(sampled.scored, logp=flattened))
+    (text,) = EarlyWarning().look(told, {}, False)
     assert "KL is negative" in text

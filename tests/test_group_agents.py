@@ -96,7 +96,8 @@ def test_the_expected_gradient_of_rloo_is_the_true_one():
 
 
 def test_a_group_mean_holds_the_sample_itself_and_so_shrinks_the_gradient():
-    agent = build(GRPO, group_size=2, rollout_episodes=2, scale_by_std=False, kl_in="reward", length_normalization="constant")
+    options = {"scale_by_std": False, "kl_in": "reward", "length_normalization": "constant"}
+    agent = build(GRPO, group_size=2, rollout_episodes=2, **options)
     assert -3 * all_pairs_gradient(agent) == pytest.approx(true_gradient(agent) / 2, abs=1e-9)
 
 

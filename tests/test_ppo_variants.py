@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from agents import PPO, PPOPenalty, PPOPtx
+from agents.ppo import Batch
 from lm_env import AdaptiveKL, TextGenerationEnv, TokenMDP
 from lm_env.errors import ConfigurationError
 from lm_env.tasks.token_mdp import make
@@ -135,7 +136,9 @@ def test_ptx_refuses(text_task, texts, options, words):
 
 
 # -- PPO with a penalty on the step ------------------------------------------------------------------
-@pytest.mark.parametrize(("factor", "coefficient"), [(0.5, 2.0), (0.66, 2.0), (0.68, 1.0), (1.49, 1.0), (1.51, 0.5), (3, 0.5)])
+@pytest.mark.parametrize(
+    ("factor", "coefficient"), [(0.5, 2.0), (0.66, 2.0), (0.68, 1.0), (1.49, 1.0), (1.51, 0.5), (3, 0.5)]
+)
 def test_the_penalty_doubles_above_its_target_and_halves_below(factor, coefficient):
     """The target is set to the step's own KL, seen in a dry run, over `factor`."""
     dry = PPOPenalty(make(mdp=T0), learning_rate=0.02, n_epochs=2, **SMALL)
@@ -149,8 +152,6 @@ def test_the_penalty_doubles_above_its_target_and_halves_below(factor, coefficie
 
 def test_the_penalty_by_hand():
     """-ratio A + c (ratio - 1 - log ratio), k3 on tokens of the old policy."""
-    from agents.ppo import Batch
-
     agent = PPOPenalty(make(mdp=T0), **SMALL)
     agent.step_coef = 3.0
     old, new = torch.tensor([-1.0, -2.0]), torch.tensor([-0.5, -2.0])

@@ -232,15 +232,11 @@ class FavouringShortTexts(Tampered):
         scored = {k: getattr(rollout.scored, k)[rows, :longest] for k in ("rewards", "logp", "ref_logp")}
         scored |= {k: getattr(rollout.scored, k)[rows] for k in ("scores", "ended")}
         return Rollout(
-            rollout.episodes[rows], rollout.values[rows, :longest], rollout.last_values[rows], replace(rollout.scored, **scored)
-        )  # fmt: skip
-
-
-class PaddingInTheWhitening(Tampered):
-    """Mean and deviation taken over the zeros of the padding too: not centred any more, per token."""
-
-    def tamper(self, rollout):
-        return rollout
+            episodes=rollout.episodes[rows],
+            values=rollout.values[rows, :longest],
+            last_values=rollout.last_values[rows],
+            scored=replace(rollout.scored, **scored),
+        )
 
 
 BUGS = [

@@ -131,7 +131,9 @@ def test_slot_i_is_the_single_environment_seeded_with_seed_plus_i(mode, id_task)
             np.testing.assert_array_equal(observations["input_ids"][i], observation["input_ids"])
 
 
-@pytest.mark.parametrize("seed", [3, np.int64(3), [3, 4, 5, 6], (3, 4, 5, 6), np.array([3, 4, 5, 6])], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "seed", [3, np.int64(3), [3, 4, 5, 6], (3, 4, 5, 6), np.array([3, 4, 5, 6])], ids=lambda value: type(value).__name__
+)
 def test_seeds_of_every_kind(seed, id_task):
     options = id_task(prompts=[[i] for i in range(1, 50)])
     expected = [TextGenerationEnv(**options).reset(seed=3 + i)[1]["prompt_index"] for i in range(N)]
@@ -261,7 +263,9 @@ def test_actions_that_are_none_are_refused_and_change_nothing(actions, id_task):
     vector.step([5, 6])
 
 
-@pytest.mark.parametrize("actions", [(5, 6), np.array([5, 6], np.uint8), torch.tensor([5, 6])], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "actions", [(5, 6), np.array([5, 6], np.uint8), torch.tensor([5, 6])], ids=lambda value: type(value).__name__
+)
 def test_whole_numbers_in_every_container_are_actions(actions, id_task):
     vector = TextGenerationVectorEnv(2, **id_task())
     vector.reset(seed=0)
