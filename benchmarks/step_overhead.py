@@ -95,7 +95,7 @@ def main() -> None:
         else:
             print(
                 f"{slots:4d} slots, step {result['step_ms']:.1f} ms: {result['share']:.1%} outside the model's trunk and"
-                f" head ({result['outside_us']:.0f} us), {result['bookkeeping']:.1%} outside the scoring of the tokens"
+                f" head ({result['outside_us']:.0f} us), {result['bookkeeping']:.1%} outside scoring"
             )
 
 

@@ -141,7 +141,7 @@ def check_positions(model: nn.Module, length: int) -> None:
 def _trunk(model: nn.Module) -> nn.Module | None:
     """The model without its LM head, where transformers has one to give."""
     if callable(getattr(model, "get_base_model", None)):  # peft's wrapper, whose own `model` is the whole LM
-        model = model.get_base_model()  # type: ignore[operator,assignment]
+        model = model.get_base_model()  # type: ignore[operator]
     prefix = getattr(model, "base_model_prefix", "")
     trunk = getattr(model, prefix, None) if prefix else None
     has_head = callable(getattr(model, "get_output_embeddings", None)) and model.get_output_embeddings() is not None  # type: ignore[operator]
