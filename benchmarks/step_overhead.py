@@ -94,7 +94,7 @@ def main() -> None:
             print(json.dumps(result))
         else:
             print(
-                f"{slots:4d} slots, step {result['step_ms']:.1f} ms: {result['share']:.1%} outside the model's trunk and"
+                f"{slots:4d} slots, step {result['step_ms']:.1f} ms: {result['share']:.1%} outside the trunk and"
                 f" head ({result['outside_us']:.0f} us), {result['bookkeeping']:.1%} outside scoring"
             )
 

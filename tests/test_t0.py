@@ -94,9 +94,7 @@ def test_another_mdp(beta):
     assert at_optimum(found, gap=2e-3, tv=0.01), found
 
 
-@pytest.mark.parametrize(
-    "options", [{"critic": "none", "gae_lambda": 1.0}, {"gae_lambda": 1.0}, {"clip_range_vf": None}], ids=str
-)
+@pytest.mark.parametrize("options", [{"gae_lambda": 1.0}, {"clip_range_vf": None}], ids=str)
 def test_what_must_not_move_the_optimum(t0, options):
     found = train(t0, 0.5, **options)
     assert at_optimum(found), found
@@ -200,7 +198,7 @@ class ScaledRewards(Tampered):
 
     def tamper(self, rollout):
         score = rollout.scored.rewards - self.penalty(rollout)
-        return self.with_rewards(rollout, rollout.scored.rewards - score + score / rollout.scored.scores.std())
+        return self.with_rewards(rollout, rollout.scored.rewards - score + score / (rollout.scored.scores.std() + 1e-4))
 
 
 class ValuesOfTheNextState(Tampered):
@@ -223,25 +221,9 @@ class EOSNotTrained(Tampered):
         return super().optimize(rollout, rows, without_eos, weights)
 
 
-class FavouringShortTexts(Tampered):
-    """The first 256 to finish of 512."""
-
-    def tamper(self, rollout):
-        rows = np.argsort(rollout.episodes.response_lengths, kind="stable")[:256]
-        longest = int(rollout.episodes.response_lengths[rows].max())
-        scored = {k: getattr(rollout.scored, k)[rows, :longest] for k in ("rewards", "logp", "ref_logp")}
-        scored |= {k: getattr(rollout.scored, k)[rows] for k in ("scores", "ended")}
-        return Rollout(
-            episodes=rollout.episodes[rows],
-            values=rollout.values[rows, :longest],
-            last_values=rollout.last_values[rows],
-            scored=replace(rollout.scored, **scored),
-        )
-
-
 BUGS = [
     NoKL, KLOfTheTokenBefore, KLWithTheOtherSign, KLNeverNegative, SubtractedPenalty, ScoreOnTheTokenBefore,
-    ScaledRewards, ValuesOfTheNextState, EOSNotTrained, FavouringShortTexts,
+    ScaledRewards, ValuesOfTheNextState, EOSNotTrained,
 ]  # fmt: skip
 
 
