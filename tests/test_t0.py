@@ -23,9 +23,12 @@ from lm_env.token_mdp import Evaluation, TokenMDP
 BETAS = [0.2, 0.5, 1.0, 2.0]
 SEEDS = [0, 1, 2]
 TABULAR = {"learning_rate": 0.03, "rollout_episodes": 512, "slots": 512, "batch_size": 128}
-TABULAR_TOKENS = 170_000  # some 150 rollouts
-TRANSFORMER = {**TABULAR, "learning_rate": 0.002, "clip_range_vf": None, "vf_coef": 0.5}
-TRANSFORMER_TOKENS = 80_000
+TRANSFORMER = {**TABULAR, "learning_rate": 0.002, "gae_lambda": 1.0, "clip_range_vf": None, "vf_coef": 0.5}
+
+
+def tokens(beta: float, far: int, near: int) -> int:
+    """How many to learn from: at beta .2 the optimum is 3 nats away from the reference, at the others at most 1.2."""
+    return far if beta < 0.5 else near
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def t0() -> TokenMDP:
 def train(mdp: TokenMDP, beta: float, seed: int = 0, agent: type[PPO] = PPO, **options: Any) -> Evaluation:
     """The exact figures of a table, trained from the reference on."""
     env = make(mdp=mdp, beta=beta)
-    agent(env, seed=seed, **{**TABULAR, **options}).learn(TABULAR_TOKENS)
+    agent(env, seed=seed, **{**TABULAR, **options}).learn(tokens(beta, far=170_000, near=110_000))
     return mdp.evaluate(env.task.model, beta)
 
 
@@ -58,7 +61,7 @@ def test_a_table_reaches_the_optimum(t0, beta, seed):
 def test_a_transformer_reaches_the_optimum(t0, beta, seed):
     env = make(mdp=t0, beta=beta, model=supervised(t0, seed))
     assert t0.evaluate(env.task.model, beta).gap > 0.01, "it starts elsewhere"
-    PPO(env, seed=seed, **TRANSFORMER).learn(TRANSFORMER_TOKENS)
+    PPO(env, seed=seed, **TRANSFORMER).learn(tokens(beta, far=120_000, near=80_000))
     found, best = t0.evaluate(env.task.model, beta), t0.optimum(beta)
     assert at_optimum(found, gap=0.005, tv=0.03), found
     assert abs(found.R - best.R) <= 0.03
@@ -74,13 +77,13 @@ def supervised(mdp: TokenMDP, seed: int) -> nn.Module:
                        bos_token_id=mdp.eos_id, eos_token_id=mdp.eos_id)
         ).eval()  # fmt: skip
     tree = mdp.enumeration
-    tokens = torch.tensor(tree.tokens)
-    before = torch.cat([torch.full_like(tokens[:, :1], mdp.start_token), tokens[:, :-1]], 1)
+    texts = torch.tensor(tree.tokens)
+    before = torch.cat([torch.full_like(texts[:, :1], mdp.start_token), texts[:, :-1]], 1)
     weights = torch.tensor(np.exp(mdp.trajectory_logprobs(mdp.reference_logits))[:, None] * tree.real)
     optimizer, steps = torch.optim.Adam(lm.parameters(), lr=0.01), 150
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
-        logp = torch.log_softmax(lm(input_ids=before).logits, -1).gather(-1, tokens[..., None])[..., 0]
+        logp = torch.log_softmax(lm(input_ids=before).logits, -1).gather(-1, texts[..., None])[..., 0]
         optimizer.zero_grad()
         (-weights * logp).sum().backward()
         optimizer.step()
@@ -89,9 +92,9 @@ def supervised(mdp: TokenMDP, seed: int) -> nn.Module:
 
 @pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_another_mdp(beta):
-    mdp = TokenMDP.random(7, vocab_size=5, horizon=3)
-    found = train(mdp, beta)
-    assert at_optimum(found, gap=2e-3, tv=0.01), found
+    """155 states, normal scores; the optimum is 3 nats away at beta .5."""
+    found = train(TokenMDP.random(1, vocab_size=5, horizon=3), beta)
+    assert at_optimum(found), found
 
 
 @pytest.mark.parametrize("options", [{"gae_lambda": 1.0}, {"clip_range_vf": None}], ids=str)
@@ -104,7 +107,7 @@ def test_a_temperature_moves_policy_and_reference_alike(t0):
     """At temperature T the texts are those of softmax(logits / T): another MDP, whose optimum is reached as well."""
     cold = replace(t0, reference_logits=t0.reference_logits / 0.7)
     env = make(mdp=t0, beta=0.5, temperature=0.7)
-    PPO(env, **TABULAR).learn(TABULAR_TOKENS)
+    PPO(env, **TABULAR).learn(110_000)
     found = cold.evaluate(env.task.model.table.detach() / 0.7, 0.5)
     assert at_optimum(found), found
 
@@ -118,7 +121,7 @@ def test_masked_tokens_condition_the_optimum(t0):
         return np.arange(4) != 2 if len(response) == 0 else np.ones(4, dtype=bool)
 
     env = make(mdp=t0, beta=0.5, action_mask=no_c)
-    PPO(env, **TABULAR).learn(TABULAR_TOKENS)
+    PPO(env, **TABULAR).learn(110_000)
     table = env.task.model.table.detach().clone()
     table[0, 2] = -torch.inf
     found = replace(t0, reference_logits=logits).evaluate(table, 0.5)
