@@ -7,15 +7,13 @@ row over whenever the row is not the one that it knows.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lm_env.decoding import make_decoder
 from lm_env.forwards import evaluating, restrict, token_logprobs
+from lm_env.weights import WeightsWatch
 
 __all__ = ["StepScorer"]
 
@@ -26,10 +24,8 @@ class StepScorer:
     def __init__(self, model: nn.Module, slots: int, max_length: int, temperature: float) -> None:
         self.model, self.temperature = model, temperature
         self._decoder = make_decoder(model, slots, max_length)
-        # Walking through a model costs as much as one of its layers: once is enough.
-        self._modules = list(model.modules())
-        self._weights = [p for p in model.parameters() if not p.is_inference()]
-        self._version = self._weights_version()
+        self._modules = list(model.modules())  # walking through them at each step would cost as much as a layer
+        self._weights = WeightsWatch(model)
 
     def begin(self, slots: np.ndarray) -> None:
         """These slots hold new texts."""
@@ -54,9 +50,8 @@ class StepScorer:
         Returns:
             float64 (k,) nats.
         """
-        if (version := self._weights_version()) != self._version:  # trained since: the cached keys are of other weights
+        if self._weights.changed():  # the cached keys are of other weights
             self._decoder.lengths[:] = 0
-            self._version = version
         known = self._decoder.lengths[slots] == lengths[slots] - 1
         known &= self._decoder.lengths[slots] > 0
         result = np.empty(len(slots))
@@ -75,20 +70,3 @@ class StepScorer:
         if allowed is not None:
             logits = restrict(logits, allowed)
         return token_logprobs(logits, torch.from_numpy(actions).to(logits.device), self.temperature).cpu().numpy()
-
-    def _weights_version(self) -> int:
-        """Another number after a weight was changed in place or its data replaced, or an optimizer took a step."""
-        trained = _optimizer_steps if any(p.requires_grad for p in self._weights) else 0
-        return hash((trained, *((p._version, p.data_ptr()) for p in self._weights)))
-
-
-_optimizer_steps = 0
-
-
-def _count_step(*_: Any) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-# Fused optimizers change weights behind the back of the tensors' version counters.
-register_optimizer_step_post_hook(_count_step)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.policy import ValueHeadPolicy
 from lm_env.decoding import Decoder, make_decoder
 from lm_env.forwards import Outputs
+from lm_env.weights import WeightsWatch
 
 __all__ = ["CachedActor"]
 
@@ -27,11 +28,11 @@ class CachedActor:
         self._decoders: list[Decoder] = []
         self._ids = np.zeros((0, 0), dtype=np.int64)
         self._lengths = np.zeros(0, dtype=np.int64)
-        self._weights = _Weights(network)
+        self._weights = WeightsWatch(network)
 
     def forget(self) -> None:
         """Compute everything anew at the next call."""
-        self._decoders, self._weights = [], _Weights(self._network)
+        self._decoders, self._weights = [], WeightsWatch(self._network)
 
     @torch.no_grad()
     def outputs(self, ids: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -74,31 +75,3 @@ class CachedActor:
         hidden = outputs[-1].hidden  # of the critic if there is one, else of the LM
         assert hidden is not None
         return outputs[0].logits, self._network.value_of(hidden)
-
-
-class _Weights:
-    """Tells whether any weight has changed since it was last asked.
-
-    Autograd counts in-place changes and an assignment moves the storage; what is written past
-    autograd (`weight.data.add_(...)`) is seen in one entry of each tensor.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._parts = list(module.modules())
-        self._marks: list[tuple[int, int]] = []
-        self._entries: list[Tensor] = []
-        self._probe = torch.empty(0)
-
-    @torch.no_grad()
-    def changed(self) -> bool:
-        weights = [
-            p for part in self._parts for p in part._parameters.values() if p is not None and not p.is_inference()
-        ]
-        marks = [(p.data_ptr(), p._version) for p in weights]
-        if moved := marks != self._marks:
-            self._marks = marks
-            self._entries = [p.detach().reshape(-1)[p.numel() // 2 :][:1] for p in weights]
-        probe = torch.cat(self._entries) if self._entries else self._probe
-        same = not moved and torch.equal(probe, self._probe)
-        self._probe = probe
-        return not same
