@@ -74,13 +74,14 @@ def collect(
 
 def generate(
     lm: nn.Module, task: Task, prompts: Sequence[Prompt], slots: int, generator: torch.Generator | None = None, *,
-    deterministic: bool = False, value_of: ValueOf | None = None,
+    deterministic: bool = False, value_of: ValueOf | None = None, on_ended: Callable[[int], object] | None = None,
 ) -> tuple[Episodes, np.ndarray]:  # fmt: skip
     """Carry every prompt through to the end of its text.
 
     Args:
         slots: texts under way at a time.
         value_of: maps hidden states (k, D) to values (k,), to be kept along.
+        on_ended: told, after each token, how many more texts have ended; moves a progress bar.
 
     Returns:
         (episodes with log-probs, values (B, T)); the order is that of `prompts`.
@@ -90,8 +91,11 @@ def generate(
     desk = _Desk(lm, task, prompts, min(slots, len(prompts)), generator, deterministic, value_of)
     with torch.no_grad(), evaluating(lm):
         while desk.busy():
+            before = desk.ended
             desk.refill()
             desk.advance()
+            if on_ended is not None and desk.ended > before:
+                on_ended(desk.ended - before)
     return desk.finished()
 
 
@@ -125,6 +129,11 @@ class _Desk:
 
     def busy(self) -> bool:
         return self.upcoming < len(self.prompts) or bool((self.holds >= 0).any())
+
+    @property
+    def ended(self) -> int:
+        """Texts that have come to their end."""
+        return self.upcoming - int((self.holds >= 0).sum())
 
     def refill(self) -> None:
         free = np.flatnonzero(self.holds < 0)

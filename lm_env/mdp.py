@@ -126,7 +126,8 @@ class TextMDP:
         scores = self._scores(slots, ids, ended, terminated)
         rewards = compose_rewards(scores, logp, ref_logp, terminated, self.task.kl.beta)
 
-        self._commit(slots, tokens, rewards, logp - ref_logp, scores, terminated | truncated, source)
+        self._note_untrained(slots, logp - ref_logp, terminated | truncated, source)
+        self._commit(slots, tokens, rewards, logp - ref_logp, scores, terminated | truncated)
         told_by = np.array(SOURCES, dtype=object)[source]
         info = {"rm_score": scores, "logp": logp, "ref_logp": ref_logp, "kl": logp - ref_logp, "logp_source": told_by}
         return Moved(rewards, terminated, truncated, info)
@@ -219,7 +220,7 @@ class TextMDP:
 
     def _commit(
         self, slots: np.ndarray, tokens: np.ndarray, rewards: np.ndarray, log_ratios: np.ndarray,
-        scores: np.ndarray, done: np.ndarray, source: np.ndarray,
+        scores: np.ndarray, done: np.ndarray,
     ) -> None:  # fmt: skip
         at = self.lengths[slots] - self.prompt_lengths[slots]
         self.input_ids[slots, self.lengths[slots]] = tokens
@@ -228,18 +229,20 @@ class TextMDP:
         self.lengths[slots] += 1
         self.running[slots] = ~done
         self.behavior.clear(slots)
-        own = done & (source == SOURCES.index("model")) & (np.abs(self.log_ratios[slots]).max(1) < UNTRAINED_LOG_RATIO)
-        if own.any() and self.task.kl.beta:
-            self._note_untrained(int(own.sum()))
 
-    def _note_untrained(self, episodes: int) -> None:
-        before, self._untrained_episodes = self._untrained_episodes, self._untrained_episodes + episodes
+    def _note_untrained(self, slots: np.ndarray, log_ratios: np.ndarray, done: np.ndarray, source: np.ndarray) -> None:
+        """Warn, once, where whole episodes show no KL.  Where warnings are errors, the step has not happened."""
+        worst = np.maximum(np.abs(self.log_ratios[slots]).max(1), np.abs(log_ratios))
+        same = done & (source == SOURCES.index("model")) & (worst < UNTRAINED_LOG_RATIO)
+        if not same.any() or not self.task.kl.beta:
+            return
+        before, self._untrained_episodes = self._untrained_episodes, self._untrained_episodes + int(same.sum())
         if before < UNTRAINED_EPISODES <= self._untrained_episodes:
             warnings.warn(
                 "the KL in the reward has been 0 for whole episodes: log pi comes from the environment's own model,"
                 " which still equals its reference.  If your agent trains other weights, let it publish its log-probs"
                 " (env.publish) or bind a scorer (env.bind_scorer); else no KL penalty holds it near the reference.",
-                stacklevel=5,
+                stacklevel=4,
             )
 
 

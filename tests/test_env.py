@@ -473,6 +473,20 @@ def test_the_warning_points_at_the_line_that_steps(id_task):
     assert caught[0].filename == __file__
 
 
+def test_where_the_warning_is_an_error_the_step_has_not_happened(id_task):
+    env = TextGenerationEnv(**id_task(reference=None))
+    assert episodes(env, 15) == []
+    env.reset(seed=1)
+    before = env.mdp.observation()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="equals its reference"):
+            env.step(0)
+    for key, values in env.mdp.observation().items():
+        np.testing.assert_array_equal(values, before[key])
+    assert env.step(0)[2], "the same step goes through the second time"
+
+
 def test_no_warning_without_a_kl_with_published_log_probs_with_a_scorer_or_for_a_trained_model(id_task):
     assert episodes(TextGenerationEnv(**id_task(reference=None, beta=0.0)), 20) == []
     assert episodes(TextGenerationEnv(**id_task(reference=None)), 20, publish=True) == []

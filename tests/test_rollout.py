@@ -106,8 +106,10 @@ def test_dropout_is_off_and_the_flags_stay(id_task, make_lm):
 def test_every_prompt_is_carried_to_its_end_in_order(id_task, slots):
     task = Task(**id_task(eos_token_id=ENDS))
     prompts = task.prompts.sample(np.random.default_rng(1), 23)
-    episodes, _ = generate(task.model, task, prompts, slots, seeded())
+    told: list[int] = []
+    episodes, _ = generate(task.model, task, prompts, slots, seeded(), on_ended=told.append)
     assert list(episodes.prompts) == prompts
+    assert sum(told) == len(prompts) and min(told) > 0
     for row, prompt, p, n in zip(episodes.input_ids, prompts, episodes.prompt_lengths, episodes.lengths, strict=True):
         np.testing.assert_array_equal(row[:p], prompt.ids)
         response = row[p:n].tolist()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from tqdm.auto import tqdm
 
 import reward_models
 from agents import PPO
@@ -137,7 +138,7 @@ def _split(task: Task, seed: int) -> tuple[list[Prompt], list[Prompt]]:
 def _reward_model(config: DemoConfig, task: Task, prompts: list[Prompt], judge: Any) -> tuple[RewardModel, float, int]:
     """(trained reward model, its held-out accuracy, comparisons without ties)."""
     drawn = [prompts[i % len(prompts)] for i in range(config.comparisons)]
-    episodes, _ = generate(task.model, task, [*drawn, *drawn], 128, torch.Generator().manual_seed(config.seed + 1))
+    episodes = _sample(task, [*drawn, *drawn], config.seed + 1)
     responses = episodes.responses()
     texts = [task.text_of(r) for r in responses]
     half = config.comparisons
@@ -185,13 +186,20 @@ class _Watch(BaseCallback):
         return True
 
 
+def _sample(task: Task, prompts: list[Prompt], seed: int) -> Episodes:
+    """A response of the task's model to each prompt, behind a progress bar."""
+    with tqdm(total=len(prompts), desc="   sampling", unit="text", leave=False) as bar:
+        generator = torch.Generator().manual_seed(seed)
+        return generate(task.model, task, prompts, 128, generator, on_ended=bar.update)[0]
+
+
 # -- measuring ---------------------------------------------------------------------------------------
 class _Sampled:
     """Responses of the task's model to fixed prompts, and what is measured of them."""
 
     def __init__(self, task: Task, prompts: list[Prompt], seed: int) -> None:
         self.task = task
-        self.episodes, _ = generate(task.model, task, prompts, 128, torch.Generator().manual_seed(seed))
+        self.episodes = _sample(task, prompts, seed)
         self.texts = [task.text_of(r) for r in self.episodes.responses()]
 
     def metrics(self, rm: RewardModel, judge: Any) -> dict[str, float]:
