@@ -1,12 +1,18 @@
-"""GRPO and RLOO here against TRL's, side by side in one process.
+"""GRPO, RLOO and PPO here against TRL's, side by side in one process.
 
     pip install trl
     python benchmarks/vs_trl.py --algo rloo --epochs 1
     python benchmarks/vs_trl.py --algo grpo --dtype bf16 --json
+    pip install 'trl==1.12.*'                            # the last with a PPO
+    python benchmarks/vs_trl.py --algo ppo --epochs 4
+    python benchmarks/vs_trl.py --algo sb3-ppo           # stable-baselines3's PPO, unmodified
 
 Same random GPT-2, same batch, same settings; TRL's trainer is the installed package, unchanged.  The
 two take turns: after each of TRL's rollouts with its updates, ours runs once.  A step's time is what
 the trainer takes between its own begin and end; what to quote is the ratio of the medians.
+
+TRL's PPO has a value model of its own, ours a value head on the policy's trunk; its reward model is
+one layer of 16 dimensions here, for it takes no function.
 """
 
 from __future__ import annotations
@@ -16,16 +22,18 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from datasets import Dataset
+from sb3 import make_halves
 from throughput import make_agent, make_model, time_agent
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-TRAINERS: dict[str, tuple[Any, Any]] = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
+GROUP = 8
 
 
 class TakeTurns(TrainerCallback):
@@ -36,6 +44,9 @@ class TakeTurns(TrainerCallback):
         self.seconds: list[float] = []
         self._sum = 0.0
 
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._began = time.perf_counter()
+
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self._began = time.perf_counter()
 
@@ -45,6 +56,7 @@ class TakeTurns(TrainerCallback):
             self.seconds.append(self._sum)
             self._sum = 0.0
             self.other()
+        self._began = time.perf_counter()  # PPO's trainer does not tell when a step begins
 
 
 def words(vocab: int) -> PreTrainedTokenizerFast:
@@ -55,34 +67,87 @@ def words(vocab: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w0", pad_token="w0", unk_token="w0")
 
 
+def common(args: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Options that all of TRL's configs take."""
+    return {
+        "output_dir": folder, "per_device_train_batch_size": args.batch, "learning_rate": 1e-6,
+        "use_cpu": args.device == "cpu", "bf16": args.dtype == "bf16", "gradient_checkpointing": False,
+        "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def group_trainer(args: argparse.Namespace, folder: str, prompts: list[str], turns: TakeTurns) -> Any:
+    """TRL's GRPO or RLOO."""
+    trainer, config = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}[args.algo]
+    make_model(args).save_pretrained(f"{folder}/model")  # it loads its reference by name
+    return trainer(
+        model=f"{folder}/model", processing_class=words(args.vocab), callbacks=[turns],
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        reward_funcs=lambda completions, **columns: [len(c) % 7 for c in completions],
+        args=config(
+            **common(args, folder), num_generations=GROUP, max_completion_length=args.new_tokens,
+            num_iterations=args.epochs, beta=args.kl, max_steps=(args.rollouts + 1) * args.epochs,
+            disable_dropout=True, model_init_kwargs={"dtype": "float32"},
+        ),
+    )  # fmt: skip
+
+
+def ppo_trainer(args: argparse.Namespace, folder: str, prompts: list[str], turns: TakeTurns) -> Any:
+    """TRL's PPO, with a value model of the policy's size."""
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    tokenizer = words(args.vocab)
+
+    def scorer(layers: int, dim: int, heads: int) -> GPT2ForSequenceClassification:
+        return GPT2ForSequenceClassification(GPT2Config(
+            vocab_size=args.vocab, n_embd=dim, n_layer=layers, n_head=heads,
+            n_positions=args.prompt_len + args.new_tokens, num_labels=1, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        ))  # fmt: skip
+
+    return PPOTrainer(
+        model=make_model(args), ref_model=make_model(args), processing_class=tokenizer, callbacks=[turns],
+        reward_model=scorer(1, 16, 1), value_model=scorer(args.layers, args.dim, args.heads),
+        train_dataset=Dataset.from_dict(dict(tokenizer(prompts, return_token_type_ids=False))),
+        eval_dataset=Dataset.from_dict(dict(tokenizer(prompts[:2], return_token_type_ids=False))),
+        args=PPOConfig(
+            **common(args, folder), num_ppo_epochs=args.epochs, num_mini_batches=1, response_length=args.new_tokens,
+            kl_coef=args.kl, total_episodes=args.batch * (args.rollouts + 1), num_sample_generations=0,
+            local_rollout_forward_batch_size=args.batch, temperature=1.0,
+        ),
+    )  # fmt: skip
+
+
+def our_run(args: argparse.Namespace, agent: Any) -> Callable[[], float]:
+    """Seconds of a rollout and its update here."""
+    if args.algo == "sb3-ppo":
+        collect, update = make_halves("episode_buffer", args.new_tokens, args.epochs)
+
+        def run() -> float:
+            start = time.perf_counter()
+            collect()
+            update()
+            return time.perf_counter() - start
+
+        return run
+
+    def run_batched() -> float:
+        times = time_agent(agent)
+        return times["rollout_s"] + times["score_s"] + times["update_s"]
+
+    return run_batched
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
+    is_ppo = args.algo.endswith("ppo")
+    named, args.algo = args.algo, "ppo" if is_ppo else args.algo
     agent: Any = make_agent(args, make_model(args))
-    ours: list[float] = []
-
-    def run_ours() -> None:
-        run = time_agent(agent)
-        ours.append(run["rollout_s"] + run["score_s"] + run["update_s"])
-
-    trainer_class, config_class = TRAINERS[args.algo]
-    turns = TakeTurns(args.epochs, run_ours)
+    args.algo = named
+    run, ours = our_run(args, agent), list[float]()
+    turns = TakeTurns(1 if is_ppo else args.epochs, lambda: ours.append(run()))
     prompts = [" ".join(f"w{i}" for i in p.ids) for p in agent.task.prompts]
     with tempfile.TemporaryDirectory() as folder:
-        make_model(args).save_pretrained(f"{folder}/model")  # it loads its reference by name
-        config = config_class(
-            output_dir=folder, per_device_train_batch_size=args.batch, num_generations=agent.config.group_size,
-            max_completion_length=args.new_tokens, num_iterations=args.epochs, beta=args.kl, learning_rate=1e-6,
-            max_steps=(args.rollouts + 1) * args.epochs, use_cpu=args.device == "cpu", bf16=args.dtype == "bf16",
-            gradient_checkpointing=False, report_to="none", save_strategy="no", logging_strategy="no",
-            disable_tqdm=True,
-            disable_dropout=True, model_init_kwargs={"dtype": "float32"},
-        )  # fmt: skip
-        trainer = trainer_class(
-            model=f"{folder}/model", args=config, processing_class=words(args.vocab),
-            train_dataset=Dataset.from_dict({"prompt": prompts}),
-            reward_funcs=lambda completions, **columns: [len(c) % 7 for c in completions], callbacks=[turns],
-        )  # fmt: skip
-        trainer.train()
+        (ppo_trainer if is_ppo else group_trainer)(args, folder, prompts, turns).train()
     tokens = args.batch * args.new_tokens
     mine, theirs = statistics.median(ours[1:]), statistics.median(turns.seconds[1:])
     return {
@@ -93,7 +158,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--algo", default="grpo", choices=sorted(TRAINERS))
+    p.add_argument("--algo", default="grpo", choices=("grpo", "ppo", "rloo", "sb3-ppo"))
     p.add_argument("--epochs", type=int, default=1)
     p.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     p.add_argument("--rollouts", type=int, default=5)
