@@ -11,6 +11,8 @@
 | `best-of-n` | `BestOfN` | no training |
 | `ppo-penalty` | `PPOPenalty` | PPO, an adaptive KL penalty on the step instead of clipping |
 | | `PPOPtx` | PPO with pretraining texts mixed in; needs `texts` |
+
+Before all of them, `supervised_finetune` makes the model that they start from.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
 from agents.ppo_ptx import PPOPtx, PPOPtxConfig
 from agents.reinforce import Reinforce, ReinforceConfig, ReinforceValue, ReinforceValueConfig
 from agents.rloo import RLOO, RLOOConfig
+from agents.sft import SFTConfig, SFTReport, supervised_finetune
 
 AGENTS: dict[str, type[BatchedAgent]] = {
     "a2c": A2C,
@@ -57,4 +60,7 @@ __all__ = [
     "ReinforceConfig",
     "ReinforceValue",
     "ReinforceValueConfig",
+    "SFTConfig",
+    "SFTReport",
+    "supervised_finetune",
 ]

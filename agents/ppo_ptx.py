@@ -15,10 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from agents.config import AgentConfig
+from agents.likelihood import add_likelihood_gradient, text_episodes
 from agents.ppo import PPO, PPOConfig
-from lm_env.episodes import Episodes
 from lm_env.errors import ConfigurationError
-from lm_env.forwards import length_batches, response_outputs, token_logprobs
 from lm_env.prompts import Prompt, load_prompts
 
 __all__ = ["PPOPtx", "PPOPtxConfig"]
@@ -77,15 +76,8 @@ class PPOPtx(PPO):
 
     def text_gradient(self, texts: Sequence[Prompt]) -> None:
         """Accumulate the gradient of -ptx_coef x mean log pi(token) over all tokens but the first."""
-        rows = [p.ids[: self.max_text_tokens] for p in texts]
-        lengths = np.array([len(r) for r in rows], dtype=np.int64)
-        ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
-        for line, row in zip(ids, rows, strict=True):
-            line[: len(row)] = row
-        whole = Episodes(ids, np.ones_like(lengths), lengths, texts)
-        count = int((lengths - 1).sum())
-        for part in length_batches(lengths, self.config.micro_batch_tokens):
-            with self.autocast():
-                outputs, targets = response_outputs(self.policy.lm, whole[part])
-                logp = token_logprobs(outputs.logits, targets)  # T = 1: the texts were not sampled
-            (-self.config.ptx_coef * logp.sum() / count).backward()
+        rows = [p.ids[: self.max_text_tokens].tolist() for p in texts]
+        add_likelihood_gradient(
+            self.policy.lm, text_episodes(texts, rows, [1] * len(rows)), self.config.ptx_coef,
+            self.config.micro_batch_tokens, self.autocast,
+        )  # fmt: skip

@@ -14,12 +14,12 @@ import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents import AGENTS
+from agents import AGENTS, BestOfN
 from agents.base import BatchedAgent
 from lm_env.episodes import Episodes
 from lm_env.forwards import response_logprobs
@@ -91,7 +91,7 @@ def run(name: str, seed: int, timesteps: int, beta: float) -> Record:
     if name == "supervised":
         result["kl"] = 0.0
     elif name == "best-of-4":
-        result["kl"] = agent.kl_bound  # type: ignore[attr-defined]
+        result["kl"] = cast(BestOfN, agent).kl_bound
     return {"agent": name, "seed": seed, "timesteps": timesteps, "beta": beta, **result, "curve": curve.points}
 
 
@@ -127,16 +127,17 @@ def plot(runs: dict[str, list[Record]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for i, (name, records) in enumerate(runs.items()):
+    colors = iter(plt.get_cmap("Dark2").colors)  # type: ignore[attr-defined]
+    for name, records in runs.items():
         if name in UNTRAINED:
-            style = {"color": "0.45", "linestyle": ":" if name == "supervised" else "--", "linewidth": 1.2}
-            left.axhline(statistics.mean(r["score"] for r in records), label=name, **style)  # type: ignore[arg-type]
-            color, marker = "0.45", "s"
+            line, marker = ((":", "s"), ("--", "^"))[UNTRAINED.index(name)]
+            color = "0.35"
+            left.axhline(statistics.mean(r["score"] for r in records), color=color, linestyle=line, linewidth=1.2)
         else:
-            color, marker = f"C{i % 10}", "o"
+            color, marker = next(colors), "o"
             tokens = np.linspace(max(r["curve"]["tokens"][0] for r in records), records[0]["timesteps"], 60)
             lines = np.array([np.interp(tokens, r["curve"]["tokens"], r["curve"]["score"]) for r in records])
-            left.plot(tokens / 1000, lines.mean(0), color=color, label=name)
+            left.plot(tokens / 1000, lines.mean(0), color=color)
             left.fill_between(tokens / 1000, lines.min(0), lines.max(0), color=color, alpha=0.15, linewidth=0)
         right.scatter([r["kl"] for r in records], [r["score"] for r in records], color=color, marker=marker, label=name)
     left.set(xlabel="thousand tokens", ylabel="score of the rollouts (lexicon, -1 to 1)")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import statistics
 import time
 from typing import Any
@@ -64,17 +65,29 @@ def make_model(args: argparse.Namespace) -> GPT2LMHeadModel:
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
-    return GPT2LMHeadModel(config).to(args.device).eval()
+    model = GPT2LMHeadModel(config)
+    if args.sampled_lengths:
+        raise_eos(model, args.sampled_lengths)
+    return model.to(args.device).eval()
+
+
+@torch.no_grad()
+def raise_eos(model: GPT2LMHeadModel, mean_length: float) -> None:
+    """Give token 0 about 1 / mean_length of the probability everywhere: texts end at random."""
+    embeddings, last = model.transformer.wte.weight, model.transformer.ln_f
+    last.weight[0], last.bias[0] = 0.0, 3.0  # one axis on which all hidden states are alike, and token 0 alone lies out
+    embeddings[:, 0] = 0.0
+    embeddings[0] = 0.0
+    spread = math.exp(float(embeddings[1:].var() * embeddings.shape[1]) / 2)  # mean of exp(logit) of the others
+    embeddings[0, 0] = math.log((len(embeddings) - 1) * spread / (mean_length - 1)) / 3.0
 
 
 def make_agent(args: argparse.Namespace, model: GPT2LMHeadModel) -> BatchedAgent:
     rng = np.random.default_rng(0)
-    # A random model spreads its mass evenly: this many EOS ids give the wanted chance of stopping.
-    count = round(args.vocab / args.sampled_lengths) if args.sampled_lengths else 0
     env = TextGenerationEnv(
         model=model, prompts=rng.integers(args.vocab, size=(256, args.prompt_len)).tolist(),
         reward=lambda prompts, responses: [len(r) % 7 for r in responses], beta=args.kl,
-        eos_token_id=tuple(range(count)), max_new_tokens=args.new_tokens,
+        eos_token_id=0 if args.sampled_lengths else (), max_new_tokens=args.new_tokens,
     )  # fmt: skip
     episodes = args.episodes or args.batch
     return agents.AGENTS[args.algo](

@@ -3,6 +3,7 @@
     pip install trl
     python benchmarks/vs_trl.py --algo rloo --epochs 1
     python benchmarks/vs_trl.py --algo grpo --dtype bf16 --json
+    python benchmarks/vs_trl.py --algo grpo --sampled-lengths 24 --new-tokens 128
     pip install 'trl==1.12.*'                            # the last with a PPO
     python benchmarks/vs_trl.py --algo ppo --epochs 4
     python benchmarks/vs_trl.py --algo sb3-ppo           # stable-baselines3's PPO, unmodified
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from sb3 import make_halves
-from throughput import make_agent, make_model, time_agent
+from throughput import PARTS, make_agent, make_model, time_agent
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -42,6 +43,7 @@ class TakeTurns(TrainerCallback):
     def __init__(self, steps_per_rollout: int, other: Any) -> None:
         self.steps_per_rollout, self.other = steps_per_rollout, other
         self.seconds: list[float] = []
+        self.tokens: list[float] = []
         self._sum = 0.0
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -80,10 +82,15 @@ def group_trainer(args: argparse.Namespace, folder: str, prompts: list[str], tur
     """TRL's GRPO or RLOO."""
     trainer, config = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}[args.algo]
     make_model(args).save_pretrained(f"{folder}/model")  # it loads its reference by name
+
+    def reward(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        turns.tokens.append(float(sum(map(len, completion_ids))))
+        return [len(ids) % 7 for ids in completion_ids]
+
     return trainer(
         model=f"{folder}/model", processing_class=words(args.vocab), callbacks=[turns],
         train_dataset=Dataset.from_dict({"prompt": prompts}),
-        reward_funcs=lambda completions, **columns: [len(c) % 7 for c in completions],
+        reward_funcs=reward,
         args=config(
             **common(args, folder), num_generations=GROUP, max_completion_length=args.new_tokens,
             num_iterations=args.epochs, beta=args.kl, max_steps=(args.rollouts + 1) * args.epochs,
@@ -99,10 +106,12 @@ def ppo_trainer(args: argparse.Namespace, folder: str, prompts: list[str], turns
     tokenizer = words(args.vocab)
 
     def scorer(layers: int, dim: int, heads: int) -> GPT2ForSequenceClassification:
-        return GPT2ForSequenceClassification(GPT2Config(
+        config = GPT2Config(
             vocab_size=args.vocab, n_embd=dim, n_layer=layers, n_head=heads,
-            n_positions=args.prompt_len + args.new_tokens, num_labels=1, pad_token_id=0, bos_token_id=0, eos_token_id=0,
-        ))  # fmt: skip
+            n_positions=args.prompt_len + args.new_tokens, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        config.num_labels = 1
+        return GPT2ForSequenceClassification(config)
 
     return PPOTrainer(
         model=make_model(args), ref_model=make_model(args), processing_class=tokenizer, callbacks=[turns],
@@ -117,22 +126,22 @@ def ppo_trainer(args: argparse.Namespace, folder: str, prompts: list[str], turns
     )  # fmt: skip
 
 
-def our_run(args: argparse.Namespace, agent: Any) -> Callable[[], float]:
-    """Seconds of a rollout and its update here."""
+def our_run(args: argparse.Namespace, agent: Any) -> Callable[[], tuple[float, float]]:
+    """(seconds, tokens) of a rollout and its update here."""
     if args.algo == "sb3-ppo":
         collect, update = make_halves("episode_buffer", args.new_tokens, args.epochs)
 
-        def run() -> float:
+        def run() -> tuple[float, float]:
             start = time.perf_counter()
             collect()
             update()
-            return time.perf_counter() - start
+            return time.perf_counter() - start, args.batch * args.new_tokens
 
         return run
 
-    def run_batched() -> float:
+    def run_batched() -> tuple[float, float]:
         times = time_agent(agent)
-        return times["rollout_s"] + times["score_s"] + times["update_s"]
+        return sum(times[part] for part in PARTS), times["tokens"]
 
     return run_batched
 
@@ -140,19 +149,21 @@ def our_run(args: argparse.Namespace, agent: Any) -> Callable[[], float]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     is_ppo = args.algo.endswith("ppo")
-    named, args.algo = args.algo, "ppo" if is_ppo else args.algo
-    agent: Any = make_agent(args, make_model(args))
-    args.algo = named
-    run, ours = our_run(args, agent), list[float]()
+    agent: Any = make_agent(
+        argparse.Namespace(**{**vars(args), "algo": "ppo" if is_ppo else args.algo}), make_model(args)
+    )
+    run, ours = our_run(args, agent), list[tuple[float, float]]()
     turns = TakeTurns(1 if is_ppo else args.epochs, lambda: ours.append(run()))
     prompts = [" ".join(f"w{i}" for i in p.ids) for p in agent.task.prompts]
     with tempfile.TemporaryDirectory() as folder:
         (ppo_trainer if is_ppo else group_trainer)(args, folder, prompts, turns).train()
-    tokens = args.batch * args.new_tokens
-    mine, theirs = statistics.median(ours[1:]), statistics.median(turns.seconds[1:])
+    trl_tokens = turns.tokens or [args.batch * args.new_tokens] * len(turns.seconds)
+    mine = statistics.median(tokens / seconds for seconds, tokens in ours[1:])
+    theirs = statistics.median(t / s for s, t in list(zip(turns.seconds, trl_tokens, strict=True))[1:])
     return {
-        "algo": args.algo, "epochs": args.epochs, "dtype": args.dtype, "tokens_per_s": tokens / mine,
-        "trl_tokens_per_s": tokens / theirs, "ratio": theirs / mine, "runs": ours[1:], "trl_runs": turns.seconds[1:],
+        "algo": args.algo, "epochs": args.epochs, "dtype": args.dtype, "tokens_per_s": mine,
+        "trl_tokens_per_s": theirs, "ratio": mine / theirs,
+        "runs": [seconds for seconds, _ in ours[1:]], "trl_runs": turns.seconds[1:],
     }  # fmt: skip
 
 
@@ -169,8 +180,11 @@ def main() -> None:
     for name, default in size.items():
         p.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     p.add_argument("--kl", type=float, default=0.05)
+    p.add_argument("--sampled-lengths", type=float, help="mean length; EOS comes at random  [default: to the cap]")
     args = p.parse_args()
-    args.episodes, args.sampled_lengths = None, None
+    args.episodes = None
+    if args.sampled_lengths and args.algo.endswith("ppo"):
+        p.error("--sampled-lengths is for grpo and rloo")
     result = measure(args)
     if args.json:
         print(json.dumps(result))

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from lm_env.cli import app, main
 from lm_env.errors import CheckpointWriteError, ConfigurationError, LMEnvError, ModelLoadError
 
-COMMANDS = ["demo", "sample", "check-agent", "envs"]
+COMMANDS = ["demo", "sft", "sample", "check-agent", "envs"]
 
 
 def invoke(*arguments: object):
@@ -45,7 +45,9 @@ def test_help_of(command):
     assert result.exit_code == 0 and len(text.split()) > 8
     options = re.findall(r"--[a-z-]+", text)
     assert "--help" in options
-    expected = {"demo": "--out", "sample": "--temperature", "check-agent": "--mdp", "envs": "--help"}[command]
+    expected = {
+        "demo": "--out", "sft": "--epochs", "sample": "--temperature", "check-agent": "--mdp", "envs": "--help",
+    }[command]  # fmt: skip
     assert expected in options
 
 
@@ -168,6 +170,34 @@ def test_rewards_that_cannot_be_had(model_folder, tmp_path, reward, error, words
 def test_a_file_without_that_function(model_folder, judge_file):
     command = ["sample", "--model", model_folder, "--reference", model_folder]
     fails(ConfigurationError, "has no function missing", *command, "--reward", f"{judge_file}:missing")
+
+
+# -- sft ---------------------------------------------------------------------------------------------
+def test_sft_makes_a_model_that_answers_as_shown(tmp_path, model_folder):
+    rows = [{"prompt": "a good", "response": " film"}, {"prompt": "a bad", "response": " story"}] * 30
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    out = tmp_path / "tuned"
+    command = ["sft", tmp_path / "data.jsonl", "--model", model_folder, "--out", out, "--epochs", 30]
+    result = invoke(*command, "--learning-rate", 0.01)
+    assert result.exit_code == 0, (result.exception, result.output)
+    before, after = map(float, re.findall(r"([\d.]+) (?:before|after)", plain(result.output)))
+    assert before > 10 > 1.5 > after
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    for row in rows[:2]:
+        ids = tokenizer(row["prompt"], return_tensors="pt")
+        written = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        assert tokenizer.decode(written[0], skip_special_tokens=True) == row["prompt"] + row["response"]
+
+
+def test_sft_refuses_a_folder_that_is_not_its_own_before_it_trains(tmp_path, model_folder):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "data.txt").write_text("a good film\n" * 20)
+    fails(
+        CheckpointWriteError, "was not saved by this package",
+        "sft", tmp_path / "data.txt", "--model", model_folder, "--out", tmp_path / "mine",
+    )  # fmt: skip
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
 # -- demo --------------------------------------------------------------------------------------------

@@ -63,6 +63,31 @@ def demo(
 
 
 @app.command()
+def sft(
+    data: Annotated[str, typer.Argument(help="A .jsonl file with columns prompt and response, a .txt file, a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder for the fine-tuned model.")] = Path("runs/sft"),
+    model: Model = "reviews-3m",
+    epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1)] = 1,
+    batch_size: Annotated[int, typer.Option(help="Demonstrations per step.", min=1)] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam, falling to 0.")] = 1e-4,
+    held_out_fraction: Annotated[float, typer.Option(help="Kept for the perplexity before and after.")] = 0.1,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    download: Download = False,
+) -> None:
+    """Supervised fine-tuning on demonstrations, the first phase of RLHF.
+
+    A row with a response teaches that response to its prompt; a line of text alone is learned whole.
+    """
+    from lm_env.cli.sft import run_sft
+
+    run_sft(
+        data=data, out=out, model=model, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        held_out_fraction=held_out_fraction, seed=seed, device=device, download=download,
+    )  # fmt: skip
+
+
+@app.command()
 def sample(
     model: Model = "reviews-3m",
     reference: Annotated[str, typer.Option(help="The model that the colours compare with.")] = "reviews-3m",

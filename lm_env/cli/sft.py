@@ -1,0 +1,36 @@
+"""`lm-env sft`: phase 1 of RLHF on one's own demonstrations, into a folder that every other command takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.checkpoint import check_destination, write_folder
+from agents.sft import supervised_finetune
+from lm_env.cli.report import say
+from lm_env.models import load_model, load_tokenizer, without_weight_bars
+
+__all__ = ["run_sft"]
+
+
+def run_sft(*, model: str, data: str, out: Path, device: str, download: bool, **options: Any) -> None:
+    """Fine-tune a copy of the model and write it to `out` in transformers' layout."""
+    check_destination(out)
+    lm: Any = load_model(model, device=device, download=download)
+    tokenizer = load_tokenizer(model, download=download)
+    torch.manual_seed(options["seed"])
+    say("supervised fine-tuning", f"{model} on {data}")
+    report = supervised_finetune(lm, tokenizer, data, download=download, progress_bar=True, **options)
+
+    def fill(folder: Path) -> None:
+        with without_weight_bars():
+            lm.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    write_folder(out, fill)
+    if report.perplexity_before is not None:
+        before, after = report.perplexity_before, report.perplexity_after
+        say("", f"perplexity of the responses held out: {before:.1f} before, {after:.1f} after")
+    say("", f"the model is in {out}: go on with  lm-env demo --model {out}")
