@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lm_env.forwards import log_distribution
+
 __all__ = ["clipped_policy_loss", "clipped_value_loss", "entropy"]
 
 
@@ -27,8 +29,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     return loss / 2
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Of the softmax of logits (N, V), nats (N,); a logit of -inf adds nothing, and has the gradient 0."""
-    logp = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Of the softmax of logits (N, V) / temperature, nats (N,); a logit of -inf adds nothing, its gradient is 0."""
+    logp = log_distribution(logits, temperature)
     # Masked before the product: 0 x -inf would be NaN in the backward pass, even where it is not taken.
     return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)

@@ -99,7 +99,7 @@ class PPO(BatchedAgent):
         value = clipped_value_loss(evaluation.values, batch.old_values, batch.returns, config.clip_range_vf)
         loss = policy + config.vf_coef * value
         if config.ent_coef and evaluation.logits is not None:
-            loss = loss - config.ent_coef * entropy(evaluation.logits / self.policy.temperature)
+            loss = loss - config.ent_coef * entropy(evaluation.logits, self.policy.temperature)
         with torch.no_grad():
             log_ratio = evaluation.logp - batch.old_logp
             means.add_tokens(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lm_env.errors import CheckpointMismatchError, ConfigurationError
+from lm_env.forwards import log_distribution
 
 __all__ = ["AdaptiveKL", "FixedKL", "KLController", "full_kl", "k1", "k2", "k3", "make_controller"]
 
@@ -52,8 +53,7 @@ def full_kl(logits: Tensor, ref_logits: Tensor, temperature: float = 1.0) -> Ten
     Returns:
         (...,) nats.  A token of probability 0 under the policy adds nothing.
     """
-    logp = torch.log_softmax(logits.float() / temperature, -1)
-    ref = torch.log_softmax(ref_logits.float() / temperature, -1)
+    logp, ref = log_distribution(logits, temperature), log_distribution(ref_logits, temperature)
     probs = logp.exp()
     return torch.where(probs > 0, probs * (logp - ref), 0.0).sum(-1)
 

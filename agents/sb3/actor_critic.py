@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from agents.losses import entropy
 from agents.policy import ValueHeadPolicy
 from agents.sampling import sample
 from agents.sb3.acting import CachedActor
@@ -121,10 +122,10 @@ class TextActorCritic:
             logits = _masked(logits, None if allowed is None else allowed[states])
             logp = token_logprobs(logits, actions[states].to(logits.device), self.network.temperature)
             order.append(states)
-            rows.append((values, logp, _entropy(logits, self.network.temperature)))
+            rows.append((values, logp, entropy(logits, self.network.temperature)))
         back = torch.cat(order).argsort()
-        values, logp, entropy = (torch.cat(column)[back] for column in zip(*rows, strict=True))
-        return values, logp, entropy
+        values, logp, entropies = (torch.cat(column)[back] for column in zip(*rows, strict=True))
+        return values, logp, entropies
 
     def logits(self, observations: Observations) -> Tensor:
         """(N, V), divided by the temperature."""
@@ -167,9 +168,3 @@ def _masked(logits: Tensor, allowed: Tensor | None) -> Tensor:
     if allowed is None:
         return logits
     return logits.masked_fill(~allowed.to(logits.device, torch.bool), -torch.inf)
-
-
-def _entropy(logits: Tensor, temperature: float) -> Tensor:
-    """(N,) nats; a token of probability 0 adds nothing, and no NaN to the gradient."""
-    logp = torch.log_softmax(logits.float() / temperature, -1)
-    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
