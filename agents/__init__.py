@@ -23,7 +23,7 @@ from agents.best_of_n import BestOfN, BestOfNConfig
 from agents.grpo import GRPO, GRPOConfig
 from agents.ppo import PPO, PPOConfig
 from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
-from agents.ppo_ptx import PPOPtx, PPOPtxConfig
+from agents.ppo_ptx import PPOPtx
 from agents.reinforce import Reinforce, ReinforceConfig, ReinforceValue, ReinforceValueConfig
 from agents.rloo import RLOO, RLOOConfig
 from agents.sft import SFTConfig, SFTReport, supervised_finetune
@@ -54,7 +54,6 @@ __all__ = [
     "PPOPenalty",
     "PPOPenaltyConfig",
     "PPOPtx",
-    "PPOPtxConfig",
     "RLOOConfig",
     "Reinforce",
     "ReinforceConfig",

@@ -12,7 +12,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,21 +19,24 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import Logger
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from agents.checkpoint import load_agent, save_agent
-from agents.config import AgentConfig
+from agents.config import AgentConfig, make_config
+from agents.critic import CriticSource, make_policy
 from agents.early_warning import EarlyWarning
-from agents.policy import ValueHeadPolicy
+from agents.optimization import gradient_step, make_average, trained_parameters
 from agents.progress import ProgressLine
+from agents.recompute import recomputable_layers, recomputing
 from agents.rollout import Rollout, collect, generate
 from agents.sampling import sample
+from agents.training_log import log_rollout, make_logger
 from lm_env.env import TextGenerationEnv
 from lm_env.episodes import Episodes
-from lm_env.errors import ConfigurationError, NonFiniteError
-from lm_env.forwards import device_of, evaluating, length_batches, restrict
+from lm_env.errors import ConfigurationError
+from lm_env.forwards import device_of, evaluating, restrict
+from lm_env.models import is_quantized
 from lm_env.prompts import Prompt, load_prompts
 from lm_env.task import Task
 from lm_env.vector_env import TextGenerationVectorEnv
@@ -50,6 +52,9 @@ class BatchedAgent(ABC):
     Args:
         env: a text environment, single or vectorised, wrapped or not, or a registered id.  Its task
             gives the model, the prompts, the reward and the KL controller.
+        critic: what the values are read from: `"shared"` (the LM's own trunk), `"separate"` (a copy of
+            it), a `RewardModel` (a copy of its trunk; V starts as its score, so let it be the reward
+            that is paid), or `"none"`, the default of agents that need no values.
         verbose: 1 prints the log as a table after each rollout.
         log_dir: also write progress.csv, and TensorBoard files where it is installed, there.
         options: the fields of the agent's config.
@@ -59,30 +64,28 @@ class BatchedAgent(ABC):
     needs_logits: bool = False
     """Whether the loss reads `Evaluation.logits`."""
 
-    def __init__(self, env: Any, *, verbose: int = 0, log_dir: str | Path | None = None, **options: Any) -> None:
-        try:
-            self.config = self.Config(**options)
-        except TypeError as error:
-            raise ConfigurationError(
-                f"{type(self).__name__}: {str(error).removeprefix('AgentConfig.__init__() ')}; see"
-                f" {self.Config.__name__}"
-            ) from error
+    default_critic: ClassVar[CriticSource] = "shared"
+
+    def __init__(
+        self, env: Any, *, critic: CriticSource | None = None, verbose: int = 0, log_dir: str | Path | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        self.config = make_config(self.Config, type(self).__name__, options)
         self.env = gymnasium.make(env) if isinstance(env, str) else env
         self.task = task_of(self.env)
-        self.policy = ValueHeadPolicy(self.task.model, self.config.critic, self.task.temperature)
+        self.policy = make_policy(self.task, self.default_critic if critic is None else critic)
         self.policy.train(False)  # dropout would make the first ratio differ from 1
-        if not any(p.requires_grad for p in self.task.model.parameters()):
-            self.policy.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so
-        trainable = [p for p in self.policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trainable, lr=self.config.learning_rate, eps=1e-8, fused=True)
-        self.ema: AveragedModel | None = None
-        if self.config.ema_decay is not None:
-            self.ema = AveragedModel(self.policy.lm, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))
+        trained = trained_parameters(self.policy, self.task)
+        self.optimizer = torch.optim.Adam(trained, lr=self.config.learning_rate, eps=1e-8, fused=True)
+        self.ema = make_average(self.policy.lm, self.config.ema_decay)
+        # Whether the update's log-probs differ from sampling's by rounding, which is then no sign of a mistake.
+        self._rounds = self.config.bf16 or is_quantized(self.task.model)
+        self._recomputed = recomputable_layers(self.policy) if self.config.gradient_checkpointing else []
         self.num_timesteps = 0
         self.num_rollouts = 0
         self.verbose = verbose
         self.early_warning = EarlyWarning()
-        self.logger: Logger = _logger(verbose, log_dir)
+        self.logger: Logger = make_logger(verbose, log_dir)
         self.prompt_rng = np.random.default_rng(self.config.seed)
         self.shuffle_rng = np.random.default_rng([self.config.seed, 1])
         self.generator = torch.Generator().manual_seed(self.config.seed)
@@ -122,9 +125,9 @@ class BatchedAgent(ABC):
                     break
                 callbacks.on_rollout_end()
                 metrics = self.update(rollout)
-                for text in self.early_warning.look(rollout, metrics, self.config.bf16):
+                for text in self.early_warning.look(rollout, metrics, self._rounds):
                     log.warning("%s", text)
-                self._log(rollout, metrics, rolled - started, time.perf_counter() - rolled)
+                log_rollout(self, rollout, metrics, rolled - started, time.perf_counter() - rolled)
                 line.show(self.num_timesteps, rollout)
         callbacks.on_training_end()
         return self
@@ -152,10 +155,7 @@ class BatchedAgent(ABC):
         self, rollout: Rollout, rows: np.ndarray, token_loss: Callable[[Any, np.ndarray], Tensor],
         weights: np.ndarray | None = None,
     ) -> float:  # fmt: skip
-        """One optimizer step on some episodes: the weighted sum of the per-token losses.
-
-        Micro-batches of similar length keep padding and memory low; the weights are those of the
-        whole minibatch, so the gradient does not depend on how it was cut.
+        """One optimizer step on some episodes, in micro-batches: the weighted sum of the per-token losses.
 
         Args:
             token_loss: (Evaluation of a micro-batch, its rows) -> losses (N,).
@@ -167,29 +167,7 @@ class BatchedAgent(ABC):
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; the weights are as before.
         """
-        counts = rollout.episodes.response_lengths[rows]
-        if weights is None:
-            weights = np.full(len(rows), 1 / counts.sum())
-        self.optimizer.zero_grad()
-        for part in length_batches(rollout.episodes.lengths[rows], self.config.micro_batch_tokens):
-            chosen = rows[part]
-            episodes = rollout.episodes[chosen]
-            with self.autocast():
-                evaluation = self.policy.evaluate(episodes, self.task.allowed_in(episodes), self.needs_logits)
-            losses = token_loss(evaluation, chosen)
-            (losses * torch.from_numpy(np.repeat(weights[part], counts[part])).to(losses)).sum().backward()
-        self.add_gradients()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm))
-        if not np.isfinite(norm):
-            self.optimizer.zero_grad()
-            raise NonFiniteError(
-                f"the gradient's norm is {norm}: the weights are unchanged; lower the learning rate or look at the"
-                " rewards"
-            )
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.policy.lm)
-        return norm
+        return gradient_step(self, rollout, rows, token_loss, weights)
 
     def add_gradients(self) -> None:
         """Called before each step, for an agent that adds the gradient of another objective."""
@@ -297,36 +275,14 @@ class BatchedAgent(ABC):
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Forwards of the update: bfloat16 where asked, dropout off."""
+        """Forwards of the update: bfloat16 and gradient checkpointing where asked, dropout off."""
         device = device_of(self.policy)
         with (
             torch.autocast(device.type, dtype=torch.bfloat16) if self.config.bf16 else nullcontext(),
             evaluating(self.policy),
+            recomputing(self._recomputed),
         ):
             yield
-
-    def _log(self, rollout: Rollout, metrics: dict[str, float], rollout_s: float, update_s: float) -> None:
-        scored, lengths = rollout.scored, rollout.episodes.response_lengths
-        tokens = int(lengths.sum())
-        mask = rollout.mask
-        shown = {
-            "rollout/score": scored.scores.mean(),
-            "rollout/reward": scored.rewards.sum(1).mean(),
-            "rollout/kl": scored.kl.mean(),
-            "rollout/entropy": -scored.logp[mask].mean(),
-            "rollout/length": lengths.mean(),
-            "rollout/ended": scored.ended.mean(),
-            "rollout/beta": self.task.kl.beta,
-            **{f"train/{k}": v for k, v in metrics.items()},
-            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
-            "time/tokens_per_s": tokens / (rollout_s + update_s),
-            "time/rollout_s": rollout_s,
-            "time/update_s": update_s,
-            "time/total_timesteps": self.num_timesteps,
-        }
-        for key, value in shown.items():
-            self.logger.record(key, float(value))
-        self.logger.dump(self.num_timesteps)
 
 
 def task_of(env: Any) -> Task:
@@ -338,12 +294,3 @@ def task_of(env: Any) -> Task:
             " others"
         )
     return inner.task
-
-
-def _logger(verbose: int, log_dir: str | Path | None) -> Logger:
-    if log_dir is None:
-        return configure(None, ["stdout"] if verbose else [])
-    formats = ["csv", *(["stdout"] if verbose else [])]
-    if find_spec("tensorboard"):
-        formats.append("tensorboard")
-    return configure(str(log_dir), formats)

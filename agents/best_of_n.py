@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from agents.base import BatchedAgent
 from agents.config import AgentConfig
+from agents.critic import CriticSource
 from agents.rollout import Rollout
 from lm_env.episodes import Episodes
 from lm_env.errors import ConfigurationError
@@ -27,7 +28,6 @@ __all__ = ["BestOfN", "BestOfNConfig"]
 class BestOfNConfig(AgentConfig):
     """Options of best-of-n."""
 
-    critic: Literal["shared", "separate", "none"] = "none"
     n: int = 4
     """Samples per response."""
 
@@ -41,6 +41,7 @@ class BestOfN(BatchedAgent):
     """Samples n responses and keeps the one that the reward scores highest."""
 
     Config: ClassVar[type[AgentConfig]] = BestOfNConfig
+    default_critic: ClassVar[CriticSource] = "none"
     config: BestOfNConfig
 
     @property

@@ -24,18 +24,33 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from agents.critic import describe_critic, rebuild_critic
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointWriteError
-from lm_env.models import without_weight_bars
+from lm_env.models import is_quantized, without_weight_bars
+from lm_env.task import Task
 
 if TYPE_CHECKING:
     from agents.base import BatchedAgent
 
-__all__ = ["load_agent", "save_agent", "verify_folder", "write_folder"]
+__all__ = ["join_optimizer", "load_agent", "save_agent", "split_optimizer", "verify_folder", "write_folder"]
 
 MANIFEST = "manifest.json"
 
 
 # -- folders ---------------------------------------------------------------------------------------
+def check_destination(path: Path) -> None:
+    """Raise CheckpointWriteError where `write_folder` could not write; better before the work than after it."""
+    path = path.absolute()
+    try:
+        for folder in (path, _previous(path)):
+            if folder.exists() and not (folder / MANIFEST).is_file() and not _is_empty(folder):
+                raise FileExistsError(f"{folder} was not saved by this package; choose another name or remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent).cleanup()
+    except OSError as error:
+        raise CheckpointWriteError(f"cannot write {path}: {error}; what was there before is untouched") from error
+
+
 def write_folder(path: Path, fill: Callable[[Path], None]) -> Path:
     """Have `fill(folder)` write files, then put the folder at `path` in one step.
 
@@ -44,12 +59,9 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> Path:
             what was at `path` before is still there.
     """
     path = path.absolute()
+    check_destination(path)
     staging: Path | None = None
     try:
-        for folder in (path, _previous(path)):
-            if folder.exists() and not (folder / MANIFEST).is_file() and not _is_empty(folder):
-                raise FileExistsError(f"{folder} was not saved by this package; choose another name or remove it")
-        path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         fill(staging)
         files = sorted(p for p in staging.rglob("*") if p.is_file())
@@ -141,21 +153,17 @@ def save_agent(agent: BatchedAgent, path: Path) -> Path:
     """The LM in transformers' layout (with its tokenizer), and `agent/` with all else."""
 
     def fill(folder: Path) -> None:
-        lm, adapter = agent.task.model, agent.task.adapter
-        if isinstance(lm, PreTrainedModel):
-            whole: Any = lm if adapter is None else copy.deepcopy(adapter).merge_and_unload()  # type: ignore[operator]
-            with without_weight_bars():
-                whole.save_pretrained(folder)
-            if hasattr(agent.task.tokenizer, "save_pretrained"):
-                agent.task.tokenizer.save_pretrained(folder)
+        if isinstance(agent.task.model, PreTrainedModel):
+            _export(agent.task, folder)
         own = folder / "agent"
         own.mkdir()
         save_file(_tensors(agent), own / "policy.safetensors")
-        tensors, layout = _split(agent.optimizer.state_dict())
+        tensors, layout = split_optimizer(agent.optimizer.state_dict())
         save_file(tensors, own / "optimizer.safetensors")
         state = {
             "agent": type(agent).__name__,
             "config": vars(agent.config),
+            "critic": describe_critic(agent.policy),
             "model": type(agent.task.model).__name__,
             "vocab_size": agent.task.vocab_size,
             "num_timesteps": agent.num_timesteps,
@@ -170,6 +178,21 @@ def save_agent(agent: BatchedAgent, path: Path) -> Path:
         (own / "state.json").write_text(json.dumps(state))
 
     return write_folder(path, fill)
+
+
+def _export(task: Task, folder: Path) -> None:
+    """The LM as `AutoModelForCausalLM` reads it: adapters merged, or, over a quantised base, beside its name."""
+    lm: Any = task.model
+    adapter: Any = task.adapter
+    with without_weight_bars():
+        if adapter is None:
+            lm.save_pretrained(folder)
+        elif is_quantized(lm):  # merged, they would be rounded
+            adapter.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
+        else:
+            copy.deepcopy(adapter).merge_and_unload().save_pretrained(folder)
+    if hasattr(task.tokenizer, "save_pretrained"):
+        task.tokenizer.save_pretrained(folder)
 
 
 def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
@@ -188,17 +211,20 @@ def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
         raise CheckpointMismatchError(
             f"{path} holds an agent of class {state['agent']}, not {cls.__name__}: load it with that class"
         )
+    if "critic" not in options:
+        options["critic"] = rebuild_critic(state["critic"])
     agent = cls(env, **{**state["config"], **options})
     found = {"model": type(agent.task.model).__name__, "vocab_size": agent.task.vocab_size}
     for name, value in found.items():
         if state[name] != value:
             raise CheckpointMismatchError(f"{name} differs: {state[name]} in {path}, {value} in the environment")
     tensors = _read_tensors(agent, folder)
-    optimizer = _join(load_file(folder / "agent" / "optimizer.safetensors"), state["optimizer"])
+    optimizer = join_optimizer(load_file(folder / "agent" / "optimizer.safetensors"), state["optimizer"])
     if misfit := _misfit(agent, tensors, optimizer):
         raise CheckpointMismatchError(f"the weights in {path} do not fit the environment's model: {misfit}")
     agent.task.kl.load_state_dict(state["kl"])  # the last that can be refused
-    agent.policy.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("ema.")})
+    weights = {k: v for k, v in tensors.items() if not k.startswith("ema.")}
+    agent.policy.load_state_dict(weights, strict=agent.task.adapter is None)
     if agent.ema is not None:
         agent.ema.load_state_dict({k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
     agent.optimizer.load_state_dict(optimizer)
@@ -212,12 +238,13 @@ def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
 
 
 def _tensors(agent: BatchedAgent) -> dict[str, Tensor]:
-    """What the LM's own folder does not hold: heads, critics, averages, a table's rows, an adapter's weights."""
+    """What the LM's own folder does not hold: heads, critics, averages, a table's rows; all that an adapter trains."""
     state = agent.policy.state_dict()
-    if isinstance(agent.task.model, PreTrainedModel):
-        adapted = agent.task.adapter is not None
-        own = {n for n, p in agent.policy.named_parameters() if p.requires_grad} if adapted else set()
-        state = {k: v for k, v in state.items() if not k.startswith("lm.") or k in own}
+    if agent.task.adapter is not None:
+        trained = {n for n, p in agent.policy.named_parameters() if p.requires_grad}
+        state = {k: v for k, v in state.items() if k in trained}
+    elif isinstance(agent.task.model, PreTrainedModel):
+        state = {k: v for k, v in state.items() if not k.startswith("lm.")}
     if agent.ema is not None:
         state |= {f"ema.{k}": v for k, v in agent.ema.state_dict().items()}
     return {k: v.detach().clone().contiguous() for k, v in state.items()}
@@ -227,9 +254,8 @@ def _read_tensors(agent: BatchedAgent, folder: Path) -> dict[str, Tensor]:
     """What `_tensors` wrote, and the LM's own weights, by the names that they have in the policy."""
     tensors = load_file(folder / "agent" / "policy.safetensors")
     lm = agent.task.model
-    if agent.task.adapter is not None:  # the base is the environment's own; only the adapter was trained
-        return agent.policy.state_dict() | tensors
-    if isinstance(lm, PreTrainedModel):
+    # Under an adapter the base is the environment's own; only the adapter was trained.
+    if isinstance(lm, PreTrainedModel) and agent.task.adapter is None:
         with without_weight_bars():
             saved = type(lm).from_pretrained(folder, local_files_only=True, use_safetensors=True)
         tensors |= {f"lm.{k}": v for k, v in saved.state_dict().items()}
@@ -238,9 +264,8 @@ def _read_tensors(agent: BatchedAgent, folder: Path) -> dict[str, Tensor]:
 
 def _misfit(agent: BatchedAgent, tensors: dict[str, Tensor], optimizer: dict[str, Any]) -> str | None:
     """What of the saved state has no place in the agent, or the other way round; None if all fits."""
-    own = agent.policy.state_dict()
-    if agent.ema is not None:
-        own |= {f"ema.{k}": v for k, v in agent.ema.state_dict().items()}
+    own = agent.policy.state_dict() if agent.task.adapter is None else {}
+    own |= _tensors(agent)
     if odd := sorted(own.keys() ^ tensors.keys()):
         return f"{odd[0]} is only in {'the environment' if odd[0] in own else 'the checkpoint'}"
     for name, tensor in tensors.items():
@@ -250,13 +275,14 @@ def _misfit(agent: BatchedAgent, tensors: dict[str, Tensor], optimizer: dict[str
     return None if counts[0] == counts[1] else f"{counts[0]} tensors were trained, {counts[1]} are trainable here"
 
 
-def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state -> (its tensors, all else as JSON)."""
     tensors = {f"{i}.{k}": v.detach().cpu().clone() for i, entry in state["state"].items() for k, v in entry.items()}
     return tensors, {"param_groups": state["param_groups"]}
 
 
-def _join(tensors: dict[str, Tensor], layout: dict[str, Any]) -> dict[str, Any]:
+def join_optimizer(tensors: dict[str, Tensor], layout: dict[str, Any]) -> dict[str, Any]:
+    """The state that `split_optimizer` has split."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from lm_env.errors import ConfigurationError
 
-__all__ = ["AgentConfig", "check_number", "check_whole"]
+__all__ = ["AgentConfig", "check_number", "check_whole", "make_config"]
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,12 @@ class AgentConfig:
     """Keep `agent.ema.module`, an exponential moving average of the LM's weights (.992 in InstructGPT)."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
-    critic: Literal["shared", "separate", "none"] = "shared"
-    """Value head on the LM's own trunk, on a copy of it, or none where the agent needs no values."""
     bf16: bool = False
     """Forwards and backwards of the update under bfloat16 autocast; weights and sums stay fp32."""
     micro_batch_tokens: int = 16_384
     """Padded tokens per forward of an update; memory only, the gradient is the same."""
+    gradient_checkpointing: bool = False
+    """Layers keep only their inputs for the backward pass: less memory for one more forward, the same gradient."""
     seed: int = 0
     """Of prompts, sampling and minibatches."""
 
@@ -49,9 +52,8 @@ class AgentConfig:
         check_number(self, "learning_rate", "max_grad_norm", open_low=True)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigurationError(f"ema_decay must lie between 0 and 1, not {self.ema_decay!r}")
-        for name, known in (("lr_schedule", ("constant", "linear")), ("critic", ("shared", "separate", "none"))):
-            if getattr(self, name) not in known:
-                raise ConfigurationError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.lr_schedule not in ("constant", "linear"):
+            raise ConfigurationError(f"lr_schedule must be one of constant, linear, not {self.lr_schedule!r}")
 
 
 def check_whole(config: object, *names: str, least: int = 1) -> None:
@@ -71,3 +73,12 @@ def check_number(config: object, *names: str, low: float = 0.0, high: float = ma
             least = f"above {low:g}" if open_low else f"of at least {low:g}"
             most = f" and at most {high:g}" if math.isfinite(high) else ""
             raise ConfigurationError(f"{name} must be a finite number {least}{most}, not {value!r}")
+
+
+def make_config(kind: type[C], owner: str, options: Mapping[str, Any]) -> C:
+    """A config from its options; ConfigurationError, naming the owner, for an option that it does not have."""
+    try:
+        return kind(**options)
+    except TypeError as error:
+        reason = str(error).partition("() ")[2] or str(error)
+        raise ConfigurationError(f"{owner}: {reason}; see {kind.__name__}") from error

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agents.base import BatchedAgent
 from agents.config import AgentConfig
+from agents.critic import CriticSource
 from agents.losses import clipped_policy_loss
 from agents.metrics import Means
 from agents.policy import Evaluation
@@ -31,7 +32,6 @@ __all__ = ["GroupAgent", "GroupConfig"]
 class GroupConfig(AgentConfig):
     """Options of the agents that compare samples."""
 
-    critic: Literal["shared", "separate", "none"] = "none"
     n_epochs: int = 1
     batch_size: int = 128
     """Episodes per optimizer step."""
@@ -60,6 +60,7 @@ class GroupAgent(BatchedAgent):
     """Policy gradient with one advantage per episode."""
 
     Config: ClassVar[type[AgentConfig]] = GroupConfig
+    default_critic: ClassVar[CriticSource] = "none"
     config: GroupConfig
 
     @abstractmethod

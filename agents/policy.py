@@ -53,19 +53,24 @@ class ValueHeadPolicy(nn.Module):
             of a copy of the LM, trained for it alone; a module with hidden states of its own; or
             `"none"`: no value function, V = 0.
         temperature: divides the logits.
-
-    The head starts at zero (Ziegler et al. 2019): V = 0 everywhere, and no gradient into the trunk
-    at the first step.
+        value_head: (D) -> (1).  Default: one of zeros (Ziegler et al. 2019): V = 0 everywhere, and no
+            gradient into the trunk at the first step.
     """
 
-    def __init__(self, lm: nn.Module, critic: Critic = "shared", temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        lm: nn.Module,
+        critic: Critic = "shared",
+        temperature: float = 1.0,
+        value_head: nn.Linear | None = None,
+    ) -> None:
         super().__init__()
         if isinstance(critic, str) and critic not in ("shared", "separate", "none"):
             raise ConfigurationError(f"critic must be 'shared', 'separate', 'none' or a model, not {critic!r}")
         self.lm, self.temperature = lm, temperature
         self.critic = copy.deepcopy(lm) if critic == "separate" else None if isinstance(critic, str) else critic
-        self.value_head: nn.Linear | None = None
-        if critic != "none":
+        self.value_head = value_head
+        if value_head is None and critic != "none":
             self.value_head = self._new_head()
 
     def _new_head(self) -> nn.Linear:

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from agents.actor_critic import ActorCritic, ActorCriticConfig, Batch
 from agents.config import AgentConfig
-from agents.ppo import PPO, Batch, PPOConfig
+from agents.metrics import Means
 from agents.rollout import Rollout
 from lm_env.errors import ConfigurationError
 from lm_env.kl import k3
@@ -24,7 +25,7 @@ __all__ = ["PPOPenalty", "PPOPenaltyConfig"]
 
 
 @dataclass(frozen=True)
-class PPOPenaltyConfig(PPOConfig):
+class PPOPenaltyConfig(ActorCriticConfig):
     """Options of PPO with a penalty on the step."""
 
     target_step_kl: float = 0.01
@@ -36,7 +37,7 @@ class PPOPenaltyConfig(PPOConfig):
             raise ConfigurationError(f"target_step_kl must be above 0, not {self.target_step_kl!r}")
 
 
-class PPOPenalty(PPO):
+class PPOPenalty(ActorCritic):
     """PPO whose steps are held small by a penalty; see `PPOPenaltyConfig`."""
 
     Config: ClassVar[type[AgentConfig]] = PPOPenaltyConfig
@@ -62,7 +63,7 @@ class PPOPenalty(PPO):
         """Take it back."""
         self.step_coef = state["step_coef"]
 
-    def policy_loss(self, logp: Tensor, batch: Batch) -> Tensor:
+    def policy_loss(self, logp: Tensor, batch: Batch, means: Means) -> Tensor:
         """-(ratio A) + c KL(old || new), the KL by k3 on tokens of the old policy."""
         ratio = torch.exp(logp - batch.old_logp)
         return -ratio * batch.advantages + self.step_coef * k3(batch.old_logp, logp)

@@ -8,34 +8,18 @@ out.  The paper's coefficient is 27.8, with 8 pretraining texts per episode.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from agents.config import AgentConfig
 from agents.likelihood import add_likelihood_gradient, text_episodes
-from agents.ppo import PPO, PPOConfig
-from lm_env.errors import ConfigurationError
+from agents.ppo import PPO
+from lm_env.errors import CheckpointMismatchError, ConfigurationError
 from lm_env.prompts import Prompt, load_prompts
 
-__all__ = ["PPOPtx", "PPOPtxConfig"]
-
-
-@dataclass(frozen=True)
-class PPOPtxConfig(PPOConfig):
-    """Options of PPO-ptx."""
-
-    ptx_coef: float = 27.8
-    """Weight of the mean log-likelihood, nats per token."""
-    ptx_ratio: float = 1.0
-    """Pretraining texts per episode of a minibatch."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.ptx_coef >= 0 or not self.ptx_ratio > 0:
-            raise ConfigurationError("ptx_coef must be at least 0 and ptx_ratio above 0")
+__all__ = ["PPOPtx"]
 
 
 class PPOPtx(PPO):
@@ -45,32 +29,46 @@ class PPOPtx(PPO):
         env: as in `PPO`.
         texts: what to keep likely: strings, or anything `load_prompts` takes; longer ones are cut.
         max_text_tokens: where they are cut.
-        options: see `PPOPtxConfig`.
+        ptx_coef: weight of the mean log-likelihood, nats per token.
+        ptx_ratio: pretraining texts per episode of a minibatch.
+        options: see `PPOConfig`.
     """
 
-    Config: ClassVar[type[AgentConfig]] = PPOPtxConfig
-    config: PPOPtxConfig
-
-    def __init__(self, env: Any, texts: Sequence[Any] | str, *, max_text_tokens: int = 128, **options: Any) -> None:
+    def __init__(
+        self, env: Any, texts: Sequence[Any] | str, *, max_text_tokens: int = 128, ptx_coef: float = 27.8,
+        ptx_ratio: float = 1.0, **options: Any,
+    ) -> None:  # fmt: skip
+        if not 0 <= ptx_coef < math.inf or not 0 < ptx_ratio < math.inf:
+            raise ConfigurationError(
+                f"ptx_coef must be at least 0 and ptx_ratio above 0, both finite, not {ptx_coef!r} and {ptx_ratio!r}"
+            )
         super().__init__(env, **options)
         pool = load_prompts(texts, self.task.tokenizer, vocab_size=self.task.vocab_size, max_prompt_tokens=2**31 - 1)
         self.texts: list[Prompt] = [p for p in pool if len(p.ids) >= 2]
         if not self.texts:
             raise ConfigurationError("texts for PPO-ptx need at least two tokens each, to have one to predict")
-        self.max_text_tokens = max_text_tokens
+        self.max_text_tokens, self.ptx_coef, self.ptx_ratio = max_text_tokens, ptx_coef, ptx_ratio
         self.text_rng = np.random.default_rng([self.config.seed, 2])
 
     def extra_state(self) -> dict[str, Any]:
-        """Which texts come next."""
-        return {"text_rng": self.text_rng.bit_generator.state}
+        """How the texts are mixed in, and which come next."""
+        return {"mix": self._mix, "text_rng": self.text_rng.bit_generator.state}
+
+    @property
+    def _mix(self) -> list[float]:
+        return [self.ptx_coef, self.ptx_ratio, self.max_text_tokens]
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take it back."""
+        if state["mix"] != self._mix:
+            raise CheckpointMismatchError(
+                f"saved with ptx_coef, ptx_ratio, max_text_tokens {state['mix']}, now {self._mix}: load with the same"
+            )
         self.text_rng.bit_generator.state = state["text_rng"]
 
     def add_gradients(self) -> None:
         """Add ptx_coef x the gradient of the mean negative log-likelihood of a batch of texts."""
-        count = max(1, round(self.config.batch_size * self.config.ptx_ratio))
+        count = max(1, round(self.config.batch_size * self.ptx_ratio))
         drawn = [self.texts[i] for i in self.text_rng.integers(len(self.texts), size=count)]
         self.text_gradient(drawn)
 
@@ -78,6 +76,6 @@ class PPOPtx(PPO):
         """Accumulate the gradient of -ptx_coef x mean log pi(token) over all tokens but the first."""
         rows = [p.ids[: self.max_text_tokens].tolist() for p in texts]
         add_likelihood_gradient(
-            self.policy.lm, text_episodes(texts, rows, [1] * len(rows)), self.config.ptx_coef,
+            self.policy.lm, text_episodes(texts, rows, [1] * len(rows)), self.ptx_coef,
             self.config.micro_batch_tokens, self.autocast,
         )  # fmt: skip

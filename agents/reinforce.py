@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,7 +52,6 @@ class ReinforceValueConfig(A2CConfig):
     """Options of REINFORCE with a value baseline: A2C with lambda 1."""
 
     gae_lambda: float = 1.0
-    critic: Literal["shared", "separate", "none"] = "shared"
 
 
 class ReinforceValue(A2C):

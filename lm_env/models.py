@@ -16,9 +16,17 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from lm_env.errors import ModelLoadError
+from lm_env.errors import ConfigurationError, MissingDependencyError, ModelLoadError
 
-__all__ = ["EMBEDDED_MODEL", "load_causal_lm", "load_model", "load_tokenizer", "resolve", "without_weight_bars"]
+__all__ = [
+    "EMBEDDED_MODEL",
+    "is_quantized",
+    "load_causal_lm",
+    "load_model",
+    "load_tokenizer",
+    "resolve",
+    "without_weight_bars",
+]
 
 EMBEDDED_MODEL = "reviews-3m"
 
@@ -31,19 +39,36 @@ def resolve(name: str | Path) -> str:
 
 
 def load_model(
-    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, download: bool = False
-) -> nn.Module:
+    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, download: bool = False,
+    quantization_config: Any = None,
+) -> nn.Module:  # fmt: skip
     """Load a causal LM in eval mode from a folder, the local hub cache, or the package itself.
 
     Args:
         name: `"reviews-3m"` (embedded), a folder in transformers' layout, or a hub id.
+        dtype: of the weights; of a quantised model, of those that are not quantised.
         download: fetch a hub id that is not in the local cache; never done unasked.
+        quantization_config: transformers' own (`BitsAndBytesConfig(load_in_4bit=True)`, ...) or its
+            dictionary (`{"load_in_8bit": True}`).  A quantised model comes frozen: to train it, put LoRA
+            adapters on it, `peft.get_peft_model(model, config)`.
 
     Raises:
-        ModelLoadError: no such model here, pickled weights, or code that would have to be trusted.
+        ConfigurationError: `quantization_config` is none.
+        ModelLoadError: no such model here, pickled weights, code that would have to be trusted, or a
+            device that cannot run the quantised weights.
+        MissingDependencyError: the quantisation's own package is not installed.
     """
     from transformers import AutoModelForCausalLM
 
+    quantized: dict[str, Any] = {}
+    if quantization_config is not None:
+        if not isinstance(quantization_config, dict) and not hasattr(quantization_config, "quant_method"):
+            raise ConfigurationError(
+                "quantization_config must be one of transformers, BitsAndBytesConfig(load_in_4bit=True), or its"
+                f" dictionary, not {quantization_config!r}"
+            )
+        # Quantised weights are made where they will stay, for not all of them can be moved.
+        quantized = {"quantization_config": quantization_config, "device_map": {"": device}}
     try:
         with without_weight_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -54,7 +79,13 @@ def load_model(
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                **quantized,
             )
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"cannot load the model {str(name)!r}: {_first_line(error)} -- install it; 8 and 4 bits need"
+            " pip install 'lm-env[quantized]'"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(_load_message("model", name, download, error)) from error
     model, report = loaded
@@ -63,7 +94,14 @@ def load_model(
         raise ModelLoadError(
             f"{str(name)!r} holds no weights for {missing}, which would be left at random: give a causal LM"
         )
+    if is_quantized(model):  # also if its own folder says so
+        return model.requires_grad_(False).eval()
     return model.to(device).eval()
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether weights are stored in fewer bits than they stand for, so that gradients cannot move them."""
+    return bool(getattr(model, "is_quantized", False)) or any(not p.is_floating_point() for p in model.parameters())
 
 
 def load_tokenizer(name: str | Path, *, download: bool = False) -> Any:
@@ -76,9 +114,21 @@ def load_tokenizer(name: str | Path, *, download: bool = False) -> Any:
         raise ModelLoadError(_load_message("tokenizer", name, download, error)) from error
 
 
+def load_causal_lm(
+    name: str, device: str = "cpu", download: bool = False, quantization_config: Any = None
+) -> tuple[nn.Module, Any]:
+    """(model, tokenizer) by name, cached: environments made by id share one copy of a frozen model.
+
+    With a `quantization_config` they are loaded anew each time.
+    """
+    if quantization_config is None:
+        return _cached(name, device, download)
+    model = load_model(name, device=device, download=download, quantization_config=quantization_config)
+    return model, load_tokenizer(name, download=download)
+
+
 @lru_cache(maxsize=4)
-def load_causal_lm(name: str, device: str = "cpu", download: bool = False) -> tuple[nn.Module, Any]:
-    """(model, tokenizer) by name, cached: environments made by id share one copy of a frozen model."""
+def _cached(name: str, device: str, download: bool) -> tuple[nn.Module, Any]:
     return load_model(name, device=device, download=download), load_tokenizer(name, download=download)
 
 
@@ -96,8 +146,12 @@ def without_weight_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
 def _load_message(what: str, name: object, download: bool, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0]
+    reason = _first_line(error)
     mend = (
         "check the name"
         if download

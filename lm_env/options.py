@@ -16,7 +16,7 @@ from torch import nn
 from lm_env.errors import ConfigurationError
 from lm_env.forwards import facts_of
 from lm_env.kl import KLController
-from lm_env.models import load_causal_lm, load_tokenizer
+from lm_env.models import is_quantized, load_causal_lm, load_tokenizer
 from lm_env.rewards import RewardFunction
 
 __all__ = [
@@ -53,6 +53,7 @@ class TaskOptions(TypedDict, total=False):
     action_mask: ActionMask | None
     device: str
     download: bool
+    quantization_config: Any
 
 
 def resolve_models(
@@ -61,27 +62,43 @@ def resolve_models(
     tokenizer: Any,
     device: str,
     download: bool,
+    quantization_config: Any = None,
 ) -> tuple[nn.Module, nn.Module, Any]:
-    """(model, frozen reference, tokenizer); named models are loaded once and shared while frozen."""
+    """(model, frozen reference, tokenizer); named models are loaded once and shared while frozen.
+
+    A quantised model without anything to train is its own reference.
+    """
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(str(tokenizer), download=download)
+    if quantization_config is not None and not any(isinstance(m, str | os.PathLike) for m in (model, reference)):
+        raise ConfigurationError(
+            "quantization_config is for models given by name: load a live one with"
+            " lm_env.models.load_model(name, quantization_config=...)"
+        )
     if isinstance(model, str | os.PathLike):
-        base, own = load_causal_lm(str(model), device, download)
+        base, own = load_causal_lm(str(model), device, download, quantization_config)
+        tokenizer = own if tokenizer is None else tokenizer
         # The base may have been frozen already, as the reference of another environment.
-        live, tokenizer = copy.deepcopy(base).requires_grad_(True), own if tokenizer is None else tokenizer
+        live = base if is_quantized(base) else copy.deepcopy(base).requires_grad_(True)
         reference = base if reference is None else reference
     else:
         live = model
     facts_of(live)
     if isinstance(reference, str | os.PathLike):
-        reference = load_causal_lm(str(reference), device, download)[0]
+        reference = load_causal_lm(str(reference), device, download, quantization_config)[0]
     elif reference is None and has_adapter(live):
         return live, live, tokenizer
     elif reference is None:
-        reference = copy.deepcopy(live)
-    _check_apart(live, reference)
+        reference = live if _immovable(live) else copy.deepcopy(live)
+    if not (reference is live and _immovable(live)):
+        _check_apart(live, reference)
     reference.requires_grad_(False).eval()
     return live, reference, tokenizer
+
+
+def _immovable(model: nn.Module) -> bool:
+    """Whether no training can change this model."""
+    return is_quantized(model) and not any(p.requires_grad for p in model.parameters())
 
 
 def has_adapter(model: nn.Module) -> bool:

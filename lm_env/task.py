@@ -74,9 +74,11 @@ class Task:
             reference conditioned on the allowed texts, tilted by the reward.
         device: where models given by name are put.
         download: allow fetching named models and data sets from the hub.
+        quantization_config: how models given by name are loaded, see `load_model`.  A quantised model is
+            frozen: train LoRA adapters on one, or give it as the reference of another model.
 
     Raises:
-        ConfigurationError, ModelLoadError, UnsupportedModelError, InvalidPromptError.
+        ConfigurationError, ModelLoadError, MissingDependencyError, UnsupportedModelError, InvalidPromptError.
     """
 
     def __init__(
@@ -98,9 +100,12 @@ class Task:
         action_mask: ActionMask | None = None,
         device: str = "cpu",
         download: bool = False,
+        quantization_config: Any = None,
     ) -> None:
         check_numbers(max_prompt_tokens, max_new_tokens, missing_eos_score, temperature, cap_truncates)
-        self.model, self.reference, self.tokenizer = resolve_models(model, reference, tokenizer, device, download)
+        self.model, self.reference, self.tokenizer = resolve_models(
+            model, reference, tokenizer, device, download, quantization_config
+        )
         self.adapter = self.model if reference is None and has_adapter(self.model) else None
         if self.adapter is not None:  # one copy of the weights: the layers under the adapter are the reference
             self.model = self.reference = under_adapter(self.adapter)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reward_models.classifier import SequenceClassifierReward
-    from reward_models.combine import Affine, WeightedSum, normalise
+    from reward_models.combine import Affine, Clipped, WeightedSum, effective_beta, normalise
     from reward_models.pairwise import (
         Comparison,
         TrainingReport,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Affine",
+    "Clipped",
     "Comparison",
     "ExactMatch",
     "Keyword",
@@ -37,6 +38,7 @@ __all__ = [
     "SequenceClassifierReward",
     "TrainingReport",
     "WeightedSum",
+    "effective_beta",
     "label_comparisons",
     "normalise",
     "pairwise_loss",
@@ -45,7 +47,7 @@ __all__ = [
 
 _MODULE_OF = {
     **dict.fromkeys(["ExactMatch", "Keyword", "Length", "Regex"], "rules"),
-    **dict.fromkeys(["Affine", "WeightedSum", "normalise"], "combine"),
+    **dict.fromkeys(["Affine", "Clipped", "WeightedSum", "effective_beta", "normalise"], "combine"),
     **dict.fromkeys(["RewardModel", "ScalarHeadModel"], "reward_model"),
     **dict.fromkeys(
         ["Comparison", "TrainingReport", "label_comparisons", "pairwise_loss", "train_reward_model"], "pairwise"

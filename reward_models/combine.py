@@ -1,7 +1,21 @@
-"""Rewards made of rewards: weighted sums, and a linear rescaling to mean 0 and standard deviation 1."""
+"""Rewards made of rewards: weighted sums, a linear rescaling to mean 0 and standard deviation 1, clipping.
+
+What an agent maximises is E[reward] - beta KL, so a change of the reward changes what beta means:
+
+- adding a constant changes nothing: every text gets it (not those that are paid a `missing_eos_score`
+  instead, which counts in the new units: scale it along);
+- multiplying by `gain` makes beta count as beta / gain against the raw score (`effective_beta`), so
+  normalising by a standard deviation s makes it beta x s;
+- clipping keeps beta but has another optimum: pi_ref exp(clipped / beta) / Z.  Among the texts beyond a
+  bound nothing is left to gain, so they keep the proportions that they have under the reference.
+
+The statistics are those of fixed samples.  Running ones move the objective while it is being maximised:
+beta / gain drifts with the policy's own spread, so nothing here keeps them.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +26,9 @@ import numpy as np
 from lm_env.errors import ConfigurationError
 from lm_env.rewards import RewardFunction, name_of, score_responses
 
-__all__ = ["Affine", "WeightedSum", "normalise"]
+__all__ = ["Affine", "Clipped", "WeightedSum", "effective_beta", "normalise"]
+
+log = logging.getLogger(__name__)
 
 
 class WeightedSum:
@@ -62,7 +78,7 @@ class WeightedSum:
 
 @dataclass(frozen=True)
 class Affine:
-    """gain * reward + bias; with a positive gain the ranking of the responses stays the same.
+    """gain * reward + bias; the ranking of the responses stays the same, beta counts as beta / gain.
 
     Raises:
         ConfigurationError: the gain is not positive, or either is not finite.
@@ -84,13 +100,54 @@ class Affine:
 def normalise(reward: RewardFunction, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> Affine:
     """The reward rescaled so that these reference samples score mean 0 and standard deviation 1.
 
-    The samples should come from the policy that training starts from; the standard deviation is the
-    population's.  Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.1.
+    The samples should come from the policy that training starts from; the standard deviation s is the
+    population's.  Against the raw score, beta then counts as beta x s, which is logged.  Source: Ziegler
+    et al. 2019 (arXiv:1909.08593), section 2.1.
 
     Raises:
         ConfigurationError: fewer than two samples, or all score the same.
     """
-    return Affine(reward, *standardising(score_responses(reward, prompts, responses, columns)))
+    scaled = Affine(reward, *standardising(score_responses(reward, prompts, responses, columns)))
+    log.info(
+        "%s is divided by %.4g: a beta of b counts as %.4g b against it", name_of(reward), 1 / scaled.gain,
+        effective_beta(scaled, 1.0),
+    )  # fmt: skip
+    return scaled
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """The reward, held between `low` and `high`; beta stays, the optimum is that of the clipped reward.
+
+    Texts beyond a bound are worth the same, so a judge's outliers are not chased.  trlX clips at -10 and
+    10, DeepSpeed-Chat at -5 and 5, of scores of about unit spread: normalise first.
+
+    Raises:
+        ConfigurationError: `low` is not below `high`, or one of them is NaN.
+    """
+
+    reward: RewardFunction
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ConfigurationError(f"Clipped needs low < high, not {self.low} and {self.high}")
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
+        """-> float64 (B,); a score that is NaN or infinite is an error, not a bound."""
+        return np.clip(score_responses(self.reward, prompts, responses, columns), self.low, self.high)
+
+
+def effective_beta(reward: RewardFunction, beta: float) -> float:
+    """The weight that the KL penalty has against the raw score, under `Affine` and `Clipped`.
+
+    Maximising E[gain x raw + bias] - beta KL is maximising E[raw] - (beta / gain) KL.  Clipping changes
+    the raw score and not the weight.
+    """
+    if isinstance(reward, Affine):
+        return effective_beta(reward.reward, beta / reward.gain)
+    return effective_beta(reward.reward, beta) if isinstance(reward, Clipped) else beta
 
 
 def standardising(scores: np.ndarray) -> tuple[float, float]:

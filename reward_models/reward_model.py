@@ -218,8 +218,9 @@ class RewardModel:
     def normalise(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> None:
         """Set gain and bias so that these reference samples score mean 0 and standard deviation 1.
 
-        Rankings stay as they are.  Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.1, which
-        does it before and after the training.
+        Rankings stay as they are; against the old score, beta then counts as beta times its standard
+        deviation (see `effective_beta`).  Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.1,
+        which does it before and after the training.
 
         Raises:
             ConfigurationError: fewer than two samples, or all score the same.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 import subprocess
@@ -17,6 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import agents
 import lm_env
 from lm_env.forwards import token_logprobs
 from lm_env.models import EMBEDDED_MODEL, load_causal_lm, resolve
@@ -91,6 +93,11 @@ def test_every_public_name_is_there(name):
     assert len(set(module.__all__)) == len(module.__all__)
     for public in module.__all__:
         getattr(module, public)
+
+
+def test_no_config_has_more_than_twenty_options():
+    configs = [value for name, value in vars(agents).items() if name.endswith("Config")]
+    assert len(configs) > 5 and max(len(dataclasses.fields(config)) for config in configs) <= 20
 
 
 def test_no_generic_name_leaves_agents():

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from agents import PPO, PPOPenalty, PPOPtx
-from agents.ppo import Batch
+from agents.actor_critic import Batch
+from agents.metrics import Means
 from lm_env import AdaptiveKL, TextGenerationEnv, TokenMDP
-from lm_env.errors import ConfigurationError
+from lm_env.errors import CheckpointMismatchError, ConfigurationError
 from lm_env.tasks.token_mdp import make
 
 T0 = TokenMDP.t0()
@@ -26,7 +27,9 @@ TEXTS = ["a good film", "the end of a good story", "a bad story", "a bad film an
 
 @pytest.mark.parametrize("coefficient", [0.0, 1.0, 27.8])
 def test_the_gradient_of_ptx_is_that_of_ppo_plus_the_pretraining_one(text_task, coefficient):
-    agent = PPOPtx(TextGenerationEnv(**text_task()), TEXTS, ptx_coef=coefficient, n_epochs=1, **SMALL)
+    options = text_task()
+    options["model"].double()  # the sum of two gradients rounds in fp32
+    agent = PPOPtx(TextGenerationEnv(**options), TEXTS, ptx_coef=coefficient, n_epochs=1, **SMALL)
     texts = agent.texts
 
     def pretraining() -> torch.Tensor:  # one text at a time: no padding, no batching
@@ -65,7 +68,15 @@ def test_the_gradient_of_ptx_is_that_of_ppo_plus_the_pretraining_one(text_task, 
     assert max(float(g.abs().max()) for g in ptx) > 1e-3 < max(float(g.abs().max()) for g in ppo)
     for got, a, b in zip(seen["all"], ppo, ptx, strict=True):
         expected = a + coefficient * b
-        assert (got - expected).abs().max() <= 1e-6 * max(1.0, float(expected.abs().max()))
+        assert (got - expected).abs().max() <= 1e-12 * max(1.0, float(expected.abs().max()))
+
+
+def test_ptx_is_loaded_with_the_mix_that_it_was_saved_with(text_task, tmp_path):
+    PPOPtx(TextGenerationEnv(**text_task()), TEXTS, ptx_coef=3.0, **SMALL).save(tmp_path / "agent")
+    env = TextGenerationEnv(**text_task())
+    with pytest.raises(CheckpointMismatchError, match=r"3\.0.*27\.8"):
+        PPOPtx.load(tmp_path / "agent", env, texts=TEXTS)
+    assert PPOPtx.load(tmp_path / "agent", env, texts=TEXTS, ptx_coef=3.0).ptx_coef == 3.0
 
 
 class Cycle:
@@ -158,7 +169,7 @@ def test_the_penalty_by_hand():
     batch = Batch(old, torch.zeros(2), torch.tensor([2.0, -4.0]), torch.zeros(2))
     ratio = np.exp(0.5)
     expected = [-2 * ratio + 3 * (ratio - 1 - 0.5), 4.0]
-    assert agent.policy_loss(new, batch).tolist() == pytest.approx(expected, rel=1e-6)
+    assert agent.policy_loss(new, batch, Means()).tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_penalty_learns_t0():

@@ -22,7 +22,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch import nn
 from transformers import PreTrainedModel
 
-from agents.checkpoint import _join, _split, verify_folder, write_folder
+from agents.checkpoint import join_optimizer, split_optimizer, verify_folder, write_folder
 from agents.policy import ValueHeadPolicy
 from agents.sb3.vec_env import TextSpace
 from lm_env.errors import CheckpointMismatchError, ConfigurationError, UnsafeFileError
@@ -72,7 +72,7 @@ def save(agent: OnPolicyAlgorithm, path: str | Path) -> Path:
             {k: v for k, v in tensors.items() if not (whole and k.startswith("network.lm."))},
             own / "policy.safetensors",
         )
-        optimizer, layout = _split(agent.policy.optimizer.state_dict())
+        optimizer, layout = split_optimizer(agent.policy.optimizer.state_dict())
         save_file(optimizer, own / "optimizer.safetensors")
         (own / "state.json").write_text(json.dumps({**state, "optimizer": layout}))
 
@@ -117,7 +117,7 @@ def load(algo_class: type[Algorithm], path: str | Path, env: Any, **arguments: A
         )
     _read_weights(agent, folder)
     agent.policy.optimizer.load_state_dict(
-        _join(load_file(folder / "agent" / "optimizer.safetensors"), state["optimizer"])
+        join_optimizer(load_file(folder / "agent" / "optimizer.safetensors"), state["optimizer"])
     )
     agent.num_timesteps, agent._n_updates = state["num_timesteps"], state["n_updates"]
     task.kl.load_state_dict(state["kl"])
