@@ -14,12 +14,17 @@ import argparse
 from typing import Any
 
 import numpy as np
-from sb3_contrib import MaskablePPO
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.sb3 import MaskableCausalLMPolicy, MaskableEpisodeRolloutBuffer, TextVecEnv
 from lm_env import TokenMDP
+from lm_env.errors import MissingDependencyError
+
+try:
+    from sb3_contrib import MaskablePPO
+except ImportError as error:
+    raise MissingDependencyError("this example needs sb3-contrib: pip install 'lm-env[contrib]'") from error
 
 BETA = 0.5
 

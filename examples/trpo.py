@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import argparse
 
-from sb3_contrib import TRPO
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
 from lm_env import TokenMDP
+from lm_env.errors import MissingDependencyError
 from lm_env.token_mdp import Evaluation
+
+try:
+    from sb3_contrib import TRPO
+except ImportError as error:
+    raise MissingDependencyError("this example needs sb3-contrib: pip install 'lm-env[contrib]'") from error
 
 STAGES = (0.03, 0.003, 0.0005)
 

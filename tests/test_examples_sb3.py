@@ -22,7 +22,7 @@ def example(name):
 
 
 T0 = TokenMDP.t0()
-START = T0.evaluate(T0.reference_logits, 0.5).gap  # .68
+START = T0.evaluate(T0.reference_logits, 0.5).gap
 
 
 @pytest.mark.parametrize(("name", "steps", "gap"), [("sb3_ppo", 30_000, 0.02), ("sb3_a2c", 20_000, 0.2)])
