@@ -207,6 +207,21 @@ def test_too_few_positions_are_an_error_at_construction(make_lm):
         make_decoder(model, 2, 9)
 
 
+@pytest.mark.parametrize("positions", [2, 3, 4, 5, 7])
+def test_models_of_few_positions_are_decoded_to_their_last_one(make_lm, positions):
+    model = make_lm("gpt2", n_positions=positions)
+    decoder, full = make_decoder(model, 2, positions), FullDecoder(model, 2, positions)
+    assert isinstance(decoder, SlotDecoder) == (positions >= 3), "two positions are no room for a step to try it on"
+    both, lengths = np.arange(2), np.array([1, max(1, positions - 2)])
+    ids = np.arange(2 * positions).reshape(2, positions)
+    pairs = [(decoder.start(both, ids, lengths), full.start(both, ids, lengths))]
+    while decoder.lengths.max() < positions:
+        tokens = ids[both, decoder.lengths]
+        pairs.append((decoder.step(both, tokens), full.step(both, tokens)))
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine.logits, theirs.logits, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "table"])
 def test_a_full_slot_takes_no_more(kind, make_lm):
     decoder = make_decoder(make_lm(kind), 2, 3)

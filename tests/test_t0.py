@@ -23,7 +23,7 @@ from lm_env.token_mdp import Evaluation, TokenMDP
 BETAS = [0.2, 0.5, 1.0, 2.0]
 SEEDS = [0, 1, 2]
 TABULAR = {"learning_rate": 0.03, "rollout_episodes": 512, "slots": 512, "batch_size": 128}
-TRANSFORMER = {**TABULAR, "learning_rate": 0.002, "gae_lambda": 1.0, "clip_range_vf": None, "vf_coef": 0.5}
+TRANSFORMER = {**TABULAR, "learning_rate": 0.001, "gae_lambda": 1.0, "clip_range_vf": None, "vf_coef": 0.5}
 
 
 def tokens(beta: float, far: int, near: int) -> int:
