@@ -67,6 +67,7 @@ class _Plan:
     slots: Tensor | slice = slice(None)  # what attention reads: all rows need no copy
     rows: Tensor | None = None  # where a one-token step writes, (k,)
     positions: Tensor | None = None  # (k,) of a one-token step; None while a prompt is taken in
+    column: int | None = None  # the one position that all rows write, where they do: a slice is cheaper than an index
     past: int = 0  # tokens before the ones under way, as the causal mask counts them
     width: int = 0
 
@@ -95,8 +96,12 @@ class _SlotLayer(CacheLayerMixin):
             keys[plan.slots, :, : plan.width] = key_states.to(keys.dtype)
             values[plan.slots, :, : plan.width] = value_states.to(values.dtype)
             return key_states, value_states
-        keys[plan.rows, :, plan.positions] = key_states[:, :, 0].to(keys.dtype)
-        values[plan.rows, :, plan.positions] = value_states[:, :, 0].to(values.dtype)
+        if plan.column is not None:
+            keys[:, :, plan.column] = key_states[:, :, 0]
+            values[:, :, plan.column] = value_states[:, :, 0]
+        else:
+            keys[plan.rows, :, plan.positions] = key_states[:, :, 0].to(keys.dtype)
+            values[plan.rows, :, plan.positions] = value_states[:, :, 0].to(values.dtype)
         return keys[plan.slots, :, : plan.width], values[plan.slots, :, : plan.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -153,7 +158,9 @@ class SlotDecoder:
         self._plan.rows = self._tensor(slots)
         self._plan.slots = slice(None) if len(slots) == len(self.lengths) else self._plan.rows
         self._plan.positions, self._plan.past, self._plan.width = positions, width - 1, width
-        if int(at.min()) + 1 == width:
+        level = int(at.min()) + 1 == width
+        self._plan.column = width - 1 if level and len(slots) == len(self.lengths) else None
+        if level:
             mask = torch.ones(
                 (len(slots), width), dtype=torch.long, device=self._device
             )  # nothing to hide: the fast kernel
