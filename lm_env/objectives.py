@@ -39,8 +39,9 @@ _STD_EPSILON = 1e-4  # what keeps a division by the standard deviation finite; G
 
 
 def fixed_point(
-    mdp: TokenMDP, beta: float, objective: Objective, *, gamma: float = 0.9, entropy_coef: float = 0.01
-) -> np.ndarray:
+    mdp: TokenMDP, beta: float, objective: Objective, *, gamma: float = 0.9, entropy_coef: float = 0.01,
+    scale: float | None = None,
+) -> np.ndarray:  # fmt: skip
     """log pi (S, V) float64 of the policy at which an agent with this objective comes to rest.
 
     - `gibbs`: k1 in the reward, gamma 1.  The optimum that is meant.
@@ -54,19 +55,21 @@ def fixed_point(
       itself, as GRPO does in large groups, so that beta is in truth beta (std + 1e-4).
     - `k3_loss_rescaled_by_length`: the same with each response's loss divided by its own length.
     - `entropy_bonus`: k1 in the reward and entropy_coef x the policy's entropy per token in the loss.
-    - `reward_rescaled`: k1 in the reward, score divided by its standard deviation under the policy
-      itself (a large batch), so that beta is in truth beta (std + 1e-4).  Followed from the
-      reference's std; where no positive std is left standing the policy collapses on the best response.
+    - `reward_rescaled`: k1 in the reward, score divided by `scale`, so that beta is in truth beta scale;
+      by default by its standard deviation under the policy itself (a large batch), + 1e-4.  Followed from
+      the reference's std; where no positive std is left standing the policy collapses on the best response.
     - `subtracted_penalty`: `missing_eos_score` added to the score instead of replacing it.
     - `no_penalty`: `missing_eos_score` forgotten.
 
     Raises:
-        ConfigurationError: an unknown objective, beta <= 0, gamma or entropy_coef out of range, an MDP
+        ConfigurationError: an unknown objective, beta <= 0, gamma, entropy_coef or scale out of range, an MDP
             without `missing_eos_score` for `subtracted_penalty`, or a std that never settles.
     """
     check_beta(beta)
     if not (0 <= gamma <= 1 and 0 <= entropy_coef < np.inf):
         raise ConfigurationError(f"gamma {gamma} must lie in [0, 1] and entropy_coef {entropy_coef} in [0, inf)")
+    if scale is not None and not 0 < scale < np.inf:
+        raise ConfigurationError(f"scale {scale} must be a positive finite number, or None for the standard deviation")
     scores, discount, rule = mdp.scores(), 1.0, gibbs_rule(beta)
     match objective:
         case "gibbs":
@@ -84,7 +87,7 @@ def fixed_point(
         case "entropy_bonus":
             rule = _entropy_rule(beta, entropy_coef)
         case "reward_rescaled":
-            rule = gibbs_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, gibbs_rule(beta * std))))
+            rule = gibbs_rule(beta * (scale or _settled_std(mdp, lambda std: _policy(mdp, gibbs_rule(beta * std)))))
         case "subtracted_penalty":
             if mdp.missing_eos_score is None:
                 raise ConfigurationError("subtracted_penalty needs an MDP with a missing_eos_score: this one has None")

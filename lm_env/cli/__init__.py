@@ -114,7 +114,7 @@ def check_agent_command(
     name: Annotated[str, typer.Argument(help="ppo, a2c, rloo, reinforce, grpo, dr-grpo, sb3-ppo, sb3-a2c, trpo, ...")],
     mdp: Annotated[str, typer.Option(help="'t0' or 'random:SEED'.")] = "t0",
     beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.5,
-    seeds: Annotated[int, typer.Option(help="Trainings to average over.", min=1)] = 1,
+    seeds: Annotated[int, typer.Option(help="Trainings to average over.", min=1)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Prove what an agent optimises: train it where the optimum is known exactly.
@@ -127,7 +127,8 @@ def check_agent_command(
     from agents.checks import trainer
     from lm_env.agent_checker import check_agent
 
-    check = check_agent(trainer(name), name=name, mdp=mdp, beta=beta, seeds=seeds)
+    train = trainer(name, progress=sys.stderr.isatty())
+    check = check_agent(train, name=name, mdp=mdp, beta=beta, seeds=seeds)
     if as_json:
         print(json.dumps(check.as_dict()))
     else:
