@@ -103,6 +103,23 @@ def test_check_agent_of_an_unknown_name():
     fails(ConfigurationError, "no agent is called 'pqo': choose from .*ppo", "check-agent", "pqo")
 
 
+def test_check_agent_of_a_users_own_function(tmp_path):
+    """One that puts the exact optimum into the table passes; one that does nothing is told so."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from lm_env import TokenMDP\n"
+        "def train(env, seed):\n"
+        "    best = TokenMDP.t0().optimum(env.unwrapped.task.kl.beta).policy_logits\n"
+        "    env.unwrapped.task.model.table.data.copy_(torch.as_tensor(best))\n"
+        "def nothing(env, seed):\n    pass\n"
+    )
+    result = invoke("check-agent", f"{tmp_path / 'mine.py'}:train", "--seeds", 1, "--json")
+    assert result.exit_code == 0 and json.loads(result.output)["passed"], (result.exception, result.output)
+    result = invoke("check-agent", f"{tmp_path / 'mine.py'}:nothing", "--seeds", 1)
+    assert result.exit_code == 1 and "untrained" in result.output
+    fails(ConfigurationError, "no function absent: it takes train", "check-agent", f"{tmp_path / 'mine.py'}:absent")
+
+
 def test_check_agent_on_an_unknown_mdp():
     fails(ConfigurationError, "'t0' or 'random:SEED', not 't7'", "check-agent", "ppo", "--mdp", "t7")
 
@@ -158,7 +175,7 @@ def test_sample_of_no_model(tmp_path):
     ("reward", "error", "words"),
     [
         ("nowhere.py:judge", ConfigurationError, "there is no file nowhere.py"),
-        ("json:nothing", ConfigurationError, "reward json:nothing cannot be imported"),
+        ("json:nothing", ConfigurationError, "json has no function nothing"),
         ("no_such_package:f", ConfigurationError, "cannot be imported"),
         ("no-such/classifier", ModelLoadError, "no-such/classifier"),
     ],

@@ -111,7 +111,13 @@ def sample(
 
 @app.command(name="check-agent")
 def check_agent_command(
-    name: Annotated[str, typer.Argument(help="ppo, a2c, rloo, reinforce, grpo, dr-grpo, sb3-ppo, sb3-a2c, trpo, ...")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="ppo, a2c, rloo, reinforce, grpo, dr-grpo, sb3-ppo, sb3-a2c, trpo, ..., or your own"
+            " 'file.py:function' or 'package.module:function' that takes train(env, seed)."
+        ),
+    ],
     mdp: Annotated[str, typer.Option(help="'t0' or 'random:SEED'.")] = "t0",
     beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.5,
     seeds: Annotated[int, typer.Option(help="Trainings to average over.", min=1)] = 3,
@@ -126,8 +132,10 @@ def check_agent_command(
 
     from agents.checks import trainer
     from lm_env.agent_checker import check_agent
+    from lm_env.cli.functions import load_function
 
-    train = trainer(name, progress=sys.stderr.isatty())
+    own = ":" in name
+    train = load_function(name, "train(env, seed)") if own else trainer(name, progress=sys.stderr.isatty())
     check = check_agent(train, name=name, mdp=mdp, beta=beta, seeds=seeds)
     if as_json:
         print(json.dumps(check.as_dict()))
