@@ -22,12 +22,12 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     """
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1:]
-    point = torch.minimum(uniform[:, None].to(probs.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
+    point = torch.minimum(uniform[:, None].to(probs.dtype) * total, torch.nextafter(total, -total))
     tokens = torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp_(max=probs.shape[-1] - 1)
-    # A GPU's parallel sum may grow by a rounding at a token of probability 0: that rare draw takes the likeliest.
-    impossible = probs.gather(-1, tokens[:, None]).squeeze(-1) == 0
-    if impossible.any():
-        tokens[impossible] = probs[impossible].argmax(-1)
+    if probs.is_cuda:
+        # A parallel sum may grow by a rounding at a token of probability 0: that rare draw takes the likeliest.
+        impossible = probs.gather(-1, tokens[:, None]).squeeze(-1) == 0
+        tokens = torch.where(impossible, probs.argmax(-1), tokens)
     return tokens
 
 

@@ -134,8 +134,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     if args.floor:
         sums = [sum(run[part] for part in PARTS) for run in bare if run]
-        # A lockstep batch decodes to the cap; only the tokens up to each EOS count.
-        useful = args.batch * min(args.sampled_lengths or args.new_tokens, args.new_tokens)
+        # A lockstep batch decodes to the cap; only the tokens up to each EOS count, as many as ours have.
+        useful = args.batch * statistics.mean(run["tokens"] for run in ours) / agent.config.rollout_episodes
         result["floor_tokens_per_s"] = useful / statistics.median(sums)
         result["of_floor"] = result["tokens_per_s"] / result["floor_tokens_per_s"]
         result |= {f"floor_{part}": statistics.median(run[part] for run in bare if run) for part in PARTS}
