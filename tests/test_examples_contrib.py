@@ -49,7 +49,7 @@ def envs(make_lm):
 
 def tianshou_rollout(envs):
     """What Tianshou has collected: (ids, lengths, actions, rewards, dones, last ids), each (n, T, ...)."""
-    module = pytest.importorskip("tianshou") and example("tianshou_ppo")
+    module = example("tianshou_ppo")
     agent, collector = module.build(envs.task, NUM_ENVS, NUM_STEPS, module.AdamOptimizerFactory(), gamma=1.0)
     collector.reset()
     collector.collect(n_step=NUM_ENVS * NUM_STEPS)
@@ -60,7 +60,7 @@ def tianshou_rollout(envs):
 
 def torchrl_rollout(envs):
     """What TorchRL has collected, in the same form."""
-    module = pytest.importorskip("torchrl") and example("torchrl_ppo")
+    module = example("torchrl_ppo")
     collector, loss = module.build(envs, NUM_STEPS)
     data = next(iter(collector))
     last = data["next"]
@@ -138,7 +138,6 @@ def test_the_first_ratio_of_torchrl_is_one(envs):
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_reaches_the_optimum(name):
     """With gamma .9 the gap ends at .0036 at best, and with a learning rate of 0 at .78."""
-    pytest.importorskip(LIBRARIES[name])
     task = example(name).main(steps=20_000, verbose=False)
     assert TokenMDP.t0().evaluate(task.model, 0.5).gap < 0.001
 

@@ -31,12 +31,10 @@ def test_stable_baselines3(name, steps, gap):
 
 
 def test_trpo():
-    pytest.importorskip("sb3_contrib")
     assert example("trpo").main(40_000, verbose=0).gap < 0.1
 
 
 def test_maskable_ppo():
-    pytest.importorskip("sb3_contrib")
     module = example("maskable_ppo")
     assert sum(module.best_distribution().values()) == pytest.approx(1)
     assert module.main(40_000, verbose=0) < 0.1

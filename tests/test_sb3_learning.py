@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sb3_contrib import TRPO
 from sb3_helpers import make_agent
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.utils import LinearSchedule
@@ -56,9 +57,8 @@ def test_a2c_reaches_the_optimum(beta):
 
 @pytest.mark.parametrize("beta", [0.5, 1.0])
 def test_trpo_reaches_the_optimum(beta):
-    trpo = pytest.importorskip("sb3_contrib").TRPO
     env = TextVecEnv.from_env("lm_env/TokenMDP-v0", 256, beta=beta)
-    agent = make_agent(trpo, env, n_steps=6, batch_size=512, learning_rate=0.03)
+    agent = make_agent(TRPO, env, n_steps=6, batch_size=512, learning_rate=0.03)
     for target_kl, steps in (
         (0.03, 40_000),
         (0.003, 50_000),
@@ -96,8 +96,7 @@ def test_ppo_brings_a_transformer_to_the_optimum(beta):
 
 
 def test_trpo_improves_a_transformer_with_eager_attention():
-    trpo = pytest.importorskip("sb3_contrib").TRPO
     model = two_layers("eager")
     before = T0.evaluate(model, 1.0)
-    after = trained(trpo, 1.0, 800, 64, model, n_steps=6, cg_max_steps=5, n_critic_updates=2)
+    after = trained(TRPO, 1.0, 800, 64, model, n_steps=6, cg_max_steps=5, n_critic_updates=2)
     assert after.gap < before.gap - 0.1

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sb3_contrib import MaskablePPO
 from sb3_helpers import V, full_logits, make_agent, rollout, text_options
 from stable_baselines3.common.utils import LinearSchedule
 
@@ -42,12 +43,11 @@ def masked_optimum(beta):
 
 @pytest.mark.parametrize("stock", [False, True])
 def test_maskable_ppo_reaches_the_masked_optimum(stock):
-    contrib = pytest.importorskip("sb3_contrib")
     env = TextVecEnv.from_env("lm_env/TokenMDP-v0", 128, beta=0.5, action_mask=no_b)
     buffer = None if stock else agents.sb3.MaskableEpisodeRolloutBuffer
     schedule = LinearSchedule(0.03, 0.0, 1.0)
     agent = make_agent(
-        contrib.MaskablePPO, env, n_steps=8, batch_size=256, n_epochs=4, learning_rate=schedule, buffer=buffer,
+        MaskablePPO, env, n_steps=8, batch_size=256, n_epochs=4, learning_rate=schedule, buffer=buffer,
         policy=agents.sb3.MaskableCausalLMPolicy,
     )  # fmt: skip
     agent.learn(100_000)  # the environment refuses masked tokens: none was drawn
@@ -70,10 +70,9 @@ def test_maskable_ppo_reaches_the_masked_optimum(stock):
 
 
 def test_masked_minibatches_equal_the_stock_buffers(options):
-    contrib = pytest.importorskip("sb3_contrib")
     env = TextVecEnv(3, **options, action_mask=lambda p, r: np.arange(V) % 3 != len(r) % 3)
     agent = make_agent(
-        contrib.MaskablePPO,
+        MaskablePPO,
         env,
         buffer=agents.sb3.MaskableEpisodeRolloutBuffer,
         policy=agents.sb3.MaskableCausalLMPolicy,
