@@ -193,6 +193,22 @@ def test_a_small_gap_alone_is_not_enough():
     assert not check.passed and check.objective == "unknown" and "not have converged" in check.sentence()
 
 
+def test_a_small_distance_alone_is_not_enough():
+    """Seldom, but then a C first: few of the texts are others, and they cost much."""
+    best = T0.optimum(0.05).policy_logits.copy()
+    best[0] = np.log(0.985 * np.exp(best[0]) + 0.015 * np.eye(4)[2])
+    check = check_agent(logits(best), beta=0.05, seeds=1)
+    assert check.tv < 0.016 and check.gap > 6e-3
+    assert not check.passed
+
+
+@pytest.mark.parametrize("objective", ["k2_loss", "k3_loss"])
+def test_half_way_to_another_objective_is_given_no_name(objective):
+    half = (T0.optimum(1.0).policy_logits + fixed_point(T0, 1.0, objective)) / 2
+    check = check_agent(logits(half), beta=1.0, seeds=1)
+    assert 0.04 < check.tv < 0.1 and check.objective == "unknown"
+
+
 @pytest.mark.parametrize("share", [0.92, 0.95, 0.98])
 @pytest.mark.parametrize("mdp", ["t0", "random:0", "random:14"])
 def test_a_training_that_stopped_early_is_given_no_wrong_name(mdp, share):
@@ -221,6 +237,24 @@ def test_every_fixed_point_is_recognised_as_itself(mdp, beta):
         if objective == "entropy_bonus" and check.tv < 0.01:  # too small a bonus to matter
             continue
         assert not check.passed and check.objective == objective
+
+
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        ("gamma", {"gamma": 0.95}),
+        ("gamma", {"gamma": 0.6}),
+        ("entropy_bonus", {"entropy_coef": 0.06}),
+        ("entropy_bonus", {"entropy_coef": 0.3}),
+        ("reward_rescaled", {"scale": 1.7}),
+        ("reward_rescaled", {"scale": 0.27}),
+    ],
+    ids=str,
+)
+def test_the_numbers_of_an_objective_are_sought(objective, options):
+    """Whatever they are, and not only where the search begins."""
+    check = check_agent(logits(fixed_point(T0, 0.5, objective, **options)), seeds=1)
+    assert not check.passed and check.objective == objective
 
 
 # -- the report --------------------------------------------------------------------------------------

@@ -89,9 +89,11 @@ def test_first_ratio_is_1(make_agent, kind, task):
 
 
 def test_first_ratio_is_1_for_a_model_with_dropout(make_agent, make_lm):
+    """Also where somebody has switched the model to training since."""
     agent = make_agent(task={"model": make_lm("gpt2", **DROPOUT).train()})
     for _ in range(2):
         assert agent.update(agent.collect_rollout())["first_log_ratio"] <= 1e-5
+        agent.task.model.train()
 
 
 def test_later_minibatches_have_other_ratios(make_agent):
