@@ -21,8 +21,9 @@ TABULAR: dict[str, Any] = {"rollout_episodes": 2048, "slots": 2048, "lr_schedule
 # One gradient step per rollout: as large a batch as the rollout, for the noise is what slows a table down.
 ONE_STEP: dict[str, Any] = {**TABULAR, "batch_size": 2048, "learning_rate": 0.1}
 CLIPPED: dict[str, Any] = {**TABULAR, "batch_size": 1024, "learning_rate": 0.05, "n_epochs": 2}
-# A group mean holds the sample itself, so the score weighs (G - 1) / G beside a KL in the loss: G is the paper's.
-GROUPS: dict[str, Any] = {**ONE_STEP, "group_size": 64}
+# A group mean holds the sample itself, so the score weighs (G - 1) / G beside a KL in the loss, and the std of a small
+# group is noise: there is one prompt, so let there be one group.
+GROUPS: dict[str, Any] = {**ONE_STEP, "group_size": 2048}
 UNSCALED: dict[str, Any] = {**GROUPS, "scale_by_std": False, "length_normalization": "constant"}
 
 
@@ -62,9 +63,9 @@ def _sb3_class(name: str) -> Any:
 
 CHECKED: dict[str, partial[None]] = {
     "a2c": partial(_batched, "a2c", 200, ONE_STEP),
-    "dr-grpo": partial(_batched, "grpo", 200, UNSCALED),
+    "dr-grpo": partial(_batched, "grpo", 300, UNSCALED),
     "dr-grpo-k1": partial(_batched, "grpo", 200, {**UNSCALED, "kl_in": "reward"}),
-    "grpo": partial(_batched, "grpo", 200, GROUPS),
+    "grpo": partial(_batched, "grpo", 300, GROUPS),
     "ppo": partial(_batched, "ppo", 150, CLIPPED),
     "ppo-penalty": partial(_batched, "ppo-penalty", 150, CLIPPED),
     "reinforce": partial(_batched, "reinforce", 200, ONE_STEP),

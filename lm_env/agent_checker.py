@@ -125,7 +125,7 @@ def check_agent(
     best, results = mdp.optimum(beta), [mdp.evaluate_trajectories(row, beta) for row in log_probs]
     mean = {field: float(np.mean([getattr(r, field) for r in results])) for field in ("J", "gap", "R", "KL", "tv")}
     spread = float(np.std(mdp.scores())) or 1.0
-    objective = _recognise(mdp, beta, np.exp(log_probs))
+    objective = _recognise(mdp, beta, np.exp(log_probs).mean(0))
     near = mean["gap"] <= MAX_GAP * max(1.0, spread) and mean["tv"] <= MAX_TV
     # Some slips move the optimum by less than an honest agent's noise: an agent at the very place of one has it.
     passed = near and (objective == "unknown" or mean["tv"] <= MAX_TV / 2)
@@ -177,7 +177,8 @@ def _log_probs(mdp: TokenMDP, returned: object, given: nn.Module) -> np.ndarray:
 
 
 def _recognise(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> str:
-    """The objective whose fixed point is nearest to the policies (seeds, N) in total variation."""
+    """The objective whose fixed point is nearest in total variation to the policy (N,), the mean over seeds: that of a
+    loss which is noisy where it rests is nearer than the seeds are."""
 
     def distance(objective: Objective, **options: float) -> float:
         try:
@@ -210,4 +211,4 @@ def _least(distance: Callable[[float], float], values: Sequence[float]) -> float
 
 
 def _total_variation(probabilities: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(np.asarray(probabilities) - other).sum(-1).mean() / 2)
+    return float(np.abs(probabilities - other).sum() / 2)
