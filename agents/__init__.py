@@ -4,7 +4,7 @@
 |---|---|---|
 | `ppo` | `PPO` | clipped updates, value head, GAE |
 | `a2c` | `A2C` | one unclipped step per rollout |
-| `grpo` | `GRPO` | group-standardised rewards, k3 in the loss |
+| `grpo` | `GRPO` | group-standardized rewards, k3 in the loss |
 | `rloo` | `RLOO` | leave-one-out baseline |
 | `reinforce` | `Reinforce` | running-mean baseline |
 | `reinforce-value` | `ReinforceValue` | value baseline, lambda 1 |
@@ -18,7 +18,7 @@ Before all of them, `supervised_finetune` makes the model that they start from.
 from __future__ import annotations
 
 from agents.a2c import A2C, A2CConfig
-from agents.base import BatchedAgent
+from agents.base.agent import BatchedAgent
 from agents.best_of_n import BestOfN, BestOfNConfig
 from agents.grpo import GRPO, GRPOConfig
 from agents.ppo import PPO, PPOConfig

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from agents.config import AgentConfig
+from agents.base.config import AgentConfig
 from agents.ppo import PPO, PPOConfig
 
 __all__ = ["A2C", "A2CConfig"]

@@ -13,13 +13,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from agents.base import BatchedAgent
-from agents.config import AgentConfig
-from agents.critic import CriticSource
-from agents.rollout import Rollout
-from lm_env.episodes import Episodes
+from agents.base.agent import BatchedAgent
+from agents.base.config import AgentConfig
+from agents.learning.critic import CriticSource
+from agents.learning.rollout import Rollout
+from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError
-from lm_env.prompts import Prompt
+from lm_env.objective.scoring import score_episodes
 
 __all__ = ["BestOfN", "BestOfNConfig"]
 
@@ -62,13 +63,13 @@ class BestOfN(BatchedAgent):
     ) -> Episodes:
         """The best of n samples for each prompt.
 
-        Their log-probs are None: the distribution of the best sample has no cheap density.
+        Their logprobs are None: the distribution of the best sample has no cheap density.
         """
         if prompts is None:
             prompts = self.task.prompts.sample(self.prompt_rng, n)
         chosen: Sequence[Prompt] = self.load_prompts(prompts)
         size = self.config.n
         episodes = super().rollout_episodes([p for p in chosen for _ in range(size)], deterministic=deterministic)
-        scores = self.task.score(episodes).scores.reshape(-1, size)
+        scores = score_episodes(self.task, episodes).scores.reshape(-1, size)
         best = episodes[np.arange(len(chosen)) * size + scores.argmax(1)]
         return Episodes(best.input_ids, best.prompt_lengths, best.lengths, best.prompts)

@@ -1,8 +1,8 @@
-"""Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300), and its "Dr." variant.
+"""Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300), and its "Dr." variant.
 
-The defaults are the paper's: rewards standardised within the group, each sequence divided by its own
+The defaults are the paper's: rewards standardized within the group, each sequence divided by its own
 length, k3 as a loss.  None of the three leaves the objective E[score] - beta KL alone: the std
-rescales the reward prompt by prompt, the length division favours long bad answers, and k3 as a loss
+rescales the reward prompt by prompt, the length division favors long bad answers, and k3 as a loss
 has a fixed point of its own.  `scale_by_std=False, length_normalization="constant"` is Dr. GRPO (Liu
 et al. 2025, arXiv:2503.20783); with `kl_in="reward"` as well, the optimum is the exact one.
 """
@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from agents.config import AgentConfig
-from agents.group import GroupAgent, GroupConfig
+from agents.base.config import AgentConfig
+from agents.base.group import GroupAgent, GroupConfig
 
 __all__ = ["GRPO", "GRPOConfig"]
 
@@ -42,7 +42,7 @@ class GRPO(GroupAgent):
         Without the std, the expected gradient is (G - 1) / G of the true one: the mean holds the
         sample itself.
         """
-        centred = returns - returns.mean(1, keepdims=True)
+        centered = returns - returns.mean(1, keepdims=True)
         if not self.config.scale_by_std:
-            return centred
-        return centred / (returns.std(1, ddof=1, keepdims=True) + 1e-4) if returns.shape[1] > 1 else centred
+            return centered
+        return centered / (returns.std(1, ddof=1, keepdims=True) + 1e-4) if returns.shape[1] > 1 else centered

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation on whole episodes.
+"""Proximal policy optimization on whole episodes.
 
 Schulman et al. 2017 (arXiv:1707.06347) with the details of Ziegler et al. 2019 (arXiv:1909.08593):
 the KL penalty is in the rewards, gamma is 1, lambda .95, advantages are whitened over the rollout,
@@ -14,10 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from agents.actor_critic import ActorCritic, ActorCriticConfig, Batch
-from agents.config import AgentConfig, check_number
-from agents.losses import clipped_policy_loss
-from agents.metrics import Means
+from agents.base.actor_critic import ActorCritic, ActorCriticConfig, Batch
+from agents.base.config import AgentConfig
+from agents.learning.losses import clipped_policy_loss
+from agents.learning.metrics import Means
+from lm_env.validation import check_numbers
 
 __all__ = ["PPO", "PPOConfig"]
 
@@ -31,7 +32,7 @@ class PPOConfig(ActorCriticConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "clip_range", open_low=True)
+        check_numbers(self, "clip_range", low=0.0, above=True)
 
 
 class PPO(ActorCritic):
@@ -47,9 +48,9 @@ class PPO(ActorCritic):
     Config: ClassVar[type[AgentConfig]] = PPOConfig
     config: PPOConfig
 
-    def policy_loss(self, logp: Tensor, batch: Batch, means: Means) -> Tensor:
+    def policy_loss(self, logprobs: Tensor, batch: Batch, means: Means) -> Tensor:
         """Clipped; see `clipped_policy_loss`."""
         clip = self.config.clip_range
         with torch.no_grad():
-            means.add_tokens(clip_fraction=(((logp - batch.old_logp).exp() - 1).abs() > clip).float())
-        return clipped_policy_loss(logp, batch.old_logp, batch.advantages, clip)
+            means.add_tokens(clip_fraction=(((logprobs - batch.old_logprobs).exp() - 1).abs() > clip).float())
+        return clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, clip)

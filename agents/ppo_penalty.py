@@ -1,6 +1,6 @@
 """PPO with an adaptive KL penalty on the policy step instead of clipping.
 
-Schulman et al. 2017 (arXiv:1707.06347), section 4: maximise ratio A - c KL(old || new); after each
+Schulman et al. 2017 (arXiv:1707.06347), section 4: maximize ratio A - c KL(old || new); after each
 rollout c is halved if the step's KL is below target / 1.5 and doubled if above 1.5 target.  This KL is
 between two successive policies and has nothing to do with beta, which holds the policy near the
 frozen reference.
@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agents.actor_critic import ActorCritic, ActorCriticConfig, Batch
-from agents.config import AgentConfig
-from agents.metrics import Means
-from agents.rollout import Rollout
+from agents.base.actor_critic import ActorCritic, ActorCriticConfig, Batch
+from agents.base.config import AgentConfig
+from agents.learning.metrics import Means
+from agents.learning.rollout import Rollout
 from lm_env.errors import ConfigurationError
-from lm_env.kl import k3
+from lm_env.objective.kl import k3
 
 __all__ = ["PPOPenalty", "PPOPenaltyConfig"]
 
@@ -63,7 +63,7 @@ class PPOPenalty(ActorCritic):
         """Take it back."""
         self.step_coef = state["step_coef"]
 
-    def policy_loss(self, logp: Tensor, batch: Batch, means: Means) -> Tensor:
+    def policy_loss(self, logprobs: Tensor, batch: Batch, means: Means) -> Tensor:
         """-(ratio A) + c KL(old || new), the KL by k3 on tokens of the old policy."""
-        ratio = torch.exp(logp - batch.old_logp)
-        return -ratio * batch.advantages + self.step_coef * k3(batch.old_logp, logp)
+        ratio = torch.exp(logprobs - batch.old_logprobs)
+        return -ratio * batch.advantages + self.step_coef * k3(batch.old_logprobs, logprobs)

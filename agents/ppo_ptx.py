@@ -1,6 +1,6 @@
 """PPO-ptx: PPO with the pretraining loss mixed in (Ouyang et al. 2022, arXiv:2203.02155, equation 2).
 
-    maximise  E[score - beta KL]  +  ptx_coef x E_pretraining[log pi(text)]
+    maximize  E[score - beta KL]  +  ptx_coef x E_pretraining[log pi(text)]
 
 Every gradient step adds that of a batch of pretraining texts, so the policy keeps what RL would wash
 out.  The paper's coefficient is 27.8, with 8 pretraining texts per episode.
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from agents.likelihood import add_likelihood_gradient, text_episodes
+from agents.learning.likelihood import add_likelihood_gradient, text_episodes
 from agents.ppo import PPO
+from lm_env.data.prompts import Prompt, load_prompts
 from lm_env.errors import CheckpointMismatchError, ConfigurationError
-from lm_env.prompts import Prompt, load_prompts
 
 __all__ = ["PPOPtx"]
 
@@ -35,9 +35,15 @@ class PPOPtx(PPO):
     """
 
     def __init__(
-        self, env: Any, texts: Sequence[Any] | str, *, max_text_tokens: int = 128, ptx_coef: float = 27.8,
-        ptx_ratio: float = 1.0, **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        env: Any,
+        texts: Sequence[Any] | str,
+        *,
+        max_text_tokens: int = 128,
+        ptx_coef: float = 27.8,
+        ptx_ratio: float = 1.0,
+        **options: Any,
+    ) -> None:
         if not 0 <= ptx_coef < math.inf or not 0 < ptx_ratio < math.inf:
             raise ConfigurationError(
                 f"ptx_coef must be at least 0 and ptx_ratio above 0, both finite, not {ptx_coef!r} and {ptx_ratio!r}"
@@ -76,6 +82,9 @@ class PPOPtx(PPO):
         """Accumulate the gradient of -ptx_coef x mean log pi(token) over all tokens but the first."""
         rows = [p.ids[: self.max_text_tokens].tolist() for p in texts]
         add_likelihood_gradient(
-            self.policy.lm, text_episodes(texts, rows, [1] * len(rows)), self.ptx_coef,
-            self.config.micro_batch_tokens, self.autocast,
-        )  # fmt: skip
+            self.policy.lm,
+            text_episodes(texts, rows, [1] * len(rows)),
+            self.ptx_coef,
+            self.config.micro_batch_tokens,
+            self.autocast,
+        )

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from agents.a2c import A2C, A2CConfig
-from agents.config import AgentConfig
-from agents.group import GroupAgent, GroupConfig
+from agents.base.config import AgentConfig
+from agents.base.group import GroupAgent, GroupConfig
 
 __all__ = ["Reinforce", "ReinforceConfig", "ReinforceValue", "ReinforceValueConfig"]
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from agents.config import AgentConfig
-from agents.group import GroupAgent, GroupConfig
+from agents.base.config import AgentConfig
+from agents.base.group import GroupAgent, GroupConfig
 from lm_env.errors import ConfigurationError
 
 __all__ = ["RLOO", "RLOOConfig"]

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, the first phase of RLHF: maximise the likelihood of demonstrations.
+"""Supervised fine-tuning, the first phase of RLHF: maximize the likelihood of demonstrations.
 
 Only the response's tokens and the EOS after it are learned, the prompt is given (Ouyang et al. 2022,
 arXiv:2203.02155, section 3.5; Stiennon et al. 2020, arXiv:2009.01325, appendix B.1).
@@ -16,12 +16,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from agents.config import check_number, check_whole, make_config
-from agents.likelihood import add_likelihood_gradient, perplexity, text_episodes
-from lm_env.episodes import Episodes
+from agents.base.config import make_config
+from agents.learning.likelihood import add_likelihood_gradient, perplexity, text_episodes
+from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import Prompt, load_prompts
 from lm_env.errors import ConfigurationError, NonFiniteError
-from lm_env.forwards import device_of, evaluating, facts_of
-from lm_env.prompts import Prompt, load_prompts
+from lm_env.models.inspection import device_of, evaluating, facts_of
+from lm_env.validation import check_integers, check_numbers
 
 __all__ = ["SFTConfig", "SFTReport", "load_demonstrations", "supervised_finetune"]
 
@@ -48,12 +49,12 @@ class SFTConfig:
     """Of what is held out, and of the batches."""
 
     def __post_init__(self) -> None:
-        check_whole(self, "epochs", "batch_size", "micro_batch_tokens")
-        check_whole(self, "seed", least=0)
-        check_number(self, "learning_rate", "max_grad_norm", open_low=True)
-        check_number(self, "held_out_fraction", high=0.99)
+        check_integers(self, "epochs", "batch_size", "micro_batch_tokens")
+        check_integers(self, "seed", low=0)
+        check_numbers(self, "learning_rate", "max_grad_norm", low=0.0, above=True)
+        check_numbers(self, "held_out_fraction", low=0.0, high=0.99)
         if self.max_tokens is not None:
-            check_whole(self, "max_tokens", least=2)
+            check_integers(self, "max_tokens", low=2)
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,15 @@ class SFTReport:
 
 
 def load_demonstrations(
-    source: Any, tokenizer: Any, *, vocab_size: int, max_tokens: int, eos_token_id: int | None = None,
-    response_column: str = "response", download: bool = False,
-) -> Episodes:  # fmt: skip
+    source: Any,
+    tokenizer: Any,
+    *,
+    vocab_size: int,
+    max_tokens: int,
+    eos_token_id: int | None = None,
+    response_column: str = "response",
+    download: bool = False,
+) -> Episodes:
     """Read demonstrations as episodes.
 
     Args:
@@ -83,9 +90,7 @@ def load_demonstrations(
         InvalidPromptError: see `load_prompts`.
         ConfigurationError: a response that is neither text nor ids, or nothing is left to learn of one.
     """
-    prompts = load_prompts(
-        source, tokenizer, vocab_size=vocab_size, max_prompt_tokens=2**31 - 1, download=download
-    )  # fmt: skip
+    prompts = load_prompts(source, tokenizer, vocab_size=vocab_size, max_prompt_tokens=2**31 - 1, download=download)
     eos = getattr(tokenizer, "eos_token_id", None) if eos_token_id is None else eos_token_id
     end = [] if eos is None else [int(eos)]
     answered = response_column in prompts.columns
@@ -104,9 +109,16 @@ def load_demonstrations(
 
 
 def supervised_finetune(
-    model: nn.Module, tokenizer: Any, source: Any, *, eos_token_id: int | None = None,
-    response_column: str = "response", download: bool = False, progress_bar: bool = False, **options: Any,
-) -> SFTReport:  # fmt: skip
+    model: nn.Module,
+    tokenizer: Any,
+    source: Any,
+    *,
+    eos_token_id: int | None = None,
+    response_column: str = "response",
+    download: bool = False,
+    progress_bar: bool = False,
+    **options: Any,
+) -> SFTReport:
     """Train a causal LM in place; the same seed gives the same weights.  Dropout is off.
 
     Args:
@@ -120,9 +132,14 @@ def supervised_finetune(
     config = make_config(SFTConfig, "supervised_finetune", options)
     facts, rng = facts_of(model), np.random.default_rng(config.seed)
     episodes = load_demonstrations(
-        source, tokenizer, vocab_size=facts.vocab_size, max_tokens=config.max_tokens or facts.max_positions or 1024,
-        eos_token_id=eos_token_id, response_column=response_column, download=download,
-    )  # fmt: skip
+        source,
+        tokenizer,
+        vocab_size=facts.vocab_size,
+        max_tokens=config.max_tokens or facts.max_positions or 1024,
+        eos_token_id=eos_token_id,
+        response_column=response_column,
+        download=download,
+    )
     training, held_out = _split(episodes, config.held_out_fraction, rng)
     if not any(p.requires_grad for p in model.parameters()):
         model.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so

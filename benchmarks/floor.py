@@ -55,15 +55,15 @@ class Floor:
 
     @torch.no_grad()
     def score(self, ids: Tensor, prompt: int) -> Tensor:
-        """Log-probs of the response under the reference."""
+        """Logprobs of the response under the reference."""
         return _logprobs(self.reference, ids, prompt).cpu()
 
     def update(self, ids: Tensor, prompt: int) -> None:
         """One gradient step of the response's log-likelihood."""
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            logp = _logprobs(self.model, ids, prompt)
+            logprobs = _logprobs(self.model, ids, prompt)
         self.optimizer.zero_grad()
-        (-logp.mean()).backward()
+        (-logprobs.mean()).backward()
         float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
         self.optimizer.step()
 

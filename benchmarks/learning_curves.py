@@ -20,11 +20,12 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import AGENTS, BestOfN
-from agents.base import BatchedAgent
-from lm_env.episodes import Episodes
-from lm_env.forwards import response_logprobs
-from lm_env.prompts import Prompt
-from lm_env.task import Task
+from agents.base.agent import BatchedAgent
+from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import Prompt
+from lm_env.models.logprobs import response_logprobs
+from lm_env.objective.scoring import score_episodes
+from lm_env.objective.task import Task
 from lm_env.tasks import sentiment
 
 # What differs between the agents: how many steps they take on a rollout, and how large those are.
@@ -53,8 +54,10 @@ class Curve(BaseCallback):
         agent: Any = self.model
         scored = self.locals["rollout"].scored
         for name, value in (
-            ("tokens", agent.num_timesteps), ("score", scored.scores.mean()), ("kl", scored.kl.mean()),
-        ):  # fmt: skip
+            ("tokens", agent.num_timesteps),
+            ("score", scored.scores.mean()),
+            ("kl", scored.kl.mean()),
+        ):
             self.points[name].append(float(value))
         return True
 
@@ -67,8 +70,8 @@ def openings() -> tuple[list[str], list[str]]:
 
 
 def measure(task: Task, episodes: Episodes) -> dict[str, float]:
-    """Score, KL (nats per response; of episodes without log-probs, not told) and perplexity under the reference."""
-    scored = task.score(episodes)
+    """Score, KL (nats per response; of episodes without logprobs, not told) and perplexity under the reference."""
+    scored = score_episodes(task, episodes)
     plain = response_logprobs(task.reference, episodes)
     return {
         "score": float(scored.scores.mean()),

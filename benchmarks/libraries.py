@@ -23,9 +23,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train import OTHERS, SB3, measure, train
 
 FROM = {
-    "sb3-ppo": "stable-baselines3", "sb3-a2c": "stable-baselines3", "trpo": "sb3-contrib", "tianshou-ppo": "Tianshou",
+    "sb3-ppo": "stable-baselines3",
+    "sb3-a2c": "stable-baselines3",
+    "trpo": "sb3-contrib",
+    "tianshou-ppo": "Tianshou",
     "torchrl-ppo": "TorchRL",
-}  # fmt: skip
+}
 SLOW = {"trpo": 16}
 """Divides the timesteps: a second derivative for every parameter tensor takes its time."""
 

@@ -1,4 +1,4 @@
-"""Peak memory of an update at a large vocabulary, with and without chunked log-probs.
+"""Peak memory of an update at a large vocabulary, with and without chunked logprobs.
 
     python benchmarks/memory.py                 # vocabulary 50,000, 32 x 48 response tokens
 
@@ -20,13 +20,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents import PPO
-from lm_env import TextGenerationEnv, forwards
+from lm_env import TextGenerationEnv
+from lm_env.models import logprobs as model_logprobs
 
 
 def peak(chunked: bool, vocab: int, batch: int, new_tokens: int, device: str) -> float:
     """MiB."""
     torch.manual_seed(0)
-    forwards.LOGIT_BUDGET = 2**22 if chunked else 2**62
+    model_logprobs.LOGIT_BUDGET = 2**22 if chunked else 2**62
     size: dict[str, Any] = {
         "n_embd": 64,
         "n_layer": 2,
@@ -39,9 +40,12 @@ def peak(chunked: bool, vocab: int, batch: int, new_tokens: int, device: str) ->
     model = model.to(device)
     prompts = np.random.default_rng(0).integers(vocab, size=(8, 16)).tolist()
     env = TextGenerationEnv(
-        model=model, prompts=prompts, eos_token_id=(), max_new_tokens=new_tokens,
+        model=model,
+        prompts=prompts,
+        eos_token_id=(),
+        max_new_tokens=new_tokens,
         reward=lambda prompts, responses: [float(len(r)) for r in responses],
-    )  # fmt: skip
+    )
     agent = PPO(env, rollout_episodes=batch, slots=batch, batch_size=batch, n_epochs=1)
     rollout = agent.collect_rollout()
     agent.update(rollout)  # Adam's own state is there from now on

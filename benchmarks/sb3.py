@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import agents
-from agents.sampling import sample
 from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
 from lm_env import TextGenerationVectorEnv
-from lm_env.forwards import plain_forward, token_logprobs
+from lm_env.generation.sampling import sample
+from lm_env.models.logprobs import plain_forward, token_logprobs
 
 WAYS = ("plain", "stock_buffer", "episode_buffer", "batched")
 TEXTS, PROMPT, VOCABULARY = 32, 16, 2048
@@ -47,10 +47,10 @@ class PlainPolicy(CausalLMPolicy):
 
     def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         logits, values = self._outputs(obs)
-        tokens, logp = sample(logits, deterministic=deterministic)
+        tokens, logprobs = sample(logits, deterministic=deterministic)
         assert self.brain.env is not None
-        self.brain.env.mdp.behavior.publish(tokens.numpy(), logp.numpy())
-        return tokens, values, logp
+        self.brain.env.mdp.behavior.publish(tokens.numpy(), logprobs.numpy())
+        return tokens, values, logprobs
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, values = self._outputs(obs)
@@ -91,9 +91,17 @@ def sb3_halves(policy: type[CausalLMPolicy], buffer: Any, new_tokens: int, epoch
     """((collect, update), the agent)."""
     env = TextVecEnv(TEXTS, **options(new_tokens))
     agent = PPO(
-        policy, env, n_steps=new_tokens, batch_size=TEXTS * new_tokens // 4, n_epochs=epochs, gamma=1.0,
-        learning_rate=1e-5, rollout_buffer_class=buffer, seed=0, device="cpu",
-    )  # fmt: skip
+        policy,
+        env,
+        n_steps=new_tokens,
+        batch_size=TEXTS * new_tokens // 4,
+        n_epochs=epochs,
+        gamma=1.0,
+        learning_rate=1e-5,
+        rollout_buffer_class=buffer,
+        seed=0,
+        device="cpu",
+    )
     agent.set_logger(configure(None, []))
     _, callback = agent._setup_learn(10**9)
 

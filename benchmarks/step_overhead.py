@@ -2,7 +2,7 @@
 
     python benchmarks/step_overhead.py            # 32 slots: share of the step, and microseconds
 
-The acting policy publishes its log-probs, so the step's one forward is the reference's.
+The acting policy publishes its logprobs, so the step's one forward is the reference's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lm_env.vector_env import TextGenerationVectorEnv
+from lm_env.envs.vector_env import TextGenerationVectorEnv
 
 
 class ForwardClock:
@@ -44,13 +44,17 @@ def measure(slots: int, steps: int, threads: int) -> dict[str, float]:
     )
     rng = np.random.default_rng(0)
     env = TextGenerationVectorEnv(
-        slots, model=model.eval(), prompts=rng.integers(1, 2048, size=(64, 16)).tolist(),
-        eos_token_id=0, max_new_tokens=48,
-        reward=lambda prompts, responses: [float(len(r)) for r in responses], autoreset_mode="SameStep",
-    )  # fmt: skip
+        slots,
+        model=model.eval(),
+        prompts=rng.integers(1, 2048, size=(64, 16)).tolist(),
+        eos_token_id=0,
+        max_new_tokens=48,
+        reward=lambda prompts, responses: [float(len(r)) for r in responses],
+        autoreset_mode="SameStep",
+    )
     clock = ForwardClock(env.task.reference)  # type: ignore[arg-type]
     env.reset(seed=0)
-    logp = np.full(slots, -7.6)
+    logprobs = np.full(slots, -7.6)
     scoring = [0.0]
     inner = env.mdp._reference.logprobs
 
@@ -60,12 +64,12 @@ def measure(slots: int, steps: int, threads: int) -> dict[str, float]:
         scoring[0] = time.perf_counter() - began
         return result
 
-    scorer: Any = env.mdp._reference
-    scorer.logprobs = timed
+    reference: Any = env.mdp._reference
+    reference.logprobs = timed
     shares, outside, bookkeeping = [], [], []
     for _ in range(steps):
         actions = rng.integers(1, 2048, size=slots)
-        env.publish(actions, logp)
+        env.publish(actions, logprobs)
         clock.seconds, began = 0.0, time.perf_counter()
         env.step(actions)
         total = time.perf_counter() - began

@@ -25,9 +25,10 @@ from floor import Floor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import agents
-from agents.base import BatchedAgent
-from agents.rollout import collect
-from lm_env.env import TextGenerationEnv
+from agents.base.agent import BatchedAgent
+from agents.learning.rollout import collect
+from lm_env.envs.env import TextGenerationEnv
+from lm_env.generation import Sampling
 
 PARTS = ("rollout_s", "score_s", "update_s")
 
@@ -60,10 +61,17 @@ def parse() -> argparse.Namespace:
 
 def make_model(args: argparse.Namespace) -> GPT2LMHeadModel:
     config = GPT2Config(
-        vocab_size=args.vocab, n_embd=args.dim, n_layer=args.layers, n_head=args.heads,
-        n_positions=args.prompt_len + args.new_tokens, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=args.vocab,
+        n_embd=args.dim,
+        n_layer=args.layers,
+        n_head=args.heads,
+        n_positions=args.prompt_len + args.new_tokens,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config)
     if args.sampled_lengths:
@@ -85,15 +93,23 @@ def raise_eos(model: GPT2LMHeadModel, mean_length: float) -> None:
 def make_agent(args: argparse.Namespace, model: GPT2LMHeadModel) -> BatchedAgent:
     rng = np.random.default_rng(0)
     env = TextGenerationEnv(
-        model=model, prompts=rng.integers(args.vocab, size=(256, args.prompt_len)).tolist(),
-        reward=lambda prompts, responses: [len(r) % 7 for r in responses], beta=args.kl,
-        eos_token_id=0 if args.sampled_lengths else (), max_new_tokens=args.new_tokens,
-    )  # fmt: skip
+        model=model,
+        prompts=rng.integers(args.vocab, size=(256, args.prompt_len)).tolist(),
+        reward=lambda prompts, responses: [len(r) % 7 for r in responses],
+        beta=args.kl,
+        eos_token_id=0 if args.sampled_lengths else (),
+        max_new_tokens=args.new_tokens,
+    )
     episodes = args.episodes or args.batch
     return agents.AGENTS[args.algo](
-        env, rollout_episodes=episodes, slots=args.batch, batch_size=episodes, n_epochs=args.epochs,
-        learning_rate=1e-6, bf16=args.dtype == "bf16",
-    )  # fmt: skip
+        env,
+        rollout_episodes=episodes,
+        slots=args.batch,
+        batch_size=episodes,
+        n_epochs=args.epochs,
+        learning_rate=1e-6,
+        bf16=args.dtype == "bf16",
+    )
 
 
 def time_agent(agent: BatchedAgent) -> dict[str, float]:
@@ -101,7 +117,8 @@ def time_agent(agent: BatchedAgent) -> dict[str, float]:
     start = time.perf_counter()
     scoring: list[float] = []
     prompts = agent.draw_prompts()
-    rollout = collect(agent.policy, agent.task, prompts, agent.config.slots, agent.generator, scoring.append)
+    rollout = collect(agent.backend, agent.policy, agent.task, prompts, Sampling(agent.generator))
+    scoring.append(rollout.scoring_seconds)
     collected = time.perf_counter()
     agent.update(rollout)
     return {
@@ -127,11 +144,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     totals = [sum(run[part] for part in PARTS) for run in ours]
     median = {part: statistics.median(run[part] for run in ours) for part in PARTS}
     result: dict[str, Any] = {
-        "algo": args.algo, "epochs": args.epochs, "dtype": args.dtype,
-        "new_tokens": args.new_tokens, "threads": args.threads,
+        "algo": args.algo,
+        "epochs": args.epochs,
+        "dtype": args.dtype,
+        "new_tokens": args.new_tokens,
+        "threads": args.threads,
         "tokens_per_s": statistics.median(run["tokens"] / total for run, total in zip(ours, totals, strict=True)),
-        **median, "floor_tokens_per_s": None, "runs": totals, "tokens": [run["tokens"] for run in ours],
-    }  # fmt: skip
+        **median,
+        "floor_tokens_per_s": None,
+        "runs": totals,
+        "tokens": [run["tokens"] for run in ours],
+    }
     if args.floor:
         sums = [sum(run[part] for part in PARTS) for run in bare if run]
         # A lockstep batch decodes to the cap; only the tokens up to each EOS count, as many as ours have.

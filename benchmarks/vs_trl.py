@@ -72,10 +72,17 @@ def words(vocab: int) -> PreTrainedTokenizerFast:
 def common(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Options that all of TRL's configs take."""
     return {
-        "output_dir": folder, "per_device_train_batch_size": args.batch, "learning_rate": 1e-6,
-        "use_cpu": args.device == "cpu", "bf16": args.dtype == "bf16", "gradient_checkpointing": False,
-        "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
-    }  # fmt: skip
+        "output_dir": folder,
+        "per_device_train_batch_size": args.batch,
+        "learning_rate": 1e-6,
+        "use_cpu": args.device == "cpu",
+        "bf16": args.dtype == "bf16",
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
 
 
 def group_trainer(args: argparse.Namespace, folder: str, prompts: list[str], turns: TakeTurns) -> Any:
@@ -88,15 +95,22 @@ def group_trainer(args: argparse.Namespace, folder: str, prompts: list[str], tur
         return [len(ids) % 7 for ids in completion_ids]
 
     return trainer(
-        model=f"{folder}/model", processing_class=words(args.vocab), callbacks=[turns],
+        model=f"{folder}/model",
+        processing_class=words(args.vocab),
+        callbacks=[turns],
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         reward_funcs=reward,
         args=config(
-            **common(args, folder), num_generations=GROUP, max_completion_length=args.new_tokens,
-            num_iterations=args.epochs, beta=args.kl, max_steps=(args.rollouts + 1) * args.epochs,
-            disable_dropout=True, model_init_kwargs={"dtype": "float32"},
+            **common(args, folder),
+            num_generations=GROUP,
+            max_completion_length=args.new_tokens,
+            num_iterations=args.epochs,
+            beta=args.kl,
+            max_steps=(args.rollouts + 1) * args.epochs,
+            disable_dropout=True,
+            model_init_kwargs={"dtype": "float32"},
         ),
-    )  # fmt: skip
+    )
 
 
 def ppo_trainer(args: argparse.Namespace, folder: str, prompts: list[str], turns: TakeTurns) -> Any:
@@ -107,23 +121,39 @@ def ppo_trainer(args: argparse.Namespace, folder: str, prompts: list[str], turns
 
     def scorer(layers: int, dim: int, heads: int) -> GPT2ForSequenceClassification:
         config = GPT2Config(
-            vocab_size=args.vocab, n_embd=dim, n_layer=layers, n_head=heads,
-            n_positions=args.prompt_len + args.new_tokens, pad_token_id=0, bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
+            vocab_size=args.vocab,
+            n_embd=dim,
+            n_layer=layers,
+            n_head=heads,
+            n_positions=args.prompt_len + args.new_tokens,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
         config.num_labels = 1
         return GPT2ForSequenceClassification(config)
 
     return PPOTrainer(
-        model=make_model(args), ref_model=make_model(args), processing_class=tokenizer, callbacks=[turns],
-        reward_model=scorer(1, 16, 1), value_model=scorer(args.layers, args.dim, args.heads),
+        model=make_model(args),
+        ref_model=make_model(args),
+        processing_class=tokenizer,
+        callbacks=[turns],
+        reward_model=scorer(1, 16, 1),
+        value_model=scorer(args.layers, args.dim, args.heads),
         train_dataset=Dataset.from_dict(dict(tokenizer(prompts, return_token_type_ids=False))),
         eval_dataset=Dataset.from_dict(dict(tokenizer(prompts[:2], return_token_type_ids=False))),
         args=PPOConfig(
-            **common(args, folder), num_ppo_epochs=args.epochs, num_mini_batches=1, response_length=args.new_tokens,
-            kl_coef=args.kl, total_episodes=args.batch * (args.rollouts + 1), num_sample_generations=0,
-            local_rollout_forward_batch_size=args.batch, temperature=1.0,
+            **common(args, folder),
+            num_ppo_epochs=args.epochs,
+            num_mini_batches=1,
+            response_length=args.new_tokens,
+            kl_coef=args.kl,
+            total_episodes=args.batch * (args.rollouts + 1),
+            num_sample_generations=0,
+            local_rollout_forward_batch_size=args.batch,
+            temperature=1.0,
         ),
-    )  # fmt: skip
+    )
 
 
 def our_run(args: argparse.Namespace, agent: Any) -> Callable[[], tuple[float, float]]:
@@ -161,10 +191,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     mine = statistics.median(tokens / seconds for seconds, tokens in ours[1:])
     theirs = statistics.median(t / s for s, t in list(zip(turns.seconds, trl_tokens, strict=True))[1:])
     return {
-        "algo": args.algo, "epochs": args.epochs, "dtype": args.dtype, "tokens_per_s": mine,
-        "trl_tokens_per_s": theirs, "ratio": mine / theirs,
-        "runs": [seconds for seconds, _ in ours[1:]], "trl_runs": turns.seconds[1:],
-    }  # fmt: skip
+        "algo": args.algo,
+        "epochs": args.epochs,
+        "dtype": args.dtype,
+        "tokens_per_s": mine,
+        "trl_tokens_per_s": theirs,
+        "ratio": mine / theirs,
+        "runs": [seconds for seconds, _ in ours[1:]],
+        "trl_runs": turns.seconds[1:],
+    }
 
 
 def main() -> None:
@@ -189,8 +224,10 @@ def main() -> None:
     if args.json:
         print(json.dumps(result))
     else:
-        print(f"{args.algo}, {args.epochs} epoch(s), {args.dtype}: {result['tokens_per_s']:.0f} tokens/s, "
-              f"TRL {result['trl_tokens_per_s']:.0f}, ratio {result['ratio']:.2f}")  # fmt: skip
+        print(
+            f"{args.algo}, {args.epochs} epoch(s), {args.dtype}: {result['tokens_per_s']:.0f} tokens/s, "
+            f"TRL {result['trl_tokens_per_s']:.0f}, ratio {result['ratio']:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Nothing of `agents` is used: the environment is an ordinary vector environment with a flat Box as
 observation (the length first, then the tokens), and the agent an ordinary module.  One line is
-particular to text: `publish` tells the environment the log-probs of the sampled tokens, so that the
+particular to text: `publish` tells the environment the logprobs of the sampled tokens, so that the
 KL penalty in the reward costs no second forward.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import lm_env
-from lm_env.token_mdp import Evaluation
+from lm_env.theory.token_mdp import Evaluation
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Agent(nn.Module):
         nn.init.zeros_(self.critic.bias)
 
     def forward(self, obs: Tensor, action: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(action, log-prob, value), each (N,), of flat observations (N, 1 + L)."""
+        """(action, logprob, value), each (N,), of flat observations (N, 1 + L)."""
         length, ids = obs[:, 0], obs[:, 1:]
         out = self.lm(input_ids=ids[:, : int(length.max())], output_hidden_states=True)
         last = torch.arange(len(ids)), length - 1  # right-padded: causality hides the padding
@@ -95,7 +95,7 @@ def main(args: Args) -> Evaluation:
             rewards[step] = torch.from_numpy(reward)
             dones[step] = torch.from_numpy(terminated | truncated)
 
-        with torch.no_grad():  # generalised advantage estimation, backwards
+        with torch.no_grad():  # generalized advantage estimation, backwards
             next_value, running = agent(torch.from_numpy(next_obs))[2], torch.zeros(args.num_envs)
             for step in reversed(range(args.num_steps)):
                 alive = 1 - dones[step]

@@ -19,8 +19,8 @@ import torch
 from pretrain_reviews import encode, load_reviews
 from transformers import AutoModelForCausalLM
 
-from lm_env.forwards import token_logprobs
-from lm_env.models import EMBEDDED_MODEL, load_model, load_tokenizer, resolve
+from lm_env.models.loading import EMBEDDED_MODEL, load_model, load_tokenizer, resolve
+from lm_env.models.logprobs import token_logprobs
 
 
 def windows(docs: list[np.ndarray], length: int) -> torch.Tensor:

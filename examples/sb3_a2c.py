@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
 from lm_env import TokenMDP
-from lm_env.token_mdp import Evaluation
+from lm_env.theory.token_mdp import Evaluation
 
 
 def main(steps: int = 100_000, beta: float = 0.5, verbose: int = 1) -> Evaluation:

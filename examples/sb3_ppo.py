@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
 from lm_env import TokenMDP
-from lm_env.token_mdp import Evaluation
+from lm_env.theory.token_mdp import Evaluation
 
 
 def main(steps: int = 120_000, beta: float = 0.5, verbose: int = 1) -> Evaluation:
@@ -26,7 +26,7 @@ def main(steps: int = 120_000, beta: float = 0.5, verbose: int = 1) -> Evaluatio
         n_steps=8,
         batch_size=256,
         n_epochs=4,
-        gamma=1.0,  # below 1 the agent maximises something else than E[score] - beta KL
+        gamma=1.0,  # below 1 the agent maximizes something else than E[score] - beta KL
         learning_rate=LinearSchedule(0.03, 0.0, 1.0),
         rollout_buffer_class=EpisodeRolloutBuffer,
         seed=0,

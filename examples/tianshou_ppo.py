@@ -16,13 +16,13 @@ import gymnasium
 import numpy as np
 import torch
 
-from agents.policy import ValueHeadPolicy
+from agents.learning.policy import ValueHeadPolicy
 from agents.sb3.sequences import Sequences
 from lm_env import Task, TokenMDP
+from lm_env.envs.mdp import TextMDP
+from lm_env.envs.spaces import action_space, flatten
 from lm_env.errors import MissingDependencyError
-from lm_env.forwards import plain_forward
-from lm_env.mdp import TextMDP
-from lm_env.spaces import action_space, flatten
+from lm_env.models.logprobs import plain_forward
 
 try:
     from tianshou.algorithm import PPO
@@ -38,9 +38,9 @@ except ImportError as error:
 class TextVectorEnv(BaseVectorEnv):
     """Slots of one task, and so of one model; observations are flat (k, 1 + L), the length first."""
 
-    def __init__(self, task: Task, num_envs: int, scorer: Any, seed: int) -> None:
+    def __init__(self, task: Task, num_envs: int, logprob_fn: Any, seed: int) -> None:
         self.mdp, self.env_num, self.is_async = TextMDP(task, num_envs), num_envs, False
-        self.mdp.behavior.scorer = scorer
+        self.mdp.behavior.logprob_fn = logprob_fn
         for slot in range(num_envs):
             self.mdp.seed(slot, seed + slot)
 
@@ -49,13 +49,13 @@ class TextVectorEnv(BaseVectorEnv):
 
     def reset(self, env_id: Any = None, **_: Any) -> tuple[np.ndarray, np.ndarray]:
         slots = np.arange(self.env_num) if env_id is None else env_id
-        self.mdp.begin(slots)
+        self.mdp.reset(slots)
         return flatten(self.mdp.observation(slots)), np.array([{} for _ in slots])
 
     def step(self, action: Any, id: Any = None) -> tuple[Any, ...]:
-        moved = self.mdp.move(id, action)
-        infos = np.array([{"logp": logp} for logp in moved.info["logp"]])
-        return flatten(self.mdp.observation(id)), moved.rewards, moved.terminated, moved.truncated, infos
+        result = self.mdp.step(id, action)
+        infos = np.array([{"logprob": logprobs} for logprobs in result.info["logprob"]])
+        return flatten(self.mdp.observation(id)), result.rewards, result.terminated, result.truncated, infos
 
 
 class Actor(ValueHeadPolicy):
@@ -97,18 +97,33 @@ def build(task: Task, num_envs: int, num_steps: int, optim: Any, gamma: float, s
 
 
 def train(
-    envs: Any, steps: int, num_steps: int = 32, batch_size: int = 512, epochs: int = 2,
-    learning_rate: float = 2e-4, gamma: float = 1.0, seed: int = 0, verbose: bool = True,
-) -> None:  # fmt: skip
+    envs: Any,
+    steps: int,
+    num_steps: int = 32,
+    batch_size: int = 512,
+    epochs: int = 2,
+    learning_rate: float = 2e-4,
+    gamma: float = 1.0,
+    seed: int = 0,
+    verbose: bool = True,
+) -> None:
     torch.manual_seed(seed)
     rollout = envs.num_envs * num_steps
     schedule = LRSchedulerFactoryLinear(1, steps, rollout)
     optim = AdamOptimizerFactory(lr=learning_rate, eps=1e-5).with_lr_scheduler_factory(schedule)
     agent, collector = build(envs.unwrapped.task, envs.num_envs, num_steps, optim, gamma, seed)
-    agent.run_training(OnPolicyTrainerParams(
-        training_collector=collector, collection_step_num_env_steps=rollout, max_epochs=1, epoch_num_steps=steps,
-        batch_size=batch_size, update_step_num_repetitions=epochs, verbose=verbose, show_progress=verbose,
-    ))  # fmt: skip
+    agent.run_training(
+        OnPolicyTrainerParams(
+            training_collector=collector,
+            collection_step_num_env_steps=rollout,
+            max_epochs=1,
+            epoch_num_steps=steps,
+            batch_size=batch_size,
+            update_step_num_repetitions=epochs,
+            verbose=verbose,
+            show_progress=verbose,
+        )
+    )
 
 
 def main(env_id: str = "lm_env/TokenMDP-v0", steps: int = 100_000, beta: float = 0.5, **options: Any) -> Task:

@@ -18,11 +18,11 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from agents.policy import ValueHeadPolicy
+from agents.learning.policy import ValueHeadPolicy
 from agents.sb3.sequences import Sequences
 from lm_env import Task, TokenMDP
 from lm_env.errors import MissingDependencyError
-from lm_env.forwards import plain_forward
+from lm_env.models.logprobs import plain_forward
 
 try:
     from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -55,26 +55,41 @@ def build(envs: Any, num_steps: int, gamma: float = 1.0) -> tuple[Collector, Cli
     module = TextNet(text.task.model, temperature=text.task.temperature).eval()  # no dropout: the first ratio is 1
     net = TensorDictModule(module, in_keys=["input_ids", "length"], out_keys=["logits", "state_value"])
     actor = ProbabilisticActor(
-        net, in_keys=["logits"], spec=env.action_spec, return_log_prob=True,
+        net,
+        in_keys=["logits"],
+        spec=env.action_spec,
+        return_log_prob=True,
         distribution_class=torch.distributions.Categorical,
-    )  # fmt: skip
+    )
     told = ["action", "action_log_prob"]
-    publish = TensorDictModule(lambda a, logp: text.publish(a.numpy(), logp.numpy()), in_keys=told, out_keys=[])
+    publish = TensorDictModule(lambda a, logprobs: text.publish(a.numpy(), logprobs.numpy()), in_keys=told, out_keys=[])
     acting = TensorDictSequential(actor, publish, selected_out_keys=told)  # logits (V) need not be stored
     frames = num_steps * envs.num_envs
     collector = Collector(env, acting, frames_per_batch=frames, auto_register_policy_transforms=False)
     loss = ClipPPOLoss(
-        actor, net, entropy_bonus=False, critic_coeff=0.5, loss_critic_type="l2", normalize_advantage=True,
+        actor,
+        net,
+        entropy_bonus=False,
+        critic_coeff=0.5,
+        loss_critic_type="l2",
+        normalize_advantage=True,
         functional=False,
-    )  # fmt: skip
+    )
     loss.make_value_estimator(ValueEstimators.GAE, gamma=gamma, lmbda=0.95, deactivate_vmap=True)
     return collector, loss
 
 
 def train(
-    envs: Any, steps: int, num_steps: int = 32, batch_size: int = 512, epochs: int = 2,
-    learning_rate: float = 2e-4, gamma: float = 1.0, seed: int = 0, verbose: bool = True,
-) -> None:  # fmt: skip
+    envs: Any,
+    steps: int,
+    num_steps: int = 32,
+    batch_size: int = 512,
+    epochs: int = 2,
+    learning_rate: float = 2e-4,
+    gamma: float = 1.0,
+    seed: int = 0,
+    verbose: bool = True,
+) -> None:
     torch.manual_seed(seed)
     envs.reset(seed=seed)
     collector, loss = build(envs, num_steps, gamma)

@@ -21,9 +21,10 @@ import torch
 
 import lm_env  # registers the environments
 from agents import AGENTS
-from agents.rollout import generate
 from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
-from lm_env.task import Task
+from lm_env.generation import LocalBackend, Sampling
+from lm_env.objective.scoring import score_episodes
+from lm_env.objective.task import Task
 
 SB3: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sb3-ppo": ("stable_baselines3", "PPO", {"n_steps": 128, "batch_size": 1024, "n_epochs": 2, "learning_rate": 2e-4}),
@@ -44,17 +45,22 @@ def train(name: str, env: Any, timesteps: int, seed: int) -> Any:
     if name == "trpo":  # it differentiates twice, which the fused attention kernels do not
         env.unwrapped.task.model.set_attn_implementation("eager")
     agent = getattr(import_module(library), algorithm)(
-        CausalLMPolicy, TextVecEnv.from_env(env, num_envs=32), gamma=1.0, seed=seed,
-        rollout_buffer_class=EpisodeRolloutBuffer, **options,
-    )  # fmt: skip
+        CausalLMPolicy,
+        TextVecEnv.from_env(env, num_envs=32),
+        gamma=1.0,
+        seed=seed,
+        rollout_buffer_class=EpisodeRolloutBuffer,
+        **options,
+    )
     return agent.learn(timesteps, progress_bar=True)
 
 
 def measure(task: Task, seed: int = 0) -> tuple[float, float]:
     """(mean score, mean KL per response) on 128 fixed prompts."""
     prompts = task.prompts.sample(np.random.default_rng(seed), 128)
-    episodes, _ = generate(task.model, task, prompts, 64, torch.Generator().manual_seed(seed))
-    scored = task.score(episodes)
+    sampling = Sampling(torch.Generator().manual_seed(seed))
+    episodes = LocalBackend(task, 64).generate(prompts, sampling).episodes
+    scored = score_episodes(task, episodes)
     return float(scored.scores.mean()), float(scored.kl.mean())
 
 

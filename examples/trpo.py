@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
 from lm_env import TokenMDP
 from lm_env.errors import MissingDependencyError
-from lm_env.token_mdp import Evaluation
+from lm_env.theory.token_mdp import Evaluation
 
 try:
     from sb3_contrib import TRPO

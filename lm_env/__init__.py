@@ -16,30 +16,30 @@ from lm_env import errors
 from lm_env.tasks import register
 
 if TYPE_CHECKING:
-    from lm_env.agent_checker import check_agent
-    from lm_env.env import TextGenerationEnv
-    from lm_env.episodes import Episodes, Scored
-    from lm_env.kl import AdaptiveKL, FixedKL
-    from lm_env.models import load_model, load_tokenizer
-    from lm_env.prompts import load_prompts
-    from lm_env.task import Task
-    from lm_env.token_mdp import TokenMDP
-    from lm_env.vector_env import TextGenerationVectorEnv
+    from lm_env.data.episodes import Episodes, ScoredEpisodes
+    from lm_env.data.prompts import load_prompts
+    from lm_env.envs.env import TextGenerationEnv
+    from lm_env.envs.vector_env import TextGenerationVectorEnv
+    from lm_env.models.loading import load_model, load_tokenizer
+    from lm_env.objective.kl import AdaptiveKL, FixedKL
+    from lm_env.objective.task import Task
+    from lm_env.theory.check_agent import check_agent
+    from lm_env.theory.token_mdp import TokenMDP
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AdaptiveKL": "kl",
-    "Episodes": "episodes",
-    "FixedKL": "kl",
-    "Scored": "episodes",
-    "Task": "task",
-    "TextGenerationEnv": "env",
-    "TextGenerationVectorEnv": "vector_env",
-    "TokenMDP": "token_mdp",
-    "check_agent": "agent_checker",
+    "AdaptiveKL": "objective",
+    "Episodes": "data",
+    "FixedKL": "objective",
+    "ScoredEpisodes": "data",
+    "Task": "objective",
+    "TextGenerationEnv": "envs",
+    "TextGenerationVectorEnv": "envs",
+    "TokenMDP": "theory",
+    "check_agent": "theory",
     "load_model": "models",
-    "load_prompts": "prompts",
+    "load_prompts": "data",
     "load_tokenizer": "models",
 }
 
@@ -47,7 +47,7 @@ __all__ = [
     "AdaptiveKL",
     "Episodes",
     "FixedKL",
-    "Scored",
+    "ScoredEpisodes",
     "Task",
     "TextGenerationEnv",
     "TextGenerationVectorEnv",

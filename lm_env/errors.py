@@ -42,7 +42,7 @@ class ResetNeeded(LMEnvError, gymnasium.error.ResetNeeded):
 
 
 class PublishedActionsError(LMEnvError, ValueError):
-    """Log-probs were published for other actions than the ones the environment was stepped with."""
+    """Logprobs were published for other actions than the ones the environment was stepped with."""
 
 
 class RewardError(LMEnvError, RuntimeError):

@@ -1,7 +1,7 @@
 """What judges a text: rules, a sentiment lexicon, classifiers, trained preferences, and their sums.
 
 Every reward is a callable `reward(prompts, responses, **columns) -> B floats`
-(`lm_env.rewards.RewardFunction`).  Names are imported when they are first used, so that a rule does not
+(`lm_env.objective.rewards.RewardFunction`).  Names are imported when they are first used, so that a rule does not
 cost the import of transformers.
 """
 
@@ -12,15 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reward_models.classifier import SequenceClassifierReward
-    from reward_models.combine import Affine, Clipped, WeightedSum, effective_beta, normalise
-    from reward_models.pairwise import (
-        Comparison,
-        TrainingReport,
-        label_comparisons,
-        pairwise_loss,
-        train_reward_model,
-    )
-    from reward_models.reward_model import RewardModel, ScalarHeadModel
+    from reward_models.combine import Affine, Clipped, WeightedSum, effective_beta, normalize
+    from reward_models.preferences.losses import pairwise_loss
+    from reward_models.preferences.model import RewardModel, ScalarHeadModel
+    from reward_models.preferences.records import Comparison, label_comparisons
+    from reward_models.preferences.train import TrainingReport, train_reward_model
     from reward_models.rules import ExactMatch, Keyword, Length, Regex
     from reward_models.sentiment import LexiconSentiment
 
@@ -40,18 +36,18 @@ __all__ = [
     "WeightedSum",
     "effective_beta",
     "label_comparisons",
-    "normalise",
+    "normalize",
     "pairwise_loss",
     "train_reward_model",
 ]
 
 _MODULE_OF = {
     **dict.fromkeys(["ExactMatch", "Keyword", "Length", "Regex"], "rules"),
-    **dict.fromkeys(["Affine", "Clipped", "WeightedSum", "effective_beta", "normalise"], "combine"),
-    **dict.fromkeys(["RewardModel", "ScalarHeadModel"], "reward_model"),
-    **dict.fromkeys(
-        ["Comparison", "TrainingReport", "label_comparisons", "pairwise_loss", "train_reward_model"], "pairwise"
-    ),
+    **dict.fromkeys(["Affine", "Clipped", "WeightedSum", "effective_beta", "normalize"], "combine"),
+    **dict.fromkeys(["RewardModel", "ScalarHeadModel"], "preferences.model"),
+    **dict.fromkeys(["TrainingReport", "train_reward_model"], "preferences.train"),
+    **dict.fromkeys(["Comparison", "label_comparisons"], "preferences.records"),
+    "pairwise_loss": "preferences.losses",
     "LexiconSentiment": "sentiment",
     "SequenceClassifierReward": "classifier",
 }

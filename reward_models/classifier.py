@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_env.errors import ConfigurationError, UnsupportedModelError
-from reward_models.batching import length_batches
-from reward_models.loading import load_pretrained, load_tokenizer
+from lm_env.models.inputs import length_batches
+from lm_env.models.loading import default_device, load_pretrained, load_tokenizer
 
 __all__ = ["SequenceClassifierReward"]
 
@@ -72,7 +72,9 @@ class SequenceClassifierReward:
         live: Any = model
         if isinstance(model, str | Path):
             tokenizer = tokenizer or load_tokenizer(model, download=download)
-            live = load_pretrained(AutoModelForSequenceClassification, model, device=device, download=download)
+            live = load_pretrained(AutoModelForSequenceClassification, model, download=download).to(
+                device or default_device()
+            )
         if tokenizer is None:
             raise ConfigurationError("a live classifier needs its tokenizer: pass tokenizer=...")
         self.model = live if device is None else live.to(device)
@@ -107,7 +109,7 @@ class SequenceClassifierReward:
         scores = torch.empty(len(rows))
         for batch in length_batches([len(row) for row in rows], self.batch_tokens, equal=unpadded):
             inputs = self._inputs({k: [v[i] for i in batch] for k, v in encoded.items()}, pad or 0)
-            scores[batch] = self._read(self._logits(inputs)).cpu()
+            scores[torch.from_numpy(batch)] = self._read(self._logits(inputs)).cpu()
         return scores.numpy()
 
     def _text(self, prompt: str, response: str, columns: Mapping[str, Sequence[Any]], i: int) -> str:
@@ -148,8 +150,8 @@ class SequenceClassifierReward:
         if self.output == "logit":
             return logits[:, self.label]
         independent = logits.shape[1] == 1 or self.model.config.problem_type == "multi_label_classification"
-        log_probs = F.logsigmoid(logits) if independent else F.log_softmax(logits, dim=1)
-        chosen = log_probs[:, self.label]
+        logprobs = F.logsigmoid(logits) if independent else F.log_softmax(logits, dim=1)
+        chosen = logprobs[:, self.label]
         return chosen if self.output == "log_probability" else chosen.exp()
 
 

@@ -1,15 +1,15 @@
 """Rewards made of rewards: weighted sums, a linear rescaling to mean 0 and standard deviation 1, clipping.
 
-What an agent maximises is E[reward] - beta KL, so a change of the reward changes what beta means:
+What an agent maximizes is E[reward] - beta KL, so a change of the reward changes what beta means:
 
 - adding a constant changes nothing: every text gets it (not those that are paid a `missing_eos_score`
   instead, which counts in the new units: scale it along);
 - multiplying by `gain` makes beta count as beta / gain against the raw score (`effective_beta`), so
-  normalising by a standard deviation s makes it beta x s;
+  normalizing by a standard deviation s makes it beta x s;
 - clipping keeps beta but has another optimum: pi_ref exp(clipped / beta) / Z.  Among the texts beyond a
   bound nothing is left to gain, so they keep the proportions that they have under the reference.
 
-The statistics are those of fixed samples.  Running ones move the objective while it is being maximised:
+The statistics are those of fixed samples.  Running ones move the objective while it is being maximized:
 beta / gain drifts with the policy's own spread, so nothing here keeps them.
 """
 
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from lm_env.rewards import RewardFunction, name_of, score_responses
+from lm_env.objective.rewards import RewardFunction, name_of, score_responses
 
-__all__ = ["Affine", "Clipped", "WeightedSum", "effective_beta", "normalise"]
+__all__ = ["Affine", "Clipped", "WeightedSum", "effective_beta", "normalize"]
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Affine:
         return self.gain * score_responses(self.reward, prompts, responses, columns) + self.bias
 
 
-def normalise(reward: RewardFunction, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> Affine:
+def normalize(reward: RewardFunction, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> Affine:
     """The reward rescaled so that these reference samples score mean 0 and standard deviation 1.
 
     The samples should come from the policy that training starts from; the standard deviation s is the
@@ -107,11 +107,13 @@ def normalise(reward: RewardFunction, prompts: Sequence[str], responses: Sequenc
     Raises:
         ConfigurationError: fewer than two samples, or all score the same.
     """
-    scaled = Affine(reward, *standardising(score_responses(reward, prompts, responses, columns)))
+    scaled = Affine(reward, *standardizing(score_responses(reward, prompts, responses, columns)))
     log.info(
-        "%s is divided by %.4g: a beta of b counts as %.4g b against it", name_of(reward), 1 / scaled.gain,
+        "%s is divided by %.4g: a beta of b counts as %.4g b against it",
+        name_of(reward),
+        1 / scaled.gain,
         effective_beta(scaled, 1.0),
-    )  # fmt: skip
+    )
     return scaled
 
 
@@ -120,7 +122,7 @@ class Clipped:
     """The reward, held between `low` and `high`; beta stays, the optimum is that of the clipped reward.
 
     Texts beyond a bound are worth the same, so a judge's outliers are not chased.  trlX clips at -10 and
-    10, DeepSpeed-Chat at -5 and 5, of scores of about unit spread: normalise first.
+    10, DeepSpeed-Chat at -5 and 5, of scores of about unit spread: normalize first.
 
     Raises:
         ConfigurationError: `low` is not below `high`, or one of them is NaN.
@@ -142,7 +144,7 @@ class Clipped:
 def effective_beta(reward: RewardFunction, beta: float) -> float:
     """The weight that the KL penalty has against the raw score, under `Affine` and `Clipped`.
 
-    Maximising E[gain x raw + bias] - beta KL is maximising E[raw] - (beta / gain) KL.  Clipping changes
+    Maximizing E[gain x raw + bias] - beta KL is maximizing E[raw] - (beta / gain) KL.  Clipping changes
     the raw score and not the weight.
     """
     if isinstance(reward, Affine):
@@ -150,7 +152,7 @@ def effective_beta(reward: RewardFunction, beta: float) -> float:
     return effective_beta(reward.reward, beta) if isinstance(reward, Clipped) else beta
 
 
-def standardising(scores: np.ndarray) -> tuple[float, float]:
+def standardizing(scores: np.ndarray) -> tuple[float, float]:
     """(gain, bias) that bring scores (B,) to mean 0 and population standard deviation 1.
 
     Raises:
@@ -159,7 +161,7 @@ def standardising(scores: np.ndarray) -> tuple[float, float]:
     mean, std = (float(np.mean(scores)), float(np.std(scores))) if len(scores) else (0.0, 0.0)
     if std <= 1e-6 * abs(mean):  # what rounding in fp32 alone leaves of equal scores
         raise ConfigurationError(
-            f"{len(scores)} reference samples that score {mean:.4g} have no spread to normalise by: "
+            f"{len(scores)} reference samples that score {mean:.4g} have no spread to normalize by: "
             "give more, and different ones"
         )
     return 1.0 / std, -mean / std

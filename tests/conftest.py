@@ -18,24 +18,38 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lm_env.episodes import Episodes
-from lm_env.prompts import Prompt
-from lm_env.token_mdp import TableLM
+from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import Prompt
+from lm_env.theory.token_mdp import TableLM
 
 torch.set_num_threads(1)
 
 V = 61  # of the models that need no tokenizer
 POSITIONS = 64
 SMALL = {
-    "vocab_size": V, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": POSITIONS, "initializer_range": 0.25,
-    "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
-}  # fmt: skip
+    "vocab_size": V,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "initializer_range": 0.25,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 MHA = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
 GPT2 = {
-    "vocab_size": V, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS, "initializer_range": 0.25,
-    "bos_token_id": 0, "eos_token_id": 0,
-}  # fmt: skip
+    "vocab_size": V,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": POSITIONS,
+    "initializer_range": 0.25,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 # kind: (name of the configuration in transformers, without the ending; options)
 KINDS: dict[str, tuple[str, dict]] = {
     "gpt2": ("GPT2", GPT2),
@@ -43,23 +57,48 @@ KINDS: dict[str, tuple[str, dict]] = {
     "qwen2": ("Qwen2", SMALL),
     "qwen3": ("Qwen3", {**SMALL, "head_dim": 8}),
     "gpt-neox": ("GPTNeoX", MHA),
-    "opt": ("OPT", {
-        "vocab_size": V, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": POSITIONS, "word_embed_proj_dim": 32, "init_std": 0.25,
-    }),
+    "opt": (
+        "OPT",
+        {
+            "vocab_size": V,
+            "hidden_size": 32,
+            "ffn_dim": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": POSITIONS,
+            "word_embed_proj_dim": 32,
+            "init_std": 0.25,
+        },
+    ),
     "mistral": ("Mistral", {**SMALL, "sliding_window": 4}),
     "gemma2": ("Gemma2", {**SMALL, "head_dim": 8, "sliding_window": 4}),
-    "mamba": ("Mamba", {
-        "vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.25,
-    }),
+    "mamba": (
+        "Mamba",
+        {
+            "vocab_size": V,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "state_size": 4,
+            "initializer_range": 0.25,
+        },
+    ),
     "bloom": ("Bloom", {"vocab_size": V, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.25}),
-    "gpt-neo": ("GPTNeo", {
-        "vocab_size": V, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": POSITIONS,
-        "attention_types": [[["global", "local"], 1]], "window_size": 4, "initializer_range": 0.25,
-    }),
+    "gpt-neo": (
+        "GPTNeo",
+        {
+            "vocab_size": V,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "max_position_embeddings": POSITIONS,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 4,
+            "initializer_range": 0.25,
+        },
+    ),
     "granite": ("Granite", {**SMALL, "logits_scaling": 4.0}),
     "cohere": ("Cohere", {**SMALL, "logit_scale": 0.25}),
-}  # fmt: skip
+}
 
 
 def build_lm(kind: str, seed: int = 0, **options) -> torch.nn.Module:

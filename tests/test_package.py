@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import agents
 import lm_env
-from lm_env.forwards import token_logprobs
-from lm_env.models import EMBEDDED_MODEL, load_causal_lm, resolve
+from lm_env.models.loading import EMBEDDED_MODEL, load_causal_lm, resolve
+from lm_env.models.logprobs import token_logprobs
 
 FOLDER = Path(resolve(EMBEDDED_MODEL))
 
@@ -47,8 +47,8 @@ def test_the_embedded_model_knows_film_review_english():
 
     def nats(texts: list[str]) -> float:
         rows = [torch.tensor([tokenizer(t)["input_ids"]]) for t in texts]
-        logp = [token_logprobs(model(input_ids=r[:, :-1]).logits, r[:, 1:]) for r in rows]
-        return float(-torch.cat(logp, 1).mean())
+        logprobs = [token_logprobs(model(input_ids=r[:, :-1]).logits, r[:, 1:]) for r in rows]
+        return float(-torch.cat(logprobs, 1).mean())
 
     rng = np.random.default_rng(0)
     shuffled = [" ".join(rng.permutation(line.split())) for line in lines]
@@ -81,7 +81,8 @@ def test_importing_the_package_is_light():
 
 def test_the_environment_package_does_not_import_the_other_two():
     code = (
-        "import sys, lm_env.env, lm_env.vector_env, lm_env.token_mdp, lm_env.agent_checker, lm_env.tasks.sentiment\n"
+        "import sys, lm_env.envs.env, lm_env.envs.vector_env, lm_env.theory.token_mdp, lm_env.theory.check_agent\n"
+        "import lm_env.tasks.sentiment\n"
         "assert not {'agents', 'reward_models'} & {m.partition('.')[0] for m in sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

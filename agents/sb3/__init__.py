@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from agents.sb3.buffer import EpisodeRolloutBuffer
-from agents.sb3.io import load, save
+from agents.sb3.files import load, save
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.vec_env import TextVecEnv
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.policy import ValueHeadPolicy
-from lm_env.decoding import Decoder, make_decoder
-from lm_env.forwards import Outputs
-from lm_env.weights import WeightsWatch
+from agents.learning.policy import ValueHeadPolicy
+from lm_env.generation.slot_cache import Decoder, make_decoder
+from lm_env.models.logprobs import Outputs
+from lm_env.models.weight_watch import WeightWatch
 
 __all__ = ["CachedActor"]
 
@@ -28,11 +28,11 @@ class CachedActor:
         self._decoders: list[Decoder] = []
         self._ids = np.zeros((0, 0), dtype=np.int64)
         self._lengths = np.zeros(0, dtype=np.int64)
-        self._weights = WeightsWatch(network)
+        self._weights = WeightWatch(network)
 
     def forget(self) -> None:
         """Compute everything anew at the next call."""
-        self._decoders, self._weights = [], WeightsWatch(self._network)
+        self._decoders, self._weights = [], WeightWatch(self._network)
 
     @torch.no_grad()
     def outputs(self, ids: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:

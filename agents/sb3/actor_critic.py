@@ -1,7 +1,7 @@
 """TextActorCritic: what the policies for stable-baselines3 and sb3-contrib have in common.
 
 Acting costs one token per row (see `acting`), judging a minibatch one forward per text (see
-`sequences`).  Actions are sampled by `agents.sampling`, and their log-probs published to the
+`sequences`).  Actions are sampled by `lm_env.generation.sampling`, and their logprobs published to the
 environment, so that the KL in the reward is that of the distribution sampled from.
 
 Shapes: N states, V vocabulary, L tokens.
@@ -10,21 +10,23 @@ Shapes: N states, V vocabulary, L tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.losses import entropy
-from agents.policy import ValueHeadPolicy
-from agents.sampling import sample
+from agents.learning.losses import entropy
+from agents.learning.policy import ValueHeadPolicy
 from agents.sb3.acting import CachedActor
 from agents.sb3.sequences import Observations, as_arrays, as_sequences
 from agents.sb3.vec_env import TextSpace, TextVecEnv
 from lm_env.errors import ConfigurationError
-from lm_env.forwards import device_of, facts_of, plain_forward, token_logprobs
+from lm_env.generation.sampling import sample
+from lm_env.models.adapters import without_wrapper
+from lm_env.models.inspection import device_of, facts_of
+from lm_env.models.logprobs import plain_forward, token_logprobs
 
 __all__ = ["TextActorCritic"]
 
@@ -66,9 +68,7 @@ class TextActorCritic:
                 "the policy finds no model: give a TextVecEnv, or policy_kwargs={'model': ...}; "
                 "to load a zip of SB3, also pass observation_space=env.observation_space"
             )
-        lm = (
-            cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
-        )  # a peft model's adapters are inside
+        lm = without_wrapper(model)
         logits, actions = facts_of(lm).vocab_size, int(getattr(action_space, "n", 0))
         if logits != actions:
             raise ConfigurationError(f"the model has {logits} logits and the environment {actions} actions: match them")
@@ -83,19 +83,19 @@ class TextActorCritic:
         self.network = ValueHeadPolicy(lm, critic, temperature).eval()
         self._actor = CachedActor(self.network)
         if env is not None and env.task.model is not model:
-            env.bind_scorer(self.score)
+            env.bind_logprob_fn(self.score)
 
     # -- acting ---------------------------------------------------------------------------------------
     def act(
         self, observations: Mapping[str, Tensor], allowed: Tensor | None, deterministic: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (N,), V (N,) and log-probs (N,), which are published if these are the environment's texts."""
+        """Tokens (N,), V (N,) and logprobs (N,), which are published if these are the environment's texts."""
         ids, lengths = as_arrays(observations)
         logits, values = self._actor.outputs(ids, lengths)
-        tokens, logp = sample(_masked(logits, allowed), self.network.temperature, deterministic=deterministic)
+        tokens, logprobs = sample(_masked(logits, allowed), self.network.temperature, deterministic=deterministic)
         if self.env is not None and _shows(self.env, ids, lengths):
-            self.env.mdp.behavior.publish(tokens.cpu().numpy(), logp.cpu().numpy())
-        return tokens, values, logp
+            self.env.mdp.behavior.publish(tokens.cpu().numpy(), logprobs.cpu().numpy())
+        return tokens, values, logprobs
 
     def predict(self, observations: Mapping[str, Tensor], allowed: Tensor | None, deterministic: bool) -> Tensor:
         """Tokens (N,), without a word to the environment."""
@@ -103,7 +103,7 @@ class TextActorCritic:
         return sample(_masked(logits, allowed), self.network.temperature, deterministic=deterministic)[0]
 
     def score(self, observation: dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
-        """Log-probs (N,) of actions that were not published; the scorer of an environment with another model."""
+        """Logprobs (N,) of actions that were not published; the scorer of an environment with another model."""
         with torch.no_grad():
             tensors = {key: torch.from_numpy(value) for key, value in observation.items()}
             return self.evaluate(tensors, torch.from_numpy(actions), None)[1].cpu().numpy()
@@ -116,16 +116,16 @@ class TextActorCritic:
     def evaluate(
         self, observations: Observations, actions: Tensor, allowed: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """V, log-prob of the action and entropy of each state, each (N,)."""
+        """V, logprob of the action and entropy of each state, each (N,)."""
         order, rows = [], []
         for states, logits, values in self._outputs(observations):
             logits = _masked(logits, None if allowed is None else allowed[states])
-            logp = token_logprobs(logits, actions[states].to(logits.device), self.network.temperature)
+            logprobs = token_logprobs(logits, actions[states].to(logits.device), self.network.temperature)
             order.append(states)
-            rows.append((values, logp, entropy(logits, self.network.temperature)))
+            rows.append((values, logprobs, entropy(logits, self.network.temperature)))
         back = torch.cat(order).argsort()
-        values, logp, entropies = (torch.cat(column)[back] for column in zip(*rows, strict=True))
-        return values, logp, entropies
+        values, logprobs, entropies = (torch.cat(column)[back] for column in zip(*rows, strict=True))
+        return values, logprobs, entropies
 
     def logits(self, observations: Observations) -> Tensor:
         """(N, V), divided by the temperature."""

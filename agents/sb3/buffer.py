@@ -48,9 +48,14 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.pos, self.full = 0, False
 
     def add(  # type: ignore[override]
-        self, obs: dict[str, np.ndarray], action: np.ndarray, reward: np.ndarray, episode_start: np.ndarray,
-        value: Tensor, log_prob: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        obs: dict[str, np.ndarray],
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: Tensor,
+        log_prob: Tensor,
+    ) -> None:
         """One step of n environments."""
         self._segment[self.pos] = self._write(obs["input_ids"], obs["length"].reshape(-1), episode_start)
         self._position[self.pos] = obs["length"].reshape(-1) - 1

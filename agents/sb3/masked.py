@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from agents.policy import Critic
+from agents.learning.policy import Critic
 from agents.sb3.actor_critic import TextActorCritic
 from agents.sb3.buffer import EpisodeRolloutBuffer
 from agents.sb3.policy import make_optimizer
@@ -35,10 +35,17 @@ class MaskableCausalLMPolicy(MaskableActorCriticPolicy):
     """`CausalLMPolicy` for MaskablePPO; same arguments."""
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, *,
-        model: nn.Module | None = None, critic: Critic = "shared", temperature: float | None = None,
-        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam, optimizer_kwargs: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        *,
+        model: nn.Module | None = None,
+        critic: Critic = "shared",
+        temperature: float | None = None,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         brain = TextActorCritic(observation_space, action_space, model, critic, temperature)
         super().__init__(
             observation_space,
@@ -66,13 +73,13 @@ class MaskableCausalLMPolicy(MaskableActorCriticPolicy):
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (N,), values (N,), log-probs (N,) of the restricted distribution, which are published."""
+        """Tokens (N,), values (N,), logprobs (N,) of the restricted distribution, which are published."""
         return self.brain.act(obs, _tensor(action_masks), deterministic)  # type: ignore[arg-type]
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Observations, actions: Tensor, action_masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, log-probs and entropies, each (N,)."""
+        """Values, logprobs and entropies, each (N,)."""
         return self.brain.evaluate(obs, actions, _tensor(action_masks))
 
     def get_distribution(  # type: ignore[override]

@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from agents.policy import Critic
+from agents.learning.policy import Critic
 from agents.sb3.actor_critic import TextActorCritic
 from agents.sb3.sequences import Observations
 from lm_env.errors import ConfigurationError
@@ -44,18 +44,29 @@ class CausalLMPolicy(ActorCriticPolicy):
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, *,
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        *,
         use_sde: bool = False,
-        model: nn.Module | None = None, critic: Critic = "shared", temperature: float | None = None,
-        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam, optimizer_kwargs: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        model: nn.Module | None = None,
+        critic: Critic = "shared",
+        temperature: float | None = None,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         brain = TextActorCritic(observation_space, action_space, model, critic, temperature)
         if brain.env is not None and brain.env.task.action_mask is not None:
             raise ConfigurationError("the task masks tokens: use MaskableCausalLMPolicy with sb3-contrib's MaskablePPO")
         super().__init__(
-            observation_space, action_space, lr_schedule, use_sde=use_sde,
-            optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs,
-        )  # fmt: skip
+            observation_space,
+            action_space,
+            lr_schedule,
+            use_sde=use_sde,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
         self.brain, self.network = brain, brain.network
         self.optimizer = make_optimizer(self, lr_schedule)
 
@@ -73,11 +84,11 @@ class CausalLMPolicy(ActorCriticPolicy):
             self.brain.forget()
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (N,), values (N,), log-probs (N,); publishes the log-probs to the environment."""
+        """Tokens (N,), values (N,), logprobs (N,); publishes the logprobs to the environment."""
         return self.brain.act(obs, None, deterministic)  # type: ignore[arg-type]
 
     def evaluate_actions(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """Values, log-probs and entropies, each (N,)."""
+        """Values, logprobs and entropies, each (N,)."""
         return self.brain.evaluate(obs, actions, None)
 
     def get_distribution(self, obs: Observations) -> CategoricalDistribution:  # type: ignore[override]

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lm_env.forwards import length_batches
+from lm_env.models.inputs import length_batches
 
 __all__ = ["Observations", "Part", "Sequences", "as_arrays", "as_sequences"]
 

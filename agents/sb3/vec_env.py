@@ -17,12 +17,12 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from agents.base import task_of
-from lm_env.behavior import Scorer
+from agents.base.agent import task_of
+from lm_env.envs.behavior import LogprobFn
+from lm_env.envs.mdp import StepResult, TextMDP
+from lm_env.envs.spaces import action_space, observation_space
 from lm_env.errors import ConfigurationError
-from lm_env.mdp import Moved, TextMDP
-from lm_env.spaces import action_space, observation_space
-from lm_env.task import Task, TaskOptions
+from lm_env.objective.task import Task, TaskOptions
 
 __all__ = ["TextSpace", "TextVecEnv"]
 
@@ -31,7 +31,7 @@ class TextSpace(spaces.Dict):
     """The observation space of a `TextVecEnv`, with a weak reference to it.
 
     It is how a policy, which stable-baselines3 hands the spaces and nothing else, finds the model
-    under training and tells the environment its log-probs.  Copies and pickles are plain `Dict`s.
+    under training and tells the environment its logprobs.  Copies and pickles are plain `Dict`s.
     """
 
     def __init__(self, space: spaces.Dict, env: TextVecEnv) -> None:
@@ -78,7 +78,7 @@ class TextVecEnv(VecEnv):
         """The same task as an environment that there is.
 
         Args:
-            source: a text environment (single or vectorised, wrapped or not), its `Task`, or a
+            source: a text environment (single or vectorized, wrapped or not), its `Task`, or a
                 registered id such as `"lm_env/Sentiment-v0"`.
             num_envs: default: as many as `source` has.
             options: of the task, with an id.
@@ -113,9 +113,9 @@ class TextVecEnv(VecEnv):
         """The resolved options: model, reference, tokenizer, prompts, reward, KL controller."""
         return self.mdp.task
 
-    def bind_scorer(self, scorer: Scorer | None) -> None:
-        """Have `scorer(observation, actions) -> log-probs` asked where no policy has published."""
-        self.mdp.behavior.scorer = scorer
+    def bind_logprob_fn(self, logprob_fn: LogprobFn | None) -> None:
+        """Have `logprob_fn(observation, actions) -> logprobs` asked where no policy has published."""
+        self.mdp.behavior.logprob_fn = logprob_fn
 
     # -- VecEnv ---------------------------------------------------------------------------------------
     def reset(self) -> dict[str, np.ndarray]:
@@ -126,9 +126,9 @@ class TextVecEnv(VecEnv):
         given = [i for i, options in enumerate(self._options) if options.get("prompt") is not None]
         drawn = np.setdiff1d(self._all, given)
         for slot in given:
-            self.mdp.begin(np.array([slot]), self._options[slot]["prompt"])
+            self.mdp.reset(np.array([slot]), self._options[slot]["prompt"])
         if len(drawn):
-            self.mdp.begin(drawn)
+            self.mdp.reset(drawn)
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [{"prompt": p.text, "prompt_index": p.index} for p in self.mdp.prompts if p is not None]
@@ -145,12 +145,12 @@ class TextVecEnv(VecEnv):
             (observation, rewards float32 (n,), dones bool (n,), n infos): see `TextGenerationEnv` for
             the entries of an info.
         """
-        moved = self.mdp.move(self._all, self._actions)
-        done = moved.terminated | moved.truncated
-        infos = _infos(moved)
+        result = self.mdp.step(self._all, self._actions)
+        done = result.terminated | result.truncated
+        infos = _infos(result)
         if done.any():
             self._finish(np.flatnonzero(done), infos)
-        return self.mdp.observation(), moved.rewards.astype(np.float32), done, infos
+        return self.mdp.observation(), result.rewards.astype(np.float32), done, infos
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -183,7 +183,7 @@ class TextVecEnv(VecEnv):
             infos[slot]["terminal_observation"] = {key: values[row].copy() for key, values in last.items()}
         if self.kl_update_episodes is not None:
             self._finished_kl += self.mdp.log_ratios[done].sum(1).tolist()
-        self.mdp.begin(done)
+        self.mdp.reset(done)
         if self.kl_update_episodes is not None and len(self._finished_kl) >= self.kl_update_episodes:
             finished, self._finished_kl = self._finished_kl, []
             self.task.kl.update(float(np.mean(finished)), len(finished))
@@ -217,8 +217,8 @@ class _Slot:
         return self._mdp.render(self._index)
 
 
-def _infos(moved: Moved) -> list[dict[str, Any]]:
+def _infos(result: StepResult) -> list[dict[str, Any]]:
     """One dict a slot; a plain loop over lists is far cheaper than indexing arrays."""
-    keys = [*moved.info, "TimeLimit.truncated"]
-    columns = [values.tolist() for values in moved.info.values()]
-    return [dict(zip(keys, row, strict=True)) for row in zip(*columns, moved.truncated.tolist(), strict=True)]
+    keys = [*result.info, "TimeLimit.truncated"]
+    columns = [values.tolist() for values in result.info.values()]
+    return [dict(zip(keys, row, strict=True)) for row in zip(*columns, result.truncated.tolist(), strict=True)]

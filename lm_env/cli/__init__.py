@@ -48,7 +48,7 @@ def demo(
 ) -> None:
     """The three phases of RLHF in a few minutes on a CPU.
 
-    (1) a supervised language model; (2) comparisons of its samples, labelled by a judge, and a reward
+    (1) a supervised language model; (2) comparisons of its samples, labeled by a judge, and a reward
     model trained on them; (3) PPO against that reward model with a KL penalty.  Ends with a table
     before/after, samples, a plot, and a folder that transformers loads.
     """
@@ -56,10 +56,19 @@ def demo(
 
     run_demo(
         DemoConfig(
-            out=out, model=model, prompts=prompts, judge=reward, beta=beta, comparisons=comparisons,
-            timesteps=timesteps, new_tokens=new_tokens, seed=seed, device=device, download=download,
+            out=out,
+            model=model,
+            prompts=prompts,
+            judge=reward,
+            beta=beta,
+            comparisons=comparisons,
+            timesteps=timesteps,
+            new_tokens=new_tokens,
+            seed=seed,
+            device=device,
+            download=download,
         )
-    )  # fmt: skip
+    )
 
 
 @app.command()
@@ -82,15 +91,23 @@ def sft(
     from lm_env.cli.sft import run_sft
 
     run_sft(
-        data=data, out=out, model=model, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        held_out_fraction=held_out_fraction, seed=seed, device=device, download=download,
-    )  # fmt: skip
+        data=data,
+        out=out,
+        model=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        held_out_fraction=held_out_fraction,
+        seed=seed,
+        device=device,
+        download=download,
+    )
 
 
 @app.command()
 def sample(
     model: Model = "reviews-3m",
-    reference: Annotated[str, typer.Option(help="The model that the colours compare with.")] = "reviews-3m",
+    reference: Annotated[str, typer.Option(help="The model that the colors compare with.")] = "reviews-3m",
     prompts: Prompts = None,
     n: Annotated[int, typer.Option("-n", help="How many texts.", min=1)] = 4,
     new_tokens: Annotated[int, typer.Option(help="Length cap of a response, tokens.", min=1)] = 32,
@@ -100,13 +117,21 @@ def sample(
     device: Device = "cpu",
     download: Download = False,
 ) -> None:
-    """Print texts of a model, each token coloured by how much likelier it is than under a reference."""
+    """Print texts of a model, each token colored by how much likelier it is than under a reference."""
     from lm_env.cli.sample import print_samples
 
     print_samples(
-        model=model, reference=reference, prompts=prompts, n=n, new_tokens=new_tokens, temperature=temperature,
-        judge=reward, seed=seed, device=device, download=download,
-    )  # fmt: skip
+        model=model,
+        reference=reference,
+        prompts=prompts,
+        n=n,
+        new_tokens=new_tokens,
+        temperature=temperature,
+        judge=reward,
+        seed=seed,
+        device=device,
+        download=download,
+    )
 
 
 @app.command(name="check-agent")
@@ -123,16 +148,16 @@ def check_agent_command(
     seeds: Annotated[int, typer.Option(help="Trainings to average over.", min=1)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Prove what an agent optimises: train it where the optimum is known exactly.
+    """Prove what an agent optimizes: train it where the optimum is known exactly.
 
     PASS if it comes to rest at the maximum of E[score] - beta KL; else FAIL, with the objective that
-    it optimises instead, where that is a known one.  Exit status 0 or 1.
+    it optimizes instead, where that is a known one.  Exit status 0 or 1.
     """
     import json
 
-    from agents.checks import trainer
-    from lm_env.agent_checker import check_agent
+    from agents.check_presets import trainer
     from lm_env.cli.functions import load_function
+    from lm_env.theory.check_agent import check_agent
 
     own = ":" in name
     train = load_function(name, "train(env, seed)") if own else trainer(name, progress=sys.stderr.isatty())

@@ -2,7 +2,7 @@
 
 A person would compare the samples; here a judge does, by default a lexicon whose words people have
 rated.  PPO sees the trained reward model alone, never the judge: the judge's own score before and
-after (`gold`) tells whether the optimised reward was worth optimising.
+after (`gold`) tells whether the optimized reward was worth optimizing.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from tqdm.auto import tqdm
 
 import reward_models
 from agents import PPO
-from agents.checkpoint import write_folder
-from agents.rollout import generate
 from lm_env.cli.judges import default_prompts, make_judge
 from lm_env.cli.report import Curves, Report, plot_curves, say, write_summary
-from lm_env.env import TextGenerationEnv
-from lm_env.episodes import Episodes
+from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import Prompt
+from lm_env.envs.env import TextGenerationEnv
 from lm_env.errors import CheckpointWriteError, ConfigurationError
-from lm_env.forwards import response_logprobs
-from lm_env.models import load_causal_lm, without_weight_bars
-from lm_env.prompts import Prompt
-from lm_env.rewards import score_responses
-from lm_env.task import Task
+from lm_env.generation import LocalBackend, Sampling
+from lm_env.models.loading import load_causal_lm, without_weight_bars
+from lm_env.models.logprobs import response_logprobs
+from lm_env.objective.scoring import raw_scores
+from lm_env.objective.task import Task
+from lm_env.storage import write_folder
 from reward_models import RewardModel
 
 __all__ = ["DemoConfig", "run_demo"]
@@ -78,14 +77,26 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 
     say("3  PPO against the reward model", f"beta {config.beta:g}, {config.timesteps:,} tokens")
     env = TextGenerationEnv(
-        model=copy.deepcopy(supervised.model), reference=supervised.model, tokenizer=supervised.tokenizer,
-        prompts=[{"prompt": p.text, **p.columns} for p in training_prompts], reward=rm, beta=config.beta,
-        max_prompt_tokens=supervised.max_prompt_tokens, max_new_tokens=config.new_tokens, temperature=TEMPERATURE,
-    )  # fmt: skip
+        model=copy.deepcopy(supervised.model),
+        reference=supervised.model,
+        tokenizer=supervised.tokenizer,
+        prompts=[{"prompt": p.text, **p.columns} for p in training_prompts],
+        reward=rm,
+        beta=config.beta,
+        max_prompt_tokens=supervised.max_prompt_tokens,
+        max_new_tokens=config.new_tokens,
+        temperature=TEMPERATURE,
+    )
     agent = PPO(
-        env, learning_rate=2e-4, rollout_episodes=256, slots=128, batch_size=64, n_epochs=2, seed=config.seed,
+        env,
+        learning_rate=2e-4,
+        rollout_episodes=256,
+        slots=128,
+        batch_size=64,
+        n_epochs=2,
+        seed=config.seed,
         log_dir=config.out / "log",
-    )  # fmt: skip
+    )
     curves = _Watch(judge)
     agent.learn(config.timesteps, callback=curves, progress_bar=True)
     agent.logger.close()
@@ -118,9 +129,15 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 def _task(config: DemoConfig, judge: Any) -> Task:
     model, tokenizer = load_causal_lm(config.model, config.device, config.download)
     return Task(
-        model=model, tokenizer=tokenizer, prompts=default_prompts(config.prompts), reward=judge, beta=config.beta,
-        max_new_tokens=config.new_tokens, temperature=TEMPERATURE, download=config.download,
-    )  # fmt: skip
+        model=model,
+        tokenizer=tokenizer,
+        prompts=default_prompts(config.prompts),
+        reward=judge,
+        beta=config.beta,
+        max_new_tokens=config.new_tokens,
+        temperature=TEMPERATURE,
+        download=config.download,
+    )
 
 
 def _split(task: Task, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -144,9 +161,15 @@ def _reward_model(config: DemoConfig, task: Task, prompts: list[Prompt], judge: 
     half = config.comparisons
     columns: dict[str, list[Any]] = {name: [p.columns.get(name) for p in drawn] for name in task.prompts.columns}
     comparisons = reward_models.label_comparisons(
-        [p.text for p in drawn], texts[:half], texts[half:], judge, prompt_ids=[p.ids.tolist() for p in drawn],
-        response_ids_a=responses[:half], response_ids_b=responses[half:], **columns,
-    )  # fmt: skip
+        [p.text for p in drawn],
+        texts[:half],
+        texts[half:],
+        judge,
+        prompt_ids=[p.ids.tolist() for p in drawn],
+        response_ids_a=responses[:half],
+        response_ids_b=responses[half:],
+        **columns,
+    )
     if len(comparisons) < 20:
         raise ConfigurationError(
             f"only {len(comparisons)} of {half} comparisons were no ties: the judge '{config.judge}' scores most"
@@ -165,7 +188,7 @@ def _reward_model(config: DemoConfig, task: Task, prompts: list[Prompt], judge: 
         progress_bar=True,
     )
     ids = {"prompt_ids": [p.ids.tolist() for p in drawn], "response_ids": responses[:half]}
-    rm.normalise([p.text for p in drawn], texts[:half], **ids)  # samples of the supervised model: mean 0, std 1
+    rm.normalize([p.text for p in drawn], texts[:half], **ids)  # samples of the supervised model: mean 0, std 1
     assert report.held_out_accuracy is not None
     return rm, report.held_out_accuracy, len(comparisons)
 
@@ -188,9 +211,8 @@ class _Watch(BaseCallback):
 
 def _sample(task: Task, prompts: list[Prompt], seed: int) -> Episodes:
     """A response of the task's model to each prompt, behind a progress bar."""
-    with tqdm(total=len(prompts), desc="   sampling", unit="text", leave=False) as bar:
-        generator = torch.Generator().manual_seed(seed)
-        return generate(task.model, task, prompts, 128, generator, on_ended=bar.update)[0]
+    sampling = Sampling(torch.Generator().manual_seed(seed))
+    return LocalBackend(task, 128).generate(prompts, sampling, progress="   sampling").episodes
 
 
 # -- measuring ---------------------------------------------------------------------------------------
@@ -229,12 +251,7 @@ def distinct(texts: list[str], n: int) -> float:
 
 
 def _score(reward: Any, task: Task, episodes: Episodes) -> np.ndarray:
-    responses = episodes.responses()
-    columns: dict[str, list[Any]] = {
-        name: [p.columns.get(name) for p in episodes.prompts] for name in task.prompts.columns
-    }
-    columns |= {"prompt_ids": [p.ids.tolist() for p in episodes.prompts], "response_ids": responses}
-    return score_responses(reward, [p.text for p in episodes.prompts], [task.text_of(r) for r in responses], columns)
+    return raw_scores(reward, task, episodes.prompts, episodes.responses())
 
 
 def _check_writable(out: Path) -> None:

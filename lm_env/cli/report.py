@@ -16,7 +16,7 @@ __all__ = ["Curves", "Report", "plot_curves", "say", "write_summary"]
 console = Console()
 
 LABELS = {
-    "rm_score": ("reward model score", "what PPO maximised; 0 and std 1 for the supervised model"),
+    "rm_score": ("reward model score", "what PPO maximized; 0 and std 1 for the supervised model"),
     "gold": ("judge's score", "which PPO never saw"),
     "kl": ("KL to the reference", "nats per response"),
     "perplexity": ("perplexity", "of the samples, under the reference"),
@@ -102,7 +102,7 @@ def plot_curves(curves: Curves, path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(curves.timesteps, curves.rm_score, color="tab:blue", label="reward model (optimised)")
+    left.plot(curves.timesteps, curves.rm_score, color="tab:blue", label="reward model (optimized)")
     left.plot(curves.timesteps, curves.gold, color="tab:green", label="judge (never seen)")
     left.set(xlabel="generated tokens", ylabel="mean score per rollout", title="reward")
     left.legend(frameon=False)

@@ -1,4 +1,4 @@
-"""`lm-env sample`: coloured texts in the terminal."""
+"""`lm-env sample`: colored texts in the terminal."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ __all__ = ["print_samples"]
 
 def print_samples(*, n: int, seed: int, judge: str, prompts: str | None, new_tokens: int, **options: Any) -> None:
     """Sample n texts, score them, and print them token by token against the reference."""
-    from agents.rollout import generate
     from lm_env.cli.judges import default_prompts, make_judge
-    from lm_env.render import render_episode, tokens_from_ids
-    from lm_env.task import Task
+    from lm_env.envs.render import render_episode, tokens_from_ids
+    from lm_env.generation import LocalBackend, Sampling
+    from lm_env.objective.scoring import score_episodes
+    from lm_env.objective.task import Task
 
     reward = make_judge(judge, device=options["device"], download=options["download"])
     task = Task(prompts=default_prompts(prompts), reward=reward, max_new_tokens=new_tokens, **options)
     chosen = task.prompts.sample(np.random.default_rng(seed), n)
-    episodes, _ = generate(task.model, task, chosen, min(n, 32), torch.Generator().manual_seed(seed))
-    scored = task.score(episodes)
+    sampling = Sampling(torch.Generator().manual_seed(seed))
+    episodes = LocalBackend(task).generate(chosen, sampling).episodes
+    scored = score_episodes(task, episodes)
     for i, prompt in enumerate(chosen):
         start, end = episodes.prompt_lengths[i], episodes.lengths[i]
         tokens = tokens_from_ids(task.tokenizer, episodes.input_ids[i, :end].tolist())[start:]
-        ratios = (scored.logp - scored.ref_logp)[i, : len(tokens)].tolist()
+        ratios = (scored.logprobs - scored.ref_logprobs)[i, : len(tokens)].tolist()
         print(render_episode(prompt.text, tokens, ratios, score=float(scored.scores[i]), color=None), end="\n\n")

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from agents.checkpoint import check_destination, write_folder
 from agents.sft import supervised_finetune
 from lm_env.cli.report import say
-from lm_env.models import load_model, load_tokenizer, without_weight_bars
+from lm_env.models.export import export_language_model
+from lm_env.models.loading import load_model, load_tokenizer
+from lm_env.storage import check_destination, write_folder
 
 __all__ = ["run_sft"]
 
@@ -24,12 +25,7 @@ def run_sft(*, model: str, data: str, out: Path, device: str, download: bool, **
     say("supervised fine-tuning", f"{model} on {data}")
     report = supervised_finetune(lm, tokenizer, data, download=download, progress_bar=True, **options)
 
-    def fill(folder: Path) -> None:
-        with without_weight_bars():
-            lm.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    write_folder(out, fill)
+    write_folder(out, lambda folder: export_language_model(lm, tokenizer, folder))
     if report.perplexity_before is not None:
         before, after = report.perplexity_before, report.perplexity_after
         say("", f"perplexity of the responses held out: {before:.1f} before, {after:.1f} after")

@@ -10,9 +10,9 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from lm_env.env import TextGenerationEnv
-from lm_env.models import EMBEDDED_MODEL
-from lm_env.vector_env import TextGenerationVectorEnv
+from lm_env.envs.env import TextGenerationEnv
+from lm_env.envs.vector_env import TextGenerationVectorEnv
+from lm_env.models.loading import EMBEDDED_MODEL
 
 __all__ = ["defaults", "make", "make_vec"]
 

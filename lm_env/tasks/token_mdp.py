@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lm_env.env import TextGenerationEnv
-from lm_env.token_mdp import TokenMDP
-from lm_env.vector_env import TextGenerationVectorEnv
+from lm_env.envs.env import TextGenerationEnv
+from lm_env.envs.vector_env import TextGenerationVectorEnv
+from lm_env.theory.token_env import token_task_options
+from lm_env.theory.token_mdp import TokenMDP
 
 __all__ = ["defaults", "make", "make_vec"]
 
@@ -26,17 +27,7 @@ def defaults(
     """
     if mdp is None:
         mdp = TokenMDP.t0() if mdp_seed is None else TokenMDP.random(mdp_seed, vocab_size=vocab_size, horizon=horizon)
-    return {
-        "model": mdp.policy_model(),
-        "reference": mdp.reference_model(),
-        "tokenizer": mdp.tokenizer,
-        "prompts": [[mdp.start_token]],
-        "reward": mdp.reward,
-        "beta": 0.5,
-        "max_new_tokens": mdp.horizon,
-        "missing_eos_score": mdp.missing_eos_score,
-        **options,
-    }
+    return token_task_options(mdp, **options)
 
 
 def make(**options: Any) -> TextGenerationEnv:

@@ -1,0 +1,64 @@
+"""A rollout: episodes of the policy, scored, with all that an update needs.
+
+Shapes: B episodes, T response tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.learning.policy import ValueHeadPolicy
+from lm_env.data.episodes import Episodes, ScoredEpisodes
+from lm_env.data.prompts import Prompt
+from lm_env.generation.backend import GenerationBackend, Sampling
+from lm_env.objective.scoring import score_episodes
+from lm_env.objective.task import Task
+
+__all__ = ["Rollout", "collect"]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B episodes with all that an update needs."""
+
+    episodes: Episodes
+    values: np.ndarray
+    """float (B, T): V before each token under the policy that sampled; 0 in the padding."""
+    last_values: np.ndarray
+    """float (B,): V after the last token of truncated episodes, 0 for terminated ones."""
+    scored: ScoredEpisodes
+    scoring_seconds: float = 0.0
+    """How long the reference, the critic and the reward function took."""
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool (B, T)."""
+        return self.episodes.response_mask()
+
+
+def collect(
+    backend: GenerationBackend,
+    policy: ValueHeadPolicy,
+    task: Task,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+) -> Rollout:
+    """Sample an episode for each prompt, then score them all: reference, values and reward in one pass each."""
+    generation = backend.generate(prompts, sampling)
+    episodes = generation.episodes
+    started = time.perf_counter()
+    values = policy.values(episodes) if generation.values is None else generation.values
+    last_values = np.zeros(len(episodes))
+    scored = score_episodes(task, episodes)
+    if task.cap_truncates and not scored.ended.all():
+        cut = np.flatnonzero(~scored.ended)
+        part = episodes[cut]
+        last_values[cut] = policy.next_outputs(part.input_ids, part.lengths)[1].cpu().numpy()
+    return Rollout(episodes, values, last_values, scored, time.perf_counter() - started)

@@ -1,0 +1,87 @@
+"""Early warnings: one sentence each, with the likely cause, when a run starts to go wrong."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from agents.learning.rollout import Rollout
+
+__all__ = ["EarlyWarning"]
+
+
+class EarlyWarning:
+    """Watches rollouts and updates; each kind of warning is given once."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._first: dict[str, float] = {}
+        self._scores: deque[float] = deque(maxlen=5)
+
+    def look(self, rollout: Rollout, metrics: dict[str, float], bf16: bool) -> list[str]:
+        """The warnings that this rollout and its update give for the first time.
+
+        Args:
+            metrics: what `update` returned.
+            bf16: whether the update ran in bfloat16, where logprobs differ from sampling's by rounding.
+        """
+        found = {**self._of_rollout(rollout), **self._of_update(metrics, bf16)}
+        new = {kind: text for kind, text in found.items() if kind not in self._given}
+        self._given |= new.keys()
+        return list(new.values())
+
+    def _of_rollout(self, rollout: Rollout) -> dict[str, str]:
+        scored, mask = rollout.scored, rollout.mask
+        kl, error = scored.kl.mean(), scored.kl.std() / math.sqrt(len(scored.kl))
+        entropy = float(-scored.logprobs[mask].mean())
+        surprise = float(-scored.ref_logprobs[mask].mean())
+        first = {
+            k: self._first.setdefault(k, v)
+            for k, v in (("entropy", entropy), ("surprise", surprise), ("score", scored.scores.mean()))
+        }
+        found = {}
+        if kl < -4 * error - 1e-3:
+            found["kl"] = (
+                f"KL is negative ({kl:.3f} +- {error:.3f} nats): the logprobs are not those of the distribution"
+                " sampled from; look for top-k, top-p, a temperature, or a dropout that only one of the two has"
+            )
+        if entropy < 0.1 * first["entropy"]:
+            found["entropy"] = (
+                f"entropy has fallen from {first['entropy']:.2f} to {entropy:.2f} nats per token: the policy is"
+                " collapsing; raise beta or lower the learning rate"
+            )
+        if scored.scores.mean() > first["score"] and surprise > first["surprise"] + math.log(4):
+            found["perplexity"] = (
+                "the score rises while the perplexity under the reference has grown from"
+                f" {math.exp(first['surprise']):.0f} to {math.exp(surprise):.0f}: the reward is being gamed; raise beta"
+            )
+        if not scored.ended.any() and rollout.episodes.response_lengths.std() == 0 and mask.shape[1] > 1:
+            found["eos"] = (
+                "no text has ended by itself, all ran to the length cap: if that is not meant, check eos_token_id, or"
+                " pay a missing_eos_score"
+            )
+        if len(scored.scores) > 1 and np.ptp(scored.scores) == 0:
+            found["constant"] = (
+                f"all {len(scored.scores)} scores are {scored.scores[0]:.4g}: the reward function does not tell the"
+                " texts apart"
+            )
+        return found
+
+    def _of_update(self, metrics: dict[str, float], bf16: bool) -> dict[str, str]:
+        found = {}
+        ratio = metrics.get("first_log_ratio", 0.0)
+        if ratio > (0.5 if bf16 else 1e-2):
+            found["ratio"] = (
+                f"the first minibatch's log-ratio reaches {ratio:.3g}, where it should be 0: update and sampling"
+                " disagree; look for dropout, or for weights that changed in between"
+            )
+        if metrics.get("equal_groups", 0.0) > 0.9:
+            found["groups"] = (
+                "in most groups all samples got the same return, which teaches nothing: use a finer reward or larger"
+                " groups"
+            )
+        return found

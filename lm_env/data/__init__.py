@@ -1,0 +1,15 @@
+"""Prompts and episodes: what goes into an environment and what comes out of it."""
+
+from __future__ import annotations
+
+from lm_env.data.episodes import Episodes, ScoredEpisodes
+from lm_env.data.prompts import Prompt, Prompts, Tokenizer, load_prompts
+
+__all__ = [
+    "Episodes",
+    "Prompt",
+    "Prompts",
+    "ScoredEpisodes",
+    "Tokenizer",
+    "load_prompts",
+]

@@ -1,0 +1,105 @@
+"""Whole episodes as arrays: what a rollout yields and what `env.score` judges.
+
+Shapes: B episodes, P prompt, T response, L = P + T.  Right-padded; what is real is told by the
+lengths, never by a pad id, so pad == eos is no special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lm_env.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lm_env.data.prompts import Prompt
+
+__all__ = ["Episodes", "ScoredEpisodes"]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """B finished episodes."""
+
+    input_ids: np.ndarray
+    """int64 (B, L): prompt, then response (its EOS included), then padding of any value."""
+    prompt_lengths: np.ndarray
+    """int64 (B,), at least 1."""
+    lengths: np.ndarray
+    """int64 (B,): prompt plus response."""
+    prompts: Sequence[Prompt]
+    """B prompts, with the extra columns that the reward may read."""
+    logprobs: np.ndarray | None = None
+    """float (B, T): logprobs of the response tokens under the distribution they were sampled from."""
+
+    def __post_init__(self) -> None:
+        rows = len(self.input_ids)
+        if not (len(self.prompt_lengths) == len(self.lengths) == len(self.prompts) == rows):
+            raise ConfigurationError("episodes need one prompt, one prompt length and one length per row of input_ids")
+        if (
+            rows
+            and (
+                (self.prompt_lengths < 1)
+                | (self.lengths <= self.prompt_lengths)
+                | (self.lengths > self.input_ids.shape[1])
+            ).any()
+        ):
+            raise ConfigurationError("episodes need 1 <= prompt length < length <= columns of input_ids in every row")
+        if self.logprobs is not None and self.logprobs.shape != (shape := self.response_mask().shape):
+            raise ConfigurationError(
+                f"episodes have logprobs {self.logprobs.shape}: (rows, longest response) is {shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, rows: np.ndarray) -> Episodes:
+        """The given rows, in that order; indices, or a bool mask."""
+        rows = np.arange(len(self))[rows]
+        longest = int(self.response_lengths[rows].max(initial=0))
+        return replace(
+            self,
+            input_ids=self.input_ids[rows],
+            prompt_lengths=self.prompt_lengths[rows],
+            lengths=self.lengths[rows],
+            prompts=[self.prompts[int(i)] for i in rows],
+            logprobs=None if self.logprobs is None else self.logprobs[rows, :longest],
+        )
+
+    @property
+    def response_lengths(self) -> np.ndarray:
+        """int64 (B,)."""
+        return self.lengths - self.prompt_lengths
+
+    def response_mask(self) -> np.ndarray:
+        """bool (B, T): column t is the t-th response token; T is the longest response."""
+        lengths = self.response_lengths
+        return np.arange(int(lengths.max()) if len(lengths) else 0) < lengths[:, None]
+
+    def responses(self) -> list[list[int]]:
+        """The response tokens of each row, the EOS included."""
+        return [row[p:n].tolist() for row, p, n in zip(self.input_ids, self.prompt_lengths, self.lengths, strict=True)]
+
+
+@dataclass(frozen=True)
+class ScoredEpisodes:
+    """What the environment says of B episodes, per token."""
+
+    rewards: np.ndarray
+    """float64 (B, T): -beta (logprobs - ref_logprobs), plus the score at the last token; 0 in the padding."""
+    scores: np.ndarray
+    """float64 (B,): the paid score (a missing EOS may have replaced it)."""
+    logprobs: np.ndarray
+    """float64 (B, T), nats."""
+    ref_logprobs: np.ndarray
+    """float64 (B, T), nats."""
+    ended: np.ndarray
+    """bool (B,): an EOS or a stop string ended the episode, not the length cap."""
+
+    @property
+    def kl(self) -> np.ndarray:
+        """float64 (B,): log pi - log pi_ref of each whole response, nats (k1; its mean estimates the KL)."""
+        return (self.logprobs - self.ref_logprobs).sum(1)

@@ -1,0 +1,17 @@
+"""Gymnasium's two interfaces, and rendering, over one batched core."""
+
+from __future__ import annotations
+
+from lm_env.envs.env import TextGenerationEnv
+from lm_env.envs.mdp import StepResult, TextMDP
+from lm_env.envs.render import render_episode, tokens_from_ids
+from lm_env.envs.vector_env import TextGenerationVectorEnv
+
+__all__ = [
+    "StepResult",
+    "TextGenerationEnv",
+    "TextGenerationVectorEnv",
+    "TextMDP",
+    "render_episode",
+    "tokens_from_ids",
+]

@@ -1,0 +1,148 @@
+"""TextGenerationEnv: one text at a time, as a `gymnasium.Env`."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import gymnasium
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lm_env.data.episodes import Episodes, ScoredEpisodes
+from lm_env.envs.behavior import LogprobFn
+from lm_env.envs.mdp import TextMDP
+from lm_env.envs.spaces import action_space, flatten, observation_space
+from lm_env.errors import ConfigurationError
+from lm_env.objective.scoring import score_episodes
+from lm_env.objective.task import Task, TaskOptions
+
+__all__ = ["RENDER_MODES", "TextGenerationEnv", "checked_render_mode"]
+
+RENDER_MODES = ["ansi", "human"]
+ALL = np.zeros(1, dtype=np.int64)
+
+
+class TextGenerationEnv(gymnasium.Env[Any, Any]):
+    """Write a text token by token; be paid its score minus a per-token KL penalty.
+
+    - Observation: `Dict(input_ids: Box int64 (L,), length: Box int64 (1,))`, right-padded.
+    - Action: `Discrete(V)`, the next token.
+    - Reward: -beta (log pi - log pi_ref) of the token just taken, nats times beta; plus the reward
+      function's score when the text ends.
+    - `terminated`: an EOS, a stop string, or the length cap (the score is paid there too, so nothing
+      is left to bootstrap; do not add a `TimeLimit`).  `truncated`: the cap, with `cap_truncates`.
+    - `info`: `score`, `logprob`, `ref_logprob`, `kl` (of this token, nats) and `logprob_source`: who told
+      log pi, `"published"`, `"logprob_fn"` or `"model"`.
+
+    Args:
+        flat: one Box (1 + L,) instead of the Dict, the length first.
+        render_mode: `"ansi"` returns the colored text, `"human"` prints it at each end of episode.
+        render_values: color tokens by `"kl"` (log-ratio to the reference) or `"reward"`.
+        task: every option of `lm_env.Task`: model, tokenizer, prompts, reward, reference, beta, ...
+
+    Raises:
+        ConfigurationError, ModelLoadError, InvalidPromptError: on construction.
+        InvalidActionError, ResetNeeded, RewardError: on `step`; the state is then as before.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 4}  # noqa: RUF012
+
+    def __init__(
+        self,
+        *,
+        flat: bool = False,
+        render_mode: str | None = None,
+        render_values: str = "kl",
+        **task: Unpack[TaskOptions],
+    ) -> None:
+        self.mdp = TextMDP(Task(**task), slots=1)
+        self.flat, self.render_mode, self.render_values = (
+            flat,
+            checked_render_mode(render_mode, render_values),
+            render_values,
+        )
+        self.observation_space = observation_space(self.task, flat)
+        self.action_space = action_space(self.task)
+
+    @property
+    def task(self) -> Task:
+        """The resolved options: model, reference, tokenizer, prompts, reward, KL controller."""
+        return self.mdp.task
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin a new text.
+
+        Args:
+            seed: reseeds the choice of prompts; same seed, same prompts.
+            options: `{"prompt": ...}` starts from this prompt (text, token ids, or a row) instead.
+
+        Returns:
+            (observation, info): info holds the `prompt`'s text and its `prompt_index`, -1 for one
+            given in `options`.
+        """
+        super().reset(seed=seed)
+        if seed is not None:
+            self.mdp.seed(0, seed)
+        self.mdp.reset(ALL, (options or {}).get("prompt"))
+        prompt = self.mdp.prompts[0]
+        assert prompt is not None
+        return self._observation(), {"prompt": prompt.text, "prompt_index": prompt.index}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Append one token; see the class for what comes back."""
+        result = self.mdp.step(ALL, [action])
+        info = {k: v.tolist()[0] for k, v in result.info.items()}
+        terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
+        if self.render_mode == "human" and (terminated or truncated):
+            print(self.mdp.render(0, self.render_values))
+        return self._observation(), float(result.rewards[0]), terminated, truncated, info
+
+    def render(self) -> str | None:
+        """The text so far, each token colored; None (and printed) in `"human"` mode."""
+        if self.render_mode is None:
+            gymnasium.logger.warn(
+                "render() needs a render_mode: make the environment with render_mode='ansi' or 'human'"
+            )
+            return None
+        text = self.mdp.render(0, self.render_values)
+        if self.render_mode == "ansi":
+            return text
+        print(text)
+        return None
+
+    def action_masks(self) -> np.ndarray:
+        """bool (V,): tokens that may come next."""
+        return self.mdp.action_masks(ALL)[0]
+
+    def publish(self, action: ArrayLike, logprob: ArrayLike) -> None:
+        """Tell the logprob (nats) of the action of the coming step, under the policy that sampled it."""
+        self.mdp.behavior.publish(action, logprob)
+
+    def bind_logprob_fn(self, logprob_fn: LogprobFn | None) -> None:
+        """Have `logprob_fn(observation, actions) -> logprobs` asked where nothing was published."""
+        self.mdp.behavior.logprob_fn = logprob_fn
+
+    def score(self, episodes: Episodes) -> ScoredEpisodes:
+        """Per-token rewards of whole episodes, equal to stepping through them; see `Task.score`."""
+        return score_episodes(self.task, episodes)
+
+    def _observation(self) -> Any:
+        observation = {k: v[0] for k, v in self.mdp.observation().items()}
+        return flatten(observation) if self.flat else observation
+
+
+def checked_render_mode(mode: str | None, values: str) -> str | None:
+    """The render mode, once it and the values to show are known to exist.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
+    if mode == "rgb_array":  # what stable-baselines3's make_vec_env asks of every environment
+        return None
+    if mode not in (None, *RENDER_MODES):
+        raise ConfigurationError(
+            f"render_mode must be one of {', '.join(map(repr, RENDER_MODES))} or None, not {mode!r}"
+        )
+    if values not in ("kl", "reward"):
+        raise ConfigurationError(f"render_values must be 'kl' or 'reward', not {values!r}")
+    return mode

@@ -1,0 +1,130 @@
+"""An episode as colored text for a terminal: each token of the response by its log-ratio or reward.
+
+Pure functions from text to text.  What a model wrote is untrusted: control characters are shown,
+never sent, so that no response can move the cursor, rename the window or recolor the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from rich.color import ColorSystem
+from rich.style import Style
+
+from lm_env.data.prompts import Tokenizer
+from lm_env.errors import ConfigurationError
+
+__all__ = ["render_episode", "tokens_from_ids"]
+
+# Steps of the 256-color palette from pale to strong, all light enough for the black text on them,
+# so that dark and light terminals show the same; near zero the terminal's own colors stand.
+_NEGATIVE = (224, 217, 210, 203)
+_POSITIVE = (194, 157, 120, 83)
+_SMALLEST_SCALE = 0.1  # rounding noise in the logprobs must not be blown up to full color
+
+# C0, DEL and C1 controls, the separators and direction marks that reorder a line, lone surrogates.
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def render_episode(
+    prompt: str,
+    tokens: Sequence[str],
+    values: Sequence[float] | None,
+    *,
+    score: float | None = None,
+    title: str | None = None,
+    quantity: Literal["log-ratio", "reward"] = "log-ratio",
+    color: bool | None = True,
+    scale: float | None = None,
+) -> str:
+    r"""Return the text so far, its response colored token by token, and a last line that sums it up.
+
+    Args:
+        prompt: shown dim.
+        tokens: the T response tokens as text, for instance from `tokens_from_ids`.
+        values: T numbers, or None for no colors.  Negative is red, positive green.
+        score: the reward model's score; None while the episode runs.
+        title: a first line.
+        quantity: what the values are: log pi - log pi_ref of each token in nats, whose sum estimates
+            the KL to the reference, or the token's reward.
+        color: False writes no escape codes; None decides by the environment variable NO_COLOR.
+        scale: the absolute value with the strongest color; None takes the largest one given.
+
+    Returns:
+        Lines without a final newline.  A newline of the text is marked `↵`, and other control
+        characters are written out, as in `\x1b`.
+
+    Raises:
+        ConfigurationError: there are not as many values as tokens, or the scale is not positive.
+    """
+    numbers = [0.0] * len(tokens) if values is None else [float(value) for value in values]
+    if len(numbers) != len(tokens):
+        raise ConfigurationError(f"{len(numbers)} values for {len(tokens)} tokens: give one value per token")
+    if scale is None:
+        scale = max([_SMALLEST_SCALE, *(abs(number) for number in numbers if math.isfinite(number))])
+    if not (0 < scale < math.inf):
+        raise ConfigurationError(f"scale={scale!r} must be a positive number")
+    if color is None:
+        color = not os.environ.get("NO_COLOR")
+
+    lines = [] if title is None else [_styled(title, Style(bold=True), color)]
+    response = "".join(
+        _styled(token, _style(number, scale), color) for token, number in zip(tokens, numbers, strict=True)
+    )
+    lines.append(_styled(prompt, Style(dim=True), color) + response)
+    summary = [] if score is None else [f"score {score:+.3f}"]
+    if values is not None:
+        total = sum(numbers)
+        sums = {"log-ratio": f"sum of KL {total:+.3f} nats", "reward": f"sum of rewards {total:+.3f}"}
+        summary.append(f"{sums[quantity]} over {len(tokens)} tokens")
+        if color:
+            ends = (_styled(f" {end:+.2f} ", _style(end, scale), color) for end in (-scale, scale))
+            summary.append(f"{quantity} " + " 0 ".join(ends))
+    return "\n".join([*lines, " | ".join(summary)] if summary else lines)
+
+
+def tokens_from_ids(tokenizer: Tokenizer | None, ids: Sequence[int]) -> list[str]:
+    """Split the decoded text of T ids into T pieces, one per token, special tokens included.
+
+    Joined, the pieces are exactly `tokenizer.decode(ids)`; a character that several tokens make up
+    belongs to the last of them, and the others are empty.  Where a tokenizer drops the space at the
+    start of a text, decode prompt and response together and slice.  The cost is T decodings.
+
+    Without a tokenizer the pieces are the ids, separated by spaces.
+    """
+    ids = [int(token) for token in ids]
+    if tokenizer is None:
+        return [f" {token}" if position else str(token) for position, token in enumerate(ids)]
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    pieces, start = [], 0
+    for count in range(1, len(ids) + 1):
+        # Only what a prefix already shares with the whole text is settled: a character cut in two
+        # decodes to a replacement mark, and some tokenizers clean up spaces in hindsight.
+        prefix = text if count == len(ids) else tokenizer.decode(ids[:count], skip_special_tokens=False)
+        end = max(start, _shared_length(prefix, text))
+        pieces.append(text[start:end])
+        start = end
+    return pieces
+
+
+def _shared_length(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _style(value: float, scale: float) -> Style:
+    """Return black on the shade of red or green for a value, or no style near zero and for NaN."""
+    steps = _NEGATIVE if value < 0 else _POSITIVE
+    level = 0 if math.isnan(value) else round(len(steps) * min(1.0, abs(value) / scale))
+    return Style.parse(f"color(16) on color({steps[level - 1]})") if level else Style.null()
+
+
+def _styled(text: str, style: Style, color: bool) -> str:
+    """Escape the text, and style each line by itself, lest a background run on to the margin."""
+    shown = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text).replace("\n", "↵\n")
+    if not color:
+        return shown
+    return "\n".join(style.render(line, color_system=ColorSystem.EIGHT_BIT) for line in shown.split("\n"))

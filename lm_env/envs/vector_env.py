@@ -1,0 +1,202 @@
+"""TextGenerationVectorEnv: n texts at once, as a natively batched `gymnasium.vector.VectorEnv`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike
+
+from lm_env.data.episodes import Episodes, ScoredEpisodes
+from lm_env.envs.behavior import LogprobFn
+from lm_env.envs.env import RENDER_MODES, checked_render_mode
+from lm_env.envs.mdp import TextMDP, as_array
+from lm_env.envs.spaces import action_space, flatten, observation_space
+from lm_env.errors import ConfigurationError, InvalidActionError
+from lm_env.objective.scoring import score_episodes
+from lm_env.objective.task import Task, TaskOptions
+
+__all__ = ["TextGenerationVectorEnv"]
+
+
+class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
+    """n slots of `TextGenerationEnv`, with one model forward of one token per slot and step.
+
+    Observations, rewards, flags and `info` entries are arrays with a leading n; everything else is
+    as in `TextGenerationEnv`.  `info["_KEY"]` tells in which slots an entry is meant.
+
+    Args:
+        num_envs: n.
+        autoreset_mode: `NEXT_STEP` (Gymnasium's default: the step after an end resets and ignores
+            the action), `SAME_STEP` (the end's observation and info are in `info["final_obs"]` and
+            `info["final_info"]`) or `DISABLED` (call `reset(options={"reset_mask": ...})`).
+        flat, render_mode, render_values, task: as in `TextGenerationEnv`.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        flat: bool = False,
+        render_mode: str | None = None,
+        render_values: str = "kl",
+        **task: Unpack[TaskOptions],
+    ) -> None:
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError as error:
+            modes = ", ".join(repr(m.value) for m in AutoresetMode)
+            raise ConfigurationError(f"autoreset_mode must be one of {modes}, not {autoreset_mode!r}") from error
+        self.mdp = TextMDP(Task(**task), slots=num_envs)
+        self.num_envs, self.flat = num_envs, flat
+        self.render_mode, self.render_values = checked_render_mode(render_mode, render_values), render_values
+        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": RENDER_MODES, "render_fps": 4}
+        self.single_observation_space = observation_space(self.task, flat)
+        self.single_action_space = action_space(self.task)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    @property
+    def task(self) -> Task:
+        """The resolved options: model, reference, tokenizer, prompts, reward, KL controller."""
+        return self.mdp.task
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin new texts.
+
+        Args:
+            seed: slot i gets seed + i, or the i-th of a sequence; same seeds, same prompts.
+            options: `{"reset_mask": bool (n,)}` resets these slots alone; `{"prompt": ...}` as in
+                `TextGenerationEnv.reset`.
+        """
+        options = options or {}
+        slots = self._reset_slots(options.get("reset_mask"))
+        if isinstance(seed, int | np.integer):
+            super().reset(seed=int(seed))
+            seed = [int(seed) + i for i in range(self.num_envs)]
+        seeds = [None] * self.num_envs if seed is None else list(seed)
+        if len(seeds) != self.num_envs:
+            raise ConfigurationError(f"{len(seeds)} seeds for {self.num_envs} environments: give one each")
+        for slot in slots:
+            if (own := seeds[slot]) is not None:
+                self.mdp.seed(slot, own)
+        self.mdp.reset(slots, options.get("prompt"))
+        return self._observation(), self._reset_info(slots)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Append one token in each slot; int (n,) in, arrays (n,) out."""
+        mdp, n = self.mdp, self.num_envs
+        actions = as_array(actions)
+        if actions.shape != (n,):
+            raise InvalidActionError(
+                f"actions of shape {actions.shape}: give one token id for each of {n} environments"
+            )
+        resetting = np.zeros(n, dtype=bool)
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            resetting = ~mdp.running & np.array([p is not None for p in mdp.prompts])
+        moving, fresh = np.flatnonzero(~resetting), np.flatnonzero(resetting)
+        rewards, terminated, truncated = np.zeros(n), np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        info: dict[str, Any] = {}
+        if len(moving):
+            result = mdp.step(moving, actions[moving])
+            rewards[moving], terminated[moving], truncated[moving] = result.rewards, result.terminated, result.truncated
+            info = _spread(result.info, moving, n)
+        if len(fresh):
+            mdp.reset(fresh)
+            info |= self._reset_info(fresh)
+        done = np.flatnonzero(terminated | truncated)
+        if len(done) and self.render_mode == "human":
+            print("\n".join(mdp.render(int(slot), self.render_values) for slot in done))
+        if len(done) and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            info = self._final_info(done, result.info)
+            mdp.reset(done)
+            info |= self._reset_info(done)
+        return self._observation(), rewards, terminated, truncated, info
+
+    def render(self) -> tuple[str, ...] | None:
+        """The n texts so far, each token colored; None (and printed) in `"human"` mode."""
+        texts = tuple(self.mdp.render(slot, self.render_values) for slot in range(self.num_envs))
+        if self.render_mode == "human":
+            print("\n".join(texts))
+            return None
+        return texts
+
+    def action_masks(self) -> np.ndarray:
+        """bool (n, V): tokens that may come next."""
+        return self.mdp.action_masks()
+
+    def publish(self, actions: ArrayLike, logprobs: ArrayLike, slots: ArrayLike | None = None) -> None:
+        """Tell the logprobs (nats) of the actions of the coming step; `slots` for some of them alone."""
+        self.mdp.behavior.publish(actions, logprobs, slots)
+
+    def bind_logprob_fn(self, logprob_fn: LogprobFn | None) -> None:
+        """Have `logprob_fn(observation, actions) -> logprobs` asked where nothing was published."""
+        self.mdp.behavior.logprob_fn = logprob_fn
+
+    def score(self, episodes: Episodes) -> ScoredEpisodes:
+        """Per-token rewards of whole episodes, equal to stepping through them; see `Task.score`."""
+        return score_episodes(self.task, episodes)
+
+    # -- parts --------------------------------------------------------------------------------------
+    def _reset_slots(self, mask: Any) -> np.ndarray:
+        if mask is None:
+            return np.arange(self.num_envs)
+        mask = np.asarray(mask)
+        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
+            raise ConfigurationError(
+                f"reset_mask must be a bool array ({self.num_envs},) with at least one True, not {mask!r}"
+            )
+        return np.flatnonzero(mask)
+
+    def _observation(self, slots: np.ndarray | None = None) -> Any:
+        observation = self.mdp.observation(slots)
+        return flatten(observation) if self.flat else observation
+
+    def _reset_info(self, slots: np.ndarray) -> dict[str, Any]:
+        prompts = [p for slot in slots if (p := self.mdp.prompts[slot]) is not None]
+        columns = {
+            "prompt": np.array([p.text for p in prompts], dtype=object),
+            "prompt_index": np.array([p.index for p in prompts]),
+        }
+        return _spread(columns, slots, self.num_envs)
+
+    def _final_info(self, done: np.ndarray, result: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Gymnasium's SAME_STEP layout: what belongs to the ended episodes stands under `final_info`."""
+        n, last = self.num_envs, self._observation(done)
+        final_obs = np.full(n, None, dtype=object)
+        for i, slot in enumerate(done):
+            final_obs[slot] = last[i] if self.flat else {k: v[i] for k, v in last.items()}
+        ended = np.isin(np.arange(n), done)
+        rest = np.flatnonzero(~ended)
+        return {
+            **_spread({k: v[rest] for k, v in result.items()}, rest, n),
+            "final_obs": final_obs,
+            "_final_obs": ended,
+            "final_info": _spread({k: v[done] for k, v in result.items()}, done, n),
+            "_final_info": ended.copy(),
+        }
+
+
+def _spread(columns: dict[str, np.ndarray], slots: np.ndarray, n: int) -> dict[str, Any]:
+    """Arrays of some slots (k,) -> arrays (n,), each with the mask `_key` of where it is meant."""
+    if not len(slots):
+        return {}
+    mask = np.zeros(n, dtype=bool)
+    mask[slots] = True
+    info: dict[str, Any] = {}
+    for key, values in columns.items():
+        if len(slots) == n:
+            info[key] = values
+        else:
+            info[key] = np.full(
+                n, None if values.dtype == object else np.zeros((), values.dtype).item(), dtype=values.dtype
+            )
+            info[key][slots] = values
+        info[f"_{key}"] = mask.copy()
+    return info

@@ -1,0 +1,174 @@
+"""Forwards of a causal LM, and logprobs of given tokens; see `lm_env.models.inspection` for what a model is.
+
+Shapes: B rows, P prompt, T response, L = P + T, V vocabulary, D hidden, N = all response tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lm_env.data.episodes import Episodes
+from lm_env.errors import UnsupportedModelError
+from lm_env.models.inputs import length_batches, plain_arguments, response_index
+from lm_env.models.inspection import check_positions, device_of, evaluating, facts_of, trunk_of
+
+__all__ = [
+    "LOGIT_BUDGET",
+    "Outputs",
+    "Positions",
+    "chunked_logprobs",
+    "forward",
+    "log_distribution",
+    "plain_forward",
+    "response_hidden",
+    "response_logprobs",
+    "response_outputs",
+    "restrict",
+    "token_logprobs",
+]
+
+# Logits that may stand in memory at once: 32M numbers, 128 MB in fp32.
+LOGIT_BUDGET = 2**25
+
+Positions = tuple[Tensor, Tensor] | tuple[slice, int]
+
+
+class Outputs(NamedTuple):
+    """Logits (..., V) and, when asked for, the last hidden states (..., D) under them."""
+
+    logits: Tensor
+    hidden: Tensor | None
+
+
+def forward(model: nn.Module, at: Positions, want_hidden: bool = False, **arguments: Any) -> Outputs:
+    """One forward, with logits for the chosen positions alone.
+
+    Args:
+        at: (rows (N,), positions (N,)) of the logits wanted, or a (slice, position) of them.
+        arguments: what the model's forward is called with (`input_ids`, a cache, ...).
+
+    Returns:
+        Outputs with logits (N, V) and hidden (N, D).
+    """
+    facts = facts_of(model)
+    if facts.splits:
+        hidden = trunk_of(model)(**arguments).last_hidden_state[at]  # type: ignore[misc]
+        return Outputs(model.get_output_embeddings()(hidden), hidden if want_hidden else None)  # type: ignore[operator]
+    if want_hidden and facts.hidden_size is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} returns no hidden_states, so it cannot carry a value head: pass a separate critic"
+        )
+    out = model(**arguments, **({"output_hidden_states": True} if want_hidden else {}))
+    return Outputs(out.logits[at], out.hidden_states[-1][at] if want_hidden else None)
+
+
+def plain_forward(model: nn.Module, ids: Tensor, at: tuple[Tensor, Tensor], want_hidden: bool = False) -> Outputs:
+    """`forward` over right-padded rows `ids (B, L)` without a cache."""
+    return forward(model, at, want_hidden, **plain_arguments(facts_of(model).arguments, ids))
+
+
+def response_outputs(model: nn.Module, episodes: Episodes, want_hidden: bool = False) -> tuple[Outputs, Tensor]:
+    """Logits that predict each response token of the episodes, padding excluded.
+
+    Returns:
+        Outputs with logits (N, V), hidden (N, D), and the response tokens (N,), row after row.
+    """
+    ids, rows, at = response_index(episodes, device_of(model))
+    return plain_forward(model, ids, (rows, at - 1), want_hidden), ids[rows, at]
+
+
+def response_hidden(model: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:
+    """The hidden states (N, D) under those logits, and the tokens (N,), of a model that `splits`."""
+    ids, rows, at = response_index(episodes, device_of(model))
+    hidden = trunk_of(model)(**plain_arguments(facts_of(model).arguments, ids)).last_hidden_state  # type: ignore[misc]
+    return hidden[rows, at - 1], ids[rows, at]
+
+
+def chunked_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """log pi(token) from hidden states, at most `LOGIT_BUDGET` logits in memory at a time.
+
+    Each chunk's logits are computed again for the backward pass, so N x V never stands whole.
+
+    Args:
+        hidden: (N, D) of `response_hidden`.
+    """
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    size = max(1, LOGIT_BUDGET // facts_of(model).vocab_size)
+
+    def piece(states: Tensor, chosen: Tensor) -> Tensor:
+        return token_logprobs(head(states), chosen, temperature)
+
+    pieces = zip(hidden.split(size), tokens.split(size), strict=True)
+    return torch.cat([checkpoint(piece, states, chosen, use_reentrant=False) for states, chosen in pieces])
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """log pi(token) of the softmax of logits / temperature; the one place where it is computed.
+
+    Args:
+        logits: (..., V), any floating dtype; computed in fp32 at least.
+        tokens: int64 (...,).
+
+    Returns:
+        (...,) nats.
+    """
+    logits, index = _tempered(logits, temperature), tokens.unsqueeze(-1)
+    # `log_softmax` takes a third of the time, but adds up naively: 1e-4 nats off at a flat vocabulary of 150,000.
+    if logits.shape[-1] <= 8192:
+        return torch.log_softmax(logits, -1).gather(-1, index).squeeze(-1)
+    return logits.gather(-1, index).squeeze(-1) - logits.logsumexp(-1)
+
+
+def log_distribution(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """log pi of all V tokens, nats (..., V): for sums over the vocabulary."""
+    return torch.log_softmax(_tempered(logits, temperature), -1)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def restrict(logits: Tensor, allowed: np.ndarray) -> Tensor:
+    """-inf where `allowed` (bool, the shape of `logits`) is False."""
+    return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
+
+
+def _flat_rows(mask: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Indices into all N response tokens of those of some rows, row after row."""
+    starts = np.concatenate([[0], np.cumsum(mask.sum(1))])
+    return np.concatenate([np.arange(starts[r], starts[r + 1]) for r in rows])
+
+
+@torch.no_grad()
+def response_logprobs(
+    model: nn.Module, episodes: Episodes, temperature: float = 1.0, allowed: np.ndarray | None = None
+) -> np.ndarray:
+    """Logprobs of all response tokens: one forward per sequence, batched by length.
+
+    Args:
+        allowed: bool (N, V), tokens that the model's distribution is restricted to.
+
+    Returns:
+        float32 (float64 for a float64 model) (B, T) nats, 0 in the padding.
+    """
+    facts = facts_of(model)
+    check_positions(model, int(episodes.lengths.max(initial=0)))
+    result: np.ndarray | None = None
+    mask = episodes.response_mask()
+    with evaluating(model):
+        for rows in length_batches(episodes.lengths, max(1, LOGIT_BUDGET // facts.vocab_size)):
+            part = episodes[rows]
+            outputs, tokens = response_outputs(model, part)
+            logits = outputs.logits if allowed is None else restrict(outputs.logits, allowed[_flat_rows(mask, rows)])
+            values = token_logprobs(logits, tokens, temperature).cpu().numpy()
+            if result is None:
+                result = np.zeros(mask.shape, dtype=values.dtype)
+            i, t = np.nonzero(part.response_mask())
+            result[rows[i], t] = values
+    return np.zeros(mask.shape, np.float32) if result is None else result

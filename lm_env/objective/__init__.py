@@ -1,0 +1,27 @@
+"""What is to be written and how it is judged: the task, its reward, its KL penalty."""
+
+from __future__ import annotations
+
+from lm_env.objective.kl import AdaptiveKL, FixedKL, KLController, full_kl, k1, k2, k3
+from lm_env.objective.rewards import RewardFunction, compose_rewards, score_responses
+from lm_env.objective.scoring import measure_kl, paid_scores, raw_scores, score_episodes
+from lm_env.objective.task import Task, TaskOptions
+
+__all__ = [
+    "AdaptiveKL",
+    "FixedKL",
+    "KLController",
+    "RewardFunction",
+    "Task",
+    "TaskOptions",
+    "compose_rewards",
+    "full_kl",
+    "k1",
+    "k2",
+    "k3",
+    "measure_kl",
+    "paid_scores",
+    "raw_scores",
+    "score_episodes",
+    "score_responses",
+]

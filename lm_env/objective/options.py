@@ -1,0 +1,197 @@
+"""The options of an environment: what they are called, and how names become models and rewards."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import operator
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from torch import nn
+
+from lm_env.errors import ConfigurationError
+from lm_env.models.adapters import has_adapter, without_wrapper
+from lm_env.models.inspection import facts_of
+from lm_env.models.loading import is_quantized, load_causal_lm, load_tokenizer
+from lm_env.objective.kl import KLController
+from lm_env.objective.rewards import RewardFunction
+from lm_env.validation import check_integer, check_number
+
+__all__ = [
+    "ActionMask",
+    "ResolvedModels",
+    "TaskOptions",
+    "check_limits",
+    "resolve_eos",
+    "resolve_models",
+    "resolve_reward",
+    "resolve_stop_strings",
+]
+
+ActionMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class TaskOptions(TypedDict, total=False):
+    """The keyword arguments of every environment; see `Task` for what each means."""
+
+    model: nn.Module | str | os.PathLike
+    tokenizer: Any
+    prompts: Any
+    reward: RewardFunction | Callable[..., Any] | str
+    reference: nn.Module | str | os.PathLike | None
+    beta: float | KLController
+    max_prompt_tokens: int | None
+    max_new_tokens: int
+    eos_token_id: int | Sequence[int] | None
+    stop_strings: Sequence[str]
+    missing_eos_score: float | None
+    cap_truncates: bool
+    temperature: float
+    action_mask: ActionMask | None
+    device: str
+    download: bool
+    quantization_config: Any
+
+
+@dataclass(frozen=True)
+class ResolvedModels:
+    """The models of a task, and the tokenizer that belongs to them."""
+
+    model: nn.Module
+    """The causal LM under training; of a peft model the transformers model inside it."""
+    reference: nn.Module
+    """The frozen reference; `model` itself where switching the adapter off gives it, or nothing can train."""
+    adapter: nn.Module | None
+    """The peft wrapper around `model`, if there is one."""
+    tokenizer: Any
+
+
+def resolve_models(
+    model: nn.Module | str | os.PathLike,
+    reference: nn.Module | str | os.PathLike | None,
+    tokenizer: Any,
+    device: str,
+    download: bool,
+    quantization_config: Any = None,
+) -> ResolvedModels:
+    """Models by name are loaded, once, and shared while they are frozen; live ones are taken as they are.
+
+    Without a `reference`, a peft model's own base is the reference, and a quantized model without
+    anything to train is its own.
+    """
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = load_tokenizer(str(tokenizer), download=download)
+    if quantization_config is not None and not any(isinstance(m, str | os.PathLike) for m in (model, reference)):
+        raise ConfigurationError(
+            "quantization_config is for models given by name: load a live one with"
+            " lm_env.load_model(name, quantization_config=...)"
+        )
+    if isinstance(model, str | os.PathLike):
+        base, own_tokenizer = load_causal_lm(str(model), device, download, quantization_config)
+        tokenizer = own_tokenizer if tokenizer is None else tokenizer
+        # The base may have been frozen already, as the reference of another environment.
+        model = base if is_quantized(base) else copy.deepcopy(base).requires_grad_(True)
+        reference = base if reference is None else reference
+    facts_of(model)
+    if isinstance(reference, str | os.PathLike):
+        reference = load_causal_lm(str(reference), device, download, quantization_config)[0]
+    adapter = model if has_adapter(model) else None
+    if reference is None and adapter is not None:
+        inside = without_wrapper(adapter)
+        return ResolvedModels(inside, inside, adapter, tokenizer)
+    if reference is None:
+        reference = model if _immovable(model) else copy.deepcopy(model)
+    if not (reference is model and _immovable(model)):
+        _check_apart(model, reference)
+    reference.requires_grad_(False).eval()
+    return ResolvedModels(without_wrapper(model), without_wrapper(reference), adapter, tokenizer)
+
+
+def _immovable(model: nn.Module) -> bool:
+    """Whether no training can change this model."""
+    return is_quantized(model) and not any(p.requires_grad for p in model.parameters())
+
+
+def _check_apart(model: nn.Module, reference: nn.Module) -> None:
+    own = {p.data_ptr() for p in model.parameters() if p.numel()}
+    if any(p.data_ptr() in own for p in reference.parameters() if p.numel()):
+        raise ConfigurationError(
+            "the reference shares weights with the model, so it would drift with it: leave it out, or pass a copy"
+        )
+
+
+def resolve_reward(reward: Any) -> Callable[..., Any]:
+    """A reward function as it is, or the one that an import path `"package.module:name"` names.
+
+    Raises:
+        ConfigurationError: it cannot be imported, or called.
+    """
+    if isinstance(reward, str):
+        module, _, name = reward.partition(":")
+        try:
+            reward = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigurationError(
+                f"reward {module}:{name} cannot be imported ({error}): write 'package.module:function'"
+            ) from error
+        try:
+            reward = reward() if isinstance(reward, type) else reward
+        except TypeError as error:
+            message = f"reward {module}:{name} cannot be made without arguments ({error}): pass an instance"
+            raise ConfigurationError(message) from error
+    if not callable(reward):
+        raise ConfigurationError(
+            f"reward must be a function f(prompts, responses, **columns) -> floats, not {type(reward).__name__}"
+        )
+    return reward
+
+
+def resolve_eos(given: int | Iterable[int] | None, tokenizer: Any, vocab_size: int) -> frozenset[int]:
+    """The ids that end a text; the tokenizer's, if none are given."""
+    if given is None:
+        given = getattr(tokenizer, "eos_token_id", None)
+        if given is None:
+            raise ConfigurationError(
+                "no EOS: the tokenizer has no eos_token_id; pass eos_token_id=ID, or () to always run to the length cap"
+            )
+    try:
+        ids = frozenset(map(operator.index, given if isinstance(given, Iterable) else [given]))
+    except TypeError as error:
+        raise ConfigurationError(f"eos_token_id must be a token id, or several, not {given!r}") from error
+    if bad := [i for i in ids if not 0 <= i < vocab_size]:
+        raise ConfigurationError(f"eos_token_id {bad[0]} is outside the model's vocabulary of {vocab_size}")
+    return ids
+
+
+def resolve_stop_strings(given: str | Sequence[str], tokenizer: Any) -> tuple[str, ...]:
+    """The strings that end a text, checked."""
+    strings = (given,) if isinstance(given, str) else tuple(given)
+    if bad := [s for s in strings if not isinstance(s, str) or not s]:
+        raise ConfigurationError(f"stop_strings holds {bad[0]!r}: each must be a non-empty string")
+    if strings and tokenizer is None:
+        raise ConfigurationError("stop_strings need a tokenizer, to see the text")
+    return strings
+
+
+def check_limits(
+    max_prompt_tokens: int | None,
+    max_new_tokens: int,
+    missing_eos_score: float | None,
+    temperature: float,
+    cap_truncates: bool,
+) -> None:
+    """Refuse numbers that cannot work."""
+    if max_prompt_tokens is not None:
+        check_integer("max_prompt_tokens", max_prompt_tokens)
+    check_integer("max_new_tokens", max_new_tokens)
+    check_number("temperature", temperature, low=0.0, above=True)
+    if missing_eos_score is not None:
+        check_number("missing_eos_score", missing_eos_score)
+        if cap_truncates:
+            raise ConfigurationError(
+                "missing_eos_score pays at the cap, cap_truncates pays nothing there: choose one of them"
+            )

@@ -1,0 +1,194 @@
+"""Task: what is to be written and how it is judged -- models, prompts, reward, and where a text ends.
+
+Both gears of the environment share it: `TextMDP` steps through its texts token by token, and
+`Task.score` judges whole episodes at once.
+
+Shapes: B episodes, T response tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import load_prompts
+from lm_env.errors import ConfigurationError
+from lm_env.models.adapters import adapter_off
+from lm_env.models.inspection import check_positions, facts_of
+from lm_env.objective.kl import KLController, make_controller
+from lm_env.objective.options import (
+    ActionMask,
+    TaskOptions,
+    check_limits,
+    resolve_eos,
+    resolve_models,
+    resolve_reward,
+    resolve_stop_strings,
+)
+from lm_env.objective.rewards import RewardFunction
+
+__all__ = ["Task", "TaskOptions"]
+
+
+class Task:
+    """Resolved and checked options of an environment.
+
+    Args:
+        model: the LM under training: a module with the forward of a transformers causal LM, or a
+            name (`"reviews-3m"`, a folder, a hub id).  By name, the environment gets a copy of its own.
+        tokenizer: a transformers tokenizer, or a name; default: the one beside a named model.
+        prompts: anything `load_prompts` takes: strings, token ids, rows with extra columns for the
+            reward, a .txt or .jsonl file, a `datasets.Dataset`, a hub id.
+        reward: a `RewardFunction`, or the import path of one (`"reward_models:LexiconSentiment"`; a
+            class is called without arguments).
+        reference: the frozen model of the KL penalty.  Default: a frozen copy of `model`; for a peft
+            model its own base, the adapter switched off, without a second copy of the weights.
+        beta: weight of the KL penalty (reward per nat), or a controller of it.
+        max_prompt_tokens: default: the longest prompt.  Longer prompts are an error.
+        max_new_tokens: the length cap, tokens.
+        eos_token_id: ids that end a text; default the tokenizer's; `()`: only the cap ends it.
+        stop_strings: strings that end a text; the reward sees the text before them.
+        missing_eos_score: paid INSTEAD of the score when the cap ends a text (-1 in
+            arXiv:1909.08593); None: such texts are judged like any other.
+        cap_truncates: the cap yields `truncated` and pays no score, instead of `terminated` and the
+            score.  Off by default, for with a score paid, an agent must not add a bootstrap value.
+        temperature: divides the logits of policy and reference.
+        action_mask: `f(prompt_ids, response_ids) -> bool (V,)`, tokens that may come next.  Restricts
+            the actions and the model's distribution, not the reference's: the optimum is then the
+            reference conditioned on the allowed texts, tilted by the reward.
+        device: where models given by name are put.
+        download: allow fetching named models and data sets from the hub.
+        quantization_config: how models given by name are loaded, see `load_model`.  A quantized model is
+            frozen: train LoRA adapters on one, or give it as the reference of another model.
+
+    Raises:
+        ConfigurationError, ModelLoadError, MissingDependencyError, UnsupportedModelError, InvalidPromptError.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module | str | os.PathLike,
+        prompts: Any,
+        reward: RewardFunction | Callable[..., Any] | str,
+        tokenizer: Any = None,
+        reference: nn.Module | str | os.PathLike | None = None,
+        beta: float | KLController = 0.1,
+        max_prompt_tokens: int | None = None,
+        max_new_tokens: int = 48,
+        eos_token_id: int | Sequence[int] | None = None,
+        stop_strings: Sequence[str] = (),
+        missing_eos_score: float | None = None,
+        cap_truncates: bool = False,
+        temperature: float = 1.0,
+        action_mask: ActionMask | None = None,
+        device: str = "cpu",
+        download: bool = False,
+        quantization_config: Any = None,
+    ) -> None:
+        check_limits(max_prompt_tokens, max_new_tokens, missing_eos_score, temperature, cap_truncates)
+        resolved = resolve_models(model, reference, tokenizer, device, download, quantization_config)
+        self.model = resolved.model
+        self.reference = resolved.reference
+        self.adapter = resolved.adapter
+        self.tokenizer = resolved.tokenizer
+        self.vocab_size = facts_of(self.model).vocab_size
+        if facts_of(self.reference).vocab_size != self.vocab_size:
+            raise ConfigurationError(
+                f"the model has {self.vocab_size} logits and the reference {facts_of(self.reference).vocab_size}: they"
+                " must share a vocabulary"
+            )
+        self.prompts = load_prompts(
+            prompts,
+            self.tokenizer,
+            vocab_size=self.vocab_size,
+            max_prompt_tokens=max_prompt_tokens or self._room(max_new_tokens),
+            download=download,
+        )
+        self.max_prompt_tokens = max_prompt_tokens or max(len(p.ids) for p in self.prompts)
+        self.max_new_tokens = max_new_tokens
+        self.max_length = self.max_prompt_tokens + max_new_tokens
+        check_positions(self.model, self.max_length)
+        check_positions(self.reference, self.max_length)
+        self.reward = resolve_reward(reward)
+        self.kl = make_controller(beta)
+        self.eos_token_ids = resolve_eos(eos_token_id, self.tokenizer, self.vocab_size)
+        self._is_eos = np.zeros(self.vocab_size, dtype=bool)
+        self._is_eos[list(self.eos_token_ids)] = True
+        self.stop_strings = resolve_stop_strings(stop_strings, self.tokenizer)
+        self.missing_eos_score = missing_eos_score
+        self.cap_truncates = cap_truncates
+        self.temperature = float(temperature)
+        self.action_mask = action_mask
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        self.pad_token_id = int(pad) if pad is not None and pad < self.vocab_size else 0
+
+    def _room(self, max_new_tokens: int) -> int:
+        positions = [m for m in (facts_of(self.model).max_positions, facts_of(self.reference).max_positions) if m]
+        return max(min(positions) - max_new_tokens, 1) if positions else 2**31
+
+    def as_reference(self) -> AbstractContextManager[Any]:
+        """Inside, `reference` is the reference: where it is the base under `adapter`, the adapter is off."""
+        if self.adapter is None or self.reference is not self.model:
+            return nullcontext()
+        return adapter_off(self.adapter)
+
+    # -- where a text ends ----------------------------------------------------
+    def text_of(self, response: Sequence[int]) -> str:
+        """The response as the reward sees it: no EOS, no special tokens, cut before a stop string."""
+        ids = response[:-1] if len(response) and response[-1] in self.eos_token_ids else response
+        if self.tokenizer is None:
+            return " ".join(map(str, ids))
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        cuts = [at for stop in self.stop_strings if (at := text.find(stop)) >= 0]
+        return text[: min(cuts)] if cuts else text
+
+    def ends(
+        self, input_ids: np.ndarray, prompt_lengths: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where texts end, and the one place that says so.
+
+        Args:
+            input_ids: int64 (B, L); prompt_lengths, lengths: int64 (B,), with at least one response token.
+
+        Returns:
+            (ended, capped), bool (B,): by an EOS or a stop string; by the length cap alone.
+        """
+        ended = self._is_eos[input_ids[np.arange(len(lengths)), lengths - 1]]
+        if self.stop_strings:
+            for row in np.flatnonzero(~ended):
+                text = str(
+                    self.tokenizer.decode(input_ids[row, prompt_lengths[row] : lengths[row]], skip_special_tokens=True)
+                )
+                ended[row] = any(stop in text for stop in self.stop_strings)
+        return ended, (lengths - prompt_lengths >= self.max_new_tokens) & ~ended
+
+    def allowed_next(self, prompt: np.ndarray, response: np.ndarray) -> np.ndarray:
+        """bool (V,): tokens that may follow; all of them without an `action_mask`."""
+        if self.action_mask is None:
+            return np.ones(self.vocab_size, dtype=bool)
+        mask = np.asarray(self.action_mask(prompt.copy(), response.copy()))
+        if mask.shape != (self.vocab_size,) or mask.dtype != np.bool_ or not mask.any():
+            raise ConfigurationError(
+                f"action_mask must return a bool array of {self.vocab_size} with at least one True, "
+                f"not shape {mask.shape}, dtype {mask.dtype}, {int(np.count_nonzero(mask))} True"
+            )
+        return mask
+
+    def allowed_in(self, episodes: Episodes) -> np.ndarray | None:
+        """bool (N, V): `allowed_next` at each response token, row after row; None if all tokens may."""
+        if self.action_mask is None:
+            return None
+        return np.stack(
+            [
+                self.allowed_next(row[:p], row[p:t])
+                for row, p, n in zip(episodes.input_ids, episodes.prompt_lengths, episodes.lengths, strict=True)
+                for t in range(p, n)
+            ]
+        )

@@ -1,0 +1,212 @@
+"""The policies that other objectives than E[score] - beta KL settle at, exact, on an enumerable MDP.
+
+Each is what a well-known slip or choice in an agent really optimizes, so an agent's exact R and KL
+tell which one it has.  At a fixed point the agent's expected update is zero at every state:
+
+    sum_a pi(a|s) (Q(s, a) - V(s) - c(s, a)) grad log pi(a|s) = 0
+
+with Q the agent's own expected return and c the gradient coefficient of its loss.  Q depends on the
+future only, so one backward pass that solves each state (a `Rule`) is exact: nothing is iterated,
+the rescaled ones aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+
+from lm_env.errors import ConfigurationError
+from lm_env.theory.prefix_tree import Rule, backward_recursion, gibbs_rule, logsumexp
+from lm_env.theory.token_mdp import TokenMDP
+from lm_env.validation import check_number
+
+__all__ = ["Objective", "fixed_point"]
+
+Objective = Literal[
+    "entropy_bonus",
+    "gamma",
+    "gibbs",
+    "k2_loss",
+    "k3_loss",
+    "k3_loss_rescaled",
+    "k3_loss_rescaled_by_length",
+    "no_penalty",
+    "reward_rescaled",
+    "subtracted_penalty",
+]
+_STD_EPSILON = 1e-4  # what keeps a division by the standard deviation finite; GRPO's usual value
+
+
+def fixed_point(
+    mdp: TokenMDP,
+    beta: float,
+    objective: Objective,
+    *,
+    gamma: float = 0.9,
+    entropy_coef: float = 0.01,
+    scale: float | None = None,
+) -> np.ndarray:
+    """log pi (S, V) float64 of the policy at which an agent with this objective comes to rest.
+
+    - `gibbs`: k1 in the reward, gamma 1.  The optimum that is meant.
+    - `gamma`: k1 in the reward, returns discounted from each token on, sum_u gamma^(u-t) r_u:
+      V(s) = beta log sum pi_ref exp(Q / beta), Q = gamma V(s').
+    - `k2_loss`: score alone in the return, beta (log pi - log pi_ref)^2 / 2 per token in the loss;
+      each state answers its own KL but not the KL of what follows.
+    - `k3_loss`: the same with pi_ref/pi - 1 - log(pi_ref/pi), as GRPO (without division by the std
+      or by each response's own length): pi = pi_ref / (1 - (Q - V) / beta).
+    - `k3_loss_rescaled`: the same with the score divided by its standard deviation under the policy
+      itself, as GRPO does in large groups, so that beta is in truth beta (std + 1e-4).
+    - `k3_loss_rescaled_by_length`: the same with each response's loss divided by its own length.
+    - `entropy_bonus`: k1 in the reward and entropy_coef x the policy's entropy per token in the loss.
+    - `reward_rescaled`: k1 in the reward, score divided by `scale`, so that beta is in truth beta scale;
+      by default by its standard deviation under the policy itself (a large batch), + 1e-4.  Followed from
+      the reference's std; where no positive std is left standing the policy collapses on the best response.
+    - `subtracted_penalty`: `missing_eos_score` added to the score instead of replacing it.
+    - `no_penalty`: `missing_eos_score` forgotten.
+
+    Raises:
+        ConfigurationError: an unknown objective, beta <= 0, gamma, entropy_coef or scale out of range, an MDP
+            without `missing_eos_score` for `subtracted_penalty`, or a std that never settles.
+    """
+    check_number("beta", beta, low=0.0, above=True)
+    check_number("gamma", gamma, low=0.0, high=1.0)
+    check_number("entropy_coef", entropy_coef, low=0.0)
+    if scale is not None:
+        check_number("scale", scale, low=0.0, above=True)
+    scores, discount, rule = mdp.scores(), 1.0, gibbs_rule(beta)
+    match objective:
+        case "gibbs":
+            pass
+        case "gamma":
+            discount = gamma
+        case "k2_loss":
+            rule = _k2_rule(beta)
+        case "k3_loss":
+            rule = _k3_rule(beta)
+        case "k3_loss_rescaled":
+            rule = _k3_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, _k3_rule(beta * std))))
+        case "k3_loss_rescaled_by_length":
+            return _settled_by_length(mdp, beta)
+        case "entropy_bonus":
+            rule = _entropy_rule(beta, entropy_coef)
+        case "reward_rescaled":
+            rule = gibbs_rule(beta * (scale or _settled_std(mdp, lambda std: _policy(mdp, gibbs_rule(beta * std)))))
+        case "subtracted_penalty":
+            if mdp.missing_eos_score is None:
+                raise ConfigurationError("subtracted_penalty needs an MDP with a missing_eos_score: this one has None")
+            scores = mdp.raw_scores() + np.where(mdp.ended(), 0.0, mdp.missing_eos_score)
+        case "no_penalty":
+            scores = mdp.raw_scores()
+        case _:
+            raise ConfigurationError(f"objective {objective!r} is unknown: use {', '.join(get_args(Objective))}")
+    policy, _ = backward_recursion(mdp.enumeration, mdp.reference_logits, scores, rule, discount)
+    return policy
+
+
+def _k2_rule(beta: float) -> Rule:
+    """c = beta log(pi / pi_ref), no KL in Q."""
+    gibbs = gibbs_rule(beta)
+
+    def rule(q: np.ndarray, ref_logprobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logprobs, _ = gibbs(q, ref_logprobs)
+        return logprobs, (np.exp(logprobs) * q).sum(axis=1)
+
+    return rule
+
+
+def _k3_rule(beta: float) -> Rule:
+    """c = beta (1 - pi_ref / pi), no KL in Q."""
+
+    def rule(q: np.ndarray, ref_logprobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logprobs = _k3_response(q, np.full_like(q, beta), ref_logprobs)
+        return logprobs, (np.exp(logprobs) * q).sum(axis=1)
+
+    return rule
+
+
+def _k3_response(q: np.ndarray, strength: np.ndarray, ref_logprobs: np.ndarray) -> np.ndarray:
+    """log pi (n, V) with pi (Q - V) = strength (pi - pi_ref): pi = b / (d - g), with b = strength pi_ref,
+    g = Q - strength less its largest, and d such that it sums to 1.
+
+    The sum falls in d from at least 1 at d = max(g + b) to at most 1 at d = sum b.
+    """
+    b = strength * np.exp(ref_logprobs)
+    g = np.where(b > 0, q - strength, -np.inf)
+    g = g - g.max(axis=1, keepdims=True)
+    low, high = (g + b).max(axis=1, keepdims=True), b.sum(axis=1, keepdims=True)
+    for _ in range(100):  # bisection down to neighboring floats
+        d = (low + high) / 2
+        above = (b / (d - g)).sum(axis=1, keepdims=True) > 1
+        low, high = np.where(above, d, low), np.where(above, high, d)
+    logprobs = ref_logprobs + np.log(strength) - np.log(high - g)
+    return logprobs - logsumexp(logprobs)[:, None]
+
+
+def _entropy_rule(beta: float, entropy_coef: float) -> Rule:
+    """k1 in Q, c = entropy_coef log pi: the bonus acts at each state and is no part of the return."""
+
+    def rule(q: np.ndarray, ref_logprobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits = (beta * ref_logprobs + q) / (beta + entropy_coef)
+        logprobs = logits - logsumexp(logits)[:, None]
+        pi = np.exp(logprobs)
+        log_ratio = np.subtract(logprobs, ref_logprobs, where=pi > 0, out=np.zeros_like(pi))
+        return logprobs, (pi * (q - beta * log_ratio)).sum(axis=1)
+
+    return rule
+
+
+def _policy(mdp: TokenMDP, rule: Rule) -> np.ndarray:
+    """log pi (S, V) of a rule on the scores of the MDP."""
+    return backward_recursion(mdp.enumeration, mdp.reference_logits, mdp.scores(), rule)[0]
+
+
+def _mean_and_std(mdp: TokenMDP, policy: np.ndarray) -> tuple[float, float]:
+    """Of the scores under a policy; the epsilon is in the standard deviation."""
+    scores, pi = mdp.scores(), np.exp(mdp.trajectory_logprobs(policy))
+    mean = float(pi @ scores)
+    return mean, float(np.sqrt(pi @ (scores - mean) ** 2)) + _STD_EPSILON
+
+
+def _settled_std(mdp: TokenMDP, answer: Callable[[float], np.ndarray]) -> float:
+    """The standard deviation of the scores under the policy `answer(std)` that divides by it."""
+    policy, previous = mdp.reference_logits, np.inf
+    for _ in range(10_000):
+        _, std = _mean_and_std(mdp, policy)
+        if abs(std - previous) <= 1e-13:
+            return std
+        previous, policy = std, answer(std)
+    raise ConfigurationError("the reward divided by its standard deviation does not settle: that keeps moving")
+
+
+def _settled_by_length(mdp: TokenMDP, beta: float) -> np.ndarray:
+    """Q is the expectation of (score - mean) / std / length, and beta of a state-action is beta E[1 / length].
+
+    The baseline matters here, for the weight of a response depends on how it goes on.
+    """
+    policy, previous = mdp.reference_logits, (np.inf, np.inf)
+    for _ in range(10_000):
+        mean, std = _mean_and_std(mdp, policy)
+        if abs(mean - previous[0]) + abs(std - previous[1]) <= 1e-13:
+            return policy
+        previous, policy = (mean, std), _by_length(mdp, (mdp.scores() - mean) / std, beta)
+    raise ConfigurationError(f"k3_loss_rescaled_by_length at beta {beta} does not settle: the std keeps moving")
+
+
+def _by_length(mdp: TokenMDP, worth: np.ndarray, beta: float) -> np.ndarray:
+    """`backward_recursion` for Q and E[1 / length] together, each trajectory weighed by 1 / length."""
+    tree, ref_logprobs = mdp.enumeration, mdp.reference_logits
+    policy, vocab = ref_logprobs.copy(), mdp.vocab_size
+    q, weight = np.zeros_like(ref_logprobs), np.zeros_like(ref_logprobs)
+    rows, last = np.arange(len(tree.lengths)), tree.lengths - 1
+    ends = (tree.states[rows, last], tree.tokens[rows, last])
+    q[ends], weight[ends] = worth / tree.lengths, 1 / tree.lengths
+    for t in reversed(range(mdp.horizon)):
+        level = np.unique(tree.states[tree.real[:, t], t])
+        policy[level] = _k3_response(q[level], beta * weight[level], ref_logprobs[level])
+        if t:
+            pi, parents = np.exp(policy[level]), ((level - 1) // vocab, (level - 1) % vocab)
+            q[parents], weight[parents] = (pi * q[level]).sum(1), (pi * weight[level]).sum(1)
+    return policy

@@ -1,0 +1,1 @@
+"""From comparisons of responses to a trained reward model."""

@@ -1,0 +1,271 @@
+"""A reward model made of a causal LM: its trunk, and a scalar read at the last token.
+
+The network is tensors in, scores out; `RewardModel` adds the tokenizer and is a reward function.
+Rows are right-padded: no real token attends to a pad, and the last token is found by length.
+
+Shapes: B rows, L tokens of the longest row, D hidden.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_env.errors import CheckpointCorruptError, CheckpointWriteError, ConfigurationError, UnsupportedModelError
+from lm_env.models.inputs import length_batches, pad_right
+from lm_env.models.loading import default_device, load_pretrained, load_tokenizer
+from lm_env.objective.rewards import score_responses
+from reward_models.combine import standardizing
+
+__all__ = ["RewardModel", "ScalarHeadModel"]
+
+HEAD_FILE = "head.safetensors"
+SETTINGS_FILE = "reward_model.json"
+
+
+class ScalarHeadModel(nn.Module):
+    """A transformer trunk and a linear head: one score per row.
+
+    The head starts with standard deviation 1/sqrt(D + 1) and bias 0 (Ziegler et al. 2019,
+    arXiv:1909.08593), in fp32 whatever the trunk is in.
+
+    Attributes:
+        trunk: a transformers base model, `last_hidden_state` (B, L, D) out.
+        head: (D) -> (1).
+        gain, bias: fp32 scalar buffers; the score is gain * head + bias.
+    """
+
+    gain: Tensor
+    bias: Tensor
+
+    def __init__(self, trunk: PreTrainedModel, *, seed: int = 0) -> None:
+        super().__init__()
+        config = trunk.config.get_text_config()
+        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT may project at the end
+        self.trunk = trunk
+        self.head = nn.Linear(width, 1)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.head.weight, std=1 / math.sqrt(width + 1), generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("gain", torch.ones(()))
+        self.register_buffer("bias", torch.zeros(()))
+        self.to(trunk.device)
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Score rows.
+
+        Args:
+            input_ids: int64 (B, L), right-padded with any token.
+            lengths: int64 (B,), each in 1..L.
+
+        Returns:
+            float32 (B,).
+        """
+        # All ones on purpose: right pads come after every real token, so causality alone hides them.
+        mask = torch.ones_like(input_ids)
+        hidden = self.trunk(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        return self.head(last.to(self.head.weight.dtype)).squeeze(-1) * self.gain + self.bias
+
+
+class RewardModel:
+    """A `ScalarHeadModel` and its tokenizer: a reward function, trained by `train_reward_model`.
+
+    What it reads is the prompt's tokens followed by the response's.  Given as ids (`prompt_ids`,
+    `response_ids`, which an environment hands over), they are taken as they are, an EOS only where
+    there was one.  Given as text, the response is taken to be complete and an EOS is put after it.
+
+    Args:
+        network: scores right-padded rows.
+        tokenizer: the trunk's own.
+        max_length: tokens a row may have; a longer one loses its BEGINNING.  Default: the trunk's positions.
+        batch_tokens: padded tokens per forward when scoring.
+    """
+
+    def __init__(
+        self,
+        network: ScalarHeadModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+        batch_tokens: int = 8192,
+    ) -> None:
+        positions = getattr(network.trunk.config.get_text_config(), "max_position_embeddings", None)
+        if max_length is not None and not 1 <= max_length <= (positions or max_length):
+            raise ConfigurationError(f"max_length={max_length} is outside 1..{positions}, the positions of the trunk")
+        if batch_tokens < 1:
+            raise ConfigurationError(f"batch_tokens={batch_tokens} leaves no room for a token: give at least 1")
+        self.network = network
+        self.tokenizer = tokenizer
+        self.max_length = max_length or positions
+        self.batch_tokens = batch_tokens
+
+    @classmethod
+    def from_causal_lm(
+        cls,
+        model: PreTrainedModel | str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        seed: int = 0,
+        max_length: int | None = None,
+        device: str | torch.device | None = None,
+        download: bool = False,
+    ) -> RewardModel:
+        """Copy a causal LM's trunk, in fp32, and put a fresh head, drawn from `seed`, on it.
+
+        Args:
+            model: a live causal LM, which is left untouched, or a folder or hub id of one.
+            tokenizer: may be left out when `model` is a name.
+            device: where the copy goes.  Default: where a live model is; CUDA, where there is one, for a name.
+
+        Raises:
+            ConfigurationError: a live model without a tokenizer, or a bad `max_length`.
+            ModelLoadError: the name could not be loaded.
+            UnsupportedModelError: the model has no transformers trunk (merge LoRA adapters first).
+        """
+        if isinstance(model, str | Path):
+            tokenizer = tokenizer or load_tokenizer(model, download=download)
+            trunk = load_pretrained(AutoModel, model, download=download).to(device or default_device())
+        else:
+            trunk = copy.deepcopy(getattr(model, "base_model", None))
+        if not isinstance(trunk, PreTrainedModel):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no transformers trunk to copy: pass a transformers causal LM, "
+                "its adapters merged"
+            )
+        if tokenizer is None:
+            raise ConfigurationError("a live model needs its tokenizer: pass tokenizer=...")
+        network = ScalarHeadModel(trunk.float().requires_grad_(True), seed=seed)
+        return cls(network.to(device or trunk.device).eval(), tokenizer, max_length=max_length)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are computed; move with `network.to`."""
+        return self.network.head.weight.device
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        prompt_ids: Sequence[Sequence[int]] | None = None,
+        response_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Any,
+    ) -> np.ndarray:
+        """-> float32 (B,).  The network is left in eval mode."""
+        return self.score_rows(self.encode(prompts, responses, prompt_ids, response_ids))
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        prompt_ids: Sequence[Sequence[int] | None] | None = None,
+        response_ids: Sequence[Sequence[int] | None] | None = None,
+    ) -> list[list[int]]:
+        """-> B rows of token ids, at most `max_length` each; text is tokenized only where there are no ids.
+
+        Raises:
+            ConfigurationError: a row without a token, or B prompts that do not match B responses.
+        """
+        for name, given in (("responses", responses), ("prompt_ids", prompt_ids), ("response_ids", response_ids)):
+            if given is not None and len(given) != len(prompts):
+                raise ConfigurationError(f"{len(given)} {name} for {len(prompts)} prompts: give one each")
+        eos = self.tokenizer.eos_token_id
+        starts = self._tokenize(prompts, prompt_ids, add_special_tokens=True)
+        ends = self._tokenize(responses, response_ids, add_special_tokens=False, after=[] if eos is None else [eos])
+        keep = slice(-self.max_length, None) if self.max_length else slice(None)
+        rows = [[*start, *end][keep] for start, end in zip(starts, ends, strict=True)]
+        if [] in rows:
+            raise ConfigurationError(f"sample {rows.index([])} has neither prompt nor response tokens to score")
+        return rows
+
+    def _tokenize(
+        self,
+        texts: Sequence[str],
+        ids: Sequence[Sequence[int] | None] | None,
+        *,
+        add_special_tokens: bool,
+        after: Sequence[int] = (),
+    ) -> list[Sequence[int]]:
+        """The ids, and the tokens of those texts that have none, `after` put behind them."""
+        rows: list[Any] = [None] * len(texts) if ids is None else list(ids)
+        missing = [i for i, row in enumerate(rows) if row is None]
+        if missing:
+            encoded = self.tokenizer([texts[i] for i in missing], add_special_tokens=add_special_tokens)["input_ids"]
+            for i, row in zip(missing, encoded, strict=True):
+                rows[i] = [*row, *after]
+        return rows
+
+    @torch.inference_mode()
+    def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Score rows of token ids, batched by length -> float32 (B,)."""
+        self.network.eval()
+        scores = torch.empty(len(rows))
+        for batch in length_batches([len(row) for row in rows], self.batch_tokens):
+            scores[torch.from_numpy(batch)] = (
+                self.network(*pad_right([rows[i] for i in batch], self.device)).float().cpu()
+            )
+        return scores.numpy()
+
+    def normalize(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> None:
+        """Set gain and bias so that these reference samples score mean 0 and standard deviation 1.
+
+        Rankings stay as they are; against the old score, beta then counts as beta times its standard
+        deviation (see `effective_beta`).  Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.1,
+        which does it before and after the training.
+
+        Raises:
+            ConfigurationError: fewer than two samples, or all score the same.
+        """
+        gain, bias = standardizing(score_responses(self, prompts, responses, columns))
+        with torch.no_grad():
+            self.network.gain.mul_(gain)
+            self.network.bias.mul_(gain).add_(bias)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the trunk and tokenizer in transformers' layout, the head beside them; no pickle.
+
+        Raises:
+            CheckpointWriteError: the folder could not be written.
+        """
+        state = self.network.state_dict()
+        head = {k: v.cpu() for k, v in state.items() if not k.startswith("trunk.")}
+        settings = {"max_length": self.max_length, "batch_tokens": self.batch_tokens}
+        try:
+            self.network.trunk.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            save_file(head, Path(folder) / HEAD_FILE)
+            (Path(folder) / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointWriteError(f"cannot write the reward model to {str(folder)!r}: {error}") from error
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str | torch.device | None = None) -> RewardModel:
+        """Read what `save` wrote, onto CUDA by default where there is one.
+
+        Raises:
+            ModelLoadError: the trunk or tokenizer could not be loaded.
+            CheckpointCorruptError: the head or the settings are missing or damaged.
+        """
+        network = ScalarHeadModel(load_pretrained(AutoModel, folder).to(device or default_device())).eval()
+        tokenizer = load_tokenizer(folder)
+        try:
+            settings = json.loads((Path(folder) / SETTINGS_FILE).read_text())
+            head = load_file(Path(folder) / HEAD_FILE)
+            trunk = {k: v for k, v in network.state_dict().items() if k.startswith("trunk.")}
+            network.load_state_dict(trunk | head)  # strict: every weight of the head, and no other
+            return cls(network, tokenizer, **settings)
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise CheckpointCorruptError(
+                f"{str(folder)!r} is no whole reward model ({error}): {HEAD_FILE} and {SETTINGS_FILE} must be as saved"
+            ) from error

@@ -1,0 +1,309 @@
+"""`lm-env`, as a user types it: help, the demo end to end, checks, samples, and errors of one sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from lm_env.cli import app, main
+from lm_env.errors import CheckpointWriteError, ConfigurationError, LMEnvError, ModelLoadError
+
+COMMANDS = ["demo", "sft", "sample", "check-agent", "envs"]
+
+
+def invoke(*arguments: object):
+    arguments = [str(a) for a in arguments]
+    return CliRunner().invoke(app, arguments, terminal_width=200, env={"NO_COLOR": "1", "COLUMNS": "200"})
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def fails(error: type[LMEnvError], words: str, *arguments: object) -> None:
+    """The command ends in an error that `main` prints as one sentence."""
+    result = invoke(*arguments)
+    assert isinstance(result.exception, error), (result.exception, result.output)
+    assert re.search(words, str(result.exception)), str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+# -- help --------------------------------------------------------------------------------------------
+def test_help_names_every_command():
+    result = invoke("--help")
+    assert result.exit_code == 0 and all(name in plain(result.output) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of(command):
+    result = invoke(command, "--help")
+    text = plain(result.output)
+    assert result.exit_code == 0 and len(text.split()) > 8
+    options = re.findall(r"--[a-z-]+", text)
+    assert "--help" in options
+    expected = {
+        "demo": "--out",
+        "sft": "--epochs",
+        "sample": "--temperature",
+        "check-agent": "--mdp",
+        "envs": "--help",
+    }[command]
+    assert expected in options
+
+
+def test_no_arguments_show_the_help():
+    assert "demo" in plain(invoke().output)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["deno"],
+        ["demo", "--betta", "1"],
+        ["sample", "-n", "0"],
+        ["check-agent"],
+        ["check-agent", "ppo", "--seeds", "x"],
+    ],
+)
+def test_what_cannot_be_parsed_is_a_usage_error(arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+
+
+# -- envs --------------------------------------------------------------------------------------------
+def test_envs_lists_what_is_registered():
+    result = invoke("envs")
+    assert result.exit_code == 0
+    text = plain(result.output)
+    assert "lm_env/Sentiment-v0" in text and "lm_env/TokenMDP-v0" in text and "film review" in text
+
+
+# -- check-agent -------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def checked():
+    """The cheapest of the checks, once."""
+    return invoke("check-agent", "ppo", "--mdp", "t0", "--beta", "1", "--seeds", "1", "--json")
+
+
+KEYS = {"agent", "mdp", "beta", "J_star", "J", "gap", "R", "KL", "tv", "passed", "objective"}
+
+
+@pytest.mark.slow
+def test_check_agent_prints_one_json_object(checked):
+    report = json.loads(checked.stdout)
+    assert report.keys() >= KEYS and checked.stdout.count("\n") == 1
+    assert checked.stderr == ""  # no progress bar where there is no terminal
+    assert (report["agent"], report["mdp"], report["beta"]) == ("ppo", "t0", 1.0)
+    assert report["J_star"] == pytest.approx(0.225243, abs=1e-6)
+    assert report["gap"] == pytest.approx(report["J_star"] - report["J"], abs=1e-9)
+    assert report["passed"] and report["objective"] == "gibbs" and checked.exit_code == 0
+
+
+def test_check_agent_of_an_unknown_name():
+    fails(ConfigurationError, "no agent is called 'pqo': choose from .*ppo", "check-agent", "pqo")
+
+
+def test_check_agent_of_a_users_own_function(tmp_path):
+    """One that puts the exact optimum into the table passes; one that does nothing is told so."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from lm_env import TokenMDP\n"
+        "def train(env, seed):\n"
+        "    best = TokenMDP.t0().optimum(env.unwrapped.task.kl.beta).policy_logits\n"
+        "    env.unwrapped.task.model.table.data.copy_(torch.as_tensor(best))\n"
+        "def nothing(env, seed):\n    pass\n"
+    )
+    result = invoke("check-agent", f"{tmp_path / 'mine.py'}:train", "--seeds", 1, "--json")
+    assert result.exit_code == 0 and json.loads(result.output)["passed"], (result.exception, result.output)
+    result = invoke("check-agent", f"{tmp_path / 'mine.py'}:nothing", "--seeds", 1)
+    assert result.exit_code == 1 and "untrained" in result.output
+    fails(ConfigurationError, "no function absent: it takes train", "check-agent", f"{tmp_path / 'mine.py'}:absent")
+
+
+def test_check_agent_on_an_unknown_mdp():
+    fails(ConfigurationError, "'t0' or 'random:SEED', not 't7'", "check-agent", "ppo", "--mdp", "t7")
+
+
+def test_check_agent_with_a_beta_that_has_no_optimum():
+    fails(ConfigurationError, "beta", "check-agent", "ppo", "--beta", "-1")
+
+
+# -- main: errors without a traceback ----------------------------------------------------------------
+def test_an_error_is_one_sentence_and_a_status(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["lm-env", "check-agent", "pqo"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("lm-env: no agent is called 'pqo'") and printed.err.count("\n") == 1
+    assert printed.out == "" and "Traceback" not in printed.err
+
+
+# -- sample ------------------------------------------------------------------------------------------
+@pytest.fixture
+def prompts_file(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a good film\na bad film\nthe end of\na story\ngood\nbad\n")
+    return tmp_path / "prompts.txt"
+
+
+@pytest.fixture
+def judge_file(tmp_path):
+    (tmp_path / "judge.py").write_text(
+        "def letters(prompts, responses, **columns):\n"
+        "    return [sum(c in 'aeiou' for c in r) / 10 for r in responses]\n"
+        "def same(prompts, responses, **columns):\n    return [1.0] * len(responses)\n"
+    )
+    return tmp_path / "judge.py"
+
+
+def test_sample_prints_prompts_and_texts(model_folder, prompts_file):
+    command = ["sample", "--model", model_folder, "--reference", model_folder, "--prompts", prompts_file]
+    command += ["-n", 3, "--new-tokens", 5]
+    result = invoke(*command)
+    assert result.exit_code == 0, result.exception
+    text = plain(result.output)
+    lines = prompts_file.read_text().splitlines()
+    assert sum(text.count(line) > 0 for line in lines) >= 1
+    assert invoke(*command).output == result.output != invoke(*command, "--seed", 1).output
+
+
+def test_sample_of_no_model(tmp_path):
+    fails(ModelLoadError, "cannot load the model", "sample", "--model", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("reward", "error", "words"),
+    [
+        ("nowhere.py:judge", ConfigurationError, "there is no file nowhere.py"),
+        ("json:nothing", ConfigurationError, "json has no function nothing"),
+        ("no_such_package:f", ConfigurationError, "cannot be imported"),
+        ("no-such/classifier", ModelLoadError, "no-such/classifier"),
+    ],
+)
+def test_rewards_that_cannot_be_had(model_folder, tmp_path, reward, error, words):
+    for command in (["sample", "--reference", model_folder], ["demo", "--out", tmp_path / "out"]):
+        fails(error, words, *command, "--model", model_folder, "--reward", reward)
+
+
+def test_a_file_without_that_function(model_folder, judge_file):
+    command = ["sample", "--model", model_folder, "--reference", model_folder]
+    fails(ConfigurationError, "has no function missing", *command, "--reward", f"{judge_file}:missing")
+
+
+# -- sft ---------------------------------------------------------------------------------------------
+def test_sft_makes_a_model_that_answers_as_shown(tmp_path, model_folder):
+    rows = [{"prompt": "a good", "response": " film"}, {"prompt": "a bad", "response": " story"}] * 30
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    out = tmp_path / "tuned"
+    command = ["sft", tmp_path / "data.jsonl", "--model", model_folder, "--out", out, "--epochs", 30]
+    result = invoke(*command, "--learning-rate", 0.01)
+    assert result.exit_code == 0, (result.exception, result.output)
+    before, after = map(float, re.findall(r"([\d.]+) (?:before|after)", plain(result.output)))
+    assert before > 10 > 1.5 > after
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    for row in rows[:2]:
+        ids = tokenizer(row["prompt"], return_tensors="pt")
+        written = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        assert tokenizer.decode(written[0], skip_special_tokens=True) == row["prompt"] + row["response"]
+
+
+def test_sft_refuses_a_folder_that_is_not_its_own_before_it_trains(tmp_path, model_folder):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "data.txt").write_text("a good film\n" * 20)
+    fails(
+        CheckpointWriteError,
+        "was not saved by this package",
+        "sft",
+        tmp_path / "data.txt",
+        "--model",
+        model_folder,
+        "--out",
+        tmp_path / "mine",
+    )
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+# -- demo --------------------------------------------------------------------------------------------
+def demo(tmp_path, model_folder, prompts_file, judge_file, function="letters", **options):
+    arguments = {
+        "out": tmp_path / "out",
+        "model": model_folder,
+        "prompts": prompts_file,
+        "reward": f"{judge_file}:{function}",
+        "comparisons": 64,
+        "timesteps": 600,
+        "new-tokens": 4,
+        "seed": 3,
+        **options,
+    }
+    return invoke("demo", *(part for key, value in arguments.items() for part in (f"--{key}", value)))
+
+
+SUMMARY = {
+    "rm_accuracy",
+    "rm_score_before",
+    "rm_score_after",
+    "gold_before",
+    "gold_after",
+    "kl",
+    "perplexity_before",
+    "perplexity_after",
+    "distinct2_before",
+    "distinct2_after",
+    "seconds",
+    "seed",
+}
+
+
+def test_the_demo_end_to_end_on_a_users_own_model(tmp_path, model_folder, prompts_file, judge_file):
+    result = demo(tmp_path, model_folder, prompts_file, judge_file)
+    assert result.exit_code == 0, (result.exception, result.output)
+    out = tmp_path / "out"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary.keys() >= SUMMARY
+    assert all(isinstance(summary[key], int | float) for key in SUMMARY) and summary["seed"] == 3
+    assert 0 <= summary["rm_accuracy"] <= 1 and summary["perplexity_before"] > 1 and summary["kl"] != 0
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG") and (out / "curves.png").stat().st_size > 5000
+    table = (out / "samples.md").read_text()
+    assert table.count("\n| ") > 100 and any(line in table for line in prompts_file.read_text().splitlines())
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(out / "policy"),
+        AutoTokenizer.from_pretrained(out / "policy"),
+    )
+    assert model(**tokenizer("a good film", return_tensors="pt")).logits.shape[-1] == model.config.vocab_size
+    original = AutoModelForCausalLM.from_pretrained(model_folder)
+    assert any((a != b).any() for a, b in zip(model.parameters(), original.parameters(), strict=True))
+    text = plain(result.output)
+    assert "before" in text and "after" in text and "perplexity" in text
+    # What it wrote is what `sample` reads.
+    command = ["sample", "--model", out / "policy", "--reference", model_folder, "--prompts", prompts_file]
+    shown = invoke(*command, "-n", 1, "--new-tokens", 3)
+    assert shown.exit_code == 0, shown.exception
+
+
+def test_an_unwritable_folder_is_told_at_the_start(tmp_path, model_folder, prompts_file, judge_file):
+    (tmp_path / "file").write_text("in the way")
+    result = demo(tmp_path, model_folder, prompts_file, judge_file, out=tmp_path / "file" / "out")
+    assert isinstance(result.exception, CheckpointWriteError) and "--out" in str(result.exception)
+    assert "supervised model" not in result.output  # nothing had begun
+
+
+def test_a_judge_that_scores_all_alike(tmp_path, model_folder, prompts_file, judge_file):
+    result = demo(tmp_path, model_folder, prompts_file, judge_file, function="same")
+    assert isinstance(result.exception, ConfigurationError) and "scores most samples alike" in str(result.exception)
+
+
+def test_too_few_prompts(tmp_path, model_folder, judge_file):
+    (tmp_path / "two.txt").write_text("a good film\na bad film\n")
+    result = demo(tmp_path, model_folder, tmp_path / "two.txt", judge_file)
+    assert isinstance(result.exception, ConfigurationError) and "at least 3" in str(result.exception)
+
+
+def test_prompts_that_are_not_there(tmp_path, model_folder, judge_file):
+    result = demo(tmp_path, model_folder, tmp_path / "none.txt", judge_file)
+    assert isinstance(result.exception, LMEnvError) and "none.txt" in str(result.exception)

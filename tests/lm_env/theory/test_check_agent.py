@@ -1,0 +1,417 @@
+"""check_agent passes what maximizes E[score] - beta KL, and names what does something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from agents import GRPO, PPO, RLOO
+from agents.check_presets import CHECKED, trainer
+from lm_env import TokenMDP, check_agent
+from lm_env.errors import ConfigurationError, NonFiniteError
+from lm_env.objective.kl import k2
+from lm_env.tasks.token_mdp import make
+from lm_env.theory.check_agent import EXPLANATIONS, MAX_TV, SCORE_STD, parse_mdp
+from lm_env.theory.objectives import Objective, fixed_point
+
+T0 = TokenMDP.t0()
+PPO_FAST = {"rollout_episodes": 512, "slots": 512, "batch_size": 128, "learning_rate": 0.03, "n_epochs": 4}
+ONE_STEP = {"rollout_episodes": 512, "slots": 512, "batch_size": 512, "learning_rate": 0.1, "group_size": 64}
+UNSCALED = {**ONE_STEP, "scale_by_std": False, "length_normalization": "constant"}
+
+
+def train(cls, rollouts: int, **options):
+    """A trainer for `check_agent`, as a user would write it."""
+
+    def run(env, seed: int) -> None:
+        agent = cls(env, seed=seed, **options)
+        agent.learn(rollouts * agent.config.rollout_episodes * 2)
+
+    return run
+
+
+# -- PASS --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+@pytest.mark.parametrize("mdp", ["t0", "random:3"])
+@pytest.mark.parametrize("cls", [PPO, RLOO])
+def test_agents_that_maximize_the_objective_pass(cls, mdp, beta):
+    options = PPO_FAST if cls is PPO else ONE_STEP
+    check = check_agent(train(cls, 60 if cls is PPO else 200, **options), name="ours", mdp=mdp, beta=beta, seeds=1)
+    assert check.passed and check.objective == "gibbs" and check.sentence().startswith("PASS")
+    assert check.gap == pytest.approx(check.J_star - check.J, abs=1e-9) and 0 <= check.gap < 3e-3
+    assert pytest.approx(check.R - beta * check.KL, abs=1e-9) == check.J
+
+
+def test_grpo_with_k1_in_the_reward_and_no_std_passes():
+    assert check_agent(train(GRPO, 200, **UNSCALED, kl_in="reward"), seeds=1).passed
+
+
+def test_a_returned_policy_is_the_one_that_is_judged():
+    def exact(env, seed):
+        logits = torch.tensor(T0.optimum(0.5).policy_logits)
+        return type(env.task.model)(4, 3, logits, torch.float64)
+
+    check = check_agent(exact, seeds=2)
+    assert check.passed and abs(check.gap) < 1e-9 and check.tv < 1e-9
+    assert check.J_star == pytest.approx(0.589453, abs=1e-6)
+
+
+# -- FAIL, with the reason ---------------------------------------------------------------------------
+def test_discounting_is_named():
+    check = check_agent(train(PPO, 60, **PPO_FAST, gamma=0.9), seeds=1)
+    assert not check.passed and check.objective == "gamma" and "gamma to 1" in check.sentence()
+    assert pytest.approx((1.138252, 1.104839), abs=0.03) == (check.R, check.KL)
+
+
+def test_k3_in_the_loss_is_named():
+    check = check_agent(train(GRPO, 200, **UNSCALED), seeds=1)
+    assert not check.passed and check.objective == "k3_loss" and "k1 in the reward" in check.sentence()
+    assert pytest.approx((1.044151, 1.146446), abs=0.06) == (check.R, check.KL)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "objective"), [("constant", "k3_loss_rescaled"), ("sequence", "k3_loss_rescaled_by_length")]
+)
+def test_division_by_the_std_of_the_group_is_named(normalization, objective):
+    large = {"rollout_episodes": 1024, "slots": 1024, "batch_size": 1024, "max_grad_norm": 100.0}
+    options = {**ONE_STEP, **large, "length_normalization": normalization}
+    check = check_agent(train(GRPO, 300, **options), mdp="random:0", seeds=1)
+    assert not check.passed and check.objective == objective and "beta x std" in check.sentence()
+
+
+def test_an_entropy_bonus_is_named():
+    """Without whitening, which divides by advantages that vanish at the optimum, and so drowns the bonus."""
+    check = check_agent(train(PPO, 60, **PPO_FAST, ent_coef=0.03, normalize_advantage=False), seeds=1)
+    assert not check.passed and check.objective == "entropy_bonus"
+
+
+class K2Loss(RLOO):
+    """The KL as k2 beside the policy loss, with the score alone in the return."""
+
+    def _loss(self, evaluation, rollout, advantages, rows, means):
+        mask = rollout.mask[rows]
+        ref = torch.from_numpy(rollout.scored.ref_logprobs[rows][mask]).to(evaluation.logprobs)
+        return super()._loss(evaluation, rollout, advantages, rows, means) + self.task.kl.beta * k2(
+            evaluation.logprobs, ref
+        )
+
+    def update(self, rollout):
+        scored = rollout.scored
+        last = np.cumsum(rollout.mask, 1) == rollout.episodes.response_lengths[:, None]
+        rewards = np.where(last & rollout.mask, scored.scores[:, None], 0.0)
+        return super().update(dataclasses.replace(rollout, scored=dataclasses.replace(scored, rewards=rewards)))
+
+
+def test_k2_in_the_loss_is_named():
+    check = check_agent(train(K2Loss, 200, **ONE_STEP), seeds=1)
+    assert not check.passed and check.objective == "k2_loss"
+    assert pytest.approx((1.358754, 1.637491), abs=0.06) == (check.R, check.KL)
+
+
+class Rescaled(RLOO):
+    """The score divided by its standard deviation over the rollout, the KL as it is."""
+
+    def update(self, rollout):
+        scored = rollout.scored
+        last = (np.cumsum(rollout.mask, 1) == rollout.episodes.response_lengths[:, None]) & rollout.mask
+        extra = scored.scores / (scored.scores.std() + 1e-4) - scored.scores
+        rewards = scored.rewards + np.where(last, extra[:, None], 0.0)
+        return super().update(dataclasses.replace(rollout, scored=dataclasses.replace(scored, rewards=rewards)))
+
+
+def test_a_rescaled_reward_is_named():
+    check = check_agent(train(Rescaled, 200, **ONE_STEP), beta=1.0, seeds=1)
+    assert not check.passed and check.objective == "reward_rescaled" and "beta x std" in check.sentence()
+
+
+def with_score(env, *, missing_eos_score, reward):
+    """The same environment, otherwise paid: the slip is in the rewards that the agent sees."""
+    env.task.missing_eos_score, env.task.reward = missing_eos_score, reward
+    return env
+
+
+def test_a_penalty_that_is_subtracted_is_named():
+    def reward(prompts, responses, response_ids):
+        return [T0.score(ids) - (ids[-1] != T0.eos_id) for ids in response_ids]
+
+    def run(env, seed):
+        train(PPO, 60, **PPO_FAST)(with_score(env, missing_eos_score=None, reward=reward), seed)
+
+    check = check_agent(run, seeds=1)
+    assert not check.passed and check.objective == "subtracted_penalty"
+
+
+def test_a_forgotten_penalty_is_named():
+    def run(env, seed):
+        train(PPO, 60, **PPO_FAST)(with_score(env, missing_eos_score=None, reward=T0.reward), seed)
+
+    check = check_agent(run, seeds=1)
+    assert not check.passed and check.objective == "no_penalty"
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_reward_times_a_constant_is_named(factor):
+    def run(env, seed):
+        def reward(prompts, responses, response_ids):
+            return [factor * T0.score(ids) for ids in response_ids]
+
+        train(PPO, 60, **PPO_FAST)(with_score(env, missing_eos_score=-factor, reward=reward), seed)
+
+    check = check_agent(run, seeds=1)
+    assert not check.passed and check.objective == "reward_rescaled" and "leave the reward" in check.sentence()
+
+
+@pytest.mark.parametrize("train", [lambda env, seed: None, train(PPO, 2, **{**PPO_FAST, "learning_rate": 1e-30})])
+def test_an_agent_that_did_not_learn_is_told_so(train):
+    check = check_agent(train, seeds=2)
+    assert not check.passed and check.objective == "untrained" and "still equals the reference" in check.sentence()
+    assert check.gap == pytest.approx(0.589453 + 0.187, abs=1e-3) and pytest.approx(0, abs=1e-6) == check.KL
+
+
+def logits(table: np.ndarray):
+    """A trainer that learns nothing and leaves these logits (S, V)."""
+
+    def run(env, seed):
+        model = env.task.model
+        return type(model)(model.vocab_size, model.horizon, torch.tensor(table), torch.float64)
+
+    return run
+
+
+def test_a_small_gap_alone_is_not_enough():
+    """Noise around the optimum costs the objective little, and yet moves a twentieth of the texts."""
+    best = T0.optimum(0.5).policy_logits
+    check = check_agent(logits(best + 0.1 * np.random.default_rng(2).standard_normal(best.shape)), seeds=1)
+    assert check.gap < 4e-3 and 0.025 < check.tv < 0.08
+    assert not check.passed and check.objective == "unknown" and "not have converged" in check.sentence()
+
+
+def test_a_small_distance_alone_is_not_enough():
+    """Seldom, but then a C first: few of the texts are others, and they cost much."""
+    best = T0.optimum(0.05).policy_logits.copy()
+    best[0] = np.log(0.985 * np.exp(best[0]) + 0.015 * np.eye(4)[2])
+    check = check_agent(logits(best), beta=0.05, seeds=1)
+    assert check.tv < 0.016 and check.gap > 6e-3
+    assert not check.passed
+
+
+@pytest.mark.parametrize("objective", ["k2_loss", "k3_loss"])
+def test_half_way_to_another_objective_is_given_no_name(objective):
+    half = (T0.optimum(1.0).policy_logits + fixed_point(T0, 1.0, objective)) / 2
+    check = check_agent(logits(half), beta=1.0, seeds=1)
+    assert 0.04 < check.tv < 0.1 and check.objective == "unknown"
+
+
+@pytest.mark.parametrize("share", [0.92, 0.95, 0.98])
+@pytest.mark.parametrize("mdp", ["t0", "random:0", "random:14"])
+def test_a_training_that_stopped_early_is_given_no_wrong_name(mdp, share):
+    """The way of a natural gradient: share / beta in place of 1 / beta."""
+    problem = parse_mdp(mdp)
+    check = check_agent(logits(problem.optimum(0.5 / share).policy_logits), mdp=mdp, seeds=1)
+    assert check.objective == ("gibbs" if check.passed else "unknown")
+    assert check.passed == (check.tv < 0.02 and check.gap < 5e-3)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+@pytest.mark.parametrize("mdp", ["t0", "random:0", "random:1"])
+def test_every_fixed_point_is_recognized_as_itself(mdp, beta):
+    """What the diagnosis is built on: an agent that rests exactly there gets exactly that name."""
+    problem = parse_mdp(mdp)
+    for objective in get_args(Objective):
+        try:
+            table = fixed_point(problem, beta, objective)
+        except ConfigurationError:
+            continue
+
+        check = check_agent(logits(table), mdp=mdp, beta=beta, seeds=1)
+        if objective == "gibbs":
+            assert check.passed
+            continue
+        if objective == "entropy_bonus" and check.tv < 0.01:  # too small a bonus to matter
+            continue
+        assert not check.passed and check.objective == objective
+
+
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        ("gamma", {"gamma": 0.95}),
+        ("gamma", {"gamma": 0.6}),
+        ("entropy_bonus", {"entropy_coef": 0.06}),
+        ("entropy_bonus", {"entropy_coef": 0.3}),
+        ("reward_rescaled", {"scale": 1.7}),
+        ("reward_rescaled", {"scale": 0.27}),
+    ],
+    ids=str,
+)
+def test_the_numbers_of_an_objective_are_sought(objective, options):
+    """Whatever they are, and not only where the search begins."""
+    check = check_agent(logits(fixed_point(T0, 0.5, objective, **options)), seeds=1)
+    assert not check.passed and check.objective == objective
+
+
+# -- the report --------------------------------------------------------------------------------------
+def test_the_report_is_json_and_averages_over_seeds():
+    def seeded(env, seed):
+        with torch.no_grad():
+            env.task.model.table += 0.1 * torch.randn(
+                env.task.model.table.shape, generator=torch.Generator().manual_seed(seed)
+            )
+
+    single = [check_agent(lambda env, _, s=s: seeded(env, s), seeds=1) for s in range(3)]
+    check = check_agent(seeded, name="noise", seeds=3)
+    for field in ("J", "gap", "R", "KL", "tv"):
+        assert getattr(check, field) == pytest.approx(np.mean([getattr(c, field) for c in single]), abs=1e-12)
+    report = json.loads(json.dumps(check.as_dict()))
+    assert {"agent", "mdp", "beta", "J_star", "J", "gap", "R", "KL", "tv", "passed", "objective"} <= report.keys()
+    assert (report["agent"], report["mdp"], report["beta"], report["seeds"]) == ("noise", "t0", 0.5, 3)
+
+
+def test_every_objective_has_an_explanation():
+    assert EXPLANATIONS.keys() - {"unknown", "untrained"} == set(get_args(Objective)) - {"gibbs"}
+
+
+@pytest.mark.parametrize("seed", [*range(12), 12345])
+def test_random_mdps_are_small_and_of_one_spread(seed):
+    mdp = parse_mdp(f"random:{seed}")
+    assert 5 <= mdp.vocab_size <= 8 and 3 <= mdp.horizon <= 4
+    reference, scores = np.exp(mdp.trajectory_logprobs(mdp.reference_logits)), mdp.raw_scores()
+    assert np.sqrt(np.cov(scores, aweights=reference, ddof=0)) == pytest.approx(SCORE_STD, abs=1e-9)
+    again = parse_mdp(f"random:{seed}")
+    assert np.array_equal(mdp.scores(), again.scores()) and np.array_equal(mdp.reference_logits, again.reference_logits)
+
+
+@pytest.mark.parametrize("seed", [15, 44, 108, 111, 160])
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_on_random_mdps_the_other_objectives_lie_elsewhere(seed, beta):
+    """The seeds of the least distances among 200: further off than what passes, whatever it is like."""
+    mdp = parse_mdp(f"random:{seed}")
+    for objective in set(get_args(Objective)) - {"gibbs"}:
+        try:
+            table = fixed_point(mdp, beta, objective, entropy_coef=0.05)
+        except ConfigurationError:  # a std that never settles leaves no place to rest at
+            assert objective == "reward_rescaled"
+            continue
+        assert mdp.evaluate(table, beta).tv > MAX_TV / 2, objective
+
+
+@pytest.mark.parametrize("mdp", ["t1", "random", "random:", "random:-1", "random:x", ""])
+def test_unknown_mdps(mdp):
+    with pytest.raises(ConfigurationError, match="random:SEED"):
+        check_agent(lambda env, seed: None, mdp=mdp)
+
+
+# -- a user's own callable ---------------------------------------------------------------------------
+class Dropout(nn.Module):
+    """A causal LM that is right in evaluation mode only."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        self.lm, self.dropout = lm, nn.Dropout(0.5)
+
+    def forward(self, input_ids):
+        out = self.lm(input_ids)
+        out.logits = self.dropout(out.logits)
+        return out
+
+
+def test_dropout_is_off_when_the_policy_is_judged():
+    lm = Dropout(logits(T0.optimum(0.5).policy_logits)(make(mdp=T0), 0)).train()
+    check = check_agent(lambda env, seed: lm, seeds=1)
+    assert check.passed and abs(check.gap) < 1e-9 and lm.training
+
+
+def test_any_causal_lm_over_the_tokens_is_judged():
+    """Not only tables: what counts is its logprobs."""
+    config = GPT2Config(vocab_size=4, n_embd=8, n_layer=1, n_head=1, n_positions=4, bos_token_id=3, eos_token_id=3)
+    lm = GPT2LMHeadModel(config)
+    check = check_agent(lambda env, seed: lm, seeds=1)
+    assert not check.passed and check.objective == "unknown"
+    assert pytest.approx(T0.evaluate(lm.eval(), 0.5).J, abs=1e-6) == check.J
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda env: PPO(env, **PPO_FAST), "returned a PPO: return the trained causal LM, or None"),
+        (lambda env: 3, "returned a int"),
+        (lambda env: T0.optimum(0.5).policy_logits, "returned a ndarray"),
+        (lambda env: nn.Linear(4, 4), "a Linear that does not run as a causal LM over the MDP's 4 tokens"),
+        (lambda env: TokenMDP.random(0, 5, 3).policy_model(), r"a vocabulary of 4 needs \(40, 3, 4\)"),
+        (lambda env: TokenMDP.random(0, 2, 3).policy_model(), "vocabulary of 4|4 tokens"),
+    ],
+    ids=["agent", "number", "array", "linear", "larger", "smaller"],
+)
+def test_what_is_no_policy_is_refused(returned, words):
+    with pytest.raises(ConfigurationError, match=words):
+        check_agent(lambda env, seed: returned(env), seeds=1)
+
+
+def test_a_policy_of_nan_is_no_result():
+    def diverge(env, seed):
+        with torch.no_grad():
+            env.task.model.table.fill_(torch.nan)
+
+    with pytest.raises(NonFiniteError, match="diverged"):
+        check_agent(diverge, seeds=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"seeds": 0}, "seeds"),
+        ({"seeds": 1.5}, "seeds"),
+        ({"seeds": True}, "seeds"),
+        ({"beta": 0.0}, "beta"),
+        ({"beta": float("nan")}, "beta"),
+    ],
+    ids=str,
+)
+def test_refusals(options, words):
+    """Before anything is trained."""
+
+    def never(env, seed):
+        raise AssertionError
+
+    with pytest.raises(ConfigurationError, match=words):
+        check_agent(never, **options)
+
+
+def test_a_trainer_is_a_function():
+    with pytest.raises(ConfigurationError, match="train must be a function"):
+        check_agent("ppo")
+
+
+# -- the agents by name ------------------------------------------------------------------------------
+def test_an_unknown_name():
+    with pytest.raises(ConfigurationError, match=r"no agent is called 'pqo': choose from .*ppo"):
+        trainer("pqo")
+
+
+def test_the_named_agents():
+    assert {"a2c", "dr-grpo", "grpo", "ppo", "reinforce", "rloo", "sb3-a2c", "sb3-ppo", "trpo"} <= CHECKED.keys()
+    assert all(callable(trainer(name)) for name in CHECKED)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize("name", ["rloo", "sb3-ppo"])
+def test_a_progress_bar_where_it_is_asked_for(name, progress, capsys):
+    """On stderr: what is printed may be JSON."""
+    run, (kind, _, options) = CHECKED[name].func, CHECKED[name].args
+    run(kind, 1, options, make(mdp=T0), 0, progress=progress)
+    printed = capsys.readouterr()
+    assert printed.out == "" and ("tok" in printed.err) == progress
+
+
+def test_check_agent_is_a_function_whatever_was_imported_before():
+    """A module of the same name would take its place in the package."""
+    import lm_env
+
+    assert callable(lm_env.check_agent) and lm_env.check_agent is check_agent
