@@ -17,8 +17,10 @@ Before all of them, `supervised_finetune` makes the model that they start from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from agents.a2c import A2C, A2CConfig
-from agents.base.agent import BatchedAgent
 from agents.best_of_n import BestOfN, BestOfNConfig
 from agents.grpo import GRPO, GRPOConfig
 from agents.ppo import PPO, PPOConfig
@@ -28,7 +30,7 @@ from agents.reinforce import Reinforce, ReinforceConfig, ReinforceValue, Reinfor
 from agents.rloo import RLOO, RLOOConfig
 from agents.sft import SFTConfig, SFTReport, supervised_finetune
 
-AGENTS: dict[str, type[BatchedAgent]] = {
+AGENTS: dict[str, Callable[..., Any]] = {
     "a2c": A2C,
     "best-of-n": BestOfN,
     "grpo": GRPO,

@@ -13,37 +13,47 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from agents.base.agent import BatchedAgent
-from agents.base.config import AgentConfig
-from agents.learning.critic import CriticSource
-from agents.learning.rollout import Rollout
+from agents.base.config import make_config
+from agents.base.text_agent import TextAgent
 from lm_env.data.episodes import Episodes
-from lm_env.data.prompts import Prompt
-from lm_env.errors import ConfigurationError
+from lm_env.generation.backend import Sampling
+from lm_env.generation.generate import LocalBackend
 from lm_env.objective.scoring import score_episodes
+from lm_env.validation import check_integers
 
 __all__ = ["BestOfN", "BestOfNConfig"]
 
 
 @dataclass(frozen=True)
-class BestOfNConfig(AgentConfig):
+class BestOfNConfig:
     """Options of best-of-n."""
 
     n: int = 4
     """Samples per response."""
+    slots: int = 32
+    """Texts decoded at a time."""
+    seed: int = 0
+    """The seed of prompts and sampling."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n < 1:
-            raise ConfigurationError(f"n must be at least 1, not {self.n!r}")
+        check_integers(self, "n", "slots")
+        check_integers(self, "seed", low=0)
 
 
-class BestOfN(BatchedAgent):
-    """Samples n responses and keeps the one that the reward scores highest."""
+class BestOfN(TextAgent):
+    """Samples n responses and keeps the one that the reward scores highest; it owns no weights and learns nothing.
 
-    Config: ClassVar[type[AgentConfig]] = BestOfNConfig
-    default_critic: ClassVar[CriticSource] = "none"
-    config: BestOfNConfig
+    Args:
+        env: a text environment, single or vectorized, wrapped or not, or a registered id.
+        options: the fields of `BestOfNConfig`.
+    """
+
+    Config: ClassVar[type[BestOfNConfig]] = BestOfNConfig
+
+    def __init__(self, env: Any, **options: Any) -> None:
+        self.config = make_config(BestOfNConfig, "BestOfN", options)
+        super().__init__(env, self.config.seed)
+        self.backend = LocalBackend(self.task, self.config.slots)
 
     @property
     def kl_bound(self) -> float:
@@ -51,12 +61,8 @@ class BestOfN(BatchedAgent):
         return math.log(self.config.n) - (self.config.n - 1) / self.config.n
 
     def learn(self, total_timesteps: int = 0, *args: Any, **kwargs: Any) -> Self:
-        """Nothing to learn; here so that the name can be swapped."""
+        """Nothing to learn; here so that the name of the agent can be swapped."""
         return self
-
-    def update(self, rollout: Rollout) -> dict[str, float]:
-        """No update."""
-        return {}
 
     def rollout_episodes(
         self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False
@@ -65,11 +71,10 @@ class BestOfN(BatchedAgent):
 
         Their logprobs are None: the distribution of the best sample has no cheap density.
         """
-        if prompts is None:
-            prompts = self.task.prompts.sample(self.prompt_rng, n)
-        chosen: Sequence[Prompt] = self.load_prompts(prompts)
+        chosen = self.choose_prompts(prompts, n)
         size = self.config.n
-        episodes = super().rollout_episodes([p for p in chosen for _ in range(size)], deterministic=deterministic)
+        sampling = Sampling(self.randomness.sampling, deterministic)
+        episodes = self.backend.generate([p for p in chosen for _ in range(size)], sampling).episodes
         scores = score_episodes(self.task, episodes).scores.reshape(-1, size)
         best = episodes[np.arange(len(chosen)) * size + scores.argmax(1)]
         return Episodes(best.input_ids, best.prompt_lengths, best.lengths, best.prompts)

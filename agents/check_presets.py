@@ -19,11 +19,11 @@ __all__ = ["CHECKED", "trainer"]
 
 TABULAR: dict[str, Any] = {"rollout_episodes": 2048, "slots": 2048, "lr_schedule": "linear", "max_grad_norm": 100.0}
 # One gradient step per rollout: as large a batch as the rollout, for the noise is what slows a table down.
-ONE_STEP: dict[str, Any] = {**TABULAR, "batch_size": 2048, "learning_rate": 0.1}
+ONE_STEP: dict[str, Any] = {**TABULAR, "learning_rate": 0.1}
 CLIPPED: dict[str, Any] = {**TABULAR, "batch_size": 1024, "learning_rate": 0.05, "n_epochs": 2}
 # A group mean holds the sample itself, so the score weighs (G - 1) / G beside a KL in the loss, and the std of a small
 # group is noise: there is one prompt, so let there be one group.
-GROUPS: dict[str, Any] = {**ONE_STEP, "group_size": 2048}
+GROUPS: dict[str, Any] = {**ONE_STEP, "batch_size": 2048, "group_size": 2048}
 UNSCALED: dict[str, Any] = {**GROUPS, "scale_by_std": False, "length_normalization": "constant"}
 
 
@@ -70,7 +70,7 @@ CHECKED: dict[str, partial[None]] = {
     "ppo-penalty": partial(_batched, "ppo-penalty", 150, CLIPPED),
     "reinforce": partial(_batched, "reinforce", 200, ONE_STEP),
     "reinforce-value": partial(_batched, "reinforce-value", 200, ONE_STEP),
-    "rloo": partial(_batched, "rloo", 200, ONE_STEP),
+    "rloo": partial(_batched, "rloo", 200, {**ONE_STEP, "batch_size": 2048}),
     "sb3-a2c": partial(
         _sb3, "A2C", 1_200_000, {"n_steps": 6, "learning_rate": 0.1, "gae_lambda": 0.95, "use_rms_prop": False}
     ),

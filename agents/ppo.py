@@ -11,14 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from agents.base.actor_critic import ActorCritic, ActorCriticConfig, Batch
+from agents.base.actor_critic import ActorCritic, ActorCriticConfig, Targets
 from agents.base.config import AgentConfig
-from agents.learning.losses import clipped_policy_loss
-from agents.learning.metrics import Means
-from lm_env.validation import check_numbers
+from agents.learning.losses import clip_fraction, clipped_policy_loss, clipped_value_loss
+from agents.learning.policy import Evaluation
+from agents.learning.rollout import Rollout
+from agents.learning.updater import MicroBatch
+from lm_env.validation import check_integers, check_numbers
 
 __all__ = ["PPO", "PPOConfig"]
 
@@ -27,12 +28,21 @@ __all__ = ["PPO", "PPOConfig"]
 class PPOConfig(ActorCriticConfig):
     """Options of PPO."""
 
+    n_epochs: int = 4
+    """Passes over each rollout."""
+    batch_size: int = 32
+    """Episodes per optimizer step."""
     clip_range: float = 0.2
     """How far the ratio may leave 1 before its gradient is cut."""
+    clip_range_vf: float | None = 0.2
+    """The largest trusted change of a value; None: no clipping."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_integers(self, "n_epochs", "batch_size")
         check_numbers(self, "clip_range", low=0.0, above=True)
+        if self.clip_range_vf is not None:
+            check_numbers(self, "clip_range_vf", low=0.0, above=True)
 
 
 class PPO(ActorCritic):
@@ -48,9 +58,29 @@ class PPO(ActorCritic):
     Config: ClassVar[type[AgentConfig]] = PPOConfig
     config: PPOConfig
 
-    def policy_loss(self, logprobs: Tensor, batch: Batch, means: Means) -> Tensor:
-        """Clipped; see `clipped_policy_loss`."""
-        clip = self.config.clip_range
-        with torch.no_grad():
-            means.add_tokens(clip_fraction=(((logprobs - batch.old_logprobs).exp() - 1).abs() > clip).float())
-        return clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, clip)
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """`n_epochs` passes over the rollout, one optimizer step per minibatch."""
+        targets = self.targets(rollout)
+        for rows in self.minibatches(rollout, self.config.batch_size, self.config.n_epochs):
+            with self.updater.step(rollout, rows) as step:
+                for batch in step.micro_batches():
+                    evaluation = step.evaluate(batch, self.needs_logits)
+                    step.backward(self.loss(evaluation, batch, targets))
+        return {**self.updater.metrics(), **targets.metrics}
+
+    def loss(self, evaluation: Evaluation, batch: MicroBatch, targets: Targets) -> Tensor:
+        """Clipped policy loss, clipped value loss and entropy bonus of each token, (N,)."""
+        config = self.config
+        old_logprobs = batch.old_logprobs
+        policy_loss = clipped_policy_loss(
+            evaluation.logprobs, old_logprobs, batch.tokens(targets.advantages), config.clip_range
+        )
+        value_loss = clipped_value_loss(
+            evaluation.values, batch.old_values, batch.tokens(targets.returns), config.clip_range_vf
+        )
+        batch.record(
+            policy_loss=policy_loss,
+            value_loss=value_loss,
+            clip_fraction=clip_fraction(evaluation.logprobs, old_logprobs, config.clip_range),
+        )
+        return policy_loss + config.vf_coef * value_loss - self.entropy_bonus(evaluation)

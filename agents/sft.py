@@ -20,8 +20,10 @@ from agents.base.config import make_config
 from agents.learning.likelihood import add_likelihood_gradient, perplexity, text_episodes
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt, load_prompts
-from lm_env.errors import ConfigurationError, NonFiniteError
+from lm_env.errors import ConfigurationError
+from lm_env.models.inputs import shuffled_batches
 from lm_env.models.inspection import device_of, evaluating, facts_of
+from lm_env.models.optimization import guarded_step
 from lm_env.validation import check_integers, check_numbers
 
 __all__ = ["SFTConfig", "SFTReport", "load_demonstrations", "supervised_finetune"]
@@ -163,7 +165,7 @@ def _train(
 ) -> list[float]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
-    batches = list(_batches(len(episodes), config.epochs, config.batch_size, rng))
+    batches = list(shuffled_batches(len(episodes), config.batch_size, config.epochs, rng))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=len(batches))
     losses: list[float] = []
 
@@ -175,20 +177,10 @@ def _train(
     for rows in tqdm(batches, desc="fine-tuning", unit="step", disable=not progress_bar):
         optimizer.zero_grad()
         losses.append(add_likelihood_gradient(model, episodes[rows], 1.0, config.micro_batch_tokens, forwards))
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        if not torch.isfinite(norm):
-            optimizer.zero_grad()
-            raise NonFiniteError(f"the gradient of step {len(losses)} is {norm.item()}: lower the learning rate")
-        optimizer.step()
+        guarded_step(optimizer, parameters, config.max_grad_norm, loss=losses[-1])
         schedule.step()
     optimizer.zero_grad()
     return losses
-
-
-def _batches(count: int, epochs: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    for _ in range(epochs):
-        order = rng.permutation(count)
-        yield from (order[start : start + size] for start in range(0, count, size))
 
 
 def _response_ids(prompt: Prompt, column: str, tokenizer: Any, vocab_size: int) -> Sequence[int]:

@@ -89,7 +89,7 @@ def run(name: str, seed: int, timesteps: int, beta: float) -> Record:
     )
     curve = Curve()
     agent.learn(timesteps, callback=curve, progress_bar=True)
-    prompts: list[Prompt] = list(agent.load_prompts(held_out))
+    prompts: list[Prompt] = list(agent.choose_prompts(held_out, n=len(held_out)))
     result = measure(env.task, agent.rollout_episodes(prompts))
     if name == "supervised":
         result["kl"] = 0.0

@@ -117,7 +117,7 @@ def time_agent(agent: BatchedAgent) -> dict[str, float]:
     start = time.perf_counter()
     scoring: list[float] = []
     prompts = agent.draw_prompts()
-    rollout = collect(agent.backend, agent.policy, agent.task, prompts, Sampling(agent.generator))
+    rollout = collect(agent.backend, agent.policy, agent.task, prompts, Sampling(agent.randomness.sampling))
     scoring.append(rollout.scoring_seconds)
     collected = time.perf_counter()
     agent.update(rollout)

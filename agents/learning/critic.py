@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from agents.learning.policy import ValueHeadPolicy
-from lm_env.errors import ConfigurationError, UnsupportedModelError
+from lm_env.errors import CheckpointCorruptError, ConfigurationError, UnsupportedModelError
 from lm_env.models.inspection import device_of, facts_of
 from lm_env.objective.task import Task
 
@@ -131,7 +131,10 @@ def rebuild_critic(description: str | dict[str, Any]) -> str | RewardCritic:
     """What `describe_critic` described, its weights at random."""
     if isinstance(description, str):
         return description
-    config = AutoConfig.for_model(**description["trunk"])
-    dtype = getattr(torch, description["dtype"])
-    trunk = AutoModel.from_config(config, dtype=dtype, attn_implementation=description["attention"])
+    try:
+        dtype = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[description["dtype"]]
+        config = AutoConfig.for_model(**description["trunk"])
+        trunk = AutoModel.from_config(config, dtype=dtype, attn_implementation=description["attention"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointCorruptError(f"the saved description of the critic is damaged ({error!r})") from error
     return RewardCritic(trunk.eval())

@@ -11,13 +11,19 @@ from torch import Tensor
 
 from lm_env.models.logprobs import log_distribution
 
-__all__ = ["clipped_policy_loss", "clipped_value_loss", "entropy"]
+__all__ = ["clip_fraction", "clipped_policy_loss", "clipped_value_loss", "entropy"]
 
 
 def clipped_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float) -> Tensor:
     """-min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) (Schulman et al. 2017, arXiv:1707.06347, equation 7)."""
     ratio = torch.exp(logprobs - old_logprobs)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def clip_fraction(logprobs: Tensor, old_logprobs: Tensor, clip: float) -> Tensor:
+    """1 where the ratio has left [1 - clip, 1 + clip], else 0, (N,); for the log."""
+    ratio = torch.exp(logprobs - old_logprobs)
+    return ((ratio - 1).abs() > clip).float()
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> Tensor:

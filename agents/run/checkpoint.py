@@ -1,155 +1,143 @@
-"""Agents on disk: safetensors and JSON, never pickle; whole or not at all.
+"""A training run on disk: safetensors and JSON, never pickle; written whole or not at all, read whole or refused.
 
-A folder is written beside its place under a temporary name, with a manifest of checksums last,
-flushed, and renamed.  What was there before is moved to `NAME.previous` and removed afterwards, so a
-process killed at any moment leaves a whole folder behind; the loader looks for both.
+A checkpoint's folder is the language model in transformers' layout, and `agent/` with everything else.
+This file knows what lies in the folder; what it means is for the agent that it belongs to.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from agents.learning.critic import describe_critic, rebuild_critic
-from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError
-from lm_env.models.export import export_language_model
+from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, NonFiniteError
 from lm_env.models.loading import without_weight_bars
 from lm_env.storage import verify_folder, write_folder
 
-if TYPE_CHECKING:
-    from agents.base.agent import BatchedAgent
+__all__ = ["Checkpoint", "folder_of", "language_model_tensors", "read_checkpoint", "write_checkpoint"]
 
-__all__ = ["join_optimizer", "load_agent", "save_agent", "split_optimizer"]
+FORMAT = 1
+"""The version of what `write_checkpoint` writes."""
 
-
-# -- agents ----------------------------------------------------------------------------------------
-def save_agent(agent: BatchedAgent, path: Path) -> Path:
-    """The LM in transformers' layout (with its tokenizer), and `agent/` with all else."""
-
-    def fill(folder: Path) -> None:
-        if isinstance(agent.task.model, PreTrainedModel):
-            export_language_model(agent.task.adapter or agent.task.model, agent.task.tokenizer, folder)
-        own = folder / "agent"
-        own.mkdir()
-        save_file(_tensors(agent), own / "policy.safetensors")
-        tensors, layout = split_optimizer(agent.optimizer.state_dict())
-        save_file(tensors, own / "optimizer.safetensors")
-        state = {
-            "agent": type(agent).__name__,
-            "config": vars(agent.config),
-            "critic": describe_critic(agent.policy),
-            "model": type(agent.task.model).__name__,
-            "vocab_size": agent.task.vocab_size,
-            "num_timesteps": agent.num_timesteps,
-            "num_rollouts": agent.num_rollouts,
-            "kl": agent.task.kl.state_dict(),
-            "prompt_rng": agent.prompt_rng.bit_generator.state,
-            "shuffle_rng": agent.shuffle_rng.bit_generator.state,
-            "generator": agent.generator.get_state().tolist(),
-            "optimizer": layout,
-            "extra": agent.extra_state(),
-        }
-        (own / "state.json").write_text(json.dumps(state))
-
-    return write_folder(path, fill)
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "agent": str,
+    "config": dict,
+    "critic": (str, dict),
+    "task": dict,
+    "num_timesteps": int,
+    "num_rollouts": int,
+    "kl": dict,
+    "randomness": dict,
+    "optimizer": dict,
+    "extra": dict,
+}
+"""What `Checkpoint.settings` holds, with the types of JSON."""
 
 
-def load_agent(cls: type[Any], path: Path, env: Any, **options: Any) -> Any:
-    """The agent saved at `path`, on `env`, whose model takes the saved weights.
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a training run goes on from, apart from the environment."""
 
-    Nothing of the environment has changed if this raises.
+    settings: dict[str, Any]
+    """JSON; see `FIELDS`."""
+    weights: dict[str, Tensor]
+    """The policy's tensors by name, without those of the language model where its own folder holds them."""
+    updater: dict[str, Tensor]
+    """The tensors of the optimizer and of the average of the weights."""
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that a path names: stable-baselines3's callbacks put `.zip` behind what they save."""
+    return path.with_suffix("") if path.suffix == ".zip" else path
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint, export: Callable[[Path], object]) -> Path:
+    """Write a checkpoint, whole or not at all.
 
     Args:
-        options: of the class, in place of the saved ones or beside them.
+        export: writes the language model into a folder, as `export_language_model` does.
+
+    Raises:
+        NonFiniteError: a weight is NaN or infinite; nothing was written.
+        CheckpointWriteError: see `lm_env.storage.write_folder`.
     """
+    for name, tensor in checkpoint.weights.items():
+        check_finite(name, tensor)
+
+    def fill(folder: Path) -> None:
+        export(folder)
+        own = folder / "agent"
+        own.mkdir()
+        save_file(checkpoint.weights, own / "policy.safetensors")
+        save_file(checkpoint.updater, own / "optimizer.safetensors")
+        (own / "state.json").write_text(json.dumps({"format": FORMAT, **checkpoint.settings}))
+
+    return write_folder(folder_of(path), fill)
+
+
+def read_checkpoint(path: Path) -> tuple[Checkpoint, Path]:
+    """The newest whole checkpoint at `path`, and the folder that it was read from.
+
+    Raises:
+        CheckpointCorruptError: a file is missing, damaged, or not what an agent writes.
+        CheckpointMismatchError: a later version of this package wrote it.
+    """
+    path = folder_of(path) if not path.exists() else path
     folder = verify_folder(path)
-    if not (folder / "agent" / "state.json").is_file():
-        raise CheckpointCorruptError(f"{folder} holds no agent: {folder / 'agent' / 'state.json'} is missing")
-    state = json.loads((folder / "agent" / "state.json").read_text())
-    if state["agent"] != cls.__name__:
-        raise CheckpointMismatchError(
-            f"{path} holds an agent of class {state['agent']}, not {cls.__name__}: load it with that class"
-        )
-    if "critic" not in options:
-        options["critic"] = rebuild_critic(state["critic"])
-    agent = cls(env, **{**state["config"], **options})
-    found = {"model": type(agent.task.model).__name__, "vocab_size": agent.task.vocab_size}
-    for name, value in found.items():
-        if state[name] != value:
-            raise CheckpointMismatchError(f"{name} differs: {state[name]} in {path}, {value} in the environment")
-    tensors = _read_tensors(agent, folder)
-    optimizer = join_optimizer(load_file(folder / "agent" / "optimizer.safetensors"), state["optimizer"])
-    if misfit := _misfit(agent, tensors, optimizer):
-        raise CheckpointMismatchError(f"the weights in {path} do not fit the environment's model: {misfit}")
-    agent.task.kl.load_state_dict(state["kl"])  # the last that can be refused
-    weights = {k: v for k, v in tensors.items() if not k.startswith("ema.")}
-    agent.policy.load_state_dict(weights, strict=agent.task.adapter is None)
-    if agent.ema is not None:
-        agent.ema.load_state_dict({k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
-    agent.optimizer.load_state_dict(optimizer)
-    agent.num_timesteps = state["num_timesteps"]
-    agent.num_rollouts = state["num_rollouts"]
-    agent.prompt_rng.bit_generator.state = state["prompt_rng"]
-    agent.shuffle_rng.bit_generator.state = state["shuffle_rng"]
-    agent.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
-    agent.load_extra_state(state["extra"])
-    return agent
+    own = folder / "agent"
+    if not (own / "state.json").is_file():
+        raise CheckpointCorruptError(f"{folder} holds no agent: {own / 'state.json'} is missing")
+    try:
+        settings = json.loads((own / "state.json").read_text())
+        weights = load_file(own / "policy.safetensors")
+        updater = load_file(own / "optimizer.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointCorruptError(f"{folder} holds no whole agent ({error}): use another checkpoint") from error
+    _check_settings(settings, own / "state.json")
+    return Checkpoint(settings, weights, updater), folder
 
 
-def _tensors(agent: BatchedAgent) -> dict[str, Tensor]:
-    """What the LM's own folder does not hold: heads, critics, averages, a table's rows; all that an adapter trains."""
-    state = agent.policy.state_dict()
-    if agent.task.adapter is not None:
-        trained = {n for n, p in agent.policy.named_parameters() if p.requires_grad}
-        state = {k: v for k, v in state.items() if k in trained}
-    elif isinstance(agent.task.model, PreTrainedModel):
-        state = {k: v for k, v in state.items() if not k.startswith("lm.")}
-    if agent.ema is not None:
-        state |= {f"ema.{k}": v for k, v in agent.ema.state_dict().items()}
-    return {k: v.detach().clone().contiguous() for k, v in state.items()}
+def language_model_tensors(lm: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """The weights of the language model that a checkpoint's folder holds, under the names that `lm` has for them.
 
-
-def _read_tensors(agent: BatchedAgent, folder: Path) -> dict[str, Tensor]:
-    """What `_tensors` wrote, and the LM's own weights, by the names that they have in the policy."""
-    tensors = load_file(folder / "agent" / "policy.safetensors")
-    lm = agent.task.model
-    # Under an adapter the base is the environment's own; only the adapter was trained.
-    if isinstance(lm, PreTrainedModel) and agent.task.adapter is None:
+    Raises:
+        CheckpointCorruptError: the folder holds none.
+    """
+    assert isinstance(lm, PreTrainedModel)
+    try:
         with without_weight_bars():
             saved = type(lm).from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tensors |= {f"lm.{k}": v for k, v in saved.state_dict().items()}
-    return tensors
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointCorruptError(f"the language model in {folder} cannot be read: {error}") from error
+    return saved.state_dict()
 
 
-def _misfit(agent: BatchedAgent, tensors: dict[str, Tensor], optimizer: dict[str, Any]) -> str | None:
-    """What of the saved state has no place in the agent, or the other way round; None if all fits."""
-    own = agent.policy.state_dict() if agent.task.adapter is None else {}
-    own |= _tensors(agent)
-    if odd := sorted(own.keys() ^ tensors.keys()):
-        return f"{odd[0]} is only in {'the environment' if odd[0] in own else 'the checkpoint'}"
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            return f"{name} has the shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
-    counts = [[len(g["params"]) for g in o["param_groups"]] for o in (optimizer, agent.optimizer.state_dict())]
-    return None if counts[0] == counts[1] else f"{counts[0]} tensors were trained, {counts[1]} are trainable here"
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise NonFiniteError for a tensor of weights with a NaN or an infinity."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise NonFiniteError(
+            f"{name} holds NaN or infinite weights, so nothing was saved: load the last checkpoint with a lower"
+            " learning_rate"
+        )
 
 
-def split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state -> (its tensors, all else as JSON)."""
-    tensors = {f"{i}.{k}": v.detach().cpu().clone() for i, entry in state["state"].items() for k, v in entry.items()}
-    return tensors, {"param_groups": state["param_groups"]}
-
-
-def join_optimizer(tensors: dict[str, Tensor], layout: dict[str, Any]) -> dict[str, Any]:
-    """The state that `split_optimizer` has split."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    return {"state": state, "param_groups": layout["param_groups"]}
+def _check_settings(settings: Any, file: Path) -> None:
+    if not isinstance(settings, dict) or not isinstance(settings.get("format"), int):
+        raise CheckpointCorruptError(f"{file} is not what an agent writes (it has no format): use another checkpoint")
+    if settings["format"] > FORMAT:
+        raise CheckpointMismatchError(
+            f"{file} has format {settings['format']}, and this version of lm_env reads up to {FORMAT}: update lm_env"
+        )
+    for name, kind in FIELDS.items():
+        value = settings.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            shown = "missing" if name not in settings else f"{value!r:.60}"
+            raise CheckpointCorruptError(f"{name} in {file} is {shown}, and not what an agent writes")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from agents.learning.rollout import Rollout
+from agents.learning.rollout import Rollout
 
 __all__ = ["EarlyWarning"]
 

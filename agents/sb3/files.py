@@ -21,10 +21,10 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from transformers import PreTrainedModel
 
 from agents.learning.policy import ValueHeadPolicy
-from agents.run.checkpoint import join_optimizer, split_optimizer
 from agents.sb3.vec_env import TextSpace
 from lm_env.errors import CheckpointMismatchError, ConfigurationError, UnsafeFileError
 from lm_env.models.export import export_language_model
+from lm_env.models.optimization import join_optimizer, split_optimizer
 from lm_env.objective.task import Task
 from lm_env.storage import verify_folder, write_folder
 

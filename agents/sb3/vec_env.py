@@ -17,7 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from agents.base.agent import task_of
+from agents.base.text_agent import task_of
 from lm_env.envs.behavior import LogprobFn
 from lm_env.envs.mdp import StepResult, TextMDP
 from lm_env.envs.spaces import action_space, observation_space

@@ -8,7 +8,7 @@ Shapes: B rows, P prompt tokens, T response tokens, L = P + T, N response tokens
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lm_env.data.episodes import Episodes
 
-__all__ = ["ResponseIndex", "length_batches", "pad_right", "plain_arguments", "response_index"]
+__all__ = ["ResponseIndex", "length_batches", "pad_right", "plain_arguments", "response_index", "shuffled_batches"]
 
 # From this many padded tokens on, a separate forward costs less than the padding that it saves.
 WORTH_A_FORWARD = 512
@@ -95,3 +95,11 @@ def length_batches(lengths: Sequence[int] | np.ndarray, tokens: int, *, equal: b
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def shuffled_batches(count: int, size: int, epochs: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Index arrays of `size` rows (the last of an epoch may be smaller), each row once per epoch, in random order."""
+    for _ in range(epochs):
+        order = rng.permutation(count)
+        for start in range(0, count, size):
+            yield order[start : start + size]

@@ -7,15 +7,17 @@ batches of 64 and a cosine learning rate as in Stiennon et al. 2020 (arXiv:2009.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from lm_env.errors import ConfigurationError, NonFiniteError
-from lm_env.models.inputs import length_batches, pad_right
+from lm_env.errors import ConfigurationError
+from lm_env.models.inputs import length_batches, pad_right, shuffled_batches
+from lm_env.models.optimization import guarded_step
+from lm_env.validation import check_integer, check_number
 from reward_models.preferences.losses import pairwise_loss
 from reward_models.preferences.model import RewardModel
 from reward_models.preferences.records import Comparison
@@ -74,16 +76,10 @@ def train_reward_model(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=updates)
     losses = []
-    batches = _batches(pairs, epochs, batch_size, rng)
-    for batch in tqdm(batches, total=updates, desc="reward model", disable=not progress_bar):
-        losses.append(_accumulate_gradient(model, batch))
-        norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-        if not torch.isfinite(norm):
-            optimizer.zero_grad()
-            raise NonFiniteError(
-                f"the gradient of update {len(losses)} of the reward model is {norm.item()}: lower the learning rate"
-            )
-        optimizer.step()
+    batches = shuffled_batches(len(pairs), batch_size, epochs, rng)
+    for rows in tqdm(batches, total=updates, desc="reward model", disable=not progress_bar):
+        losses.append(_accumulate_gradient(model, [pairs[i] for i in rows]))
+        guarded_step(optimizer, parameters, MAX_GRAD_NORM, loss=losses[-1])
         optimizer.zero_grad()
         schedule.step()
     held_out_accuracy = _accuracy(model, _encode(model, held_out)) if held_out else None
@@ -95,13 +91,14 @@ Pair = tuple[list[int], list[int]]
 
 
 def _check_settings(epochs: int, batch_size: int, learning_rate: float, held_out_fraction: float) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ConfigurationError(f"{name} must be at least 1, not {value}")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ConfigurationError(f"learning_rate must be a positive number, not {learning_rate}")
-    if not 0 <= held_out_fraction < 1:
-        raise ConfigurationError(f"held_out_fraction must be in [0, 1), not {held_out_fraction}")
+    check_integer("epochs", epochs)
+    check_integer("batch_size", batch_size)
+    check_number("learning_rate", learning_rate, low=0.0, above=True)
+    check_number("held_out_fraction", held_out_fraction, low=0.0)
+    if held_out_fraction >= 1:
+        raise ConfigurationError(
+            f"held_out_fraction must be below 1, to leave something to train on, not {held_out_fraction}"
+        )
 
 
 def _split(
@@ -130,13 +127,6 @@ def _encode(model: RewardModel, comparisons: Sequence[Comparison]) -> list[Pair]
         prompts, [c.rejected for c in comparisons], prompt_ids, [c.rejected_ids for c in comparisons]
     )
     return list(zip(chosen, rejected, strict=True))
-
-
-def _batches(pairs: list[Pair], epochs: int, size: int, rng: np.random.Generator) -> Iterator[list[Pair]]:
-    for _ in range(epochs):
-        order = rng.permutation(len(pairs))
-        for start in range(0, len(order), size):
-            yield [pairs[i] for i in order[start : start + size]]
 
 
 def _accumulate_gradient(model: RewardModel, pairs: list[Pair]) -> float:

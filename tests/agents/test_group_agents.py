@@ -9,6 +9,7 @@ import torch
 from agents import GRPO, RLOO, Reinforce
 from agents.learning.metrics import Means
 from agents.learning.rollout import Rollout
+from agents.learning.updater import MicroBatch
 from lm_env import TextGenerationEnv, TokenMDP
 from lm_env.data.episodes import Episodes
 from lm_env.errors import ConfigurationError
@@ -50,12 +51,18 @@ def rollout_of(agent, trajectories) -> Rollout:
 
 
 def loss_of(agent, rollout: Rollout, advantages: np.ndarray, weights: np.ndarray) -> torch.Tensor:
-    """The agent's own per-token losses under given weights, summed."""
-    rows = np.arange(len(advantages))
-    evaluation = agent.policy.evaluate(rollout.episodes)
-    losses = agent._loss(evaluation, rollout, advantages, rows, Means())
-    per_token = np.repeat(weights, rollout.episodes.response_lengths)
-    return (losses * torch.from_numpy(per_token)).sum()
+    """The agent's own per-token losses under given weights (one per episode), summed."""
+    rows = np.arange(len(rollout))
+    batch = MicroBatch(rollout, rows, (torch.device("cpu"), torch.float64), Means())
+    losses = agent.loss(agent.policy.evaluate(batch.episodes), batch, advantages)
+    return (losses * batch.tokens(weights)).sum()
+
+
+def token_weights(agent, rollout: Rollout) -> np.ndarray:
+    """The weight of each episode's tokens when the whole rollout is one minibatch."""
+    if isinstance(agent, GRPO):
+        return agent.token_weights(rollout, np.arange(len(rollout)))
+    return np.full(len(rollout), 1 / (agent.task.max_new_tokens * len(rollout)))
 
 
 def all_pairs_gradient(agent) -> np.ndarray:
@@ -64,15 +71,14 @@ def all_pairs_gradient(agent) -> np.ndarray:
     p = np.exp(T0.trajectory_logprobs(agent.task.model))
     pairs = np.array([(i, j) for i in range(count) for j in range(count)])
     single = rollout_of(agent, np.arange(count))
-    returns = single.scored.scores if agent.config.kl_in == "loss" else single.scored.rewards.sum(1)
-    advantages = agent.advantages(returns[pairs])
+    advantages = agent.advantages(single.scored.rewards.sum(1)[pairs])
     weight = (p[pairs[:, 0]] * p[pairs[:, 1]])[:, None] * np.ones((1, 2))
     # The loss is linear in the advantages of a trajectory: its pairs can be summed beforehand.
     mean = np.zeros(count)
     np.add.at(mean, pairs.ravel(), (weight * advantages).ravel())
     mean /= 2 * p  # each trajectory's expected advantage, over both places
     agent.policy.zero_grad()
-    loss_of(agent, single, mean, p * count * agent._weights(single, np.arange(count))).backward()
+    loss_of(agent, single, mean, p * count * token_weights(agent, single)).backward()
     return agent.task.model.table.grad.numpy().copy()
 
 
@@ -104,7 +110,8 @@ def test_a_group_mean_holds_the_sample_itself_and_so_shrinks_the_gradient():
 
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
 def test_dividing_by_lengths_is_not_the_true_gradient(normalization):
-    agent = build(RLOO, group_size=2, rollout_episodes=2, length_normalization=normalization)
+    options = {"scale_by_std": False, "kl_in": "reward", "length_normalization": normalization}
+    agent = build(GRPO, group_size=2, rollout_episodes=2, **options)
     got, truth = -all_pairs_gradient(agent), true_gradient(agent)
     scale = (got * truth).sum() / (got * got).sum()  # the best that any step size can do
     relative = np.linalg.norm(scale * got - truth) / np.linalg.norm(truth)
@@ -184,11 +191,11 @@ def test_the_running_mean_of_reinforce_does_not_hold_its_own_rollout():
     [("constant", [1 / 9, 1 / 9, 1 / 9]), ("sequence", [1 / 3, 1 / 6, 1 / 9]), ("token", [1 / 6, 1 / 6, 1 / 6])],
 )
 def test_length_normalization(normalization, expected):
-    agent = build(RLOO, group_size=3, rollout_episodes=3, length_normalization=normalization)
+    agent = build(GRPO, group_size=3, rollout_episodes=3, length_normalization=normalization)
     lengths = T0.trajectories()[1]
     rows = np.array([np.flatnonzero(lengths == n)[0] for n in (1, 2, 3)])
     rollout = rollout_of(agent, rows)
-    assert agent._weights(rollout, np.arange(3)) == pytest.approx(expected, abs=1e-12)
+    assert token_weights(agent, rollout) == pytest.approx(expected, abs=1e-12)
 
 
 def test_k3_in_the_loss_by_hand():
@@ -240,7 +247,7 @@ def test_groups_hold_samples_of_one_prompt(id_task):
         (GRPO, {"group_size": 5, "rollout_episodes": 12}, "multiple of group_size"),
         (GRPO, {"group_size": 0}, "group_size"),
         (GRPO, {"kl_in": "both"}, "kl_in must be one of 'reward', 'loss'"),
-        (RLOO, {"length_normalization": "mean"}, "length_normalization must be one of"),
+        (GRPO, {"length_normalization": "mean"}, "length_normalization must be one of"),
         (RLOO, {"n_epochs": 0}, "n_epochs"),
         (GRPO, {"group": 8}, "group"),
     ],

@@ -153,8 +153,9 @@ def test_gradients_are_clipped_to_their_norm(make_agent):
 
 def test_every_episode_is_used_once_per_epoch(make_agent):
     agent = make_agent(batch_size=5)
-    epochs = [np.concatenate(list(agent.minibatches(12))) for _ in range(2)]
-    assert [len(rows) for rows in agent.minibatches(12)] == [5, 5, 2]
+    batches = list(agent.minibatches(agent.collect_rollout(), batch_size=5, n_epochs=2))
+    assert [len(rows) for rows in batches] == [5, 5, 2] * 2
+    epochs = [np.concatenate(batches[:3]), np.concatenate(batches[3:])]
     for epoch in epochs:
         assert sorted(epoch) == list(range(12))
     assert (epochs[0] != epochs[1]).any()
@@ -249,7 +250,7 @@ def test_the_reference_stays_and_the_policy_moves(make_agent, critic):
     storages = [{p.untyped_storage().data_ptr() for p in m.parameters()} for m in (agent.policy, task.reference)]
     assert not storages[0] & storages[1]
     assert not any(p.requires_grad for p in task.reference.parameters())
-    trained = {id(p) for group in agent.optimizer.param_groups for p in group["params"]}
+    trained = {id(p) for group in agent.updater.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in agent.policy.parameters()}
     assert {id(p) for p in task.model.parameters()} <= trained
 
@@ -401,7 +402,7 @@ def test_nothing_normalized_nothing_whitened(make_agent):
 def test_a_loss_that_is_not_finite_leaves_the_weights(make_agent, where, bad):
     agent = make_agent(batch_size=4)
     agent.update(agent.collect_rollout())  # the optimizer has a state
-    before, optimizer = weights_of(agent.policy), copy.deepcopy(agent.optimizer.state_dict())
+    before, optimizer = weights_of(agent.policy), copy.deepcopy(agent.updater.optimizer.state_dict())
     rollout = agent.collect_rollout()
     if where == "value":
         rollout.values[0, 0] = bad
@@ -410,7 +411,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(make_agent, where, bad):
     with np.errstate(invalid="ignore"), pytest.raises(NonFiniteError, match="weights are unchanged"):
         agent.update(rollout)
     assert same(weights_of(agent.policy), before)
-    for index, state in agent.optimizer.state_dict()["state"].items():
+    for index, state in agent.updater.optimizer.state_dict()["state"].items():
         assert same(state, optimizer["state"][index])
     agent.update(agent.collect_rollout())  # and training goes on
     assert not same(weights_of(agent.policy), before)

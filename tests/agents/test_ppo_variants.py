@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from agents import PPO, PPOPenalty, PPOPtx
-from agents.base.actor_critic import Batch
+from agents.base.actor_critic import Targets
 from agents.learning.metrics import Means
+from agents.learning.updater import MicroBatch
 from lm_env import AdaptiveKL, TextGenerationEnv, TokenMDP
 from lm_env.errors import CheckpointMismatchError, ConfigurationError
 from lm_env.tasks.token_mdp import make
@@ -40,33 +43,32 @@ def test_the_gradient_of_ptx_is_that_of_ppo_plus_the_pretraining_one(text_task, 
             of_texts.append(logprobs[0, torch.arange(ids.shape[1] - 1), ids[0, 1:]])
         return -torch.cat(of_texts).mean()
 
+    alone = PPO(agent.env, n_epochs=1, **SMALL)
+    alone.policy.load_state_dict(agent.policy.state_dict())
     rollout = agent.collect_rollout()
-    rows = np.arange(16)
     seen: dict[str, list[torch.Tensor]] = {}
 
     class Caught(Exception):
         """Raised in place of the optimizer's step, when both gradients stand."""
 
-    def loss(evaluation, part):
-        return -evaluation.logprobs * evaluation.logprobs.detach()  # any loss per token will do
-
-    def stop(*_):
-        seen["all"] = gradients(agent)
+    def stop(optimizer, *_):
+        seen["all"] = gradients(agent if optimizer is agent.updater.optimizer else alone)
         raise Caught
 
     agent.text_rng = Cycle(len(texts))
-    agent.optimizer.register_step_pre_hook(stop)
+    agent.updater.optimizer.register_step_pre_hook(stop)
     with pytest.raises(Caught):
-        agent.optimize(rollout, rows, loss)
-    agent.policy.zero_grad()
-    evaluation = agent.policy.evaluate(rollout.episodes)
-    loss(evaluation, rows).mean().backward()
-    ppo = gradients(agent)
+        agent.update(rollout)
+    both = seen["all"]
+    alone.updater.optimizer.register_step_pre_hook(stop)
+    with pytest.raises(Caught):
+        alone.update(rollout)
+    ppo = seen["all"]
     agent.policy.zero_grad()
     pretraining().backward()
     ptx = gradients(agent)
     assert max(float(g.abs().max()) for g in ptx) > 1e-3 < max(float(g.abs().max()) for g in ppo)
-    for got, a, b in zip(seen["all"], ppo, ptx, strict=True):
+    for got, a, b in zip(both, ppo, ptx, strict=True):
         expected = a + coefficient * b
         assert (got - expected).abs().max() <= 1e-12 * max(1.0, float(expected.abs().max()))
 
@@ -106,7 +108,7 @@ def test_ptx_keeps_its_texts_likely(text_task):
 def test_texts_are_cut_and_counted_by_tokens(text_task):
     agent = PPOPtx(TextGenerationEnv(**text_task()), TEXTS, max_text_tokens=3, ptx_coef=1.0, **SMALL)
     agent.policy.zero_grad()
-    agent.text_gradient(agent.texts)
+    agent.add_text_gradient(agent.texts)
     got = gradients(agent)
     agent.policy.zero_grad()
     total, count = torch.zeros(()), 0
@@ -126,7 +128,7 @@ def test_micro_batches_do_not_change_the_pretraining_gradient(text_task):
     for budget in (4, 10_000):
         agent = PPOPtx(TextGenerationEnv(**text_task()), TEXTS, micro_batch_tokens=budget, **SMALL)
         agent.policy.zero_grad()
-        agent.text_gradient(agent.texts)
+        agent.add_text_gradient(agent.texts)
         results.append(gradients(agent))
     for a, b in zip(*results, strict=True):
         assert (a - b).abs().max() <= 1e-5 * max(1.0, float(a.abs().max()))
@@ -163,13 +165,16 @@ def test_the_penalty_doubles_above_its_target_and_halves_below(factor, coefficie
 
 def test_the_penalty_by_hand():
     """-ratio A + c (ratio - 1 - log ratio), k3 on tokens of the old policy."""
-    agent = PPOPenalty(make(mdp=T0), **SMALL)
+    agent = PPOPenalty(make(mdp=T0), vf_coef=0.0, **SMALL)
     agent.step_coef = 3.0
-    old, new = torch.tensor([-1.0, -2.0]), torch.tensor([-0.5, -2.0])
-    batch = Batch(old, torch.zeros(2), torch.tensor([2.0, -4.0]), torch.zeros(2))
+    rollout = agent.collect_rollout()
+    scored = replace(rollout.scored, logprobs=rollout.scored.logprobs - 0.5)  # as if every token had become likelier
+    batch = MicroBatch(replace(rollout, scored=scored), np.arange(16), (torch.device("cpu"), torch.float32), Means())
+    advantages = np.where(rollout.mask, 2.0, 0.0)
+    targets = Targets(advantages, np.zeros_like(advantages), {})
+    losses = agent.loss(agent.policy.evaluate(rollout.episodes), batch, targets)
     ratio = np.exp(0.5)
-    expected = [-2 * ratio + 3 * (ratio - 1 - 0.5), 4.0]
-    assert agent.policy_loss(new, batch, Means()).tolist() == pytest.approx(expected, rel=1e-6)
+    assert losses.tolist() == pytest.approx([-2 * ratio + 3 * (ratio - 1 - 0.5)] * len(losses), rel=1e-5)
 
 
 def test_the_penalty_learns_t0():
@@ -192,7 +197,7 @@ def test_the_average_of_the_weights_by_hand():
     def note(*_):
         steps.append(agent.task.model.table.detach().clone())
 
-    agent.optimizer.register_step_post_hook(note)
+    agent.updater.optimizer.register_step_post_hook(note)
     agent.learn(60)
     assert len(steps) >= 8
     for table in steps:  # the average starts at the first step's weights
@@ -208,7 +213,9 @@ def test_no_average_unless_asked():
 def test_the_learning_rate_warms_up_from_a_tenth():
     agent = PPO(make(mdp=T0), learning_rate=0.01, warmup_rollouts=4, lr_schedule="constant", n_epochs=1, **SMALL)
     rates = []
-    agent.optimizer.register_step_pre_hook(lambda *_: rates.append(agent.optimizer.param_groups[0]["lr"]))
+    agent.updater.optimizer.register_step_pre_hook(
+        lambda *_: rates.append(agent.updater.optimizer.param_groups[0]["lr"])
+    )
     agent.learn(300)
     assert rates[:6] == pytest.approx([0.001, 0.00325, 0.0055, 0.00775, 0.01, 0.01])
 
@@ -216,7 +223,9 @@ def test_the_learning_rate_warms_up_from_a_tenth():
 def test_the_linear_schedule_falls_with_the_tokens():
     agent = PPO(make(mdp=T0), learning_rate=0.01, n_epochs=1, **SMALL)
     rates, tokens = [], []
-    agent.optimizer.register_step_pre_hook(lambda *_: rates.append(agent.optimizer.param_groups[0]["lr"]))
+    agent.updater.optimizer.register_step_pre_hook(
+        lambda *_: rates.append(agent.updater.optimizer.param_groups[0]["lr"])
+    )
     agent.learn(200, callback=lambda local, _: tokens.append(agent.num_timesteps) is None)
     before = [0, *tokens[:-1]]  # the tokens generated before each rollout
     assert rates == pytest.approx([0.01 * (1 - n / 200) for n in before])

@@ -221,14 +221,9 @@ class ValuesOfTheNextState(Tampered):
 class EOSNotTrained(Tampered):
     """Loss masked where id == pad, and pad == eos."""
 
-    def optimize(self, rollout, rows, token_loss, weights=None):
-        def without_eos(evaluation, part):
-            mask = rollout.mask[part]
-            ids = np.concatenate([np.array(r) for r in rollout.episodes[part].responses()])
-            assert len(ids) == mask.sum()
-            return token_loss(evaluation, part) * torch.from_numpy(ids != 3)
-
-        return super().optimize(rollout, rows, without_eos, weights)
+    def loss(self, evaluation, batch, targets):
+        ids = np.concatenate([np.array(response) for response in batch.episodes.responses()])
+        return super().loss(evaluation, batch, targets) * torch.from_numpy(ids != 3)
 
 
 BUGS = [

@@ -46,7 +46,7 @@ class Recorder(BaseCallback):
     def _on_step(self) -> bool:
         self.events.append("step")
         self.timesteps.append(self.num_timesteps)
-        self.rates.append(self.model.optimizer.param_groups[0]["lr"])
+        self.rates.append(self.model.updater.optimizer.param_groups[0]["lr"])
         assert len(self.locals["rollout"].episodes) == 16
         return self.n_calls < self.stop_after
 
@@ -114,14 +114,14 @@ def test_callbacks_are_called_in_order_once_per_rollout(agent):
     agent.learn(60, [first, second])
     assert first.events == second.events
     rounds = first.events.count("step")
-    assert first.events == ["start", *["rollout", "step", "end of rollout"] * rounds, "end"]
+    assert first.events == ["start", *["rollout", "end of rollout", "step"] * rounds, "end"]
     assert first.timesteps[-1] == agent.num_timesteps
 
 
 def test_a_callback_can_stop(agent):
     recorder = Recorder(stop_after=2)
     agent.learn(10**6, recorder)
-    assert recorder.events == ["start", "rollout", "step", "end of rollout", "rollout", "step", "end"]
+    assert recorder.events == ["start", *["rollout", "end of rollout", "step"] * 2, "end"]
 
 
 def test_a_function_can_stop(agent):

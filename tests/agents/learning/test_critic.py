@@ -81,8 +81,8 @@ def test_training_moves_the_critic_and_leaves_the_reward_model(text_task, rm_of)
 def test_a_frozen_reward_model_gives_a_critic_that_learns(text_task, rm_of):
     rm = rm_of()
     rm.network.requires_grad_(False)
-    agent = A2C(TextGenerationEnv(**text_task(reward=rm)), critic=rm, **{**SMALL, "batch_size": 16})
-    optimized = {id(p) for group in agent.optimizer.param_groups for p in group["params"]}
+    agent = A2C(TextGenerationEnv(**text_task(reward=rm)), critic=rm, rollout_episodes=16, slots=8)
+    optimized = {id(p) for group in agent.updater.optimizer.param_groups for p in group["params"]}
     assert optimized == {id(p) for p in agent.policy.parameters()}
     assert not any(p.requires_grad for p in rm.network.parameters())
 

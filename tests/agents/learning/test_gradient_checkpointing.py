@@ -40,7 +40,7 @@ class Stored:
 
 def step(agent, rollout) -> tuple[dict[str, torch.Tensor], int]:
     """The gradient of an update on the whole rollout, and the bytes of its forward that wait for the backward."""
-    with Stored(agent) as stored, agent.autocast():
+    with Stored(agent) as stored, agent.updater.forwards():
         evaluation = agent.policy.evaluate(rollout.episodes)
     weights = torch.linspace(-1, 1, len(evaluation.logprobs))
     agent.policy.zero_grad()
@@ -101,7 +101,7 @@ def test_pretraining_texts_are_checkpointed_too(id_task):
         env = TextGenerationEnv(**id_task())
         agent = PPOPtx(env, [[1, 2, 3, 4] * 8] * 4, **SMALL, gradient_checkpointing=on)
         with Stored(agent) as stored:
-            agent.text_gradient(agent.texts)
+            agent.add_text_gradient(agent.texts)
         kept.append(stored.bytes)
     assert kept[1] < 0.5 * kept[0]
 
@@ -111,7 +111,7 @@ def test_nothing_is_left_behind(id_task):
     agent = PPO(TextGenerationEnv(**id_task()), **SMALL, gradient_checkpointing=True)
     layers = recomputable_layers(agent.policy)
     assert len(layers) == 2 and not any("forward" in vars(layer) for layer in layers)
-    with pytest.raises(ZeroDivisionError), agent.autocast():
+    with pytest.raises(ZeroDivisionError), agent.updater.forwards():
         assert all("forward" in vars(layer) for layer in layers)
         raise ZeroDivisionError
     assert not any("forward" in vars(layer) for layer in layers)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import PPO, RLOO
 from agents.learning.rollout import Rollout
@@ -116,14 +117,17 @@ def test_an_eos_that_never_comes_is_told(caplog, id_task):
 def test_weights_that_change_between_sampling_and_update_are_told(caplog, id_task):
     agent = PPO(TextGenerationEnv(**id_task()), rollout_episodes=16, slots=16)
 
-    def disturb(local, _):
-        with torch.no_grad():
-            for p in agent.task.model.parameters():
-                p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
-        return True
+    class Disturb(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            with torch.no_grad():
+                for p in agent.task.model.parameters():
+                    p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
 
     with caplog.at_level(logging.WARNING, logger="agents"):
-        agent.learn(200, callback=disturb)
+        agent.learn(200, callback=Disturb())
     assert caplog.text.count("update and sampling disagree") == 1
 
 

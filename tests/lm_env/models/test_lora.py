@@ -86,7 +86,7 @@ def test_only_adapters_and_the_value_head_are_trained(id_task, lora, kind):
     model, _ = lora(kind)
     agent = PPO(TextGenerationEnv(**task_options(id_task, model)), **OPTIONS)
     names = {id(p): n for n, p in agent.policy.named_parameters()}
-    optimized = [names[id(p)] for group in agent.optimizer.param_groups for p in group["params"]]
+    optimized = [names[id(p)] for group in agent.updater.optimizer.param_groups for p in group["params"]]
     assert optimized and all("lora_" in n or n.startswith("value_head") for n in optimized)
     before = {n: p.detach().clone() for n, p in agent.policy.named_parameters()}
     agent.learn(300)

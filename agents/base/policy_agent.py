@@ -1,0 +1,235 @@
+"""PolicyAgent: a policy with its updater -- what acts, is saved, and is loaded.  The loop of `learn` is in `agent`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agents.base.config import AgentConfig, make_config
+from agents.base.text_agent import TextAgent
+from agents.learning.critic import CriticSource, describe_critic, make_policy, rebuild_critic
+from agents.learning.randomness import Randomness
+from agents.learning.updater import Updater
+from agents.run.checkpoint import (
+    Checkpoint,
+    check_finite,
+    language_model_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError
+from lm_env.generation.generate import LocalBackend
+from lm_env.generation.sampling import sample
+from lm_env.models.export import export_language_model
+from lm_env.models.logprobs import restrict
+from lm_env.objective.fingerprint import check_fingerprint, task_fingerprint
+
+__all__ = ["PolicyAgent"]
+
+
+class PolicyAgent(TextAgent):
+    """The environment's own model as a policy, perhaps with a critic, and the updater that trains both.
+
+    Args:
+        env: see `TextAgent`.
+        critic: see `BatchedAgent`.
+        options: the fields of the agent's config.
+    """
+
+    Config: ClassVar[type[AgentConfig]] = AgentConfig
+    default_critic: ClassVar[CriticSource] = "shared"
+
+    def __init__(self, env: Any, *, critic: CriticSource | None = None, **options: Any) -> None:
+        self.config = make_config(self.Config, type(self).__name__, options)
+        super().__init__(env, self.config.seed)
+        self.policy = make_policy(self.task, self.default_critic if critic is None else critic)
+        self.policy.train(False)  # dropout would make the first ratio differ from 1
+        self.updater = Updater(self.policy, self.task, self.config)
+        value_of = self.policy.value_of if self.policy.reads_trunk else None
+        self.backend = LocalBackend(self.task, self.config.slots, value_of=value_of)
+        self.num_timesteps = 0
+        self.num_rollouts = 0
+
+    @property
+    def ema(self) -> Any:
+        """The average of the LM's weights, in `ema.module`; None unless `ema_decay` is set."""
+        return self.updater.ema
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[Any, None]:
+        """The next token for an observation of the environment, one or a batch; (actions, None) as in SB3.
+
+        Args:
+            action_masks: bool (V,) or (B, V), `env.action_masks()`; needed if the task masks tokens, for
+                an observation does not tell where its prompt ends.
+        """
+        if self.task.action_mask is not None and action_masks is None:
+            raise ConfigurationError("this task masks tokens: call predict(..., action_masks=env.action_masks())")
+        flat = not isinstance(observation, dict)
+        ids = np.asarray(observation)[..., 1:] if flat else np.asarray(observation["input_ids"])
+        lengths = np.asarray(observation)[..., :1] if flat else np.asarray(observation["length"])
+        single = ids.ndim == 1
+        ids = np.atleast_2d(ids)
+        logits, _ = self.policy.next_outputs(ids, lengths.reshape(-1))
+        if action_masks is not None:
+            logits = restrict(logits, np.broadcast_to(action_masks, tuple(logits.shape)).copy())
+        tokens, _ = sample(logits, self.task.temperature, self.randomness.sampling, deterministic)
+        actions = tokens.cpu().numpy()
+        return (actions[0] if single else actions), None
+
+    # -- what an agent of its own adds to its state ---------------------------------------------------
+    def extra_state(self) -> dict[str, Any]:
+        """What an agent has beyond all this, as JSON; saved with it and given to `load_extra_state`."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what `extra_state` gave."""
+        return
+
+    # -- files ------------------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> Path:
+        """Write a folder that `load` and, for a transformers model, `AutoModelForCausalLM.from_pretrained` read.
+
+        Safetensors and JSON only; written beside and renamed into place, with checksums.  A path that ends
+        in `.zip`, as stable-baselines3's callbacks write it, names the folder without that ending.
+
+        Returns:
+            the folder.
+
+        Raises:
+            NonFiniteError: a weight is NaN or infinite; nothing was written.
+            CheckpointWriteError: see `lm_env.storage`; what was there before is untouched.
+        """
+        for name, tensor in self.policy.state_dict().items():
+            check_finite(name, tensor)
+        lm = self.task.adapter or self.task.model
+        return write_checkpoint(
+            Path(path), self.state(), lambda folder: export_language_model(lm, self.task.tokenizer, folder)
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, env: Any, **options: Any) -> Self:
+        """An agent on `env`, with the saved weights (put into the env's model), optimizer and counters.
+
+        Nothing of the environment has changed if this raises.
+
+        Args:
+            env: made as it was for the saved agent: its reference is not part of the checkpoint.
+            options: of the constructor, in place of the saved ones or beside them (`verbose`, `log_dir`).
+
+        Raises:
+            CheckpointCorruptError: a file is missing, damaged, or edited into something else.
+            CheckpointMismatchError: another agent, model or vocabulary; the message names what differs.
+
+        Warns:
+            UserWarning: another reward, reference, prompts, ... than when it was saved.
+        """
+        checkpoint, folder = read_checkpoint(Path(path))
+        settings = checkpoint.settings
+        if settings["agent"] != cls.__name__:
+            raise CheckpointMismatchError(
+                f"{path} holds an agent of class {settings['agent']}, not {cls.__name__}: load it with that class"
+            )
+        known = {field.name for field in fields(cls.Config)}
+        if unknown := sorted(settings["config"].keys() - known):  # such as log_dir, which would name a place to write
+            raise CheckpointMismatchError(
+                f"the config in {path} has an option {unknown[0]!r}, which {cls.Config.__name__} has not"
+            )
+        if "critic" not in options:
+            options["critic"] = rebuild_critic(settings["critic"])
+        agent = cls(env, **{**settings["config"], **options})
+        agent.restore(checkpoint, folder)
+        return agent
+
+    def state(self) -> Checkpoint:
+        """All that training goes on from, apart from the environment."""
+        updater, layout = self.updater.state()
+        settings = {
+            "agent": type(self).__name__,
+            "config": vars(self.config),
+            "critic": describe_critic(self.policy),
+            "task": task_fingerprint(self.task),
+            "num_timesteps": self.num_timesteps,
+            "num_rollouts": self.num_rollouts,
+            "kl": self.task.kl.state_dict(),
+            "randomness": self.randomness.state(),
+            "optimizer": layout,
+            "extra": self.extra_state(),
+        }
+        return Checkpoint(settings, self._own_weights(), {k: _plain(v) for k, v in updater.items()})
+
+    def restore(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """Take back what `state` gave.  Whatever can be refused is refused before the environment changes.
+
+        Args:
+            folder: where the checkpoint was read from, with the language model.
+        """
+        settings = checkpoint.settings
+        vocabulary = int(str(settings["task"].get("vocabulary", "0")).partition(",")[0] or 0)
+        if vocabulary != self.task.vocab_size:
+            raise CheckpointMismatchError(
+                f"vocab_size differs: {vocabulary} in {folder}, {self.task.vocab_size} in the environment"
+            )
+        check_fingerprint(settings["task"], self.task, folder)
+        weights = dict(checkpoint.weights)
+        if self._exports_whole():
+            weights |= {f"lm.{k}": v for k, v in language_model_tensors(self.task.model, folder).items()}
+        self._check_weights(weights, folder)
+        self.updater.check_state(checkpoint.updater, settings["optimizer"])
+        randomness = Randomness.from_state(settings["randomness"])
+        try:
+            self.load_extra_state(settings["extra"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, CheckpointMismatchError):
+                raise
+            raise CheckpointCorruptError(f"the agent's own state in {folder} is damaged ({error!r})") from error
+        self.task.kl.load_state_dict(settings["kl"])  # the last that can be refused
+        self.policy.load_state_dict(weights, strict=self.task.adapter is None)
+        self.updater.restore(checkpoint.updater, settings["optimizer"])
+        self.num_timesteps = settings["num_timesteps"]
+        self.num_rollouts = settings["num_rollouts"]
+        self.randomness = randomness
+
+    def _exports_whole(self) -> bool:
+        """Whether the exported language model holds all of the LM's weights as they are in the policy."""
+        return isinstance(self.task.model, PreTrainedModel) and self.task.adapter is None
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        """What the exported language model does not hold: heads, critics, tables; all that an adapter trains."""
+        state = self.policy.state_dict()
+        if self.task.adapter is not None:
+            trained = {name for name, p in self.policy.named_parameters() if p.requires_grad}
+            state = {name: tensor for name, tensor in state.items() if name in trained}
+        elif self._exports_whole():
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("lm.")}
+        return {name: _plain(tensor) for name, tensor in state.items()}
+
+    def _check_weights(self, weights: dict[str, Tensor], folder: Path) -> None:
+        """Raise CheckpointMismatchError unless each tensor has its place in the policy, and the other way round."""
+        own = self.policy.state_dict() if self.task.adapter is None else self._own_weights()
+        problem = None
+        if odd := sorted(own.keys() ^ weights.keys()):
+            problem = f"{odd[0]} is only in {'the environment' if odd[0] in own else 'the checkpoint'}"
+        else:
+            for name, tensor in weights.items():
+                if tensor.shape != own[name].shape:
+                    problem = f"{name} has the shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+                    break
+        if problem:
+            raise CheckpointMismatchError(f"the weights in {folder} do not fit the environment's model: {problem}")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A copy that safetensors can write."""
+    return tensor.detach().cpu().clone().contiguous()

@@ -1,0 +1,73 @@
+"""TextAgent: whatever writes texts for a task, trained or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+
+from agents.learning.randomness import Randomness
+from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import Prompt, load_prompts
+from lm_env.envs.env import TextGenerationEnv
+from lm_env.envs.vector_env import TextGenerationVectorEnv
+from lm_env.errors import ConfigurationError
+from lm_env.generation.backend import GenerationBackend, Sampling
+from lm_env.objective.task import Task
+
+__all__ = ["TextAgent", "task_of"]
+
+
+class TextAgent:
+    """An environment, a backend that writes texts with its model, and the streams of randomness.
+
+    Args:
+        env: a text environment, single or vectorized, wrapped or not, or a registered id.
+        seed: the seed of prompts and sampling.
+    """
+
+    backend: GenerationBackend
+
+    def __init__(self, env: Any, seed: int) -> None:
+        self.env = gymnasium.make(env) if isinstance(env, str) else env
+        self.task = task_of(self.env)
+        self.randomness = Randomness(seed)
+
+    def generate(self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False) -> list[str]:
+        """Responses as text to the given prompts, or to n prompts of the task."""
+        episodes = self.rollout_episodes(prompts, n, deterministic)
+        return [self.task.text_of(response) for response in episodes.responses()]
+
+    def rollout_episodes(
+        self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False
+    ) -> Episodes:
+        """Like `generate`, as `Episodes` with logprobs, ready for `env.score`."""
+        sampling = Sampling(self.randomness.sampling, deterministic)
+        return self.backend.generate(self.choose_prompts(prompts, n), sampling).episodes
+
+    def choose_prompts(self, prompts: Sequence[Any] | None, n: int) -> Sequence[Prompt]:
+        """The given prompts (texts, token ids, rows or `Prompt`s) as prompts of the task; else n drawn ones."""
+        task = self.task
+        if prompts is None:
+            return task.prompts.sample(self.randomness.prompts, n)
+        if len(prompts) and isinstance(prompts[0], Prompt):
+            return prompts
+        return load_prompts(
+            list(prompts), task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens
+        )
+
+
+def task_of(env: Any) -> Task:
+    """The task of a text environment, whatever it is wrapped in.
+
+    Raises:
+        ConfigurationError: it is no text environment.
+    """
+    inner = getattr(env, "unwrapped", env)
+    if not isinstance(inner, TextGenerationEnv | TextGenerationVectorEnv):
+        raise ConfigurationError(
+            f"a batched agent needs a text environment of lm_env, not {type(inner).__name__}: use stable-baselines3 for"
+            " others"
+        )
+    return inner.task

@@ -1,0 +1,65 @@
+"""What of a policy is trained, and the average of its weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from agents.learning.policy import ValueHeadPolicy
+from lm_env.errors import ConfigurationError
+from lm_env.models.adapters import trains_adapter
+from lm_env.models.inspection import device_of, evaluating
+from lm_env.models.loading import is_quantized
+from lm_env.objective.task import Task
+
+__all__ = ["averaged_model", "trainable_parameters"]
+
+
+def trainable_parameters(policy: ValueHeadPolicy, task: Task) -> list[nn.Parameter]:
+    """All that requires a gradient.  A model that is frozen whole, as one loaded by name, is unfrozen whole.
+
+    Raises:
+        ConfigurationError: the model is quantized, and has no adapter to train or lets no gradient through.
+    """
+    lm = task.model
+    frozen = not any(p.requires_grad for p in lm.parameters())
+    if is_quantized(lm):
+        adapted = task.adapter is not None or trains_adapter(lm)
+        if frozen or not adapted:
+            raise ConfigurationError(
+                f"{type(lm).__name__} is quantized, and gradients cannot move quantized weights: train LoRA adapters on"
+                " it, model=peft.get_peft_model(model, peft.LoraConfig(...))"
+            )
+        _check_gradients_pass(lm)
+    elif frozen:
+        policy.requires_grad_(True)
+    return [p for p in policy.parameters() if p.requires_grad]
+
+
+def _check_gradients_pass(lm: nn.Module) -> None:
+    """Some kernels of quantized weights are for inference alone, and drop the gradient without a word."""
+    trained = {name: p for name, p in lm.named_parameters() if p.requires_grad}
+    with evaluating(lm):
+        logits = lm(input_ids=torch.arange(2, device=device_of(lm)).unsqueeze(0)).logits
+    found: tuple[Tensor | None, ...] = (None,) * len(trained)
+    if logits.requires_grad:
+        found = torch.autograd.grad(logits.float().square().sum(), list(trained.values()), allow_unused=True)
+    if lost := [name for name, gradient in zip(trained, found, strict=True) if gradient is None]:
+        raise ConfigurationError(
+            f"no gradient reaches {lost[0]} through the quantized weights of {type(lm).__name__} on"
+            f" {device_of(lm)}, whose kernels are for inference: train on another device, or with other bits"
+        )
+
+
+def averaged_model(lm: nn.Module, decay: float | None) -> AveragedModel | None:
+    """The exponential moving average of the LM's weights; None without a decay.
+
+    Raises:
+        ConfigurationError: the weights are quantized, and cannot be averaged.
+    """
+    if decay is None:
+        return None
+    if is_quantized(lm):
+        raise ConfigurationError(f"{type(lm).__name__} is quantized, which cannot be averaged: leave ema_decay out")
+    return AveragedModel(lm, multi_avg_fn=get_ema_multi_avg_fn(decay))
