@@ -176,11 +176,6 @@ class PolicyAgent(TextAgent):
             folder: where the checkpoint was read from, with the language model.
         """
         settings = checkpoint.settings
-        vocabulary = int(str(settings["task"].get("vocabulary", "0")).partition(",")[0] or 0)
-        if vocabulary != self.task.vocab_size:
-            raise CheckpointMismatchError(
-                f"vocab_size differs: {vocabulary} in {folder}, {self.task.vocab_size} in the environment"
-            )
         check_fingerprint(settings["task"], self.task, folder)
         weights = dict(checkpoint.weights)
         if self._exports_whole():
@@ -190,13 +185,13 @@ class PolicyAgent(TextAgent):
         randomness = Randomness.from_state(settings["randomness"])
         try:
             self.load_extra_state(settings["extra"])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, CheckpointMismatchError):
-                raise
+        except CheckpointMismatchError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise CheckpointCorruptError(f"the agent's own state in {folder} is damaged ({error!r})") from error
         self.task.kl.load_state_dict(settings["kl"])  # the last that can be refused
         self.policy.load_state_dict(weights, strict=self.task.adapter is None)
-        self.updater.restore(checkpoint.updater, settings["optimizer"])
+        self.updater.restore(checkpoint.updater)
         self.num_timesteps = settings["num_timesteps"]
         self.num_rollouts = settings["num_rollouts"]
         self.randomness = randomness

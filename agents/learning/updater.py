@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from agents.learning.gradient_checkpointing import recomputable_layers, recomputing
@@ -164,34 +164,42 @@ class Updater:
 
     # -- on disk --------------------------------------------------------------------------------------
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(the tensors of the optimizer and of the average, the optimizer's settings as JSON)."""
-        tensors, layout = split_optimizer(self.optimizer.state_dict())
+        """(the tensors of the optimizer and of the average, how many tensors are trained as JSON).
+
+        The optimizer's options are not part of it: they are the config's.
+        """
+        tensors, _ = split_optimizer(self.optimizer.state_dict())
         tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
         if self.ema is not None:
             tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
-        return tensors, layout
+        return tensors, {"trained": len(self._trained)}
 
     def check_state(self, tensors: dict[str, Tensor], layout: dict[str, Any]) -> None:
         """Raise CheckpointMismatchError unless `restore` could take what `state` gave."""
-        counts = [len(group["params"]) for group in layout["param_groups"]]
-        own_counts = [len(group["params"]) for group in self.optimizer.param_groups]
-        if counts != own_counts:
-            raise CheckpointMismatchError(f"{counts} tensors were trained, {own_counts} are trainable here")
-        shapes = [tuple(p.shape) for group in self.optimizer.param_groups for p in group["params"]]
-        for index, entry in join_optimizer(_part(tensors, "optimizer."), layout)["state"].items():
-            for name, tensor in entry.items():
-                if index >= len(shapes) or (tensor.ndim and tuple(tensor.shape) != shapes[index]):
-                    raise CheckpointMismatchError(f"the optimizer's {name} of tensor {index} does not fit it")
+        if layout.get("trained") != len(self._trained):
+            raise CheckpointMismatchError(
+                f"{layout.get('trained')} tensors were trained, {len(self._trained)} are trainable here"
+            )
+        for name, tensor in _part(tensors, "optimizer.").items():
+            index = int(name.partition(".")[0])
+            fits = index < len(self._trained) and tensor.shape in ((), self._trained[index].shape)
+            if not fits:
+                raise CheckpointMismatchError(f"the optimizer's {name} does not fit the tensor that it belongs to")
         own = {} if self.ema is None else self.ema.state_dict()
         given = _part(tensors, "ema.")
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in given.items()}:
             raise CheckpointMismatchError("the average of the weights does not fit: load with the same ema_decay")
 
-    def restore(self, tensors: dict[str, Tensor], layout: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back the tensors that `state` gave."""
+        layout = {"param_groups": self.optimizer.state_dict()["param_groups"]}
         self.optimizer.load_state_dict(join_optimizer(_part(tensors, "optimizer."), layout))
         if self.ema is not None:
             self.ema.load_state_dict(_part(tensors, "ema."))
+
+    @property
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
 
 class UpdateStep:
