@@ -81,7 +81,7 @@ CHECKED: dict[str, partial[None]] = {
         _sb3,
         "TRPO",
         500_000,
-        # Of a rarely met state the Fisher information is small: the usual damping of 0.1 would hold it where it is.
+        # Rarely visited states have little Fisher information, and the usual damping of 0.1 would hold them in place.
         {"n_steps": 8, "learning_rate": 0.05, "batch_size": 2048, "target_kl": 0.01, "cg_damping": 1e-3},
     ),
 }

@@ -37,9 +37,9 @@ class SFTConfig:
     batch_size: int = 32
     """Demonstrations per optimizer step."""
     learning_rate: float = 1e-4
-    """Of Adam, falling to 0 along a cosine."""
+    """Adam's step size at the start; it falls to 0 along a cosine."""
     held_out_fraction: float = 0.1
-    """Of the demonstrations, below 1; for the report's perplexity."""
+    """The share of the demonstrations that is kept for the report's perplexity, below 1."""
     max_tokens: int | None = None
     """Longer demonstrations are cut; default the model's positions, or 1024 where it has no limit."""
     micro_batch_tokens: int = 16_384
@@ -48,7 +48,7 @@ class SFTConfig:
     bf16: bool = False
     """Forwards and backwards under bfloat16 autocast; the weights stay as they are."""
     seed: int = 0
-    """Of what is held out, and of the batches."""
+    """The seed of what is held out, and of the batches."""
 
     def __post_init__(self) -> None:
         check_integers(self, "epochs", "batch_size", "micro_batch_tokens")
@@ -64,7 +64,7 @@ class SFTReport:
     """What a fine-tuning did."""
 
     losses: list[float]
-    """Of each step: the mean negative log-likelihood of its batch before it, nats per token."""
+    """One per step: the mean negative log-likelihood of its batch before the step, nats per token."""
     perplexity_before: float | None
     perplexity_after: float | None
     """Per response token of the demonstrations held out; None when none were."""
@@ -96,7 +96,8 @@ def load_demonstrations(
     eos = getattr(tokenizer, "eos_token_id", None) if eos_token_id is None else eos_token_id
     end = [] if eos is None else [int(eos)]
     answered = response_column in prompts.columns
-    rows, given = [], []
+    rows = []
+    given = []
     for prompt in prompts:
         response = _response_ids(prompt, response_column, tokenizer, vocab_size) if answered else []
         row = [*prompt.ids.tolist(), *response, *end][:max_tokens]

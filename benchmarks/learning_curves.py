@@ -70,7 +70,7 @@ def openings() -> tuple[list[str], list[str]]:
 
 
 def measure(task: Task, episodes: Episodes) -> dict[str, float]:
-    """Score, KL (nats per response; of episodes without logprobs, not told) and perplexity under the reference."""
+    """Score, KL (nats per response; NaN for episodes without logprobs) and perplexity under the reference."""
     scored = score_episodes(task, episodes)
     plain = response_logprobs(task.reference, episodes)
     return {

@@ -68,7 +68,7 @@ class PlainPolicy(CausalLMPolicy):
 
 
 def options(new_tokens: int) -> dict[str, Any]:
-    """Of the task: texts that always run to the cap, so that every round has the same work."""
+    """Options of the task: texts always run to the length cap, so that every round has the same work."""
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     positions = PROMPT + new_tokens

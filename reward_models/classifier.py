@@ -139,7 +139,8 @@ class SequenceClassifierReward:
         """-> (B, num_labels)."""
         if self._last_token_head is None:
             return self.model(**inputs).logits
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        ids = inputs["input_ids"]
+        mask = inputs["attention_mask"]
         hidden = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         last = mask.sum(dim=1) - 1
         return self._last_token_head(hidden[torch.arange(len(last), device=last.device), last])

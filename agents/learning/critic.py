@@ -33,7 +33,8 @@ class RewardCritic(nn.Module):
 
     def __init__(self, trunk: PreTrainedModel) -> None:
         super().__init__()
-        self.trunk, self.config = trunk, trunk.config
+        self.trunk = trunk
+        self.config = trunk.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = True) -> CausalLMOutput:
         """Right-padded ids (B, L) -> hidden states (B, L, D), computed as the reward model does."""
@@ -81,7 +82,9 @@ def _scoring_head(network: Any) -> nn.Linear:
 
 def _check_reads(reward: RewardModel, task: Task) -> None:
     """Refuse a reward model that could not read what the policy writes, each prefix by itself."""
-    trunk, own, theirs = reward.network.trunk, task.tokenizer, reward.tokenizer
+    trunk = reward.network.trunk
+    own = task.tokenizer
+    theirs = reward.tokenizer
     if own is not None and own is not theirs and _vocabulary(own) != _vocabulary(theirs):
         raise ConfigurationError(
             "the reward model has another tokenizer than the policy, so its trunk cannot read the policy's tokens:"

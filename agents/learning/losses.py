@@ -36,7 +36,10 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Of the softmax of logits (N, V) / temperature, nats (N,); a logit of -inf adds nothing, its gradient is 0."""
+    """Entropy of the softmax of logits (N, V) / temperature, nats (N,).
+
+    A logit of -inf adds nothing, and its gradient is 0.
+    """
     logprobs = log_distribution(logits, temperature)
     # Masked before the product: 0 x -inf would be NaN in the backward pass, even where it is not taken.
     return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)

@@ -65,7 +65,8 @@ class ValueHeadPolicy(nn.Module):
         super().__init__()
         if isinstance(critic, str) and critic not in ("shared", "separate", "none"):
             raise ConfigurationError(f"critic must be 'shared', 'separate', 'none' or a model, not {critic!r}")
-        self.lm, self.temperature = lm, temperature
+        self.lm = lm
+        self.temperature = temperature
         self.critic = copy.deepcopy(lm) if critic == "separate" else None if isinstance(critic, str) else critic
         self.value_head = value_head
         if value_head is None and critic != "none":

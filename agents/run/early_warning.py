@@ -20,20 +20,21 @@ class EarlyWarning:
         self._first: dict[str, float] = {}
         self._scores: deque[float] = deque(maxlen=5)
 
-    def look(self, rollout: Rollout, metrics: dict[str, float], bf16: bool) -> list[str]:
+    def look(self, rollout: Rollout, metrics: dict[str, float], rounds: bool) -> list[str]:
         """The warnings that this rollout and its update give for the first time.
 
         Args:
             metrics: what `update` returned.
-            bf16: whether the update ran in bfloat16, where logprobs differ from sampling's by rounding.
+            rounds: whether the update's logprobs differ from sampling's by rounding, as in bfloat16.
         """
-        found = {**self._of_rollout(rollout), **self._of_update(metrics, bf16)}
+        found = {**self._from_rollout(rollout), **self._from_update(metrics, rounds)}
         new = {kind: text for kind, text in found.items() if kind not in self._given}
         self._given |= new.keys()
         return list(new.values())
 
-    def _of_rollout(self, rollout: Rollout) -> dict[str, str]:
-        scored, mask = rollout.scored, rollout.mask
+    def _from_rollout(self, rollout: Rollout) -> dict[str, str]:
+        scored = rollout.scored
+        mask = rollout.mask
         kl, error = scored.kl.mean(), scored.kl.std() / math.sqrt(len(scored.kl))
         entropy = float(-scored.logprobs[mask].mean())
         surprise = float(-scored.ref_logprobs[mask].mean())
@@ -69,10 +70,10 @@ class EarlyWarning:
             )
         return found
 
-    def _of_update(self, metrics: dict[str, float], bf16: bool) -> dict[str, str]:
+    def _from_update(self, metrics: dict[str, float], rounds: bool) -> dict[str, str]:
         found = {}
         ratio = metrics.get("first_log_ratio", 0.0)
-        if ratio > (0.5 if bf16 else 1e-2):
+        if ratio > (0.5 if rounds else 1e-2):
             found["ratio"] = (
                 f"the first minibatch's log-ratio reaches {ratio:.3g}, where it should be 0: update and sampling"
                 " disagree; look for dropout, or for weights that changed in between"

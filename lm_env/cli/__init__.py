@@ -189,7 +189,7 @@ def envs() -> None:
 
 
 def main() -> None:
-    """Entry point: an error that a user can mend is one sentence, not a traceback."""
+    """Entry point: an error that a user can remedy is one sentence, not a traceback."""
     try:
         app(standalone_mode=True)
     except LMEnvError as error:

@@ -202,7 +202,8 @@ class _Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         agent: Any = self.model
-        rollout, task = self.locals["rollout"], agent.task
+        rollout = self.locals["rollout"]
+        task = agent.task
         gold = _score(self.judge, task, rollout.episodes)
         self.curves.add(agent.num_timesteps, rollout.scored.scores.mean(), gold.mean(), rollout.scored.kl.mean())
         agent.logger.record("rollout/gold", float(gold.mean()))
@@ -226,7 +227,8 @@ class _Sampled:
 
     def metrics(self, rm: RewardModel, judge: Any) -> dict[str, float]:
         """Means over the responses; KL in nats per response, perplexity per token under the reference at T = 1."""
-        task, episodes = self.task, self.episodes
+        task = self.task
+        episodes = self.episodes
         assert episodes.logprobs is not None
         reference = response_logprobs(task.reference, episodes, task.temperature)
         plain = response_logprobs(task.reference, episodes)

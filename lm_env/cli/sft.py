@@ -27,6 +27,7 @@ def run_sft(*, model: str, data: str, out: Path, device: str, download: bool, **
 
     write_folder(out, lambda folder: export_language_model(lm, tokenizer, folder))
     if report.perplexity_before is not None:
-        before, after = report.perplexity_before, report.perplexity_after
+        before = report.perplexity_before
+        after = report.perplexity_after
         say("", f"perplexity of the responses held out: {before:.1f} before, {after:.1f} after")
     say("", f"the model is in {out}: go on with  lm-env demo --model {out}")
