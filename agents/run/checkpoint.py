@@ -138,6 +138,6 @@ def _check_settings(settings: Any, file: Path) -> None:
         )
     for name, kind in FIELDS.items():
         value = settings.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
             shown = "missing" if name not in settings else f"{value!r:.60}"
             raise CheckpointCorruptError(f"{name} in {file} is {shown}, and not what an agent writes")
