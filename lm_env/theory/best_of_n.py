@@ -1,0 +1,92 @@
+"""Best-of-n from samples of the reference: its score without bias, and its exact KL, ties included.
+
+Source: Stiennon et al. 2020 (arXiv:2009.01325), appendix G.3; Beirami et al. 2024 (arXiv:2401.01879).
+
+Shapes: P prompts, count samples of the reference per prompt.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lm_env.errors import ConfigurationError
+from lm_env.theory.ceiling import Estimate, checked_scores
+from lm_env.validation import check_integer
+
+__all__ = ["BestOfN", "best_of_n"]
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """The best of n samples by score, without any training."""
+
+    n: int
+    score: Estimate
+    KL: float
+    """Nats per response; the bound log n - (n - 1) / n where no scores tie, and below it where they do."""
+
+    def J(self, beta: float) -> float:
+        """E[score] - beta KL."""
+        return self.score.mean - beta * self.KL
+
+
+def best_of_n(scores: np.ndarray, n: int) -> BestOfN:
+    """Score and KL of the best of n samples of the reference, without bias in the score.
+
+    The score is the mean over all subsets of n of the samples at hand (an order statistic).  The KL is
+    exact for the distribution of scores at hand: samples that tie share a level, of which best-of-n takes
+    one at random, and samples that do not tie stand for a continuous distribution.
+
+    Args:
+        scores: as in `ceiling`, with at least n samples per prompt; a quarter of them or fewer is advisable.
+
+    Raises:
+        ConfigurationError: there are fewer than n samples.
+    """
+    check_integer("n", n)
+    scores = np.sort(checked_scores(scores), axis=1)
+    count = scores.shape[1]
+    if n > count:
+        raise ConfigurationError(f"best of {n} needs at least {n} samples per prompt, not {count}")
+    # C(i, n-1) / C(count, n): how often the i-th smallest (from 0) is the largest of a subset of n.
+    ranks = np.arange(count)
+    log_share = np.full(count, -np.inf)
+    for i in ranks[n - 1 :]:
+        log_share[i] = _log_choose(int(i), n - 1) - _log_choose(count, n)
+    share = np.exp(log_share)
+    kl = np.mean([_best_of_n_kl(row, n) for row in scores])
+    return BestOfN(n, Estimate.of(scores @ share), float(kl))
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _best_of_n_kl(ordered: np.ndarray, n: int) -> float:
+    """KL between best-of-n and the reference, by the levels of ascending scores (count,).
+
+    In terms of the position u in [0, 1] of a sample among the reference's scores, best-of-n has the
+    density n u^(n-1) where scores are continuous, and a constant one over each level of tied scores.
+    """
+    levels = np.flatnonzero(np.diff(ordered)) + 1
+    edges = np.concatenate([[0], levels, [len(ordered)]]) / len(ordered)
+    total = 0.0
+    for low, high in itertools.pairwise(edges):
+        mass = high**n - low**n
+        tied = (high - low) * len(ordered) > 1.5
+        if tied:
+            total += mass * math.log(mass / (high - low)) if mass > 0 else 0.0
+        else:
+            total += _continuous_part(high, n) - _continuous_part(low, n)
+    return total
+
+
+def _continuous_part(u: float, n: int) -> float:
+    """The integral from 0 to u of n v^(n-1) log(n v^(n-1))."""
+    if u == 0:
+        return 0.0
+    return float(u**n * (math.log(n) + (n - 1) * (math.log(u) - 1 / n)))

@@ -1,0 +1,282 @@
+"""The ceiling: how much of E[score] - beta KL can be had at all, estimated from samples of the reference.
+
+The optimum is pi* = pi_ref exp(score / beta) / Z on any text, so for each prompt
+
+    J* = beta log E_ref[exp(score / beta)],   E*[score] = E_ref[score exp(score / beta)] / Z,
+    KL* = (E*[score] - J*) / beta,
+
+and n samples of the reference estimate all three by exponential tilting.  The plain estimate of J*
+is low by about (beta / 2) (1 / ESS - 1 / n), and the jackknife removes that to first order.  Texts that
+no sample holds add nothing to the estimate, so `Ceiling.trusted` says whether the number may be used as
+the optimum; where not it is a lower bound.
+
+Sources: Ziegler et al. 2019 (arXiv:1909.08593), equation 2, for the optimum; Efron and Stein 1981 for the
+jackknife.
+
+Shapes: P prompts, n samples of the reference per prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lm_env.errors import ConfigurationError
+from lm_env.validation import check_number
+
+__all__ = [
+    "Ceiling",
+    "FrontierPoint",
+    "ceiling",
+    "frontier",
+    "pass_rate_ceiling",
+    "upper_bound",
+]
+
+ENOUGH_ESS = 10.0
+"""Effective samples that a prompt needs, for its tilted mean to be an average of something."""
+ENOUGH_PROMPTS = 0.95
+"""The share of the prompts that need them."""
+CLOSE = 0.01
+"""The largest gap between the plain and the jackknifed estimate, in units of J* - J_ref."""
+UNSEEN = 0.05
+"""The most that texts which no sample holds may add to J*, in units of J* - J_ref."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts, and its standard error over prompts."""
+
+    mean: float
+    se: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Estimate:
+        """The mean of values (P,); the error is NaN for a single prompt."""
+        se = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+        return cls(float(values.mean()), se)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What can be had at one beta; means over prompts, units of the score, nats per response."""
+
+    beta: float
+    prompts: int
+    samples: int
+    """n, samples of the reference per prompt."""
+    J_ref: Estimate
+    """The reference's own E[score], whose KL is 0."""
+    J: Estimate
+    """J*, jackknifed."""
+    J_plain: float
+    """J* without the jackknife: low on average, and so a lower bound."""
+    score: Estimate
+    """E*[score], jackknifed."""
+    KL: Estimate
+    """KL*, (E*[score] - J*) / beta."""
+    ess: np.ndarray
+    """float (P,): the effective sample size of each prompt, 1 to n."""
+    unseen: float | None = None
+    """What J* would gain if texts of the highest possible score had the probability 3 / (P n), which is the most
+    that samples without them leave open at 95%; None if no highest score was given."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether J may be used as the optimum; else it is a lower bound."""
+        return not self.doubts()
+
+    def doubts(self) -> list[str]:
+        """Why the estimate is no more than a lower bound, in sentences; empty if it may be used."""
+        found = []
+        enough = float((self.ess >= ENOUGH_ESS).mean())
+        # Where all scores are alike nothing can be gained and nothing missed.
+        if enough < ENOUGH_PROMPTS:
+            found.append(
+                f"{1 - enough:.0%} of the prompts have fewer than {ENOUGH_ESS:g} effective samples (least"
+                f" {self.ess.min():.1f}): sample more, or raise beta"
+            )
+        gain = self.J.mean - self.J_ref.mean
+        gap = abs(self.J.mean - self.J_plain)
+        if gap > CLOSE * gain:
+            found.append(
+                f"the jackknife moves J* by {gap:.2g}, more than {CLOSE:.0%} of the gain {gain:.2g}: sample more, or"
+                " raise beta"
+            )
+        if self.unseen is not None and self.unseen > UNSEEN * gain:
+            found.append(
+                f"texts of the highest possible score, too rare for {self.prompts * self.samples} samples, could add"
+                f" {self.unseen:.2g} to the gain {gain:.2g}: sample more, or raise beta"
+            )
+        return found
+
+    def attained(self, J: float, se: float = 0.0) -> Estimate:
+        """The share of what can be gained, (J - J_ref) / (J* - J_ref), with its standard error.
+
+        The error combines those of J and of J*, taken as independent; the reference's is left out, for both
+        are measured on the same prompts.
+
+        Args:
+            J: E[score] - beta KL of an agent on the same prompts.
+            se: its standard error.
+
+        Raises:
+            ConfigurationError: nothing can be gained, because all samples of the reference score alike.
+        """
+        gain = self.J.mean - self.J_ref.mean
+        if gain <= 0:
+            raise ConfigurationError(
+                "nothing can be gained over the reference: its samples all score alike, so no share is attained"
+            )
+        share = (J - self.J_ref.mean) / gain
+        own = 0.0 if math.isnan(self.J.se) else self.J.se
+        return Estimate(share, math.hypot(se, share * own) / gain)
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """The best E[score] at a KL, reached by the optimum at this beta."""
+
+    beta: float
+    KL: float
+    score: float
+    ess: float
+    """The median effective sample size; below about 10 the point is a lower bound."""
+
+
+def ceiling(scores: np.ndarray, beta: float, highest: float | None = None) -> Ceiling:
+    """Estimate the ceiling at a beta.
+
+    Args:
+        scores: float (P, n), the paid scores of n >= 2 independent samples of the reference for each of P
+            prompts, drawn at the temperature of the task.
+        beta: weight of the KL penalty, score per nat.
+        highest: a number that no score can exceed, where there is one; then `Ceiling.trusted` also asks what
+            texts that were never sampled could add.
+
+    Raises:
+        ConfigurationError: beta is not a positive number, or the scores are not P rows of at least 2 finite numbers.
+    """
+    check_number("beta", beta, low=0.0, above=True)
+    scores = checked_scores(scores)
+    n = scores.shape[1]
+    weights = _tilt(scores, beta)
+    plain = _log_mean_exp(scores, beta)
+    tilted = (weights * scores).sum(1)
+    # Leave one out: the sums without each sample, and with them both estimates.
+    rest = 1 - weights
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left_value = plain[:, None] + beta * (np.log(rest) - math.log1p(-1 / n))
+        left_score = (tilted[:, None] - weights * scores) / rest
+    alone = rest < 1e-9  # one sample carries all the weight: what the others say must be computed afresh
+    for row in np.flatnonzero(alone.any(1)):
+        for column in np.flatnonzero(alone[row]):
+            others = np.delete(scores[row], column)[None]
+            left_value[row, column] = _log_mean_exp(others, beta)[0]
+            left_score[row, column] = (_tilt(others, beta) * others).sum()
+    value = n * plain - (n - 1) * left_value.mean(1)
+    score = n * tilted - (n - 1) * left_score.mean(1)
+    value_mean = Estimate.of(value)
+    unseen = None
+    if highest is not None:
+        log_gain = math.log(3 / scores.size) + (highest - value_mean.mean) / beta
+        unseen = beta * float(np.logaddexp(0, log_gain))
+    return Ceiling(
+        beta=float(beta),
+        prompts=len(scores),
+        samples=n,
+        J_ref=Estimate.of(scores.mean(1)),
+        J=value_mean,
+        J_plain=float(plain.mean()),
+        score=Estimate.of(score),
+        KL=Estimate.of((score - value) / beta),
+        ess=1 / (weights**2).sum(1),
+        unseen=unseen,
+    )
+
+
+def frontier(scores: np.ndarray, betas: Sequence[float]) -> list[FrontierPoint]:
+    """The largest score that can be had at each KL: the optimum's score over its KL, as beta varies.
+
+    Args:
+        scores: as in `ceiling`.
+        betas: positive numbers, in any order.
+    """
+    points = []
+    for beta in betas:
+        found = ceiling(scores, beta)
+        points.append(FrontierPoint(found.beta, found.KL.mean, found.score.mean, float(np.median(found.ess))))
+    return points
+
+
+def pass_rate_ceiling(rate: float, beta: float) -> float:
+    """J* for scores of 0 and 1: beta log(1 - p + p exp(1 / beta)), p the reference's rate of 1.
+
+    Args:
+        rate: p, 0 to 1.
+        beta: weight of the KL penalty, score per nat.
+    """
+    check_number("rate", rate, low=0.0, high=1.0)
+    check_number("beta", beta, low=0.0, above=True)
+    if rate == 0:
+        return 0.0
+    log_pass = math.log(rate) + 1 / beta
+    log_fail = math.log1p(-rate) if rate < 1 else -math.inf
+    return float(beta * np.logaddexp(log_pass, log_fail))
+
+
+def upper_bound(scores: np.ndarray, beta: float, highest: float, rng: np.random.Generator) -> Estimate:
+    """An estimate of J* that errs upwards, from exact samples of the optimum by rejection.
+
+    A sample of the reference is accepted with probability exp((score - highest) / beta), and what is
+    accepted is a sample of pi*.  Under pi*, E[exp(-score / beta)] = 1 / Z, so by Jensen's inequality
+    -beta log of the mean of exp(-score / beta) over accepted samples is high on average.  With
+    `Ceiling.J_plain`, which is low on average, it brackets J*.
+
+    Args:
+        scores: as in `ceiling`; several prompts with no accepted sample are left out of the mean.
+        highest: a number that no score can exceed.
+
+    Raises:
+        ConfigurationError: a score exceeds `highest`, or too few prompts (below half) have an accepted sample.
+    """
+    scores = checked_scores(scores)
+    check_number("beta", beta, low=0.0, above=True)
+    if scores.max() > highest:
+        raise ConfigurationError(f"a score of {scores.max():g} exceeds highest={highest:g}: give a larger bound")
+    accepted = np.log(rng.random(scores.shape)) < (scores - highest) / beta
+    bounds = [
+        -beta * float(np.logaddexp.reduce(-row[taken] / beta) - math.log(taken.sum()))
+        for row, taken in zip(scores, accepted, strict=True)
+        if taken.any()
+    ]
+    if len(bounds) < len(scores) / 2:
+        raise ConfigurationError(
+            f"only {len(bounds)} of {len(scores)} prompts have a sample that rejection accepts: give more samples, or a"
+            " lower bound on the scores"
+        )
+    return Estimate.of(np.array(bounds))
+
+
+def checked_scores(scores: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[0] < 1 or scores.shape[1] < 2 or not np.isfinite(scores).all():
+        raise ConfigurationError(
+            f"scores must be finite, (prompts, samples) with at least 2 samples, not of shape {scores.shape}"
+        )
+    return scores
+
+
+def _tilt(scores: np.ndarray, beta: float) -> np.ndarray:
+    """exp(score / beta), each row to sum 1, (P, n)."""
+    logits = scores / beta
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _log_mean_exp(scores: np.ndarray, beta: float) -> np.ndarray:
+    """beta log mean exp(score / beta) of each row, (P,)."""
+    return beta * (np.logaddexp.reduce(scores / beta, axis=1) - math.log(scores.shape[1]))
