@@ -73,9 +73,9 @@ def test_where_the_best_texts_are_never_sampled_the_number_is_refused():
 
 
 def test_a_mode_that_is_never_sampled_is_refused_where_the_highest_score_is_known():
-    """A text of score 12 and probability 1e-4, which 50 x 64 samples do not hold, decides what the optimum is."""
+    """A text of score 12 and probability 1e-4, which 10 x 320 samples do not hold, decides what the optimum is."""
     rng = np.random.default_rng(0)
-    scores = rng.uniform(0, 2, (50, 64))
+    scores = rng.uniform(0, 2, (10, 320))
     assert ceiling(scores, beta=1.0).trusted, "the samples alone cannot tell"
     found = ceiling(scores, beta=1.0, highest=12.0)
     assert not found.trusted and "highest possible score" in found.doubts()[0]
