@@ -1,0 +1,55 @@
+"""Scores of samples of a task's reference: what the ceiling is estimated from.
+
+Shapes: P prompts, n samples per prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lm_env.data.prompts import Prompt
+from lm_env.generation.backend import Sampling
+from lm_env.generation.generate import LocalBackend
+from lm_env.objective.scoring import paid_scores
+from lm_env.objective.task import Task
+from lm_env.validation import check_integer
+
+__all__ = ["sample_reference_scores"]
+
+
+def sample_reference_scores(
+    task: Task,
+    prompts: Sequence[Prompt],
+    n: int,
+    *,
+    seed: int = 0,
+    slots: int = 128,
+    progress: str | None = None,
+) -> np.ndarray:
+    """Sample n texts of the reference for each prompt, and return the scores that are paid for them.
+
+    Args:
+        seed: the seed of the sampling.
+        slots: texts decoded at a time.
+        progress: the label of a progress bar over the texts; None shows none.
+
+    Returns:
+        float64 (P, n), ready for `ceiling`, `frontier` and `best_of_n`.
+
+    Raises:
+        RewardError, RewardValueError: the task's reward function failed.
+    """
+    check_integer("n", n)
+    drawn = [prompt for prompt in prompts for _ in range(n)]
+    sampling = Sampling(torch.Generator().manual_seed(seed))
+    with task.as_reference():
+        backend = LocalBackend(task, slots, model=task.reference)
+        episodes = backend.generate(drawn, sampling, progress=progress).episodes
+    ended, _ = task.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
+    scores = paid_scores(task, drawn, episodes.responses(), ended)
+    if task.cap_truncates:  # a truncated text is paid nothing
+        scores = np.where(ended, scores, 0.0)
+    return scores.reshape(len(prompts), n)
