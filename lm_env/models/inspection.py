@@ -44,11 +44,11 @@ class ModelFacts:
     longrope does (arXiv:2402.13753).  The logits after a prefix are those of a forward on the prefix's side of them."""
 
 
-_facts: WeakKeyDictionary[nn.Module, tuple[object, ModelFacts]] = WeakKeyDictionary()
+_facts: WeakKeyDictionary[nn.Module, tuple[str | None, torch.Size | None, ModelFacts]] = WeakKeyDictionary()
 
 
 def facts_of(model: nn.Module) -> ModelFacts:
-    """The facts of a model, probed once, and again after its head or its positions have been resized.
+    """The facts of a model, probed once, and again after its head has been resized or replaced.
 
     Raises:
         UnsupportedModelError: it is no causal LM.
@@ -57,14 +57,26 @@ def facts_of(model: nn.Module) -> ModelFacts:
         raise UnsupportedModelError(
             f"a model must be a torch.nn.Module with the forward of a causal LM, not {type(model).__name__}"
         )
-    size = (getattr(_head_of(model), "weight", _NO_WEIGHT).shape, _max_positions(model))
-    known = _facts.get(model)
-    if known is None or known[0] != size:
-        known = _facts[model] = (size, _probe(model))
-    return known[1]
+    if model in _facts:
+        place, shape, facts = _facts[model]
+        if place is None or shape == _weight_shape(model, place):
+            return facts
+    facts = _probe(model)
+    # Every step asks for the facts, and transformers' way to the head is slow: the name of its place is enough.
+    head = _head_of(model)
+    place = next((name for name, module in model.named_modules() if module is head), None)
+    _facts[model] = (place, None if place is None else _weight_shape(model, place), facts)
+    return facts
 
 
-_NO_WEIGHT = torch.empty(0)
+def _weight_shape(model: nn.Module, place: str) -> torch.Size | None:
+    module: Any = model
+    for name in place.split("."):
+        module = module._modules.get(name)
+        if module is None:
+            return None
+    weight = getattr(module, "weight", None)
+    return None if weight is None else weight.shape
 
 
 @torch.no_grad()

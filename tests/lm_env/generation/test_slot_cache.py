@@ -13,17 +13,15 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2ForSequenc
 from transformers.modeling_outputs import CausalLMOutput
 
 from lm_env.errors import UnsupportedModelError
-from lm_env.generation.slot_cache import FullDecoder, SlotDecoder, make_decoder, why_no_slot_cache
+from lm_env.generation.cache_support import why_no_slot_cache
+from lm_env.generation.decoders import FullDecoder, make_decoder
+from lm_env.generation.slot_cache import SlotDecoder
 from lm_env.models.inspection import facts_of
 
 CACHED = ["gpt2", "gpt2-eager", "llama", "llama-eager", "qwen2", "qwen3", "gpt-neox", "opt"]
-WHOLE = {
-    "mistral": "sliding",
-    "gemma2": "sliding_attention",
-    "mamba": "recurrent state",
-    "bloom": "ALiBi",
-    "gpt-neo": "local",
-}
+WINDOWED = ["mistral", "mistral-eager", "gemma2", "gemma2-eager", "gpt-neo"]  # their windows are 4 tokens wide
+CACHED += WINDOWED
+WHOLE = {"mamba": "recurrent state", "bloom": "ALiBi"}
 SLOTS, MAX_LENGTH, MAX_PROMPT = 4, 12, 6
 
 
@@ -155,10 +153,8 @@ def test_the_reason_of_a_fallback_is_logged_once(kind, words, make_lm, caplog):
     with caplog.at_level(logging.WARNING, logger="lm_env"):
         for _ in range(3):
             assert isinstance(make_decoder(model, 2, 6), FullDecoder)
-    assert words in (why_no_slot_cache(model) or "")
+    assert words in (why_no_slot_cache(model, 6) or "")
     assert [words in record.getMessage() for record in caplog.records] == [True]
-    with pytest.raises(UnsupportedModelError, match="slot by slot"):
-        SlotDecoder(model, 2, 6)
 
 
 class Bigram(torch.nn.Module):
@@ -184,7 +180,7 @@ def test_a_model_that_is_whole_on_purpose_is_no_news(make_lm, caplog):
 
 
 def test_a_window_that_is_switched_off_is_no_window(make_lm):
-    assert why_no_slot_cache(make_lm("mistral", sliding_window=None)) is None
+    assert why_no_slot_cache(make_lm("mistral", sliding_window=None), 6) is None
 
 
 def test_a_model_that_only_seems_to_fit_is_found_out_by_trying(make_lm):
@@ -197,7 +193,7 @@ def test_a_model_that_only_seems_to_fit_is_found_out_by_trying(make_lm):
 
     model = make_lm("gpt2")
     model.transformer = Deaf(model.config).eval()
-    assert "other logits" in (why_no_slot_cache(model) or "")
+    assert "other logits" in (why_no_slot_cache(model, 6) or "")
 
 
 def test_too_few_positions_are_an_error_at_construction(make_lm):
@@ -236,7 +232,7 @@ def test_a_full_slot_takes_no_more(kind, make_lm):
 def test_the_probes_leave_each_training_flag_as_it_was(make_lm):
     model = make_lm("gpt2").train()
     model.transformer.h[0].eval()
-    assert why_no_slot_cache(model) is None
+    assert why_no_slot_cache(model, 6) is None
     assert model.training and model.transformer.h[1].mlp.training and not model.transformer.h[0].mlp.training
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lm_env.models.weight_watch import PROBES, WeightWatch
+from lm_env.models.weight_watch import FROZEN_PROBES, WeightWatch
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def corner(p: torch.Tensor) -> torch.Tensor:
 
 
 def test_each_single_tensor_changed_in_place_is_seen_once(model):
-    assert len(list(model.parameters())) > 2 * PROBES, "most of them are not probed"
+    assert len(list(model.parameters())) > 2 * FROZEN_PROBES, "most of them are not probed"
     watch = WeightWatch(model)
     for p in model.parameters():
         assert not watch.changed()
