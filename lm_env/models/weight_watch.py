@@ -84,7 +84,7 @@ class WeightWatch:
         modules = list(self._model.modules())
         self._holders: list[dict[str, Any]] = [m._modules for m in modules if m._modules]
         self._holders += [m._parameters for m in modules if m._parameters]
-        self._weights = [p for m in modules for p in m._parameters.values() if p is not None]
+        self._weights = list(self._model.parameters())
         self._uncounted = any(p.is_inference() for p in self._weights)
         self._adapters = adapter_layers(modules)
         self._views = list(_views_by_kind(self._weights))
