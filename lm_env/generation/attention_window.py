@@ -40,7 +40,7 @@ class AttentionWindow:
         """
         columns = torch.arange(width, device=positions.device)
         seen = (columns <= positions[:, None])[:, None, None]
-        if self.own or not self.hides(width):
+        if self.reach is None or self.own or not self.hides(width):
             return seen
         near = seen & (columns > positions[:, None] - self.reach)[:, None, None]
         return {"full_attention": seen, "sliding_attention": near} if self.mixed else near

@@ -157,9 +157,7 @@ class SlotDecoder:
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[index], layer.values[index]
 
-    def _forward(
-        self, tokens: Tensor, mask: Tensor | dict[str, Tensor], positions: Tensor, at: Positions
-    ) -> Outputs:
+    def _forward(self, tokens: Tensor, mask: Tensor | dict[str, Tensor], positions: Tensor, at: Positions) -> Outputs:
         return forward(
             self.model,
             at,

@@ -22,7 +22,16 @@ from lm_env.errors import UnsupportedModelError
 from lm_env.models.adapters import without_wrapper
 from lm_env.models.inputs import plain_arguments
 
-__all__ = ["ModelFacts", "check_positions", "device_of", "evaluating", "facts_of", "rope_types", "text_config", "trunk_of"]
+__all__ = [
+    "ModelFacts",
+    "check_positions",
+    "device_of",
+    "evaluating",
+    "facts_of",
+    "rope_types",
+    "text_config",
+    "trunk_of",
+]
 
 
 @dataclass(frozen=True)
@@ -151,7 +160,7 @@ def _max_positions(model: nn.Module) -> int | None:
 
 
 def rope_types(config: Any) -> dict[str, dict[str, Any]]:
-    """The rotary embeddings of a text configuration by their type ("default", "yarn", ...); none for other positions."""
+    """The rotary embeddings of a text configuration by their type ("default", "yarn", ...)."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     ropes = [part for part in (rope, *rope.values()) if isinstance(part, dict)]  # one, or one for each type of layer
     named = [(part.get("rope_type", part.get("type")), part) for part in ropes]

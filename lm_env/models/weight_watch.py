@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 from weakref import WeakSet
@@ -96,7 +96,7 @@ class WeightWatch:
         self._seen_entries = self._entries()
 
 
-def _views_by_kind(weights: list[Tensor]) -> Iterator[list[Tensor]]:
+def _views_by_kind(weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Views of one entry each, (1,), in lists of one device and dtype."""
     filled = [p for p in weights if p.numel() and not p.is_meta]
     trainable = [p for p in filled if p.requires_grad]

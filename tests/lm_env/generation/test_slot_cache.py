@@ -30,7 +30,14 @@ from lm_env.generation.slot_cache import SlotDecoder
 from lm_env.models.inspection import facts_of
 
 CACHED = ["gpt2", "gpt2-eager", "llama", "llama-eager", "qwen2", "qwen3", "gpt-neox", "opt"]
-WINDOWED = ["mistral", "mistral-eager", "gemma2", "gemma2-eager", "gemma3", "gpt-neo"]  # their windows are 4 tokens wide
+WINDOWED = [
+    "mistral",
+    "mistral-eager",
+    "gemma2",
+    "gemma2-eager",
+    "gemma3",
+    "gpt-neo",
+]  # their windows are 4 tokens wide
 CACHED += WINDOWED
 WHOLE = {"mamba": "recurrent state", "bloom": "ALiBi"}
 SLOTS, MAX_LENGTH, MAX_PROMPT = 4, 12, 6
@@ -297,7 +304,7 @@ def test_positions_that_depend_on_the_length_are_found_out_by_trying(make_lm):
             make_decoder(model, 2, 20)
 
 
-# --- what is decided, and when it is decided again ---------------------------------------------------------------------
+# --- what is decided, and when it is decided again --
 
 
 def test_a_window_that_is_switched_off_is_no_window(make_lm):

@@ -137,7 +137,9 @@ TARGETS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 def count_tokens(trunk: torch.nn.Module) -> list[int]:
     """A list that gets rows x tokens of each forward of the trunk."""
     counts: list[int] = []
-    trunk.register_forward_pre_hook(lambda _, args, kwargs: counts.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    trunk.register_forward_pre_hook(
+        lambda _, args, kwargs: counts.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
     return counts
 
 
@@ -159,9 +161,7 @@ def lora(make_lm):
 
 @pytest.mark.parametrize("wrapped_reference", [False, True])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_peft_model_with_a_reference_of_its_own_steps_token_by_token(
-    kind, wrapped_reference, id_task, lora, make_lm
-):
+def test_a_peft_model_with_a_reference_of_its_own_steps_token_by_token(kind, wrapped_reference, id_task, lora, make_lm):
     """After the prompts, a step of 4 slots runs 4 tokens through the policy's trunk, and 4 through the reference's."""
     reference = lora(kind) if wrapped_reference else make_lm(kind, seed=1)
     options = id_task(kind, model=lora(kind), reference=reference, max_new_tokens=5, eos_token_id=())
@@ -234,8 +234,6 @@ def test_an_adapter_put_into_a_plain_model_counts_from_the_next_token_on(make_lm
     texts = Texts(make_lm("llama"))
     texts.check(steps=3)
     before = texts.alone()
-    peft.get_peft_model(
-        texts.model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
+    peft.get_peft_model(texts.model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     assert abs(texts.alone() - before).max() > 0.01
     texts.check(steps=2)
