@@ -72,6 +72,16 @@ KINDS: dict[str, tuple[str, dict]] = {
     ),
     "mistral": ("Mistral", {**SMALL, "sliding_window": 4}),
     "gemma2": ("Gemma2", {**SMALL, "head_dim": 8, "sliding_window": 4}),
+    "gemma3": ("Gemma3Text", {**SMALL, "head_dim": 8, "sliding_window": 4, "sliding_window_pattern": 2}),
+    # Beyond 8 tokens, texts are read with other rotary frequencies from their first token on.
+    "phi3": (
+        "Phi3",
+        {
+            **SMALL,
+            "original_max_position_embeddings": 8,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]},
+        },
+    ),
     "mamba": (
         "Mamba",
         {

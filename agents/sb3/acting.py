@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.learning.policy import ValueHeadPolicy
-from lm_env.generation.slot_cache import Decoder, make_decoder
+from lm_env.generation.decoders import Decoder, make_decoder
 from lm_env.models.logprobs import Outputs
 from lm_env.models.weight_watch import WeightWatch
 

@@ -21,8 +21,8 @@ from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError
 from lm_env.generation.backend import Generation, Sampling
+from lm_env.generation.decoders import make_decoder
 from lm_env.generation.sampling import sample
-from lm_env.generation.slot_cache import make_decoder
 from lm_env.models.inspection import evaluating
 from lm_env.models.logprobs import Outputs, restrict
 from lm_env.models.weight_watch import WeightWatch

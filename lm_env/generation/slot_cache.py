@@ -2,73 +2,39 @@
 
 n slots share one cache of fixed size.  `start` begins new texts in some slots, `step` appends one
 token to each given slot; both return the logits of the next token.  A step costs one token per
-slot, however unequal the slots' lengths are: each row writes its key and value at its own position
-and a mask hides what lies beyond it.
-
-`make_decoder` falls back on `FullDecoder`, which runs the whole text again at each step, for models
-that this mechanism cannot serve: sliding windows, recurrent states, ALiBi, no cache at all.
+slot, however unequal the slots' lengths are: each row writes its key and value at its own position,
+and a mask hides what lies beyond it and what lies before the window of a layer that has one.
 """
 
 from __future__ import annotations
 
-import logging
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from lm_env.errors import UnsupportedModelError
-from lm_env.models.inspection import check_positions, device_of, evaluating, facts_of
-from lm_env.models.logprobs import Outputs, Positions, forward, plain_forward
+from lm_env.generation.attention_window import attention_window
+from lm_env.models.inspection import device_of, text_config
+from lm_env.models.logprobs import Outputs, Positions, forward
 
-__all__ = ["Decoder", "FullDecoder", "SlotDecoder", "make_decoder", "why_no_slot_cache"]
+__all__ = ["MASKED_ATTENTION", "SlotDecoder", "check_room"]
 
-log = logging.getLogger(__name__)
-
-
-class Decoder(Protocol):
-    """n slots of text that grow token by token."""
-
-    lengths: np.ndarray
-    """int64 (n,): tokens that each slot holds."""
-
-    def start(self, slots: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> Outputs:
-        """Begin anew in `slots (k,)` with right-padded `ids (k, P)`; logits (k, V) of the next token."""
-
-    def step(self, slots: np.ndarray, tokens: np.ndarray) -> Outputs:
-        """Append `tokens (k,)` to `slots (k,)`, ascending; logits (k, V) of the next token."""
-
-    def keep(self, slots: np.ndarray) -> None:
-        """Drop all other slots; the kept ones are renumbered 0, 1, ... in the given order."""
-
-
-def make_decoder(model: nn.Module, slots: int, max_length: int, want_hidden: bool = False) -> Decoder:
-    """The fastest decoder that is right for the model.
-
-    Args:
-        max_length: the longest text that a slot will hold, in tokens.
-        want_hidden: return the last hidden states as well (for a value head).
-
-    Raises:
-        UnsupportedModelError: the model has fewer positions than `max_length`.
-    """
-    check_positions(model, max_length)
-    if why_no_slot_cache(model) is None:
-        return SlotDecoder(model, slots, max_length, want_hidden)
-    return FullDecoder(model, slots, max_length, want_hidden)
+# The implementations of attention that take a mask of our own.
+MASKED_ATTENTION = ("sdpa", "eager")
 
 
 class _Plan:
-    """Where the forward under way writes and reads: shared by all layers of a cache."""
+    """Where the forward under way writes and reads, shared by all layers of a cache."""
 
     slots: Tensor | slice = slice(None)  # what attention reads: all rows need no copy
     rows: Tensor | None = None  # where a one-token step writes, (k,)
     positions: Tensor | None = None  # (k,) of a one-token step; None while a prompt is taken in
     column: int | None = None  # the one position that all rows write, where they do: a slice is cheaper than an index
+    ending: Tensor | None = None  # (k, width) the positions to read where each row's last key has to come last
     past: int = 0  # tokens before the ones under way, as the causal mask counts them
     width: int = 0
 
@@ -91,18 +57,25 @@ class _SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        plan, keys, values = self.plan, self.keys, self.values
-        assert keys is not None and values is not None
+        plan = self.plan
+        assert self.keys is not None and self.values is not None
+        # The model may have been moved, or given another dtype, since the last forward.
+        keys = self.keys = self.keys.to(key_states)
+        values = self.values = self.values.to(value_states)
         if plan.positions is None:
-            keys[plan.slots, :, : plan.width] = key_states.to(keys.dtype)
-            values[plan.slots, :, : plan.width] = value_states.to(values.dtype)
+            keys[plan.slots, :, : plan.width] = key_states
+            values[plan.slots, :, : plan.width] = value_states
             return key_states, value_states
         if plan.column is not None:
             keys[:, :, plan.column] = key_states[:, :, 0]
             values[:, :, plan.column] = value_states[:, :, 0]
         else:
-            keys[plan.rows, :, plan.positions] = key_states[:, :, 0].to(keys.dtype)
-            values[plan.rows, :, plan.positions] = value_states[:, :, 0].to(values.dtype)
+            keys[plan.rows, :, plan.positions] = key_states[:, :, 0]
+            values[plan.rows, :, plan.positions] = value_states[:, :, 0]
+        if plan.ending is not None:
+            assert plan.rows is not None
+            rows = plan.rows[:, None]
+            return keys[rows, :, plan.ending].transpose(1, 2), values[rows, :, plan.ending].transpose(1, 2)
         return keys[plan.slots, :, : plan.width], values[plan.slots, :, : plan.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -116,59 +89,65 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotDecoder:
-    """Per-row KV cache for transformers models with full attention and explicit position ids."""
+    """A `Decoder` with a KV cache, for models that `why_no_slot_cache` has nothing against.
+
+    A forward that fails leaves the slots of a `step` as they were, and those of a `start` empty.
+    """
 
     def __init__(self, model: nn.Module, slots: int, max_length: int, want_hidden: bool = False) -> None:
-        reason = why_no_slot_cache(model)
-        if reason is not None:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be decoded slot by slot: it {reason}; make_decoder falls back on full"
-                " forwards"
-            )
-        self._init(model, slots, max_length, want_hidden)
-
-    def _init(self, model: nn.Module, slots: int, max_length: int, want_hidden: bool) -> None:
         self.model, self.max_length, self.want_hidden = model, max_length, want_hidden
         self.lengths = np.zeros(slots, dtype=np.int64)
         self._device = device_of(model)
         self._plan = _Plan()
-        count = model.config.get_text_config(decoder=True).num_hidden_layers  # type: ignore[operator,union-attr]
-        self._layers = [_SlotLayer(self._plan, slots, max_length) for _ in range(count)]
+        config = text_config(model)
+        self._window = attention_window(config, max_length)
+        self._layers = [_SlotLayer(self._plan, slots, max_length) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
-        self._additive_mask = model.config._attn_implementation == "eager"  # type: ignore[union-attr]
 
     @torch.no_grad()
     def start(self, slots: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> Outputs:
         width = int(lengths.max())
-        _check_room(width, self.max_length)
+        check_room(width, self.max_length)
+        self._device = device_of(self.model)
         tokens = self._tensor(ids[:, :width])
-        self._plan.slots, self._plan.positions, self._plan.past, self._plan.width = self._tensor(slots), None, 0, width
-        self.lengths[slots] = lengths
+        plan = self._plan
+        plan.slots, plan.positions, plan.ending = self._tensor(slots), None, None
+        plan.past, plan.width = 0, width
         last = (torch.arange(len(slots), device=self._device), self._tensor(lengths) - 1)
+        self.lengths[slots] = 0
         # Right pads write keys past the row's length; the row's own tokens overwrite them before they are read.
-        return self._forward(
+        outputs = self._forward(
             tokens, torch.ones_like(tokens), torch.arange(width, device=self._device).expand_as(tokens), last
         )
+        self.lengths[slots] = lengths
+        return outputs
 
     @torch.no_grad()
     def step(self, slots: np.ndarray, tokens: np.ndarray) -> Outputs:
         at = self.lengths[slots]
         width = int(at.max()) + 1
-        _check_room(width, self.max_length)
+        check_room(width, self.max_length)
+        self._device = device_of(self.model)
         positions = self._tensor(at)
-        self._plan.rows = self._tensor(slots)
-        self._plan.slots = slice(None) if len(slots) == len(self.lengths) else self._plan.rows
-        self._plan.positions, self._plan.past, self._plan.width = positions, width - 1, width
+        plan, window = self._plan, self._window
+        plan.rows = self._tensor(slots)
+        plan.slots = slice(None) if len(slots) == len(self.lengths) else plan.rows
+        plan.positions, plan.past, plan.width = positions, width - 1, width
         level = int(at.min()) + 1 == width
-        self._plan.column = width - 1 if level and len(slots) == len(self.lengths) else None
-        if level:
-            mask = torch.ones(
-                (len(slots), width), dtype=torch.long, device=self._device
-            )  # nothing to hide: the fast kernel
+        plan.column = width - 1 if level and len(slots) == len(self.lengths) else None
+        plan.ending = None
+        mask: Tensor | dict[str, Tensor]
+        if level and (window.own or not window.hides(width)):
+            mask = torch.ones((len(slots), width), dtype=torch.long, device=self._device)  # hides nothing: fast kernel
+        elif window.own and window.hides(width):
+            ending = torch.arange(1 - width, 1, device=self._device) + positions[:, None]
+            plan.ending = ending.clamp(min=0)
+            mask = self._fitting((ending >= 0)[:, None, None])
         else:
-            mask = self._mask(positions, width)
+            mask = self._fitting(window.mask(positions, width))
+        outputs = self._forward(self._tensor(tokens)[:, None], mask, positions[:, None], (slice(None), 0))
         self.lengths[slots] = at + 1
-        return self._forward(self._tensor(tokens)[:, None], mask, positions[:, None], (slice(None), 0))
+        return outputs
 
     def keep(self, slots: np.ndarray) -> None:
         index = self._tensor(slots)
@@ -178,7 +157,7 @@ class SlotDecoder:
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[index], layer.values[index]
 
-    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, at: Positions) -> Outputs:
+    def _forward(self, tokens: Tensor, mask: Tensor | dict[str, Tensor], positions: Tensor, at: Positions) -> Outputs:
         return forward(
             self.model,
             at,
@@ -190,10 +169,20 @@ class SlotDecoder:
             use_cache=True,
         )
 
-    def _mask(self, positions: Tensor, width: int) -> Tensor:
-        """(k, 1, 1, width): what a token at each row's position may attend to."""
-        seen = (torch.arange(width, device=self._device) <= positions[:, None])[:, None, None]
-        if not self._additive_mask:
+    def _fitting(self, mask: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """The mask (True: attend), or one for each type of layer, in the form that the model's attention takes."""
+        if isinstance(mask, dict):
+            return {kind: self._one_fitting(seen) for kind, seen in mask.items()}
+        return self._one_fitting(mask)
+
+    def _one_fitting(self, seen: Tensor) -> Tensor:
+        implementation = self.model.config._attn_implementation  # type: ignore[union-attr]
+        if implementation not in MASKED_ATTENTION:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} was switched to {implementation} attention, which takes no mask of its"
+                " own: make the environment or the agent anew after switching"
+            )
+        if implementation == "sdpa":
             return seen
         dtype = next(self.model.parameters()).dtype
         return torch.zeros(seen.shape, dtype=dtype, device=self._device).masked_fill(~seen, torch.finfo(dtype).min)
@@ -202,105 +191,7 @@ class SlotDecoder:
         return torch.as_tensor(array, dtype=torch.long, device=self._device)
 
 
-class FullDecoder:
-    """The whole text again at each step: right for every causal model, and slow for long texts."""
-
-    def __init__(self, model: nn.Module, slots: int, max_length: int, want_hidden: bool = False) -> None:
-        self.model, self.want_hidden = model, want_hidden
-        self.lengths = np.zeros(slots, dtype=np.int64)
-        self._ids = np.zeros((slots, max_length), dtype=np.int64)
-
-    def start(self, slots: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> Outputs:
-        width = int(lengths.max())
-        _check_room(width, self._ids.shape[1])
-        self._ids[slots, :width] = ids[:, :width]
-        self.lengths[slots] = lengths
-        return self._forward(slots)
-
-    def step(self, slots: np.ndarray, tokens: np.ndarray) -> Outputs:
-        _check_room(int(self.lengths[slots].max()) + 1, self._ids.shape[1])
-        self._ids[slots, self.lengths[slots]] = tokens
-        self.lengths[slots] += 1
-        return self._forward(slots)
-
-    def keep(self, slots: np.ndarray) -> None:
-        self._ids, self.lengths = self._ids[slots], self.lengths[slots]
-
-    @torch.no_grad()
-    def _forward(self, slots: np.ndarray) -> Outputs:
-        lengths = self.lengths[slots]
-        device = device_of(self.model)
-        ids = torch.from_numpy(self._ids[slots, : int(lengths.max())]).to(device)
-        at = (torch.arange(len(slots), device=device), torch.from_numpy(lengths - 1).to(device))
-        return plain_forward(self.model, ids, at, self.want_hidden)
-
-
-def _check_room(length: int, max_length: int) -> None:
+def check_room(length: int, max_length: int) -> None:
+    """Raise UnsupportedModelError unless a slot of `max_length` tokens holds `length` of them."""
     if length > max_length:
         raise UnsupportedModelError(f"a slot cannot hold {length} tokens: the decoder's max_length is {max_length}")
-
-
-_reasons: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
-
-
-def why_no_slot_cache(model: nn.Module) -> str | None:
-    """None where `SlotDecoder` serves the model, else the reason; found out once and logged once.
-
-    A model that is meant to be run whole (a table) says so by an attribute `kv_cache = False`.
-    """
-    if getattr(model, "kv_cache", True) is False:
-        return "declares that it has no KV cache"
-    if model not in _reasons:
-        _reasons[model] = reason = _read_config(model) or _try_it(model)
-        if reason is not None:
-            log.warning(
-                "%s %s: each step runs the whole text again (slower, same numbers)", type(model).__name__, reason
-            )
-    return _reasons[model]
-
-
-def _read_config(model: nn.Module) -> str | None:
-    if not isinstance(model, PreTrainedModel):
-        return "is not a transformers model with a cache"
-    config = model.config.get_text_config(decoder=True)
-    if getattr(model, "_is_stateful", False):
-        return "keeps a recurrent state"
-    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
-        return "uses ALiBi"
-    missing = {"past_key_values", "position_ids", "attention_mask"} - facts_of(model).arguments
-    if missing:
-        return f"takes no {' or '.join(sorted(missing))} in its forward"
-    layers: Any = getattr(config, "layer_types", None) or getattr(config, "attention_layers", ())
-    kinds = set(layers) - {"full_attention", "global"}
-    if kinds:
-        return f"has layers of type {', '.join(sorted(kinds))}"
-    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
-        return "attends within a sliding window"
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"uses {config._attn_implementation} attention, which takes no mask of its own"
-    return None
-
-
-@torch.no_grad()
-def _try_it(model: nn.Module) -> str | None:
-    """Decode two rows of unequal length and compare with full forwards: the proof for this very model."""
-    vocab, positions = facts_of(model).vocab_size, facts_of(model).max_positions or 6
-    length = min(6, positions)
-    if length < 3:
-        return f"has {positions} positions, too few to need one"
-    ids = np.arange(2 * length).reshape(2, length) * 7 % vocab
-    with evaluating(model):
-        try:
-            fast = SlotDecoder.__new__(SlotDecoder)
-            fast._init(model, 2, length, False)
-            slow, both = FullDecoder(model, 2, length), np.arange(2)
-            lengths = np.array([length // 3, length - 2])
-            pairs = [(fast.start(both, ids, lengths), slow.start(both, ids, lengths))]
-            pairs += [
-                (fast.step(both, ids[both, lengths + i]), slow.step(both, ids[both, lengths + i])) for i in range(2)
-            ]
-        except Exception as error:  # any failure inside a foreign model means: not this way
-            return f"does not run with a per-row cache ({type(error).__name__}: {error})"
-    tolerance = 1e-3 if pairs[0][0].logits.dtype in (torch.float32, torch.float64) else 0.1
-    worst = max(float((a.logits.float() - b.logits.float()).abs().max()) for a, b in pairs)
-    return None if worst <= tolerance else f"gives other logits with a per-row cache (off by {worst:.2g})"

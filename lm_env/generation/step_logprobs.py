@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lm_env.generation.slot_cache import make_decoder
+from lm_env.generation.decoders import make_decoder
 from lm_env.models.inspection import evaluating
 from lm_env.models.logprobs import restrict, token_logprobs
 from lm_env.models.weight_watch import WeightWatch

@@ -8,12 +8,23 @@ peft itself is never imported: a model brings all that is needed.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["adapter_off", "base_tensors", "has_adapter", "merged_copy", "without_wrapper"]
+__all__ = [
+    "adapter_layers",
+    "adapter_off",
+    "adapter_state",
+    "base_tensors",
+    "has_adapter",
+    "merged_copy",
+    "save_adapter",
+    "trains_adapter",
+    "without_wrapper",
+]
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -34,6 +45,38 @@ def without_wrapper(model: nn.Module) -> nn.Module:
 def adapter_off(adapter: nn.Module) -> AbstractContextManager[Any]:
     """Inside, the peft model computes what its base would compute."""
     return adapter.disable_adapter()  # type: ignore[operator]
+
+
+def adapter_layers(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those of the modules in which peft can switch, disable or merge an adapter."""
+    return [module for module in modules if hasattr(module, "_disable_adapters")]
+
+
+def adapter_state(layers: Iterable[nn.Module]) -> list[tuple[Any, ...]]:
+    """What each layer does with its adapters: whether they are off, which are active, merged, and how scaled.
+
+    Two states are equal where the layers compute the same from the same weights.
+    """
+    return [
+        (
+            layer._disable_adapters,
+            *_names(layer._active_adapter),
+            None,
+            *getattr(layer, "merged_adapters", ()),
+            None,
+            *_scales(layer),
+        )
+        for layer in layers
+    ]
+
+
+def _names(active: Any) -> Sequence[str]:
+    return (active,) if isinstance(active, str) else active  # peft keeps one name, or several
+
+
+def _scales(layer: nn.Module) -> Iterable[Any]:
+    scaling = getattr(layer, "scaling", None)
+    return scaling.values() if isinstance(scaling, dict) else ()
 
 
 def merged_copy(adapter: nn.Module) -> nn.Module:

@@ -1,8 +1,7 @@
 """What is known about a causal LM before it is used: its sizes, its trunk, and what its forward takes.
 
 A model here is anything with the forward of a transformers causal LM: `input_ids (B, L)` in, an
-object with `.logits (B, L, V)` out.  Sequences are RIGHT-padded everywhere: position ids are then
-0, 1, 2, ..., no real token attends to a pad, and absolute-position models need nothing special.
+object with `.logits (B, L, V)` out; `lm_env.models.inputs` says how rows are padded.
 
 Shapes: B rows, L tokens, V vocabulary, D hidden.
 """
@@ -13,6 +12,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,12 +22,21 @@ from lm_env.errors import UnsupportedModelError
 from lm_env.models.adapters import without_wrapper
 from lm_env.models.inputs import plain_arguments
 
-__all__ = ["ModelFacts", "check_positions", "device_of", "evaluating", "facts_of", "trunk_of"]
+__all__ = [
+    "ModelFacts",
+    "check_positions",
+    "device_of",
+    "evaluating",
+    "facts_of",
+    "rope_types",
+    "text_config",
+    "trunk_of",
+]
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a probe of a few tokens tells about a model."""
+    """What the configuration of a model and a forward of two tokens tell about it."""
 
     vocab_size: int
     """V: the width of the logits, which may exceed `len(tokenizer)`."""
@@ -39,67 +48,128 @@ class ModelFacts:
     """The names that its forward takes."""
     splits: bool
     """logits == output embeddings(trunk(ids)): logits can be had for some positions alone."""
+    switches: tuple[int, ...]
+    """Lengths, ascending, beyond which a text is read with other rotary frequencies from its first token on, as
+    longrope does (arXiv:2402.13753).  The logits after a prefix are those of a forward on the prefix's side of them."""
 
 
-_facts: WeakKeyDictionary[nn.Module, ModelFacts] = WeakKeyDictionary()
+_facts: WeakKeyDictionary[nn.Module, tuple[str | None, torch.Size | None, ModelFacts]] = WeakKeyDictionary()
 
 
 def facts_of(model: nn.Module) -> ModelFacts:
-    """The facts of a model, probed once.
+    """The facts of a model, probed once, and again after its head has been resized or replaced.
 
     Raises:
         UnsupportedModelError: it is no causal LM.
     """
-    if model not in _facts:
-        _facts[model] = _probe(model)
-    return _facts[model]
-
-
-@torch.no_grad()
-def _probe(model: nn.Module) -> ModelFacts:
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
             f"a model must be a torch.nn.Module with the forward of a causal LM, not {type(model).__name__}"
         )
-    parameters = inspect.signature(model.forward).parameters.values()
-    accepts = {p.name for p in parameters}
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        accepts |= {"attention_mask", "position_ids", "output_hidden_states"}
+    if model in _facts:
+        place, shape, facts = _facts[model]
+        if place is None or shape == _weight_shape(model, place):
+            return facts
+    facts = _probe(model)
+    # Every step asks for the facts, and transformers' way to the head is slow: the name of its place is enough.
+    head = _head_of(model)
+    place = next((name for name, module in model.named_modules() if module is head), None)
+    _facts[model] = (place, None if place is None else _weight_shape(model, place), facts)
+    return facts
+
+
+def _weight_shape(model: nn.Module, place: str) -> torch.Size | None:
+    module: Any = model
+    for name in place.split("."):
+        module = module._modules.get(name)
+        if module is None:
+            return None
+    weight = getattr(module, "weight", None)
+    return None if weight is None else weight.shape
+
+
+@torch.no_grad()
+def _probe(model: nn.Module) -> ModelFacts:
+    name = type(model).__name__
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder, no causal LM: give a decoder-only model, which AutoModelForCausalLM loads"
+        )
+    if device_of(model).type == "meta":
+        raise UnsupportedModelError(
+            f"the weights of {name} are on the meta device, where there are no numbers: load them, with"
+            " from_pretrained or load_state_dict(..., assign=True)"
+        )
+    accepted = _accepted_arguments(model)
     # Two tokens, for a pad's embedding is zero and tells nothing; two rows that differ in the last one alone.
     ids = torch.tensor([[0, 1], [0, 0]], device=device_of(model))
+    arguments = plain_arguments(accepted, ids)
+    trunk = trunk_of(model)
     with evaluating(model), _loud_head(model):
         try:
-            out = model(
-                **plain_arguments(frozenset(accepts), ids),
-                **({"output_hidden_states": True} if "output_hidden_states" in accepts else {}),
-            )
+            # transformers leaves hooks that cannot be pickled on a model that was asked for all its hidden states.
+            whole = {"output_hidden_states": True} if trunk is None and "output_hidden_states" in accepted else {}
+            out = model(**arguments, **whole)
             logits = out.logits
-        except (TypeError, AttributeError, RuntimeError) as error:
+            states = getattr(out, "hidden_states", None)
+            last = trunk(**arguments).last_hidden_state if trunk is not None else states[-1] if states else None
+        except Exception as error:  # whatever a foreign model raises
             raise UnsupportedModelError(
-                f"{type(model).__name__} does not run as a causal LM: model(input_ids=...) must return .logits (B, L,"
-                f" V); {error}"
+                f"{name} does not run as a causal LM: model(input_ids=...) must return .logits (B, L, V); {error}"
             ) from error
         if logits.ndim != 3 or logits.shape[:2] != ids.shape:
             raise UnsupportedModelError(
-                f"{type(model).__name__} returns logits of shape {tuple(logits.shape)} for input_ids (2, 2): (2, 2, V)"
-                " is needed"
+                f"{name} returns logits of shape {tuple(logits.shape)} for input_ids (2, 2): (2, 2, V) is needed"
             )
         size = float(logits.abs().max())
         noise = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 1e-2
         if not torch.allclose(logits[0, 0], logits[1, 0], rtol=0, atol=noise * size):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} is no causal LM: a later token changes the logits of an earlier one"
-            )
-        states = getattr(out, "hidden_states", None)
-        hidden = states[-1].shape[-1] if states else None
+            raise UnsupportedModelError(f"{name} is no causal LM: a later token changes the logits of an earlier one")
         splits = False
-        if trunk_of(model) is not None:
-            states = trunk_of(model)(**plain_arguments(frozenset(accepts), ids)).last_hidden_state  # type: ignore[misc]
-            rebuilt = model.get_output_embeddings()(states)  # type: ignore[operator]
+        if trunk is not None:
+            rebuilt = model.get_output_embeddings()(last)  # type: ignore[operator]
             splits = rebuilt.shape == logits.shape and torch.allclose(rebuilt, logits, rtol=0, atol=1e-5 * size)
+    return ModelFacts(
+        vocab_size=logits.shape[-1],
+        hidden_size=None if last is None else last.shape[-1],
+        max_positions=_max_positions(model),
+        arguments=accepted,
+        splits=splits,
+        switches=_switches(text_config(model)),
+    )
+
+
+def _accepted_arguments(model: nn.Module) -> frozenset[str]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    accepted = {p.name for p in parameters}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        accepted |= {"attention_mask", "position_ids", "output_hidden_states"}
+    return frozenset(accepted)
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the part that reads and writes text; None for a model without one."""
     config = getattr(model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return ModelFacts(logits.shape[-1], hidden, positions, frozenset(accepts), splits)
+    nested = getattr(config, "get_text_config", None)
+    return nested(decoder=True) if callable(nested) else config
+
+
+def _max_positions(model: nn.Module) -> int | None:
+    config = text_config(model)
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def rope_types(config: Any) -> dict[str, dict[str, Any]]:
+    """The rotary embeddings of a text configuration by their type ("default", "yarn", ...)."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    ropes = [part for part in (rope, *rope.values()) if isinstance(part, dict)]  # one, or one for each type of layer
+    named = [(part.get("rope_type", part.get("type")), part) for part in ropes]
+    return {name: part for name, part in named if name is not None}
+
+
+def _switches(config: Any) -> tuple[int, ...]:
+    long = rope_types(config).get("longrope", {}).get("original_max_position_embeddings")
+    return () if long is None else (int(long),)
 
 
 def check_positions(model: nn.Module, length: int) -> None:
@@ -117,13 +187,20 @@ def trunk_of(model: nn.Module) -> nn.Module | None:
     model = without_wrapper(model)
     prefix = getattr(model, "base_model_prefix", "")
     trunk = getattr(model, prefix, None) if prefix else None
+    return trunk if isinstance(trunk, nn.Module) and _head_of(model) is not None else None
+
+
+def _head_of(model: nn.Module) -> nn.Module | None:
     head = getattr(model, "get_output_embeddings", None)
-    return trunk if isinstance(trunk, nn.Module) and callable(head) and head() is not None else None
+    return head() if callable(head) else None
 
 
 @contextmanager
 def _loud_head(model: nn.Module) -> Iterator[None]:
-    """The LM head's output times 1000: shows what a model does to its logits after it, even where they are small."""
+    """Inside, the LM head's output is multiplied by 1000.
+
+    It shows what a model does to its logits after the head (a soft cap, a scale) even while they are small.
+    """
     if trunk_of(model) is None:
         yield
         return

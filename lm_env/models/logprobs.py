@@ -54,22 +54,82 @@ def forward(model: nn.Module, at: Positions, want_hidden: bool = False, **argume
 
     Returns:
         Outputs with logits (N, V) and hidden (N, D).
+
+    Raises:
+        UnsupportedModelError: hidden states are wanted of a model that returns none.
     """
     facts = facts_of(model)
     if facts.splits:
         hidden = trunk_of(model)(**arguments).last_hidden_state[at]  # type: ignore[misc]
         return Outputs(model.get_output_embeddings()(hidden), hidden if want_hidden else None)  # type: ignore[operator]
-    if want_hidden and facts.hidden_size is None:
+    if not want_hidden:
+        return Outputs(model(**arguments).logits[at], None)
+    if facts.hidden_size is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} returns no hidden_states, so it cannot carry a value head: pass a separate critic"
         )
-    out = model(**arguments, **({"output_hidden_states": True} if want_hidden else {}))
-    return Outputs(out.logits[at], out.hidden_states[-1][at] if want_hidden else None)
+    trunk = trunk_of(model)
+    if trunk is None:
+        out = model(**arguments, output_hidden_states=True)
+        return Outputs(out.logits[at], out.hidden_states[-1][at])
+    # Asking a transformers model for all its hidden states would leave hooks on it that cannot be pickled.
+    states: list[Tensor] = []
+    handle = trunk.register_forward_hook(lambda _module, _inputs, output: states.append(output.last_hidden_state))
+    try:
+        logits = model(**arguments).logits[at]
+    finally:
+        handle.remove()
+    return Outputs(logits, states[0][at])
 
 
 def plain_forward(model: nn.Module, ids: Tensor, at: tuple[Tensor, Tensor], want_hidden: bool = False) -> Outputs:
-    """`forward` over right-padded rows `ids (B, L)` without a cache."""
-    return forward(model, at, want_hidden, **plain_arguments(facts_of(model).arguments, ids))
+    """Logits after chosen prefixes of right-padded rows, without a cache.
+
+    Args:
+        ids: int64 (B, L).
+        at: (rows (N,), positions (N,)); the prefix ends with the token at its position.
+
+    Returns:
+        Outputs with logits (N, V) and hidden (N, D), each as a forward of the prefix alone would give it.
+    """
+    facts = facts_of(model)
+    parts = [
+        (chosen, forward(model, where, want_hidden, **plain_arguments(facts.arguments, part)))
+        for chosen, part, where in _parts_by_length(facts.switches, ids, at)
+    ]
+    logits = _in_order([(chosen, outputs.logits) for chosen, outputs in parts])
+    hidden = [(chosen, outputs.hidden) for chosen, outputs in parts if outputs.hidden is not None]
+    return Outputs(logits, _in_order(hidden) if hidden else None)
+
+
+def _parts_by_length(
+    switches: tuple[int, ...], ids: Tensor, at: tuple[Tensor, Tensor]
+) -> list[tuple[Tensor | None, Tensor, tuple[Tensor, Tensor]]]:
+    """Cut a forward so that each prefix is read in one whose length lies on the same side of all `switches`.
+
+    Returns:
+        (indices into `at`, or None for all of them; ids; rows and positions in these ids) of each forward.
+    """
+    rows, positions = at
+    width = ids.shape[1]
+    ends = [end for end in switches if end < width]
+    if not ends:
+        return [(None, ids, at)]
+    parts: list[tuple[Tensor | None, Tensor, tuple[Tensor, Tensor]]] = []
+    for start, end in zip([0, *ends], [*ends, width], strict=True):
+        chosen = ((positions >= start) & (positions < end)).nonzero().squeeze(-1)
+        if len(chosen):
+            used, local = rows[chosen].unique(return_inverse=True)
+            parts.append((chosen, ids[used, :end], (local, positions[chosen])))
+    return parts
+
+
+def _in_order(parts: list[tuple[Tensor | None, Tensor]]) -> Tensor:
+    """What was computed in parts, (N, ...), in the order that it was asked for."""
+    if len(parts) == 1:
+        return parts[0][1]
+    order = torch.cat([chosen for chosen, _ in parts if chosen is not None])
+    return torch.cat([values for _, values in parts])[order.argsort()]
 
 
 def response_outputs(model: nn.Module, episodes: Episodes, want_hidden: bool = False) -> tuple[Outputs, Tensor]:
@@ -85,8 +145,14 @@ def response_outputs(model: nn.Module, episodes: Episodes, want_hidden: bool = F
 def response_hidden(model: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:
     """The hidden states (N, D) under those logits, and the tokens (N,), of a model that `splits`."""
     ids, rows, at = response_index(episodes, device_of(model))
-    hidden = trunk_of(model)(**plain_arguments(facts_of(model).arguments, ids)).last_hidden_state  # type: ignore[misc]
-    return hidden[rows, at - 1], ids[rows, at]
+    facts = facts_of(model)
+    trunk = trunk_of(model)
+    assert trunk is not None, "a model that splits has a trunk"
+    parts = [
+        (chosen, trunk(**plain_arguments(facts.arguments, part)).last_hidden_state[where])
+        for chosen, part, where in _parts_by_length(facts.switches, ids, (rows, at - 1))
+    ]
+    return _in_order(parts), ids[rows, at]
 
 
 def chunked_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
@@ -125,7 +191,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
 
 
 def log_distribution(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """log pi of all V tokens, nats (..., V): for sums over the vocabulary."""
+    """log pi of all V tokens, nats (..., V), for sums over the vocabulary."""
     return torch.log_softmax(_tempered(logits, temperature), -1)
 
 
@@ -150,6 +216,8 @@ def response_logprobs(
     model: nn.Module, episodes: Episodes, temperature: float = 1.0, allowed: np.ndarray | None = None
 ) -> np.ndarray:
     """Logprobs of all response tokens: one forward per sequence, batched by length.
+
+    Each is log pi(token | the tokens before it), whatever comes after it or beside it in a batch.
 
     Args:
         allowed: bool (N, V), tokens that the model's distribution is restricted to.

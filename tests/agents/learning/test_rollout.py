@@ -73,7 +73,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt2-eager", "mistral", "table"])
 def test_kept_logprobs_and_values_are_those_of_a_second_look(id_task, kind, temperature):
-    """Mistral's window and the table go through full forwards, the others through the slot cache."""
+    """The table goes through full forwards, the others through the slot cache, Mistral with a window of 4 tokens."""
     task = Task(**id_task(kind, temperature=temperature, eos_token_id=0 if kind == "table" else ENDS))
     policy = policy_of(task)
     prompts = task.prompts.sample(np.random.default_rng(0), 11)
@@ -81,11 +81,11 @@ def test_kept_logprobs_and_values_are_those_of_a_second_look(id_task, kind, temp
     episodes, mask = rollout.episodes, rollout.mask
     assert len(set(episodes.response_lengths.tolist())) > 1, "unequal lengths, or little is tested"
     again = response_logprobs(task.model, episodes, temperature)
-    np.testing.assert_allclose(episodes.logprobs, again, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(rollout.values, policy.values(episodes), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(episodes.logprobs, again, rtol=0, atol=3e-5)
+    np.testing.assert_allclose(rollout.values, policy.values(episodes), rtol=0, atol=3e-5)
     evaluation = policy.evaluate(episodes)
     np.testing.assert_allclose(evaluation.logprobs.detach(), again[mask], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(evaluation.values.detach(), rollout.values[mask], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(evaluation.values.detach(), rollout.values[mask], rtol=0, atol=3e-5)
     assert not rollout.values[~mask].any() and not rollout.last_values.any()
     np.testing.assert_array_equal(rollout.scored.logprobs, episodes.logprobs)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,15 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.modeling_outputs import CausalLMOutput
 
+from lm_env import TextGenerationVectorEnv
 from lm_env.data.episodes import Episodes
 from lm_env.errors import ConfigurationError, ModelLoadError, UnsupportedModelError
 from lm_env.models.inputs import length_batches
 from lm_env.models.inspection import evaluating, facts_of
 from lm_env.models.loading import load_causal_lm, load_model, load_tokenizer
-from lm_env.models.logprobs import LOGIT_BUDGET, response_logprobs, response_outputs, restrict, token_logprobs
+from lm_env.models.logprobs import (
+    LOGIT_BUDGET,
+    response_hidden,
+    response_logprobs,
+    response_outputs,
+    restrict,
+    token_logprobs,
+)
 
 KINDS = ["gpt2", "gpt2-eager", "llama", "qwen2", "qwen3", "gpt-neox", "opt", "mistral", "gemma2", "bloom", "gpt-neo"]
-KINDS += ["mamba", "granite", "cohere"]
+KINDS += ["mamba", "granite", "cohere", "gemma3"]
 
 
 def naive_logprobs(model: torch.nn.Module, episodes: Episodes, temperature: float = 1.0) -> np.ndarray:
@@ -43,6 +53,33 @@ def test_response_logprobs_are_those_of_each_row_alone(kind, make_lm, make_episo
         ours = response_logprobs(model, episodes, temperature)
         np.testing.assert_allclose(ours, naive_logprobs(model, episodes, temperature), atol=1e-5)
         assert (ours[~episodes.response_mask()] == 0).all() and ours.dtype == np.float32
+
+
+def logprobs_of_prefixes(model: torch.nn.Module, episodes: Episodes) -> np.ndarray:
+    """Each response token by a forward of the tokens before it, and of nothing else."""
+    rows = np.zeros(episodes.response_mask().shape)
+    for i, (ids, p, n) in enumerate(zip(episodes.input_ids, episodes.prompt_lengths, episodes.lengths, strict=True)):
+        for t in range(p, n):
+            with torch.no_grad():
+                logits = model(input_ids=torch.from_numpy(ids[None, :t])).logits[0, -1].double()
+            rows[i, t - p] = torch.log_softmax(logits, -1)[ids[t]]
+    return rows
+
+
+def test_a_rope_that_changes_with_the_length_reads_each_prefix_as_if_it_were_alone(make_lm, make_episodes, rng):
+    """Longrope changes beyond 8 tokens: neither a longer row in the batch nor the rest of the row may count."""
+    model, episodes = make_lm("phi3"), make_episodes(rng, rows=6, prompt=12, response=9)
+    assert episodes.prompt_lengths.min() < 8 < episodes.prompt_lengths.max()
+    expected = logprobs_of_prefixes(model, episodes)
+    assert abs(naive_logprobs(model, episodes) - expected).max() > 0.01, "else this tests nothing"
+    np.testing.assert_allclose(response_logprobs(model, episodes), expected, atol=1e-5)
+    hidden, tokens = response_hidden(model, episodes)
+    np.testing.assert_allclose(
+        token_logprobs(model.lm_head(hidden), tokens).detach(), expected[episodes.response_mask()], atol=1e-5
+    )
+    outputs, _ = response_outputs(model, episodes, want_hidden=True)
+    torch.testing.assert_close(outputs.hidden, hidden)
+    torch.testing.assert_close(outputs.logits, model.lm_head(hidden))
 
 
 @pytest.mark.parametrize("padding", [0, 1, 60, -100, 10**9])
@@ -198,6 +235,47 @@ def test_a_sequence_beyond_the_positions_is_refused(make_lm, make_episodes, rng)
     episodes = make_episodes(rng, rows=4, response=12)
     with pytest.raises(UnsupportedModelError, match="8 positions"):
         response_logprobs(make_lm("gpt2", n_positions=8), episodes)
+
+
+def test_the_facts_follow_embeddings_that_are_resized(make_lm, make_episodes, rng):
+    for kind in ("gpt2", "llama", "opt"):
+        model = make_lm(kind)
+        assert facts_of(model).vocab_size == 61
+        model.resize_token_embeddings(70, mean_resizing=False)
+        assert facts_of(model).vocab_size == 70
+        episodes = make_episodes(rng, rows=4, vocab_size=70)
+        np.testing.assert_allclose(response_logprobs(model, episodes), naive_logprobs(model, episodes), atol=1e-5)
+
+
+def test_the_facts_follow_another_head(make_lm):
+    model = make_lm("llama")
+    assert facts_of(model).vocab_size == 61
+    model.lm_head = torch.nn.Linear(32, 7, bias=False)
+    assert facts_of(model).vocab_size == 7
+
+
+def episode_of(rng, id_task, kind):
+    """An environment of this kind of model, stepped to the end of its episodes, and the model."""
+    env = TextGenerationVectorEnv(2, **id_task(kind, max_new_tokens=3))
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(rng.integers(1, 61, 2))
+    return env.task.model
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "granite", "mistral", "gemma2"])
+def test_a_model_stays_as_picklable_as_it_was(kind, id_task, rng, make_episodes, tmp_path):
+    """After an environment's probes and steps, and after hidden states were read for a value head."""
+    model = episode_of(rng, id_task, kind)
+    episodes = make_episodes(rng, rows=3)
+    response_outputs(model, episodes, want_hidden=True)
+    expected = response_logprobs(model, episodes)
+    torch.save(model, tmp_path / "model.pt")
+    read = torch.load(tmp_path / "model.pt", weights_only=False)
+    unpickled = pickle.loads(pickle.dumps(model))  # noqa: S301
+    for other in (unpickled, copy.deepcopy(model), read):
+        np.testing.assert_array_equal(response_logprobs(other, episodes), expected)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 # --- episodes --------------------------------------------------------------------------------------------------------
