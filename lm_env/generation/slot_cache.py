@@ -12,7 +12,7 @@ that this mechanism cannot serve: sliding windows, recurrent states, ALiBi, no c
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -44,6 +44,13 @@ class Decoder(Protocol):
 
     def keep(self, slots: np.ndarray) -> None:
         """Drop all other slots; the kept ones are renumbered 0, 1, ... in the given order."""
+
+    def copy_row(self, source: Self, row: int, targets: np.ndarray, length: int) -> None:
+        """Let `targets (k,)` hold the first `length` tokens of a row of `source`, or none if it holds fewer.
+
+        Args:
+            source: this decoder, or another one of the same model.
+        """
 
 
 def make_decoder(model: nn.Module, slots: int, max_length: int, want_hidden: bool = False) -> Decoder:
@@ -178,6 +185,19 @@ class SlotDecoder:
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[index], layer.values[index]
 
+    @torch.no_grad()
+    def copy_row(self, source: Self, row: int, targets: np.ndarray, length: int) -> None:
+        held = length if source.lengths[row] >= length else 0
+        others = self._tensor(targets[targets != row] if source is self else targets)
+        for mine, theirs in zip(self._layers, source._layers, strict=True) if held and len(others) else ():
+            assert theirs.keys is not None and theirs.values is not None
+            if not mine.is_initialized:
+                mine.lazy_initialization(theirs.keys, theirs.values)
+            assert mine.keys is not None and mine.values is not None
+            mine.keys[others, :, :held] = theirs.keys[row, :, :held].clone()
+            mine.values[others, :, :held] = theirs.values[row, :, :held].clone()
+        self.lengths[targets] = held
+
     def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, at: Positions) -> Outputs:
         return forward(
             self.model,
@@ -225,6 +245,11 @@ class FullDecoder:
 
     def keep(self, slots: np.ndarray) -> None:
         self._ids, self.lengths = self._ids[slots], self.lengths[slots]
+
+    def copy_row(self, source: Self, row: int, targets: np.ndarray, length: int) -> None:
+        held = length if source.lengths[row] >= length else 0
+        self._ids[targets, :held] = source._ids[row, :held]
+        self.lengths[targets] = held
 
     @torch.no_grad()
     def _forward(self, slots: np.ndarray) -> Outputs:
