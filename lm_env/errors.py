@@ -41,6 +41,10 @@ class ResetNeeded(LMEnvError, gymnasium.error.ResetNeeded):
     """`step` was called before `reset`, or on an episode that has ended."""
 
 
+class BusyError(LMEnvError, RuntimeError):
+    """An environment was called while another call of it was under way, from a second thread or from within."""
+
+
 class PublishedActionsError(LMEnvError, ValueError):
     """Logprobs were published for other actions than the ones the environment was stepped with."""
 

@@ -1,17 +1,19 @@
-"""Who tells the environment log pi of the tokens taken.
+"""Where log pi of the tokens taken comes from.
 
 Three sources, in this order: the acting policy PUBLISHES it with its actions (free, exact); else a
-bound scorer computes it; else the environment's own model does.  An agent that trains other weights
-than the environment's model must publish or bind, or its KL is not in the reward.
+bound `logprob_fn` computes it; else the environment's own model does.  An agent that trains other
+weights than the environment's model must publish or bind, or its KL is not in the reward.
 """
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lm_env.envs.inputs import as_array, as_numbers
 from lm_env.errors import ConfigurationError, PublishedActionsError
 
 __all__ = ["LOGPROB_SOURCES", "Behavior", "LogprobFn"]
@@ -20,10 +22,11 @@ LogprobFn = Callable[[dict[str, np.ndarray], np.ndarray], ArrayLike]
 """`logprob_fn(observation, actions (k,)) -> logprobs (k,)`; observation: `input_ids (k, L)`, `length (k, 1)`."""
 
 LOGPROB_SOURCES = ("published", "logprob_fn", "model")
+_ROUNDING = 1e-3  # a logprob may be above 0 by so much
 
 
 class Behavior:
-    """Published logprobs of n slots, and a scorer for those who do not publish."""
+    """Published logprobs of n slots, and a function for those that do not publish."""
 
     def __init__(self, slots: int) -> None:
         self.logprob_fn: LogprobFn | None = None
@@ -31,36 +34,53 @@ class Behavior:
         self._actions = np.zeros(slots, dtype=np.int64)
         self._logprobs = np.zeros(slots)
 
+    def bind(self, logprob_fn: LogprobFn | None) -> None:
+        """Have this function asked for slots that did not publish; None: none any more.
+
+        Raises:
+            ConfigurationError: it is no function.
+        """
+        if logprob_fn is not None and not callable(logprob_fn):
+            raise ConfigurationError(
+                f"logprob_fn must be a function f(observation, actions) -> logprobs, or None, not {logprob_fn!r}"
+            )
+        self.logprob_fn = logprob_fn
+
     def publish(self, actions: ArrayLike, logprobs: ArrayLike, slots: ArrayLike | None = None) -> None:
         """Announce the logprobs of the actions of the coming step.  Each is used once.
 
         Args:
             actions: int (k,), exactly those that `step` will get.
-            logprobs: float (k,), nats, under the distribution that they were sampled from.
-            slots: (k,) the slots meant; all by default.
+            logprobs: float (k,), nats, under the distribution that they were sampled from; a tensor's gradient
+                is left aside.
+            slots: int (k,), each once; all slots by default.
 
         Raises:
-            PublishedActionsError: shapes that do not fit, or a value that is no logprob.
+            PublishedActionsError: shapes that do not fit, or a value that is no logprob; what was
+                published before stands.
         """
         n = len(self._waiting)
-        index = np.arange(n) if slots is None else np.asarray(slots).reshape(-1)
-        taken = np.asarray(actions).reshape(-1)
-        values = np.asarray(logprobs, dtype=np.float64).reshape(-1)
+        index = np.arange(n) if slots is None else _integers("slots", slots)
+        taken = _integers("actions", actions)
+        try:
+            values = as_numbers(logprobs)
+        except ValueError as error:
+            raise PublishedActionsError(f"published logprobs must be numbers: {error}") from error
         if not len(index) == len(taken) == len(values):
             raise PublishedActionsError(
                 f"published {len(taken)} actions and {len(values)} logprobs for {len(index)} slots: one each is needed"
             )
-        whole = taken.dtype.kind in "iu" and index.dtype.kind in "iu"
-        if not whole or ((index < 0) | (index >= n)).any():
-            raise PublishedActionsError(
-                f"published actions {taken} of slots {index}: both must be integers, slots from 0 to {n - 1}"
-            )
-        bad = ~np.isfinite(values) | (values > 1e-3)
+        repeated = slots is not None and len(np.unique(index)) < len(index)
+        if repeated or ((index < 0) | (index >= n)).any():
+            raise PublishedActionsError(f"published for slots {index}: each may be there once, from 0 to {n - 1}")
+        bad = ~np.isfinite(values) | (values > _ROUNDING)
         if bad.any():
             raise PublishedActionsError(
                 f"published logprob {values[bad][0]} of slot {index[bad][0]}: a logprob is finite and at most 0"
             )
-        self._waiting[index], self._actions[index], self._logprobs[index] = True, taken, np.minimum(values, 0.0)
+        self._waiting[index] = True
+        self._actions[index] = taken
+        self._logprobs[index] = np.minimum(values, 0.0)
 
     def published(self, slots: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(which of the slots have published (k,) bool, their logprobs (k,), junk elsewhere).
@@ -81,15 +101,39 @@ class Behavior:
         return waiting, self._logprobs[slots]
 
     def clear(self, slots: np.ndarray) -> None:
-        """What these slots published has been used (or belongs to an episode that is gone)."""
+        """What these slots published has been used, or belongs to an episode that is gone."""
         self._waiting[slots] = False
 
     def ask(self, observation: dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
-        """The bound logprob_fn's logprobs (k,), checked."""
+        """The bound logprob_fn's logprobs (k,), checked.
+
+        Raises:
+            ConfigurationError: it returned something else.
+        """
         assert self.logprob_fn is not None
-        values = np.asarray(self.logprob_fn(observation, actions), dtype=np.float64).reshape(-1)
-        if values.shape != actions.shape or not np.isfinite(values).all() or (values > 1e-3).any():
-            raise ConfigurationError(
-                f"the bound logprob_fn must return {len(actions)} finite logprobs (at most 0), not {values!r}"
-            )
+        wanted = f"the bound logprob_fn must return {len(actions)} finite logprobs (at most 0)"
+        returned = self.logprob_fn(observation, actions)
+        try:
+            values = as_numbers(returned)
+        except ValueError as error:
+            raise ConfigurationError(f"{wanted}: {error}") from error
+        if values.shape != actions.shape:
+            raise ConfigurationError(f"{wanted}, not {len(values)} numbers of shape {np.shape(as_array(returned))}")
+        if not np.isfinite(values).all() or (values > _ROUNDING).any():
+            raise ConfigurationError(f"{wanted}, not {reprlib.repr(values.tolist())}")
         return np.minimum(values, 0.0)
+
+
+def _integers(name: str, values: ArrayLike) -> np.ndarray:
+    """A flat array of integers.
+
+    Raises:
+        PublishedActionsError: it is none.
+    """
+    try:
+        array = as_array(values).reshape(-1)
+    except ValueError as error:
+        raise PublishedActionsError(f"published {name} must be integers: {error}") from error
+    if array.dtype.kind not in "iu":
+        raise PublishedActionsError(f"published {name} must be integers, not {reprlib.repr(values)}")
+    return array

@@ -10,15 +10,18 @@ from numpy.typing import ArrayLike
 
 from lm_env.data.episodes import Episodes, ScoredEpisodes
 from lm_env.envs.behavior import LogprobFn
+from lm_env.envs.exclusive import OneAtATime
+from lm_env.envs.inputs import checked_options, checked_seeds
 from lm_env.envs.mdp import TextMDP
+from lm_env.envs.render import RENDER_MODES, checked_render_mode
 from lm_env.envs.spaces import action_space, flatten, observation_space
-from lm_env.errors import ConfigurationError
+from lm_env.envs.state import SlotState
+from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task, TaskOptions
 
-__all__ = ["RENDER_MODES", "TextGenerationEnv", "checked_render_mode"]
+__all__ = ["TextGenerationEnv"]
 
-RENDER_MODES = ["ansi", "human"]
 ALL = np.zeros(1, dtype=np.int64)
 
 
@@ -31,8 +34,8 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
       function's score when the text ends.
     - `terminated`: an EOS, a stop string, or the length cap (the score is paid there too, so nothing
       is left to bootstrap; do not add a `TimeLimit`).  `truncated`: the cap, with `cap_truncates`.
-    - `info`: `score`, `logprob`, `ref_logprob`, `kl` (of this token, nats) and `logprob_source`: who told
-      log pi, `"published"`, `"logprob_fn"` or `"model"`.
+    - `info`: `score`, `logprob`, `ref_logprob`, `kl` (of this token, nats) and `logprob_source`, where log pi
+      comes from: `"published"`, `"logprob_fn"` or `"model"`.
 
     Args:
         flat: one Box (1 + L,) instead of the Dict, the length first.
@@ -42,7 +45,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
 
     Raises:
         ConfigurationError, ModelLoadError, InvalidPromptError: on construction.
-        InvalidActionError, ResetNeeded, RewardError: on `step`; the state is then as before.
+        InvalidActionError, ResetNeeded, RewardError, BusyError: on `step`; the state is then as before.
     """
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 4}  # noqa: RUF012
@@ -55,14 +58,13 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         render_values: str = "kl",
         **task: Unpack[TaskOptions],
     ) -> None:
+        self.render_mode = checked_render_mode(render_mode, render_values)
+        self.render_values = render_values
         self.mdp = TextMDP(Task(**task), slots=1)
-        self.flat, self.render_mode, self.render_values = (
-            flat,
-            checked_render_mode(render_mode, render_values),
-            render_values,
-        )
+        self.flat = flat
         self.observation_space = observation_space(self.task, flat)
         self.action_space = action_space(self.task)
+        self._one_at_a_time = OneAtATime()
 
     @property
     def task(self) -> Task:
@@ -73,32 +75,46 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         """Begin a new text.
 
         Args:
-            seed: reseeds the choice of prompts; same seed, same prompts.
+            seed: an integer of at least 0, which reseeds the choice of prompts; same seed, same prompts.
             options: `{"prompt": ...}` starts from this prompt (text, token ids, or a row) instead.
 
         Returns:
             (observation, info): info holds the `prompt`'s text and its `prompt_index`, -1 for one
             given in `options`.
+
+        Raises:
+            ConfigurationError, InvalidPromptError, BusyError: nothing has changed.
         """
-        super().reset(seed=seed)
-        if seed is not None:
-            self.mdp.seed(0, seed)
-        self.mdp.reset(ALL, (options or {}).get("prompt"))
-        prompt = self.mdp.prompts[0]
-        assert prompt is not None
-        return self._observation(), {"prompt": prompt.text, "prompt_index": prompt.index}
+        with self._one_at_a_time:
+            chosen = checked_options(options, "prompt")
+            seeds = checked_seeds(seed if seed is None else [seed], 1)
+            self.mdp.reset(ALL, chosen.get("prompt"), seeds)
+            super().reset(seed=seeds[0])
+            prompt = self.mdp.prompts[0]
+            assert prompt is not None
+            return self.observation(), {"prompt": prompt.text, "prompt_index": prompt.index}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Append one token; see the class for what comes back."""
-        result = self.mdp.step(ALL, [action])
-        info = {k: v.tolist()[0] for k, v in result.info.items()}
-        terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
-        if self.render_mode == "human" and (terminated or truncated):
-            print(self.mdp.render(0, self.render_values))
-        return self._observation(), float(result.rewards[0]), terminated, truncated, info
+        with self._one_at_a_time:
+            result = self.mdp.step(ALL, [action])
+            info = {k: v.tolist()[0] for k, v in result.info.items()}
+            terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
+            if self.render_mode == "human" and (terminated or truncated):
+                print(self.mdp.render(0, self.render_values))
+            return self.observation(), float(result.rewards[0]), terminated, truncated, info
+
+    def observation(self) -> Any:
+        """The text so far, as the last `reset`, `step` or `restore_state` left it; a copy of the caller's own."""
+        observation = {k: v[0] for k, v in self.mdp.observation().items()}
+        return flatten(observation) if self.flat else observation
 
     def render(self) -> str | None:
-        """The text so far, each token colored; None (and printed) in `"human"` mode."""
+        """The text so far, each token colored; None (and printed) in `"human"` mode.
+
+        Raises:
+            ResetNeeded: there is no text yet.
+        """
         if self.render_mode is None:
             gymnasium.logger.warn(
                 "render() needs a render_mode: make the environment with render_mode='ansi' or 'human'"
@@ -115,34 +131,47 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         return self.mdp.action_masks(ALL)[0]
 
     def publish(self, action: ArrayLike, logprob: ArrayLike) -> None:
-        """Tell the logprob (nats) of the action of the coming step, under the policy that sampled it."""
+        """Announce the logprob (nats) of the action of the coming step, under the policy that sampled it.
+
+        Raises:
+            PublishedActionsError: no token id, or no logprob.
+        """
         self.mdp.behavior.publish(action, logprob)
 
     def bind_logprob_fn(self, logprob_fn: LogprobFn | None) -> None:
         """Have `logprob_fn(observation, actions) -> logprobs` asked where nothing was published."""
-        self.mdp.behavior.logprob_fn = logprob_fn
+        self.mdp.behavior.bind(logprob_fn)
 
     def score(self, episodes: Episodes) -> ScoredEpisodes:
         """Per-token rewards of whole episodes, equal to stepping through them; see `Task.score`."""
         return score_episodes(self.task, episodes)
 
-    def _observation(self) -> Any:
-        observation = {k: v[0] for k, v in self.mdp.observation().items()}
-        return flatten(observation) if self.flat else observation
+    # -- save, restore, fork --------------------------------------------------------------------------
+    def save_state(self) -> SlotState:
+        """Where the episode stands: plain data, which can be kept, copied and pickled.
 
+        The weights are not part of it, nor is a logprob that is published for the coming step.
 
-def checked_render_mode(mode: str | None, values: str) -> str | None:
-    """The render mode, once it and the values to show are known to exist.
+        Raises:
+            ResetNeeded: there is no episode yet.
+        """
+        return self.mdp.save_state(0)
 
-    Raises:
-        ConfigurationError: they do not.
-    """
-    if mode == "rgb_array":  # what stable-baselines3's make_vec_env asks of every environment
-        return None
-    if mode not in (None, *RENDER_MODES):
-        raise ConfigurationError(
-            f"render_mode must be one of {', '.join(map(repr, RENDER_MODES))} or None, not {mode!r}"
+    def restore_state(self, state: SlotState) -> None:
+        """Go back to a state; the same actions then bring the same observations, rewards and infos.
+
+        To an earlier point of the running episode, this costs no forward.  To another episode, its text is
+        read again at the next step, and logprobs may differ by rounding.
+
+        Raises:
+            ConfigurationError: it is none of this task; nothing has changed.
+        """
+        with self._one_at_a_time:
+            self.mdp.restore_state(state, ALL)
+
+    def fork(self, n: int) -> TextGenerationVectorEnv:
+        """n copies of the episode as it stands, which go on by themselves; see `TextGenerationVectorEnv.fork`."""
+        mdp = self.mdp.fork(0, n)
+        return TextGenerationVectorEnv.from_mdp(
+            mdp, flat=self.flat, render_mode=self.render_mode, render_values=self.render_values
         )
-    if values not in ("kl", "reward"):
-        raise ConfigurationError(f"render_values must be 'kl' or 'reward', not {values!r}")
-    return mode

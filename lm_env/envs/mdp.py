@@ -1,4 +1,4 @@
-"""TextMDP: the batched core.  n slots; here, and nowhere else, an episode begins, moves and ends.
+"""TextMDP: the batched core.  n slots; here, and nowhere else, an episode is reset, stepped and ended.
 
 State: the text of each slot.  Action: its next token.  Reward of a step: -beta (log pi - log pi_ref)
 of the token just taken, plus the score when the text ends.  A step either happens whole or, when
@@ -10,7 +10,7 @@ anything about it is wrong, not at all.
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,19 +18,19 @@ import numpy as np
 
 from lm_env.data.prompts import Prompt, load_prompts
 from lm_env.envs.behavior import LOGPROB_SOURCES, Behavior
-from lm_env.envs.render import render_episode, tokens_from_ids
-from lm_env.errors import InvalidActionError, ResetNeeded
+from lm_env.envs.exclusive import OneAtATime
+from lm_env.envs.inputs import checked_tokens
+from lm_env.envs.render import render_state
+from lm_env.envs.state import SlotState, check_state, forked_generators, settings_of
+from lm_env.envs.untrained import UntrainedModelWarner
+from lm_env.errors import ConfigurationError, InvalidActionError, ResetNeeded
 from lm_env.generation.step_logprobs import StepLogprobs
 from lm_env.objective.rewards import compose_rewards
 from lm_env.objective.scoring import paid_scores
 from lm_env.objective.task import Task
 from lm_env.validation import check_integer
 
-__all__ = ["StepResult", "TextMDP", "as_array"]
-
-# Whole episodes scored by a model that never differs from its reference, before the warning.
-UNTRAINED_EPISODES = 16
-UNTRAINED_LOG_RATIO = 1e-5  # rounding; nearly all models give exactly 0
+__all__ = ["StepResult", "TextMDP"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class TextMDP:
 
     def __init__(self, task: Task, slots: int = 1) -> None:
         check_integer("the number of environments", slots)
-        self.task, self.slots = task, slots
+        self.task = task
+        self.slots = slots
         self.input_ids = np.full((slots, task.max_length), task.pad_token_id, dtype=np.int64)
         self.lengths = np.ones(slots, dtype=np.int64)
         self.prompt_lengths = np.ones(slots, dtype=np.int64)
@@ -71,30 +72,51 @@ class TextMDP:
         self._rngs = [np.random.default_rng() for _ in range(slots)]
         self._reference = StepLogprobs(task.reference, slots, task.max_length, task.temperature)
         self._own: StepLogprobs | None = None
-        self._untrained_episodes = 0
+        self._untrained = UntrainedModelWarner(task)
+        self._one_at_a_time = OneAtATime()
 
-    # -- an episode begins ----------------------------------------------------------------------------
+    # -- reset ----------------------------------------------------------------------------------------
     def seed(self, slot: int, seed: int) -> None:
         """Reseed a slot's choice of prompts, the only randomness of the MDP."""
-        self._rngs[slot] = np.random.default_rng(seed)
+        with self._one_at_a_time:
+            self._rngs[slot] = np.random.default_rng(check_integer("seed", seed, low=0))
 
-    def reset(self, slots: np.ndarray, prompt: Any = None) -> None:
-        """Start new episodes in `slots (k,)`, each with a prompt of its own draw, or with the one given."""
-        given = None if prompt is None else self._checked_prompt(prompt)
-        for slot in slots:
-            chosen = given or self.task.prompts.sample(self._rngs[slot], 1)[0]
-            length = len(chosen.ids)
-            self.input_ids[slot] = self.task.pad_token_id
-            self.input_ids[slot, :length] = chosen.ids
-            self.lengths[slot] = self.prompt_lengths[slot] = length
-            self.prompts[slot] = chosen
-        self.log_ratios[slots] = self.step_rewards[slots] = 0.0
-        self.scores[slots] = 0.0
-        self.running[slots] = True
-        self.behavior.clear(slots)
-        self._reference.reset(slots)
-        if self._own is not None:
-            self._own.reset(slots)
+    def reset(self, slots: np.ndarray, prompt: Any = None, seeds: Sequence[int | None] | None = None) -> None:
+        """Start new episodes in `slots (k,)`, each with a prompt of its own draw, or with the one given.
+
+        Args:
+            prompt: text, token ids, a row with columns, or a `Prompt`; None: each slot draws one.
+            seeds: one for each of the k slots, which reseeds its draws; None leaves them as they are.
+
+        Raises:
+            InvalidPromptError: the prompt given; nothing has changed.
+            BusyError: another call is under way.
+        """
+        with self._one_at_a_time:
+            given = None if prompt is None else self._checked_prompt(prompt)
+            for slot, seed in zip(slots, seeds or (), strict=seeds is not None):
+                if seed is not None:
+                    self._rngs[slot] = np.random.default_rng(seed)
+            for slot in slots:
+                chosen = given or self.task.prompts.sample(self._rngs[slot], 1)[0]
+                self._begin(slot, chosen)
+            self.behavior.clear(slots)
+            for cache in self._caches():
+                cache.reset(slots)
+
+    def _begin(self, slot: int, prompt: Prompt) -> None:
+        length = len(prompt.ids)
+        self.input_ids[slot] = self.task.pad_token_id
+        self.input_ids[slot, :length] = prompt.ids
+        self.lengths[slot] = self.prompt_lengths[slot] = length
+        self.prompts[slot] = prompt
+        self.log_ratios[slot] = 0.0
+        self.step_rewards[slot] = 0.0
+        self.scores[slot] = 0.0
+        self.running[slot] = True
+
+    def _caches(self) -> list[StepLogprobs]:
+        return [self._reference] if self._own is None else [self._reference, self._own]
 
     def _checked_prompt(self, prompt: Any) -> Prompt:
         task = self.task
@@ -103,18 +125,23 @@ class TextMDP:
         )[0]
         return replace(loaded, index=prompt.index if isinstance(prompt, Prompt) else -1)
 
-    # -- it moves -------------------------------------------------------------------------------------
+    # -- step -----------------------------------------------------------------------------------------
     def step(self, slots: np.ndarray, actions: Any) -> StepResult:
         """Append one token to each of `slots (k,)`, ascending.
 
         Raises:
             ResetNeeded: a slot has no running episode.
             InvalidActionError: an action is no token id, or is masked.
+            BusyError: another call is under way.
             PublishedActionsError, RewardError: see there.  In every case nothing has changed.
         """
+        with self._one_at_a_time:
+            return self._step(slots, actions)
+
+    def _step(self, slots: np.ndarray, actions: Any) -> StepResult:
         if not self.running[slots].all():
             raise ResetNeeded(f"slot {slots[~self.running[slots]][0]} has no running episode: call reset first")
-        tokens = self._checked_actions(slots, actions)
+        tokens = checked_tokens(actions, slots, self.task.vocab_size)
         allowed = self._checked_masks(slots, tokens)
         logprobs, source = self._logprobs(slots, tokens, allowed)
         with self.task.as_reference():
@@ -128,18 +155,102 @@ class TextMDP:
         scores = self._scores(slots, ids, ended, terminated)
         rewards = compose_rewards(scores, logprobs, ref_logprobs, terminated, self.task.kl.beta)
 
-        self._note_untrained(slots, logprobs - ref_logprobs, terminated | truncated, source)
-        self._commit(slots, tokens, rewards, logprobs - ref_logprobs, scores, terminated | truncated)
-        told_by = np.array(LOGPROB_SOURCES, dtype=object)[source]
+        log_ratios, done = logprobs - ref_logprobs, terminated | truncated
+        largest = np.maximum(np.abs(self.log_ratios[slots]).max(1), np.abs(log_ratios))
+        self._untrained.note(largest, done & (source == LOGPROB_SOURCES.index("model")))
+        self._commit(slots, tokens, rewards, log_ratios, scores, done)
         info = {
             "score": scores,
             "logprob": logprobs,
             "ref_logprob": ref_logprobs,
-            "kl": logprobs - ref_logprobs,
-            "logprob_source": told_by,
+            "kl": log_ratios,
+            "logprob_source": np.array(LOGPROB_SOURCES, dtype=object)[source],
         }
         return StepResult(rewards, terminated, truncated, info)
 
+    # -- save, restore, fork --------------------------------------------------------------------------
+    def save_state(self, slot: int) -> SlotState:
+        """Where a slot stands.
+
+        Raises:
+            ConfigurationError: there is no such slot.
+            ResetNeeded: it has not been reset yet.
+        """
+        with self._one_at_a_time:
+            return self._state(slot)
+
+    def _state(self, slot: int) -> SlotState:
+        if check_integer("a slot", slot, low=0) >= self.slots:
+            raise ConfigurationError(f"there is no slot {slot}: there are {self.slots}, the first one is 0")
+        prompt = self.prompts[slot]
+        if prompt is None:
+            raise ResetNeeded(f"slot {slot} stands nowhere yet: call reset first")
+        response = np.array(self.response(slot), dtype=np.int64)
+        return SlotState(
+            prompt=prompt,
+            response=response,
+            rewards=self.step_rewards[slot, : len(response)].copy(),
+            log_ratios=self.log_ratios[slot, : len(response)].copy(),
+            score=float(self.scores[slot]),
+            running=bool(self.running[slot]),
+            generator=self._rngs[slot].bit_generator.state,
+            settings=settings_of(self.task),
+        )
+
+    def restore_state(self, state: SlotState, slots: np.ndarray) -> None:
+        """Let `slots (k,)` stand where a slot of this task once stood.
+
+        A slot that has come from there goes on with its own KV cache, cut back; another one gets a copy
+        of such a slot's rows; and where no slot holds the text, it is read again at the next step, so
+        that logprobs may differ by rounding.
+
+        Raises:
+            ConfigurationError: not a state of this task; nothing has changed.
+        """
+        with self._one_at_a_time:
+            check_state(state, self.task)
+            ids, cached, steps = state.ids, state.cached, len(state.response)
+            holds = (self.lengths > cached) & (self.input_ids[:, :cached] == ids[:cached]).all(1)
+            sources = np.where(holds[slots], slots, np.argmax(np.where(holds, self.lengths, 0)))
+            for slot in slots:
+                self._begin(slot, state.prompt)
+                self.input_ids[slot, : len(ids)] = ids
+                self.lengths[slot] = len(ids)
+                self.log_ratios[slot, :steps] = state.log_ratios
+                self.step_rewards[slot, :steps] = state.rewards
+                self.scores[slot] = state.score
+                self.running[slot] = state.running
+                self._rngs[slot].bit_generator.state = state.generator
+            self.behavior.clear(slots)
+            for cache in self._caches():
+                cache.reset(slots[~holds[sources]])
+                for source in np.unique(sources[holds[sources]]):
+                    cache.copy_row(cache, int(source), slots[sources == source], cached)
+
+    def fork(self, slot: int, count: int) -> TextMDP:
+        """`count` new slots over the same task, all of which stand where `slot` stands.
+
+        The rows of the KV caches are copied, not computed again, and a bound `logprob_fn` is bound there too.
+        Nothing else is shared.  The slots' later prompts are drawn from generators of their own, the
+        same ones each time that the same state is forked.
+
+        Raises:
+            ConfigurationError: there is no such slot, or `count` is no integer of at least 1.
+            ResetNeeded: the slot has not been reset yet.
+        """
+        with self._one_at_a_time:
+            state = self._state(slot)
+            fork = TextMDP(self.task, count)
+            everyone = np.arange(count)
+            fork.restore_state(state, everyone)
+            fork._rngs = forked_generators(state, count)
+            fork.behavior.logprob_fn = self.behavior.logprob_fn
+            fork._own = None if self._own is None else fork._new_own()
+            for copy, cache in zip(fork._caches(), self._caches(), strict=True):
+                copy.copy_row(cache, slot, everyone, state.cached)
+            return fork
+
+    # -- what is seen ---------------------------------------------------------------------------------
     def action_masks(self, slots: np.ndarray | None = None) -> np.ndarray:
         """bool (k, V): tokens that may come next; all of them without the task's `action_mask`."""
         slots = np.arange(self.slots) if slots is None else slots
@@ -162,37 +273,14 @@ class TextMDP:
         return {"input_ids": self.input_ids[index].copy(), "length": self.lengths[index][:, None].copy()}
 
     def render(self, slot: int, values: str = "kl") -> str:
-        """The text of a slot, its tokens colored by `"kl"` (log-ratio to the reference) or `"reward"`."""
-        prompt = self.prompts[slot]
-        if prompt is None:
-            raise ResetNeeded("nothing to render yet: call reset first")
-        start, end = self.prompt_lengths[slot], self.lengths[slot]
-        tokens = tokens_from_ids(self.task.tokenizer, self.input_ids[slot, :end].tolist())[start:]
-        shown = self.log_ratios if values == "kl" else self.step_rewards
-        return render_episode(
-            prompt.text,
-            tokens,
-            shown[slot, : len(tokens)].tolist(),
-            score=None if self.running[slot] else float(self.scores[slot]),
-            quantity="log-ratio" if values == "kl" else "reward",
-            color=None,
-        )
+        """The text of a slot, its tokens colored by `"kl"` (log-ratio to the reference) or `"reward"`.
 
-    # -- the parts of a move --------------------------------------------------------------------------
-    def _checked_actions(self, slots: np.ndarray, actions: Any) -> np.ndarray:
-        tokens = as_array(actions)
-        if tokens.dtype.kind not in "iu" or tokens.shape != slots.shape:
-            raise InvalidActionError(
-                f"actions must be {len(slots)} whole token ids, one per slot, not {actions!r} (dtype {tokens.dtype},"
-                f" shape {tokens.shape})"
-            )
-        bad = (tokens < 0) | (tokens >= self.task.vocab_size)
-        if bad.any():
-            raise InvalidActionError(
-                f"action {tokens[bad][0]} of slot {slots[bad][0]} is no token id: 0 to {self.task.vocab_size - 1} are"
-            )
-        return tokens.astype(np.int64)
+        Raises:
+            ResetNeeded: the slot has not been reset yet.
+        """
+        return render_state(self._state(slot), self.task.tokenizer, values)
 
+    # -- the parts of a step --------------------------------------------------------------------------
     def _checked_masks(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
         if self.task.action_mask is None:
             return None
@@ -205,7 +293,7 @@ class TextMDP:
     def _logprobs(
         self, slots: np.ndarray, tokens: np.ndarray, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """log pi of the tokens (k,) and who told it, as indices of `LOGPROB_SOURCES` (k,)."""
+        """log pi of the tokens (k,) and where it comes from, as indices of `LOGPROB_SOURCES` (k,)."""
         published, logprobs = self.behavior.published(slots, tokens)
         source = np.where(published, 0, 1 if self.behavior.logprob_fn is not None else 2)
         rest = ~published
@@ -213,10 +301,13 @@ class TextMDP:
             logprobs[rest] = self.behavior.ask(self.observation(slots[rest]), tokens[rest])
         elif rest.any():
             if self._own is None:
-                self._own = StepLogprobs(self.task.model, self.slots, self.task.max_length, self.task.temperature)
+                self._own = self._new_own()
             part = None if allowed is None else allowed[rest]
             logprobs[rest] = self._own.logprobs(slots[rest], tokens[rest], self.input_ids, self.lengths, part)
         return logprobs, source
+
+    def _new_own(self) -> StepLogprobs:
+        return StepLogprobs(self.task.model, self.slots, self.task.max_length, self.task.temperature)
 
     def _scores(self, slots: np.ndarray, ids: np.ndarray, ended: np.ndarray, terminated: np.ndarray) -> np.ndarray:
         scores = np.zeros(len(slots))
@@ -244,27 +335,3 @@ class TextMDP:
         self.lengths[slots] += 1
         self.running[slots] = ~done
         self.behavior.clear(slots)
-
-    def _note_untrained(self, slots: np.ndarray, log_ratios: np.ndarray, done: np.ndarray, source: np.ndarray) -> None:
-        """Warn, once, where whole episodes show no KL.  Where warnings are errors, the step has not happened."""
-        worst = np.maximum(np.abs(self.log_ratios[slots]).max(1), np.abs(log_ratios))
-        same = done & (source == LOGPROB_SOURCES.index("model")) & (worst < UNTRAINED_LOG_RATIO)
-        if not same.any() or not self.task.kl.beta:
-            return
-        before, self._untrained_episodes = self._untrained_episodes, self._untrained_episodes + int(same.sum())
-        if before < UNTRAINED_EPISODES <= self._untrained_episodes:
-            warnings.warn(
-                "the KL in the reward has been 0 for whole episodes: log pi comes from the environment's own model,"
-                " which still equals its reference.  If your agent trains other weights, let it publish its logprobs"
-                " (env.publish) or bind a function of them (env.bind_logprob_fn); else no KL penalty holds it near the"
-                " reference.",
-                stacklevel=4,
-            )
-
-
-def as_array(actions: Any) -> np.ndarray:
-    """Actions as an array, of whatever dtype; InvalidActionError where they make none."""
-    try:
-        return np.asarray(actions)
-    except (TypeError, ValueError) as error:
-        raise InvalidActionError(f"actions must be whole token ids, not {actions!r}: {error}") from error

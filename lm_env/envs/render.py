@@ -16,9 +16,13 @@ from rich.color import ColorSystem
 from rich.style import Style
 
 from lm_env.data.prompts import Tokenizer
+from lm_env.envs.state import SlotState
 from lm_env.errors import ConfigurationError
+from lm_env.validation import check_choice
 
-__all__ = ["render_episode", "tokens_from_ids"]
+__all__ = ["RENDER_MODES", "checked_render_mode", "render_episode", "render_state", "tokens_from_ids"]
+
+RENDER_MODES = ["ansi", "human"]
 
 # Steps of the 256-color palette from pale to strong, all light enough for the black text on them,
 # so that dark and light terminals show the same; near zero the terminal's own colors stand.
@@ -27,7 +31,20 @@ _POSITIVE = (194, 157, 120, 83)
 _SMALLEST_SCALE = 0.1  # rounding noise in the logprobs must not be blown up to full color
 
 # C0, DEL and C1 controls, the separators and direction marks that reorder a line, lone surrogates.
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def render_state(state: SlotState, tokenizer: Tokenizer | None, values: str = "kl") -> str:
+    """An episode up to now, each token colored by `"kl"` (log-ratio to the reference) or `"reward"`; see there."""
+    start = len(state.prompt.ids)
+    return render_episode(
+        state.prompt.text,
+        tokens_from_ids(tokenizer, state.ids.tolist())[start:],
+        (state.log_ratios if values == "kl" else state.rewards).tolist(),
+        score=None if state.running else state.score,
+        quantity="log-ratio" if values == "kl" else "reward",
+        color=None,
+    )
 
 
 def render_episode(
@@ -85,6 +102,20 @@ def render_episode(
             ends = (_styled(f" {end:+.2f} ", _style(end, scale), color) for end in (-scale, scale))
             summary.append(f"{quantity} " + " 0 ".join(ends))
     return "\n".join([*lines, " | ".join(summary)] if summary else lines)
+
+
+def checked_render_mode(mode: str | None, values: str) -> str | None:
+    """The render mode, once it and the values to show are known to exist.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
+    if mode == "rgb_array":  # what stable-baselines3's make_vec_env asks of every environment
+        return None
+    if mode is not None:
+        check_choice("render_mode", mode, RENDER_MODES)
+    check_choice("render_values", values, ("kl", "reward"))
+    return mode
 
 
 def tokens_from_ids(tokenizer: Tokenizer | None, ids: Sequence[int]) -> list[str]:

@@ -8,7 +8,7 @@ Shapes: n slots, k of them at a time, P prompt tokens, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -39,6 +39,13 @@ class Decoder(Protocol):
 
     def keep(self, slots: np.ndarray) -> None:
         """Drop all other slots; the kept ones are renumbered 0, 1, ... in the given order."""
+
+    def copy_row(self, source: Self, row: int, targets: np.ndarray, length: int) -> None:
+        """Let `targets (k,)` hold the first `length` tokens of a row of `source`, or none if it holds fewer.
+
+        Args:
+            source: this decoder, or another one of the same model.
+        """
 
 
 def make_decoder(model: nn.Module, slots: int, max_length: int, want_hidden: bool = False) -> Decoder:
@@ -81,6 +88,11 @@ class FullDecoder:
 
     def keep(self, slots: np.ndarray) -> None:
         self._ids, self.lengths = self._ids[slots], self.lengths[slots]
+
+    def copy_row(self, source: Self, row: int, targets: np.ndarray, length: int) -> None:
+        held = length if source.lengths[row] >= length else 0
+        self._ids[targets, :held] = source._ids[row, :held]
+        self.lengths[targets] = held
 
     @torch.no_grad()
     def _forward(self, slots: np.ndarray, lengths: np.ndarray) -> Outputs:

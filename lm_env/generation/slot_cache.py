@@ -8,7 +8,7 @@ and a mask hides what lies beyond it and what lies before the window of a layer 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -156,6 +156,19 @@ class SlotDecoder:
             layer.slots = len(slots)
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[index], layer.values[index]
+
+    @torch.no_grad()
+    def copy_row(self, source: Self, row: int, targets: np.ndarray, length: int) -> None:
+        held = length if source.lengths[row] >= length else 0
+        others = self._tensor(targets[targets != row] if source is self else targets)
+        for mine, theirs in zip(self._layers, source._layers, strict=True) if held and len(others) else ():
+            assert theirs.keys is not None and theirs.values is not None
+            if not mine.is_initialized:
+                mine.lazy_initialization(theirs.keys, theirs.values)
+            assert mine.keys is not None and mine.values is not None
+            mine.keys[others, :, :held] = theirs.keys[row, :, :held].clone().to(mine.keys)
+            mine.values[others, :, :held] = theirs.values[row, :, :held].clone().to(mine.values)
+        self.lengths[targets] = held
 
     def _forward(self, tokens: Tensor, mask: Tensor | dict[str, Tensor], positions: Tensor, at: Positions) -> Outputs:
         return forward(

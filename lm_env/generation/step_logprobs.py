@@ -32,6 +32,18 @@ class StepLogprobs:
         """These slots hold new texts."""
         self._decoder.lengths[slots] = 0
 
+    def copy_row(self, source: StepLogprobs, row: int, slots: np.ndarray, length: int) -> None:
+        """Let `slots (k,)` go on from the first `length` tokens of a row of `source`, without a forward.
+
+        Where that row holds fewer, or the weights have changed since, the slots start over at the next step.
+
+        Args:
+            source: this object, or another one over the same model.
+        """
+        if source._weights.changed():
+            source._decoder.lengths[:] = 0
+        self._decoder.copy_row(source._decoder, row, slots, length)
+
     def logprobs(
         self,
         slots: np.ndarray,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import gymnasium
 import numpy as np
@@ -463,72 +462,3 @@ def test_without_a_mode_nothing_is_rendered(id_task):
 def test_before_a_reset_there_is_nothing_to_render(id_task):
     with pytest.raises(ResetNeeded):
         TextGenerationEnv(render_mode="ansi", **id_task()).render()
-
-
-# --- the warning about a model that is never trained -----------------------------------------------------------------
-
-
-def episodes(env: TextGenerationEnv, n: int, publish: bool = False) -> list[str]:
-    """The warnings of n episodes of two tokens."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(n):
-            env.reset()
-            for action in (5, 0):
-                if publish:
-                    env.publish(action, -1.0)
-                env.step(action)
-    return [str(w.message) for w in caught]
-
-
-def test_a_model_that_stays_its_reference_is_warned_of_once(id_task):
-    env = TextGenerationEnv(**id_task(reference=None))
-    assert episodes(env, 15) == []
-    (message,) = episodes(env, 1)
-    assert "publish" in message and "bind" in message
-    assert episodes(env, 40) == []
-
-
-def test_the_warning_points_at_the_line_that_steps(id_task):
-    env = TextGenerationEnv(**id_task(reference=None))
-    with pytest.warns(UserWarning, match="equals its reference") as caught:
-        for _ in range(16):
-            env.reset()
-            env.step(0)
-    assert caught[0].filename == __file__
-
-
-def test_where_the_warning_is_an_error_the_step_has_not_happened(id_task):
-    env = TextGenerationEnv(**id_task(reference=None))
-    assert episodes(env, 15) == []
-    env.reset(seed=1)
-    before = env.mdp.observation()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="equals its reference"):
-            env.step(0)
-    for key, values in env.mdp.observation().items():
-        np.testing.assert_array_equal(values, before[key])
-    assert env.step(0)[2], "the same step goes through the second time"
-
-
-def test_no_warning_without_a_kl_with_published_log_probs_with_a_scorer_or_for_a_trained_model(id_task):
-    assert episodes(TextGenerationEnv(**id_task(reference=None, beta=0.0)), 20) == []
-    assert episodes(TextGenerationEnv(**id_task(reference=None)), 20, publish=True) == []
-    bound = TextGenerationEnv(**id_task(reference=None))
-    bound.bind_logprob_fn(lambda observation, actions: np.full(len(actions), -1.0))
-    assert episodes(bound, 20) == []
-    assert episodes(TextGenerationEnv(**id_task()), 20) == []
-    trained = TextGenerationEnv(**id_task(reference=None))
-    assert episodes(trained, 15) == []
-    with torch.no_grad():
-        next(trained.task.model.parameters()).mul_(1.1)
-    assert episodes(trained, 40) == []
-
-
-def test_episodes_that_did_not_end_do_not_count(id_task):
-    env = TextGenerationEnv(**id_task(reference=None))
-    for _ in range(40):
-        env.reset()
-        env.step(5)
-    assert episodes(env, 15) == [] and len(episodes(env, 1)) == 1
