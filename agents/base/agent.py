@@ -32,7 +32,7 @@ from agents.run.early_warning import EarlyWarning
 from agents.run.progress import ProgressLine
 from agents.run.training_log import log_rollout, make_logger
 from lm_env.data.episodes import Episodes
-from lm_env.data.prompts import Prompt, load_prompts
+from lm_env.data.prompts import Prompt
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.errors import ConfigurationError
@@ -239,13 +239,10 @@ class BatchedAgent(ABC):
         return self.backend.generate(chosen, Sampling(self.generator, deterministic)).episodes
 
     def load_prompts(self, prompts: Sequence[Any]) -> Sequence[Prompt]:
-        """Texts, token ids or rows as prompts of the task; prompts as they are."""
-        if len(prompts) and isinstance(prompts[0], Prompt):
+        """Anything that `lm_env.load_prompts` takes as prompts of the task; a list of `Prompt`s as it is."""
+        if isinstance(prompts, list | tuple) and prompts and isinstance(prompts[0], Prompt):
             return prompts
-        task = self.task
-        return load_prompts(
-            list(prompts), task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens
-        )
+        return self.task.load_prompts(prompts)
 
     # -- files ------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:

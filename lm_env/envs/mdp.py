@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_env.data.prompts import Prompt, load_prompts
+from lm_env.data.prompts import Prompt
 from lm_env.envs.behavior import LOGPROB_SOURCES, Behavior
 from lm_env.envs.render import render_episode, tokens_from_ids
 from lm_env.errors import InvalidActionError, ResetNeeded
@@ -97,10 +97,7 @@ class TextMDP:
             self._own.reset(slots)
 
     def _checked_prompt(self, prompt: Any) -> Prompt:
-        task = self.task
-        loaded = load_prompts(
-            [prompt], task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens
-        )[0]
+        loaded = self.task.load_prompts([prompt])[0]
         return replace(loaded, index=prompt.index if isinstance(prompt, Prompt) else -1)
 
     # -- it moves -------------------------------------------------------------------------------------

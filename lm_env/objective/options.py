@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 from torch import nn
 
+from lm_env.data.prompts import Overflow
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import has_adapter, without_wrapper
 from lm_env.models.inspection import facts_of
@@ -44,6 +45,9 @@ class TaskOptions(TypedDict, total=False):
     reward: RewardFunction | Callable[..., Any] | str
     reference: nn.Module | str | os.PathLike | None
     beta: float | KLController
+    prompt_column: str | None
+    overflow: Overflow
+    add_special_tokens: bool
     max_prompt_tokens: int | None
     max_new_tokens: int
     eos_token_id: int | Sequence[int] | None
