@@ -1,10 +1,10 @@
-"""A reward function from what a user writes on the command line."""
+"""What the commands take as a judge and as prompts."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lm_env.cli.functions import load_function
+from lm_env.objective.options import resolve_reward
 from lm_env.tasks.sentiment import Split, openings
 
 __all__ = ["default_prompts", "make_judge"]
@@ -21,8 +21,8 @@ def make_judge(spec: str, *, device: str, download: bool) -> Any:
     if spec == "lexicon":
         return reward_models.LexiconSentiment()
     module, _, name = spec.rpartition(":")
-    if module and name.isidentifier():
-        return load_function(spec, "prompts, responses, **columns")
+    if (module and name.isidentifier()) or spec.endswith(".py"):
+        return resolve_reward(spec)
     return reward_models.SequenceClassifierReward(spec, device=device, download=download)
 
 

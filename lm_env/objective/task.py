@@ -46,8 +46,8 @@ class Task:
         prompts: anything `load_prompts` takes: strings, token ids, chats, rows with extra columns for
             the reward, a tokenizer's output, a .txt or .jsonl file, a `datasets.Dataset`, a hub id.
         prompt_column, overflow, add_special_tokens: how prompts are read, see `load_prompts`.
-        reward: a `RewardFunction`, or the import path of one (`"reward_models:LexiconSentiment"`; a
-            class is called without arguments).
+        reward: a `RewardFunction`, or where one is: `"reward_models:LexiconSentiment"` or
+            `"file.py:function"`; a class is called without arguments.
         reference: the frozen model of the KL penalty.  Default: a frozen copy of `model`; for a peft
             model its own base, the adapter switched off, without a second copy of the weights.
         beta: weight of the KL penalty (reward per nat), or a controller of it.

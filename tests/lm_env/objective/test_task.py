@@ -195,7 +195,7 @@ def test_a_reward_by_its_import_path(path, score, text_task, tokenizer):
         (f"{__name__}:nothing", "nothing"),
         ("test_task", "package.module:function"),
         ("", "package.module:function"),
-        (f"{__name__}:EOS", "function f"),
+        (f"{__name__}:EOS", "no function EOS: one is needed that takes prompts, responses"),
         (f"{__name__}:NeedsArguments", "pass an instance"),
         (3.0, "not float"),
     ],
