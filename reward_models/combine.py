@@ -25,6 +25,7 @@ import numpy as np
 
 from lm_env.errors import ConfigurationError
 from lm_env.objective.rewards import RewardFunction, name_of, score_responses
+from lm_env.validation import check_number
 
 __all__ = ["Affine", "Clipped", "WeightedSum", "effective_beta", "normalize"]
 
@@ -46,13 +47,16 @@ class WeightedSum:
         """Take (weight, reward) pairs; a negative weight is a penalty.
 
         Raises:
-            ConfigurationError: no terms, or a weight that is not finite.
+            ConfigurationError: no terms, one that is no pair, a weight that is not finite, or a reward
+                that cannot be called.
         """
-        if not terms:
-            raise ConfigurationError("WeightedSum needs at least one (weight, reward) pair")
-        for weight, reward in terms:
-            if not math.isfinite(weight):
-                raise ConfigurationError(f"the weight of {name_of(reward)} is {weight}: give a finite number")
+        if not isinstance(terms, list | tuple) or not terms:
+            raise ConfigurationError(f"WeightedSum takes a list of at least one (weight, reward) pair, not {terms!r}")
+        for term in terms:
+            if not isinstance(term, list | tuple) or len(term) != 2:
+                raise ConfigurationError(f"WeightedSum takes (weight, reward) pairs, not {term!r}")
+            _check_reward("WeightedSum", term[1])
+            check_number(f"the weight of {name_of(term[1])}", term[0])
         weights, rewards = zip(*terms, strict=True)
         self.weights = [float(weight) for weight in weights]
         self.rewards = dict(zip(_distinct([name_of(reward) for reward in rewards]), rewards, strict=True))
@@ -81,7 +85,7 @@ class Affine:
     """gain * reward + bias; the ranking of the responses stays the same, beta counts as beta / gain.
 
     Raises:
-        ConfigurationError: the gain is not positive, or either is not finite.
+        ConfigurationError: the gain is not positive, either is not finite, or the reward cannot be called.
     """
 
     reward: RewardFunction
@@ -89,8 +93,9 @@ class Affine:
     bias: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.gain) and self.gain > 0 and math.isfinite(self.bias)):
-            raise ConfigurationError(f"Affine needs a finite gain > 0 and bias, not {self.gain} and {self.bias}")
+        _check_reward("Affine", self.reward)
+        check_number("the gain of Affine", self.gain, low=0.0, above=True)
+        check_number("the bias of Affine", self.bias)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
         """-> float64 (B,)."""
@@ -105,8 +110,9 @@ def normalize(reward: RewardFunction, prompts: Sequence[str], responses: Sequenc
     et al. 2019 (arXiv:1909.08593), section 2.1.
 
     Raises:
-        ConfigurationError: fewer than two samples, or all score the same.
+        ConfigurationError: fewer than two samples, or all score the same, or the reward cannot be called.
     """
+    _check_reward("normalize", reward)
     scaled = Affine(reward, *standardizing(score_responses(reward, prompts, responses, columns)))
     log.info(
         "%s is divided by %.4g: a beta of b counts as %.4g b against it",
@@ -125,7 +131,8 @@ class Clipped:
     10, DeepSpeed-Chat at -5 and 5, of scores of about unit spread: normalize first.
 
     Raises:
-        ConfigurationError: `low` is not below `high`, or one of them is NaN.
+        ConfigurationError: `low` is not below `high`, one of them is no number, or the reward cannot be
+            called.
     """
 
     reward: RewardFunction
@@ -133,8 +140,10 @@ class Clipped:
     high: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise ConfigurationError(f"Clipped needs low < high, not {self.low} and {self.high}")
+        _check_reward("Clipped", self.reward)
+        numbers = all(isinstance(x, int | float | np.number) and not isinstance(x, bool) for x in (self.low, self.high))
+        if not numbers or not self.low < self.high:
+            raise ConfigurationError(f"Clipped needs numbers low < high, not {self.low!r} and {self.high!r}")
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
         """-> float64 (B,); a score that is NaN or infinite is an error, not a bound."""
@@ -146,7 +155,11 @@ def effective_beta(reward: RewardFunction, beta: float) -> float:
 
     Maximizing E[gain x raw + bias] - beta KL is maximizing E[raw] - (beta / gain) KL.  Clipping changes
     the raw score and not the weight.
+
+    Raises:
+        ConfigurationError: beta is negative or not finite.
     """
+    check_number("beta", beta, low=0.0)
     if isinstance(reward, Affine):
         return effective_beta(reward.reward, beta / reward.gain)
     return effective_beta(reward.reward, beta) if isinstance(reward, Clipped) else beta
@@ -165,6 +178,13 @@ def standardizing(scores: np.ndarray) -> tuple[float, float]:
             "give more, and different ones"
         )
     return 1.0 / std, -mean / std
+
+
+def _check_reward(owner: str, reward: object) -> None:
+    if not callable(reward):
+        raise ConfigurationError(
+            f"{owner} takes a reward function f(prompts, responses, **columns) -> floats, not {reward!r}"
+        )
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -7,11 +7,12 @@ response alone, never at the prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lm_env.errors import ConfigurationError
+from lm_env.validation import check_choice, check_integer
 
 __all__ = ["ExactMatch", "Keyword", "Length", "Regex"]
 
@@ -42,12 +43,12 @@ class Length:
     unit: Unit = "tokens"
 
     def __post_init__(self) -> None:
-        _one_of("unit", self.unit, get_args(Unit))
+        check_choice("the unit of Length", self.unit, get_args(Unit))
         if self.target is not None and self.max is not None:
             raise ConfigurationError("Length takes a target or a max, not both: drop one of them")
         for name, value in (("target", self.target), ("max", self.max)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"Length needs a {name} of at least 1 {self.unit}, not {value}")
+            if value is not None:
+                check_integer(f"the {name} of Length", value)
 
     def __call__(
         self,
@@ -91,7 +92,7 @@ class Regex:
     mode: Mode = "search"
 
     def __post_init__(self) -> None:
-        _one_of("mode", self.mode, get_args(Mode))
+        check_choice("the mode of Regex", self.mode, get_args(Mode))
         _compile(self.pattern)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
@@ -118,7 +119,8 @@ class ExactMatch:
         ignore: characters dropped from both, such as the thousands separator.
 
     Raises:
-        ConfigurationError: the pattern does not compile; when called, the column is missing.
+        ConfigurationError: the pattern does not compile, or `column` or `ignore` is no string; when
+            called, the column is missing, or a prompt has no answer in it.
     """
 
     column: str = "answer"
@@ -130,6 +132,9 @@ class ExactMatch:
     def __post_init__(self) -> None:
         if self.extract is not None:
             _compile(self.extract)
+        for name, value in (("column", self.column), ("ignore", self.ignore)):
+            if not isinstance(value, str):
+                raise ConfigurationError(f"the {name} of ExactMatch must be a string, not {value!r}")
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
         """-> B scores, each 0.0 or 1.0."""
@@ -138,7 +143,11 @@ class ExactMatch:
                 f"ExactMatch needs the prompts' column {self.column!r}; there are {sorted(columns)}: name one of them"
             )
         scores = []
-        for response, answer in zip(responses, columns[self.column], strict=True):
+        for index, (response, answer) in enumerate(zip(responses, columns[self.column], strict=True)):
+            if answer is None:
+                raise ConfigurationError(
+                    f"ExactMatch has no answer for sample {index}: give every prompt a column {self.column!r}"
+                )
             found = self._extracted(response)
             expected = self._extracted(str(answer))
             right = self._canonical(str(answer) if expected is None else expected)
@@ -182,6 +191,8 @@ class Keyword:
     def __post_init__(self) -> None:
         if isinstance(self.words, str):
             raise ConfigurationError(f"Keyword takes a list of words: write [{self.words!r}]")
+        if not isinstance(self.words, Iterable):
+            raise ConfigurationError(f"Keyword takes a list of words, not {self.words!r}")
         object.__setattr__(self, "words", tuple(self.words))
         if not self.words or not all(isinstance(word, str) and word.strip() for word in self.words):
             raise ConfigurationError(f"Keyword needs at least one word, and none of them empty: {list(self.words)!r}")
@@ -198,12 +209,9 @@ class Keyword:
         return [float(n if self.count else n > 0) for n in counts]
 
 
-def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ConfigurationError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
-
-
 def _compile(pattern: str) -> re.Pattern[str]:
+    if not isinstance(pattern, str):
+        raise ConfigurationError(f"a pattern must be a string in the syntax of re, not {pattern!r}")
     try:
         return re.compile(pattern)
     except re.error as error:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from lm_env.errors import ConfigurationError
+from lm_env.validation import check_choice
 
 __all__ = ["LexiconSentiment"]
 
@@ -27,13 +27,15 @@ class LexiconSentiment:
 
     Args:
         scope: "response" scores the response alone, "full" the prompt and response as one text.
+
+    Raises:
+        ConfigurationError: there is no such scope.
     """
 
     scope: Scope = "response"
 
     def __post_init__(self) -> None:
-        if self.scope not in get_args(Scope):
-            raise ConfigurationError(f"scope={self.scope!r} is not one of 'response', 'full'")
+        check_choice("the scope of LexiconSentiment", self.scope, get_args(Scope))
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
         """-> B scores in [-1, 1]."""

@@ -39,11 +39,27 @@ def test_transformers_loads_the_embedded_model_by_itself():
     assert torch.equal(theirs(input_ids=ids).logits, ours(input_ids=ids).logits)
 
 
+OWN_SENTENCES = """
+I have watched this film three times now and I still do not know what it wants to tell me.
+The story is simple, but the actors make the most of it, and the ending came as a surprise.
+If you are looking for a good comedy to watch with the whole family, this is not the one.
+The first half of the movie is slow, and then it gets much better when the brother comes home.
+My sister and I saw it in a small theater last week, and there were only five people there.
+It is hard to believe that anyone read the script before they decided to make this movie.
+The music is beautiful, the camera work is fine, and yet something is missing from the beginning to the end.
+She plays a young woman who leaves her village to look for work in the city.
+There are some scary scenes, but most of the time you can tell what is going to happen next.
+I would give it a six out of ten, because the last twenty minutes are worth the wait.
+What I liked about it is that nobody in this film is only good or only bad.
+Do not read the back of the box before you watch it, for it gives the whole plot away.
+"""
+
+
 @torch.no_grad()
 def test_the_embedded_model_knows_film_review_english():
-    """Far better than chance on the openings of reviews that it was not trained on, and on their order of words."""
+    """Far better than chance on sentences written for this test, and on their order of words."""
     model, tokenizer = load_causal_lm(EMBEDDED_MODEL)
-    lines = (FOLDER.parent / "review_openings.txt").read_text(encoding="utf-8").splitlines()[:200]
+    lines = OWN_SENTENCES.strip().splitlines()
 
     def nats(texts: list[str]) -> float:
         rows = [torch.tensor([tokenizer(t)["input_ids"]]) for t in texts]

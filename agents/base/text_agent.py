@@ -9,7 +9,7 @@ import gymnasium
 
 from agents.learning.randomness import Randomness
 from lm_env.data.episodes import Episodes
-from lm_env.data.prompts import Prompt, load_prompts
+from lm_env.data.prompts import Prompt
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.errors import ConfigurationError
@@ -47,15 +47,13 @@ class TextAgent:
         return self.backend.generate(self.choose_prompts(prompts, n), sampling).episodes
 
     def choose_prompts(self, prompts: Sequence[Any] | None, n: int) -> Sequence[Prompt]:
-        """The given prompts (texts, token ids, rows or `Prompt`s) as prompts of the task; else n drawn ones."""
+        """Anything that `lm_env.load_prompts` takes, as prompts of the task; None: n of its own, drawn."""
         task = self.task
         if prompts is None:
             return task.prompts.sample(self.randomness.prompts, n)
-        if len(prompts) and isinstance(prompts[0], Prompt):
+        if isinstance(prompts, list | tuple) and prompts and isinstance(prompts[0], Prompt):
             return prompts
-        return load_prompts(
-            list(prompts), task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens
-        )
+        return task.load_prompts(prompts)
 
 
 def task_of(env: Any) -> Task:

@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # in which [score] is text; in rich's own markup it is a tag, and not printed
 )
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -156,7 +157,7 @@ def check_agent_command(
     import json
 
     from agents.check_presets import trainer
-    from lm_env.cli.functions import load_function
+    from lm_env.objective.functions import load_function
     from lm_env.theory.check_agent import check_agent
 
     own = ":" in name

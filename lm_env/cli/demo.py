@@ -31,6 +31,7 @@ from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import raw_scores
 from lm_env.objective.task import Task
 from lm_env.storage import write_folder
+from lm_env.tasks.sentiment import openings
 from reward_models import RewardModel
 
 __all__ = ["DemoConfig", "run_demo"]
@@ -65,7 +66,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     say("1  the supervised model", f"{config.model}, {TEMPERATURE} temperature")
     judge = make_judge(config.judge, device=config.device, download=config.download)
     supervised = _task(config, judge)
-    training_prompts, test_prompts = _split(supervised, config.seed)
+    training_prompts, test_prompts = _split(config, supervised)
     before = _Sampled(supervised, test_prompts, config.seed)
 
     say(
@@ -131,7 +132,7 @@ def _task(config: DemoConfig, judge: Any) -> Task:
     return Task(
         model=model,
         tokenizer=tokenizer,
-        prompts=default_prompts(config.prompts),
+        prompts=default_prompts(config.prompts, "train", "test"),
         reward=judge,
         beta=config.beta,
         max_new_tokens=config.new_tokens,
@@ -140,10 +141,16 @@ def _task(config: DemoConfig, judge: Any) -> Task:
     )
 
 
-def _split(task: Task, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """(prompts to train on, EVALUATION_EPISODES prompts to test on); apart where there are enough."""
-    order = np.random.default_rng(seed).permutation(len(task.prompts))
+def _split(config: DemoConfig, task: Task) -> tuple[list[Prompt], list[Prompt]]:
+    """(prompts to train on, EVALUATION_EPISODES prompts to test on); apart where there are enough.
+
+    The package's own openings have a fixed test split, which comes last; of other prompts a third is drawn.
+    """
+    order = np.random.default_rng(config.seed).permutation(len(task.prompts))
     cut = min(len(order) // 3, EVALUATION_EPISODES)
+    if config.prompts is None:
+        cut = len(openings("test"))
+        order = np.arange(len(order))[::-1]
     if cut == 0:
         raise ConfigurationError(
             f"{len(order)} prompts are too few: a third of them is kept for the test, so give at least 3"

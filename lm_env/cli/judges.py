@@ -1,11 +1,11 @@
-"""A reward function from what a user writes on the command line."""
+"""What the commands take as a judge and as prompts."""
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
-from lm_env.cli.functions import load_function
+from lm_env.objective.options import resolve_reward
+from lm_env.tasks.sentiment import Split, openings
 
 __all__ = ["default_prompts", "make_judge"]
 
@@ -21,11 +21,11 @@ def make_judge(spec: str, *, device: str, download: bool) -> Any:
     if spec == "lexicon":
         return reward_models.LexiconSentiment()
     module, _, name = spec.rpartition(":")
-    if module and name.isidentifier():
-        return load_function(spec, "prompts, responses, **columns")
+    if (module and name.isidentifier()) or spec.endswith(".py"):
+        return resolve_reward(spec)
     return reward_models.SequenceClassifierReward(spec, device=device, download=download)
 
 
-def default_prompts(given: str | None) -> str:
-    """The prompts asked for, or the openings of held-out film reviews that the package ships."""
-    return given or str(files("lm_env") / "assets" / "review_openings.txt")
+def default_prompts(given: str | None, *splits: Split) -> str | list[str]:
+    """The prompts asked for, or else the package's own openings of these splits, one split after the other."""
+    return given or [opening for split in splits for opening in openings(split)]

@@ -19,7 +19,7 @@ def print_samples(*, n: int, seed: int, judge: str, prompts: str | None, new_tok
     from lm_env.objective.task import Task
 
     reward = make_judge(judge, device=options["device"], download=options["download"])
-    task = Task(prompts=default_prompts(prompts), reward=reward, max_new_tokens=new_tokens, **options)
+    task = Task(prompts=default_prompts(prompts, "test"), reward=reward, max_new_tokens=new_tokens, **options)
     chosen = task.prompts.sample(np.random.default_rng(seed), n)
     sampling = Sampling(torch.Generator().manual_seed(seed))
     episodes = LocalBackend(task).generate(chosen, sampling).episodes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lm_env.data.episodes import Episodes, ScoredEpisodes
-from lm_env.data.prompts import Prompt, Prompts, Tokenizer, load_prompts
+from lm_env.data.prompts import Prompt, Prompts, load_prompts
+from lm_env.data.tokenizing import Tokenizer
 
 __all__ = [
     "Episodes",

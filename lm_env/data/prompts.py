@@ -1,4 +1,4 @@
-"""Where prompts come from: lists, files, `datasets` objects and hub ids, all checked once, up front.
+"""Prompts: rows of any source, tokenized and checked once, up front.
 
 Nothing is downloaded unless asked, and no global random state is read or written: whoever samples
 brings the generator.  Shapes: P tokens of a prompt.
@@ -6,41 +6,31 @@ brings the generator.  Shapes: P tokens of a prompt.
 
 from __future__ import annotations
 
-import codecs
 import itertools
-import json
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
 
 import numpy as np
 
+from lm_env.data.chats import is_chat, render_chat
+from lm_env.data.sources import read_rows
+from lm_env.data.tokenizing import Tokenizer, encode_texts
 from lm_env.errors import ConfigurationError, InvalidPromptError
-from lm_env.validation import check_integer
+from lm_env.validation import check_choice, check_integer
 
-__all__ = ["PROMPT_COLUMNS", "RESERVED_COLUMNS", "Prompt", "Prompts", "Tokenizer", "load_prompts"]
+__all__ = ["PROMPT_COLUMNS", "RESERVED_COLUMNS", "Overflow", "Prompt", "Prompts", "load_prompts"]
+
+Overflow = Literal["error", "truncate"]
 
 PROMPT_COLUMNS = ("prompt", "text", "question", "query")
 RESERVED_COLUMNS = frozenset({"prompts", "responses", "prompt_ids", "response_ids"})  # the reward's own arguments
 
-_FILE_SUFFIXES = (".txt", ".jsonl", ".json")
-_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w.%+\[\]:-]+))?")
-_TOKENIZER_BATCH = 1024
-
-
-class Tokenizer(Protocol):
-    """What is used of a tokenizer; every tokenizer of transformers has it."""
-
-    @property
-    def bos_token_id(self) -> int | None: ...
-
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
-
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> Any: ...
+LONGEST_TEXT = 2**22
+"""Characters of a prompt, about a million tokens; what is longer is not even tokenized, which could take minutes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +39,8 @@ class Prompt:
 
     Attributes:
         ids: int64 (P,), P >= 1, read-only: every episode that starts here shares it.
-        text: what the reward function reads; decoded from `ids`, without special tokens, if the
-            prompt came as ids or was truncated.
+        text: what the reward function reads.  It is the text that was given; for a prompt that came as
+            ids or as a chat, or was truncated, it is decoded from `ids`, without special tokens.
         columns: the extra columns, for the reward function alone; the policy never sees them.
         index: the position in the `Prompts` it belongs to.
     """
@@ -100,17 +90,24 @@ def load_prompts(
     vocab_size: int,
     max_prompt_tokens: int,
     prompt_column: str | None = None,
-    overflow: Literal["error", "truncate"] = "error",
+    overflow: Overflow = "error",
     add_special_tokens: bool = True,
     download: bool = False,
     limit: int | None = None,
 ) -> Prompts:
     """Read, tokenize and check prompts.
 
+    A prompt is a text, token ids, or a chat: a list of messages {"role": ..., "content": ...}, the last
+    one not the assistant's, which the tokenizer's chat template renders up to where the assistant's
+    answer begins.  Text that begins with a BOS of its own gets no second one.  An EOS that the tokenizer
+    puts behind a text is left out, with a warning: the model is to go on from there.  Token ids stay as
+    they are given, and in a chat the template alone decides on special tokens.
+
     Args:
-        source: a list of strings, of dicts, or of token-id lists or arrays; a .txt file (one prompt
-            per non-empty line); a .jsonl or .json file (a row per line, or one array); a `datasets.Dataset`
-            or `IterableDataset`; a hub id, "user/name" or "user/name:split" (split "train" if none is
+        source: a list of prompts or of dicts that hold one; a .txt file (one prompt per non-empty line);
+            a .jsonl or .json file in UTF-8 (a row per line, or one array); what a tokenizer returns for
+            a list of texts (padding that its attention mask shows is dropped); a `datasets.Dataset` or
+            `IterableDataset`; a hub id, "user/name" or "user/name:split" (split "train" if none is
             named); or `Prompts`, whose ids are kept.  A string that is an existing path is a path.
         tokenizer: turns text into ids; None will do if every prompt is token ids.
         vocab_size: the model's logit width; every id is below it.
@@ -119,29 +116,30 @@ def load_prompts(
             first row has.  Every other column goes to the reward function, None where a row lacks it.
         overflow: for a longer prompt, "error", or "truncate": keep the last `max_prompt_tokens`
             tokens, a leading BOS counted among them.
-        add_special_tokens: whether the tokenizer adds what it adds by itself (usually a BOS).
+        add_special_tokens: whether the tokenizer adds to a text what it adds by itself (usually a BOS).
         download: allow a hub id to be fetched.
         limit: read only the first `limit` prompts; required where the source does not know its end.
 
     Raises:
-        InvalidPromptError: a prompt is empty, too long, not text or ids, or outside the vocabulary;
+        InvalidPromptError: a prompt is empty, too long, no text, ids or chat, or outside the vocabulary;
             the message names its index, or its file and line.
         ConfigurationError: the source or another argument cannot work.
     """
     check_integer("vocab_size", vocab_size)
     check_integer("max_prompt_tokens", max_prompt_tokens)
+    check_choice("overflow", overflow, ("error", "truncate"))
     if limit is not None:
         check_integer("limit", limit)
-    if overflow not in ("error", "truncate"):
-        raise ConfigurationError(f"overflow={overflow!r} is unknown: use 'error' or 'truncate'")
-    rows = list(itertools.islice(_rows(source, download, limit), limit))
+    if not isinstance(add_special_tokens, bool):
+        raise ConfigurationError(f"add_special_tokens must be True or False, not {add_special_tokens!r}")
+    rows = list(itertools.islice(read_rows(source, download, limit), limit))
     if not rows:
         name = repr(str(source)) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__} given"
         raise InvalidPromptError(f"{name} holds no prompts: give at least one")
     first = next((row for _, row in rows if isinstance(row, Mapping)), {})
     column = prompt_column or next((name for name in PROMPT_COLUMNS if name in first), PROMPT_COLUMNS[0])
-    drafts = [_draft(where, row, column) for where, row in rows]
-    _tokenize(drafts, tokenizer, add_special_tokens)
+    drafts = [_draft(where, row, column, tokenizer) for where, row in rows]
+    _tokenize([draft for draft in drafts if draft.written], tokenizer, add_special_tokens)
     names = dict.fromkeys(name for draft in drafts for name in draft.columns)
     prompts = []
     for index, draft in enumerate(drafts):
@@ -157,127 +155,81 @@ def load_prompts(
 
 @dataclass(slots=True)
 class _Draft:
-    where: str  # "prompt 3" or "train.jsonl, line 4", for messages
+    """A row on its way to a prompt."""
+
+    where: str
+    """Names the row in messages: "prompt 3" or "train.jsonl, line 4"."""
     columns: dict[str, Any]
-    text: str | None  # None: to be decoded from the ids
-    ids: list[int]  # empty: to be tokenized from the text
+    text: str | None = None
+    """What the reward will read; None: to be decoded from the ids."""
+    ids: list[int] = field(default_factory=list)
+    """Empty: to be had by tokenizing `written`."""
+    written: str = ""
+    rendered: bool = False
+    """`written` came out of a chat template, which has put every special token into it."""
 
 
-def _rows(source: Any, download: bool, limit: int | None) -> Iterator[tuple[str, Any]]:
-    """Each row with the words that name it in a message."""
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if not isinstance(source, str) or os.path.exists(path) or path.suffix.lower() in _FILE_SUFFIXES:
-            return _file_rows(path)
-        source = _from_hub(source, download)
-    if hasattr(source, "keys"):  # splits or columns by name
-        raise ConfigurationError(f"prompts are a list of rows, not a {type(source).__name__}: give one of its parts")
-    if isinstance(source, bytes | Set) or not hasattr(source, "__iter__"):
-        raise ConfigurationError(f"prompts cannot be read from a {type(source).__name__}: give a list, file or dataset")
-    if limit is None and not hasattr(source, "__len__"):
-        raise ConfigurationError(f"a {type(source).__name__} does not know where it ends: pass limit=N for the first N")
-    return ((f"prompt {i}", row) for i, row in enumerate(source))
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    suffix = path.suffix.lower()
-    if suffix not in _FILE_SUFFIXES and not os.path.isdir(path):
-        raise ConfigurationError(f"{path.name} is not .txt, .jsonl or .json: load it with datasets, give the Dataset")
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"prompts cannot be read from a file ({error}): check the path") from error
-    text = _decoded(path, data)
-    if suffix == ".json" and text.lstrip().startswith("["):
-        yield from ((f"{path.name}, entry {i}", row) for i, row in enumerate(_parsed(path, 1, text)))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            row = line.removesuffix("\r") if suffix == ".txt" else _parsed(path, number, line)
-            yield f"{path.name}, line {number}", row
-
-
-def _decoded(path: Path, data: bytes) -> str:
-    body = data.removeprefix(codecs.BOM_UTF8)
-    try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line, offset = body.count(b"\n", 0, error.start) + 1, len(data) - len(body) + error.start
-        problem = f"byte 0x{data[offset]:02x} at offset {offset} is not UTF-8"
-        raise InvalidPromptError(f"{path.name}, line {line}: {problem}: save the file as UTF-8") from error
-
-
-def _parsed(path: Path, line: int, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also thousands of digits, or of brackets
-        line, reason = line + getattr(error, "lineno", 1) - 1, getattr(error, "msg", error)
-        raise InvalidPromptError(f"{path.name}, line {line}: invalid JSON, {reason}: correct that line") from error
-
-
-def _from_hub(name: str, download: bool) -> Any:
-    match, shown = _HUB_ID.fullmatch(name), reprlib.repr(name)
-    if match is None:
-        raise ConfigurationError(f"{shown} is neither a file nor a hub id 'user/name': write one prompt as [text]")
-    if not download:
-        raise ConfigurationError(f"{shown} is no file here; a hub id is downloaded only if asked: pass download=True")
-    try:
-        import datasets
-
-        return datasets.load_dataset(match["name"], split=match["split"] or "train")
-    except Exception as error:  # network, access rights, a missing split or configuration: the library's own words
-        raise ConfigurationError(f"{shown} could not be loaded, {error}: check it, or give a Dataset") from error
-
-
-def _draft(where: str, row: Any, column: str) -> _Draft:
+def _draft(where: str, row: Any, column: str, tokenizer: Tokenizer | None) -> _Draft:
     if isinstance(row, Prompt):
         return _Draft(where, dict(row.columns), row.text, row.ids.tolist())
     columns = dict(row) if isinstance(row, Mapping) else {column: row}
     if column not in columns:
-        has = ", ".join(map(repr, columns)) or "none"
+        if columns.keys() >= {"role", "content"}:
+            raise InvalidPromptError(f"{where} is one message: a chat is a list of messages, so put it into a list")
+        has = ", ".join(map(reprlib.repr, itertools.islice(columns, 8))) or "none"
         raise InvalidPromptError(f"{where} has no column {column!r} (it has {has}): name the one with prompt_column")
     value = columns.pop(column)
     for name in columns:
         if not isinstance(name, str) or name in RESERVED_COLUMNS:
-            raise InvalidPromptError(f"{where} has a column {name!r}, which the reward cannot be given: rename it")
-    if not isinstance(value, str):
-        return _Draft(where, columns, None, _checked_ids(where, value))
-    if not value:
+            shown = reprlib.repr(name)
+            raise InvalidPromptError(f"{where} has a column {shown}, which the reward cannot be given: rename it")
+    if is_chat(value):
+        return _Draft(where, columns, written=_checked_text(where, render_chat(where, value, tokenizer)), rendered=True)
+    if isinstance(value, str):
+        text = _checked_text(where, value)
+        return _Draft(where, columns, text, written=text)
+    return _Draft(where, columns, ids=_checked_ids(where, value))
+
+
+def _checked_text(where: str, text: str) -> str:
+    if not text:
         raise InvalidPromptError(f"{where} is empty: give it text, or the token-id prompt [bos_token_id]")
-    if re.search("[\ud800-\udfff]", value):
+    if len(text) > LONGEST_TEXT:
+        raise InvalidPromptError(
+            f"{where} has {len(text):,} characters, more than the {LONGEST_TEXT:,} that are tokenized: give one prompt"
+            " per row, or token ids"
+        )
+    if re.search("[\ud800-\udfff]", text):
         raise InvalidPromptError(f"{where} holds half of a surrogate pair, which is no character: remove it")
-    return _Draft(where, columns, str(value), [])
+    return str(text)
 
 
 def _checked_ids(where: str, value: Any) -> list[int]:
     ids = value.tolist() if hasattr(value, "tolist") else value  # arrays and tensors
     if not isinstance(ids, list | tuple):
-        raise InvalidPromptError(f"{where} is of type {type(value).__name__}: give a string or a list of token ids")
+        kind = type(value).__name__
+        raise InvalidPromptError(f"{where} is of type {kind}: give a string, a list of token ids or a chat")
     if not ids:
         raise InvalidPromptError(f"{where} is empty: give it at least one token, such as bos_token_id")
     for position, token in enumerate(ids):
-        if isinstance(token, Mapping):
-            raise InvalidPromptError(f"{where} is a chat: turn it into text with tokenizer.apply_chat_template first")
         if not isinstance(token, int | np.integer) or isinstance(token, bool):
             raise InvalidPromptError(f"{where} holds {reprlib.repr(token)} at {position}: token ids are integers")
     return [int(token) for token in ids]
 
 
 def _tokenize(drafts: list[_Draft], tokenizer: Tokenizer | None, add_special_tokens: bool) -> None:
-    """Fill in the ids of those that came as text."""
-    texts = [draft for draft in drafts if not draft.ids]
-    if not texts:
+    """Fill in the ids of those that are written as text."""
+    if not drafts:
         return
     if tokenizer is None:
-        raise ConfigurationError(f"{texts[0].where} is text and there is no tokenizer: pass one, or give token ids")
-    for start in range(0, len(texts), _TOKENIZER_BATCH):
-        batch = texts[start : start + _TOKENIZER_BATCH]
-        encoded = tokenizer([draft.text or "" for draft in batch], add_special_tokens=add_special_tokens)["input_ids"]
-        for draft, ids in zip(batch, encoded, strict=True):
-            if not len(ids):
-                shown = reprlib.repr(draft.text)
-                raise InvalidPromptError(f"{draft.where}, {shown}, tokenizes to nothing: begin it with a BOS token")
-            draft.ids = _checked_ids(draft.where, ids)
+        raise ConfigurationError(f"{drafts[0].where} is text and there is no tokenizer: pass one, or give token ids")
+    plain = [draft for draft in drafts if not draft.rendered]
+    rendered = [draft for draft in drafts if draft.rendered]
+    for group, special in ((plain, add_special_tokens), (rendered, False)):
+        names = [draft.where for draft in group]
+        texts = [draft.written for draft in group]
+        for draft, ids in zip(group, encode_texts(names, texts, tokenizer, special), strict=True):
+            draft.ids = ids
 
 
 def _fitted(draft: _Draft, tokenizer: Tokenizer | None, vocab_size: int, size: int, overflow: str) -> list[int]:
@@ -285,12 +237,13 @@ def _fitted(draft: _Draft, tokenizer: Tokenizer | None, vocab_size: int, size: i
     ids, where = draft.ids, draft.where
     for position, token in enumerate(ids):
         if not 0 <= token < vocab_size:
-            problem = f"holds token {token} at {position}, outside the vocabulary of {vocab_size}"
+            shown = token if abs(token) < 10**30 else "a number of more than 30 digits"
+            problem = f"holds token {shown} at {position}, outside the vocabulary of {vocab_size}"
             raise InvalidPromptError(f"{where} {problem}: use the tokenizer that belongs to the model")
     if len(ids) <= size:
         return ids
     if overflow == "error":
-        mend = "raise max_prompt_tokens, shorten it, or pass overflow='truncate'"
-        raise InvalidPromptError(f"{where} has {len(ids)} tokens, more than max_prompt_tokens={size}: {mend}")
+        remedy = "raise max_prompt_tokens, shorten it, or pass overflow='truncate'"
+        raise InvalidPromptError(f"{where} has {len(ids)} tokens, more than max_prompt_tokens={size}: {remedy}")
     bos = ids[:1] if tokenizer is not None and ids[0] == tokenizer.bos_token_id else []
     return bos + ids[len(ids) - size + len(bos) :]

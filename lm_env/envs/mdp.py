@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_env.data.prompts import Prompt, load_prompts
+from lm_env.data.prompts import Prompt
 from lm_env.envs.behavior import LOGPROB_SOURCES, Behavior
 from lm_env.envs.exclusive import OneAtATime
 from lm_env.envs.inputs import checked_tokens
@@ -119,10 +119,7 @@ class TextMDP:
         return [self._reference] if self._own is None else [self._reference, self._own]
 
     def _checked_prompt(self, prompt: Any) -> Prompt:
-        task = self.task
-        loaded = load_prompts(
-            [prompt], task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens
-        )[0]
+        loaded = self.task.load_prompts([prompt])[0]
         return replace(loaded, index=prompt.index if isinstance(prompt, Prompt) else -1)
 
     # -- step -----------------------------------------------------------------------------------------

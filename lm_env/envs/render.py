@@ -15,7 +15,7 @@ from typing import Literal
 from rich.color import ColorSystem
 from rich.style import Style
 
-from lm_env.data.prompts import Tokenizer
+from lm_env.data.tokenizing import Tokenizer
 from lm_env.envs.state import SlotState
 from lm_env.errors import ConfigurationError
 from lm_env.validation import check_choice

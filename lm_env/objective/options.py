@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -13,10 +12,12 @@ from typing import Any, TypedDict
 import numpy as np
 from torch import nn
 
+from lm_env.data.prompts import Overflow
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import has_adapter, without_wrapper
 from lm_env.models.inspection import facts_of
 from lm_env.models.loading import is_quantized, load_causal_lm, load_tokenizer
+from lm_env.objective.functions import load_function
 from lm_env.objective.kl import KLController
 from lm_env.objective.rewards import RewardFunction
 from lm_env.validation import check_integer, check_number
@@ -44,6 +45,9 @@ class TaskOptions(TypedDict, total=False):
     reward: RewardFunction | Callable[..., Any] | str
     reference: nn.Module | str | os.PathLike | None
     beta: float | KLController
+    prompt_column: str | None
+    overflow: Overflow
+    add_special_tokens: bool
     max_prompt_tokens: int | None
     max_new_tokens: int
     eos_token_id: int | Sequence[int] | None
@@ -125,24 +129,13 @@ def _check_apart(model: nn.Module, reference: nn.Module) -> None:
 
 
 def resolve_reward(reward: Any) -> Callable[..., Any]:
-    """A reward function as it is, or the one that an import path `"package.module:name"` names.
+    """A reward function as it is, or the one that `"package.module:function"` or `"file.py:function"` names.
 
     Raises:
         ConfigurationError: it cannot be imported, or called.
     """
     if isinstance(reward, str):
-        module, _, name = reward.partition(":")
-        try:
-            reward = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigurationError(
-                f"reward {module}:{name} cannot be imported ({error}): write 'package.module:function'"
-            ) from error
-        try:
-            reward = reward() if isinstance(reward, type) else reward
-        except TypeError as error:
-            message = f"reward {module}:{name} cannot be made without arguments ({error}): pass an instance"
-            raise ConfigurationError(message) from error
+        return load_function(reward, "prompts, responses, **columns")
     if not callable(reward):
         raise ConfigurationError(
             f"reward must be a function f(prompts, responses, **columns) -> floats, not {type(reward).__name__}"

@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from lm_env.data.episodes import Episodes
-from lm_env.data.prompts import load_prompts
+from lm_env.data.prompts import Overflow, Prompts, load_prompts
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import adapter_off
 from lm_env.models.inspection import check_positions, facts_of
@@ -43,14 +43,16 @@ class Task:
         model: the LM under training: a module with the forward of a transformers causal LM, or a
             name (`"reviews-3m"`, a folder, a hub id).  By name, the environment gets a copy of its own.
         tokenizer: a transformers tokenizer, or a name; default: the one beside a named model.
-        prompts: anything `load_prompts` takes: strings, token ids, rows with extra columns for the
-            reward, a .txt or .jsonl file, a `datasets.Dataset`, a hub id.
-        reward: a `RewardFunction`, or the import path of one (`"reward_models:LexiconSentiment"`; a
-            class is called without arguments).
+        prompts: anything `load_prompts` takes: strings, token ids, chats, rows with extra columns for
+            the reward, a tokenizer's output, a .txt or .jsonl file, a `datasets.Dataset`, a hub id.
+        prompt_column, overflow, add_special_tokens: how prompts are read, see `load_prompts`.
+        reward: a `RewardFunction`, or where one is: `"reward_models:LexiconSentiment"` or
+            `"file.py:function"`; a class is called without arguments.
         reference: the frozen model of the KL penalty.  Default: a frozen copy of `model`; for a peft
             model its own base, the adapter switched off, without a second copy of the weights.
         beta: weight of the KL penalty (reward per nat), or a controller of it.
-        max_prompt_tokens: default: the longest prompt.  Longer prompts are an error.
+        max_prompt_tokens: default: the longest prompt.  Longer prompts are an error, or cut, as `overflow`
+            says.
         max_new_tokens: the length cap, tokens.
         eos_token_id: ids that end a text; default the tokenizer's; `()`: only the cap ends it.
         stop_strings: strings that end a text; the reward sees the text before them.
@@ -80,6 +82,9 @@ class Task:
         tokenizer: Any = None,
         reference: nn.Module | str | os.PathLike | None = None,
         beta: float | KLController = 0.1,
+        prompt_column: str | None = None,
+        overflow: Overflow = "error",
+        add_special_tokens: bool = True,
         max_prompt_tokens: int | None = None,
         max_new_tokens: int = 48,
         eos_token_id: int | Sequence[int] | None = None,
@@ -104,13 +109,11 @@ class Task:
                 f"the model has {self.vocab_size} logits and the reference {facts_of(self.reference).vocab_size}: they"
                 " must share a vocabulary"
             )
-        self.prompts = load_prompts(
-            prompts,
-            self.tokenizer,
-            vocab_size=self.vocab_size,
-            max_prompt_tokens=max_prompt_tokens or self._room(max_new_tokens),
-            download=download,
-        )
+        self.prompt_column = prompt_column
+        self.overflow: Overflow = overflow
+        self.add_special_tokens = add_special_tokens
+        self.max_prompt_tokens = max_prompt_tokens or self._room(max_new_tokens)
+        self.prompts = self.load_prompts(prompts, download=download)
         self.max_prompt_tokens = max_prompt_tokens or max(len(p.ids) for p in self.prompts)
         self.max_new_tokens = max_new_tokens
         self.max_length = self.max_prompt_tokens + max_new_tokens
@@ -128,6 +131,23 @@ class Task:
         self.action_mask = action_mask
         pad = getattr(self.tokenizer, "pad_token_id", None)
         self.pad_token_id = int(pad) if pad is not None and pad < self.vocab_size else 0
+
+    def load_prompts(self, source: Any, *, download: bool = False) -> Prompts:
+        """Other prompts, read as the task's own are: the same tokenizer, column, limit and special tokens.
+
+        Raises:
+            InvalidPromptError, ConfigurationError: see `lm_env.load_prompts`.
+        """
+        return load_prompts(
+            source,
+            self.tokenizer,
+            vocab_size=self.vocab_size,
+            max_prompt_tokens=self.max_prompt_tokens,
+            prompt_column=self.prompt_column,
+            overflow=self.overflow,
+            add_special_tokens=self.add_special_tokens,
+            download=download,
+        )
 
     def _room(self, max_new_tokens: int) -> int:
         positions = [m for m in (facts_of(self.model).max_positions, facts_of(self.reference).max_positions) if m]

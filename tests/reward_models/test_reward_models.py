@@ -37,6 +37,7 @@ from lm_env.models.inputs import length_batches, pad_right
 from lm_env.objective.rewards import score_responses
 from reward_models import (
     Affine,
+    Clipped,
     ExactMatch,
     Keyword,
     Length,
@@ -84,9 +85,21 @@ def test_length_in_its_three_units():
         score(Length(), *texts)
 
 
-@pytest.mark.parametrize("arguments", [{"target": 3, "max": 4}, {"target": 0}, {"max": -1}, {"unit": "lines"}], ids=str)
-def test_an_impossible_length_is_refused(arguments):
-    with pytest.raises(ConfigurationError):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"target": 3, "max": 4}, "a target or a max, not both"),
+        ({"target": 0}, "the target of Length must be an integer of at least 1, not 0"),
+        ({"max": -1}, "the max of Length must be an integer of at least 1, not -1"),
+        ({"target": "3"}, "the target of Length must be an integer .* not '3'"),
+        ({"max": 2.5}, "the max of Length must be an integer"),
+        ({"max": True}, "the max of Length must be an integer"),
+        ({"unit": "lines"}, "the unit of Length must be one of 'tokens', 'words', 'characters', not 'lines'"),
+    ],
+    ids=str,
+)
+def test_an_impossible_length_is_refused(arguments, words):
+    with pytest.raises(ConfigurationError, match=words):
         Length(**arguments)
 
 
@@ -97,7 +110,7 @@ def test_regex():
     assert score(Regex(r"(?i)IT"), *texts) == [0, 1, 0, 0, 1]
     with pytest.raises(ConfigurationError, match=r"'\('"):
         Regex("(")
-    with pytest.raises(ConfigurationError, match="mode='match'"):
+    with pytest.raises(ConfigurationError, match="the mode of Regex must be one of 'search', 'full', not 'match'"):
         Regex("a", mode="match")  # type: ignore[arg-type]
 
 
@@ -109,6 +122,31 @@ def test_exact_match():
     assert score(ExactMatch(casefold=True, column="city"), "STRASSE", city=["straße"]) == [1]
     with pytest.raises(RewardError, match=r"column 'answer'; there are \['city'\]"):
         score(ExactMatch(), "x", city=["y"])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Regex(3), "a pattern must be a string in the syntax of re, not 3"),
+        (lambda: Regex(b"a"), "a pattern must be a string"),
+        (lambda: Regex("a", mode=["full"]), "the mode of Regex"),
+        (lambda: ExactMatch(extract=3), "a pattern must be a string"),
+        (lambda: ExactMatch(column=None), "the column of ExactMatch must be a string, not None"),
+        (lambda: ExactMatch(ignore=None), "the ignore of ExactMatch must be a string, not None"),
+        (lambda: Keyword(None), "Keyword takes a list of words, not None"),
+        (lambda: Keyword(3), "Keyword takes a list of words, not 3"),
+        (lambda: LexiconSentiment(scope=None), "the scope of LexiconSentiment"),
+    ],
+)
+def test_rules_refuse_what_cannot_work(make, words):
+    with pytest.raises(ConfigurationError, match=words):
+        make()
+
+
+def test_a_prompt_without_an_answer_is_no_wrong_answer():
+    """A row that lacks the column gets None, and the text "None" would be right."""
+    with pytest.raises(RewardError, match="no answer for sample 1: give every prompt a column 'answer'"):
+        score(ExactMatch(), "4", "None", answer=["4", None])
 
 
 def test_exact_match_reads_gsm8k():
@@ -171,7 +209,9 @@ def test_sentiment_scope():
     prompts, responses = ["I hate it, "], ["a good film"]
     assert LexiconSentiment()(prompts, responses) == LexiconSentiment()([""], responses)
     assert LexiconSentiment("full")(prompts, responses) == LexiconSentiment()([""], ["I hate it, a good film"])
-    with pytest.raises(ConfigurationError, match="scope='prompt'"):
+    with pytest.raises(
+        ConfigurationError, match="the scope of LexiconSentiment must be one of 'response', 'full', not 'prompt'"
+    ):
         LexiconSentiment("prompt")  # type: ignore[arg-type]
 
 
@@ -209,10 +249,29 @@ def test_weighted_sum_names_the_part_that_fails():
         score(WeightedSum([(1.0, Length(unit="words")), (0.0, broken)]), "first", "second")
 
 
-@pytest.mark.parametrize("terms", [[], [(math.nan, characters)], [(math.inf, characters)]])
-def test_weighted_sum_refuses_impossible_weights(terms):
-    with pytest.raises(ConfigurationError):
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ([], "at least one"),
+        ([(math.nan, characters)], "the weight of characters must be a finite number, not nan"),
+        ([(math.inf, characters)], "the weight of characters"),
+        ([("1", characters)], "the weight of characters must be a finite number, not '1'"),
+        ([(characters, 1.0)], "WeightedSum takes a reward function .* not 1.0"),
+        ([characters], "pairs, not"),
+        ([(1.0, characters, 2.0)], "pairs, not"),
+        (characters, "a list of at least one"),
+        (None, "a list of at least one"),
+    ],
+)
+def test_weighted_sum_refuses_impossible_terms(terms, words):
+    with pytest.raises(ConfigurationError, match=words):
         WeightedSum(terms)
+
+
+@pytest.mark.parametrize("make", [Affine, Clipped, lambda reward: normalize(reward, ["", ""], ["a", "b"])])
+def test_what_wraps_a_reward_takes_nothing_else(make):
+    with pytest.raises(ConfigurationError, match=r"takes a reward function .* not 'Length'"):
+        make("Length")
 
 
 SPREAD = st.lists(st.integers(0, 400), min_size=2, max_size=30).filter(lambda n: len(set(n)) > 1)
@@ -248,9 +307,11 @@ def test_normalize_sees_through_rounding():
         normalize(lambda prompts, responses: [0.1 + 0.2, 0.3, 0.3], ["", "", ""], ["", "", ""])
 
 
-@pytest.mark.parametrize(("gain", "bias"), [(0.0, 0.0), (-1.0, 0.0), (math.nan, 0.0), (1.0, math.inf)])
+@pytest.mark.parametrize(
+    ("gain", "bias"), [(0.0, 0.0), (-1.0, 0.0), (math.nan, 0.0), (1.0, math.inf), ("2", 0.0), (1.0, None)]
+)
 def test_affine_refuses_to_turn_the_ranking(gain, bias):
-    with pytest.raises(ConfigurationError, match="gain > 0"):
+    with pytest.raises(ConfigurationError, match=r"the (gain|bias) of Affine must be a finite number"):
         Affine(characters, gain, bias)
 
 

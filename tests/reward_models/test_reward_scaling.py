@@ -96,10 +96,18 @@ def test_a_bad_score_is_not_clipped_away(bad, wrap):
         score_responses(wrap(reward), ["o", "p"], ["first", "second"], {})
 
 
-@pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("nan"))])
+@pytest.mark.parametrize(
+    "bounds", [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("nan")), ("0", 1.0), (0.0, None)]
+)
 def test_bounds_that_cannot_work(bounds):
     with pytest.raises(ConfigurationError, match="low < high"):
         Clipped(T0.reward, *bounds)
+
+
+@pytest.mark.parametrize("beta", [-0.1, float("nan"), "0.1", None])
+def test_a_beta_that_cannot_be(beta):
+    with pytest.raises(ConfigurationError, match="beta must be a finite number of at least 0"):
+        effective_beta(Affine(T0.reward, 2.0), beta)
 
 
 def test_an_agent_finds_the_optimum_of_the_clipped_reward():

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import sys
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from lm_env.cli import app, main
+from lm_env.cli.judges import make_judge
 from lm_env.errors import CheckpointWriteError, ConfigurationError, LMEnvError, ModelLoadError
+from lm_env.objective.options import resolve_reward
+from reward_models import LexiconSentiment
 
 COMMANDS = ["demo", "sft", "sample", "check-agent", "envs"]
 
@@ -53,6 +59,23 @@ def test_help_of(command):
         "envs": "--help",
     }[command]
     assert expected in options
+
+
+def words_of(text: str) -> str:
+    """The words of a help page, without its boxes and line breaks."""
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", plain(text)).split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_every_word_that_was_written(command):
+    """Brackets too, as in E[score]: nothing is taken for markup."""
+    shown = words_of(invoke(command, "--help").output)
+    written = get_command(app).commands[command]
+    assert " ".join(inspect.getdoc(written.callback).split()) in shown
+    for parameter in written.params:
+        if getattr(parameter, "help", None):
+            assert " ".join(parameter.help.split()) in shown
+    assert ("E[score] - beta KL" in shown) == (command == "check-agent")
 
 
 def test_no_arguments_show_the_help():
@@ -121,7 +144,12 @@ def test_check_agent_of_a_users_own_function(tmp_path):
     assert result.exit_code == 0 and json.loads(result.output)["passed"], (result.exception, result.output)
     result = invoke("check-agent", f"{tmp_path / 'mine.py'}:nothing", "--seeds", 1)
     assert result.exit_code == 1 and "untrained" in result.output
-    fails(ConfigurationError, "no function absent: it takes train", "check-agent", f"{tmp_path / 'mine.py'}:absent")
+    fails(
+        ConfigurationError,
+        "no function absent: one is needed that takes train",
+        "check-agent",
+        f"{tmp_path / 'mine.py'}:absent",
+    )
 
 
 def test_check_agent_on_an_unknown_mdp():
@@ -192,6 +220,71 @@ def test_rewards_that_cannot_be_had(model_folder, tmp_path, reward, error, words
 def test_a_file_without_that_function(model_folder, judge_file):
     command = ["sample", "--model", model_folder, "--reference", model_folder]
     fails(ConfigurationError, "has no function missing", *command, "--reward", f"{judge_file}:missing")
+
+
+# -- functions of the user's own -----------------------------------------------------------------------
+FAULTY = {
+    "raises.py": ("1 / 0\n", r"raises\.py:f cannot be imported \(ZeroDivisionError: division by zero\)"),
+    "exits.py": ("import sys\nsys.exit(3)\n", r"exits\.py:f cannot be imported \(SystemExit: 3\)"),
+    "typo.py": ("def f(:\n    pass\n", r"typo\.py:f cannot be imported \(SyntaxError: .*line 1"),
+    "lines.py": (
+        "raise ValueError('a\\nb\\n' + 'c' * 10_000)\n",
+        r"lines\.py:f cannot be imported \(ValueError: a b ccc",
+    ),
+    "missing.py": ("import no_such_package\n", r"missing\.py:f cannot be imported \(ModuleNotFoundError: No module"),
+    "empty.py": ("", r"has no function f: one is needed that takes"),
+    "number.py": ("f = 3\n", r"has no function f: one is needed that takes"),
+    "needs.py": ("class f:\n    def __init__(self, x): pass\n", r"needs\.py:f cannot be made without arguments"),
+    "nocall.py": ("class f: pass\n", r"nocall\.py:f is a class whose instances cannot be called"),
+    "bytes.py": ("x = '\\0'\n\0", r"bytes\.py:f cannot be imported"),
+    "folder.py": (None, r"folder\.py is a folder"),
+}
+
+
+@pytest.mark.parametrize("file", FAULTY)
+def test_a_file_that_gives_no_function_is_one_sentence_everywhere(file, tmp_path, capsys, monkeypatch):
+    """On the command line, as a reward and as an agent, and in Python: status 1, one line, no traceback."""
+    source, words = FAULTY[file]
+    path = tmp_path / file
+    if source is None:
+        path.mkdir()
+    else:
+        path.write_text(source)
+    spec = f"{path}:f"
+    before = set(sys.modules)
+    for command in (["sample", "--reward", spec], ["check-agent", spec]):
+        monkeypatch.setattr("sys.argv", ["lm-env", *command])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = capsys.readouterr().err
+        assert caught.value.code == 1 and printed.startswith("lm-env: ") and printed.count("\n") == 1
+        assert re.search(words, printed) and len(printed) < 1000
+    with pytest.raises(ConfigurationError, match=words):
+        resolve_reward(spec)
+    if "cannot be imported" in words:
+        assert not [name for name in set(sys.modules) - before if name.endswith(file)]
+
+
+def test_a_file_and_a_module_mean_the_same_in_python_and_on_the_command_line(tmp_path, judge_file):
+    texts = ["audio", "xyz"]
+    for load in (resolve_reward, lambda spec: make_judge(spec, device="cpu", download=False)):
+        assert load(f"{judge_file}:letters")(texts, texts) == [0.4, 0.0]
+        assert load("reward_models:LexiconSentiment") == LexiconSentiment()
+        with pytest.raises(ConfigurationError, match=r"write 'package\.module:function' or 'file\.py:function'"):
+            load(str(judge_file))
+
+
+def test_a_file_may_hold_dataclasses_and_the_name_of_a_standard_module(tmp_path):
+    source = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Pay:\n    amount: float = 2.0\n"
+        "    def __call__(self, prompts, responses):\n        return [self.amount] * len(responses)\n"
+    )
+    (tmp_path / "random.py").write_text(source)
+    assert resolve_reward(f"{tmp_path / 'random.py'}:Pay")(["a"], ["b"]) == [2.0]
+    import random
+
+    assert random.__file__ != str(tmp_path / "random.py")
 
 
 # -- sft ---------------------------------------------------------------------------------------------

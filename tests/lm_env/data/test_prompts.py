@@ -6,9 +6,12 @@ import copy
 import json
 import os
 import random
+import re
 import string
 import subprocess
 import sys
+import tracemalloc
+import warnings
 from pathlib import Path
 
 import datasets
@@ -21,7 +24,8 @@ from paths import REPOSITORY, SHARED_DATA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lm_env.data.prompts import Prompt, Prompts, load_prompts
+from lm_env.data.chats import is_chat
+from lm_env.data.prompts import LONGEST_TEXT, Prompt, Prompts, load_prompts
 from lm_env.errors import ConfigurationError, InvalidPromptError
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -49,7 +53,28 @@ def byte_tokenizer(bos: bool = True, padding: bool = False) -> PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end, pad_token=end)
 
 
+def special_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """Like `byte_tokenizer`, with a BOS <s> and an EOS </s> apart, which the template places."""
+    vocabulary = {char: i for i, char in enumerate(ALPHABET)} | {"<s>": BOS, "</s>": BOS + 1}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokens = [("<s>", BOS), ("</s>", BOS + 1)]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=tokens)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
 TOKENIZER = byte_tokenizer()
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role not in ['user', 'system', 'assistant'] %}{{ raise_exception('no role ' ~ message.role) }}"
+    "{% endif %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+CHATTY = byte_tokenizer()
+CHATTY.chat_template = CHAT_TEMPLATE
+USER = {"role": "user", "content": "hi"}
+CHAT = [{"role": "system", "content": "be brief"}, USER]
 
 
 def byte_ids(text: str, bos: bool = True) -> list[int]:
@@ -195,7 +220,6 @@ class TestInvalid:
             ([1, 2, 3], r"prompt 0 is of type int"),
             (np.array([1, 2]), r"prompt 0 is of type int"),
             ([{"prompt": None}], r"prompt 0 is of type NoneType"),
-            ([{"prompt": [{"role": "user", "content": "a"}]}], r"prompt 0 is a chat.*apply_chat_template"),
             (["a\ud800"], r"prompt 0 holds half of a surrogate pair"),
             ([[1, 2, -1]], r"prompt 0 holds token -1 at 2, outside the vocabulary of 257"),
             ([[1], [0, VOCAB]], r"prompt 1 holds token 257 at 1, outside"),
@@ -299,6 +323,7 @@ class TestInvalid:
             {"limit": 0},
             {"limit": True},
             {"overflow": "drop"},
+            {"add_special_tokens": "no"},
         ],
     )
     def test_options(self, options):
@@ -344,7 +369,7 @@ class TestTokenizers:
         texts = ["a", "<|end|>b<|end|>", "longer than the others"]
         padded = load(texts, byte_tokenizer(padding=True))
         assert plain(padded) == plain(load(texts))
-        assert padded[1].ids.tolist() == [BOS, BOS, BYTE_ID[ord("b")], BOS]
+        assert padded[1].ids.tolist() == [BOS, BYTE_ID[ord("b")], BOS]
 
     def test_batches_do_not_change_order_or_ids(self):
         texts = [str(i) for i in range(3000)]
@@ -375,6 +400,294 @@ class TestTokenizers:
         assert len(problems) == 300 and problems.columns == ("answer",) and "####" in problems[5].columns["answer"]
         with pytest.raises(InvalidPromptError, match=r"line 1 has no column 'prompt' \(it has 'chosen', 'rejected'\)"):
             load(SHARED_DATA / "hh_rlhf_200.jsonl", **options)
+
+
+class TestSpecialTokens:
+    def test_a_text_that_begins_with_a_bos_gets_no_second_one(self):
+        assert load(["<|end|>ab", "ab"])[0].ids.tolist() == load(["ab"])[0].ids.tolist() == byte_ids("ab")
+        assert load(["<|end|><|end|>ab"])[0].ids.tolist() == [BOS, *byte_ids("ab")]  # two of the text's own stay
+        assert load(["<|end|>"])[0].ids.tolist() == [BOS]
+        assert load(["<|end|>ab"], byte_tokenizer(bos=False))[0].ids.tolist() == byte_ids("ab")
+
+    def test_a_rendered_chat_as_text_is_the_chat(self):
+        text = CHATTY.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
+        assert load([text], CHATTY)[0].ids.tolist() == load([CHAT], CHATTY)[0].ids.tolist()
+
+    @pytest.mark.parametrize("bos", [True, False])
+    def test_an_eos_that_the_tokenizer_appends_is_left_out_with_one_warning(self, bos):
+        appending = special_tokenizer("<s> $A </s>" if bos else "$A </s>")
+        texts = ["ab", "c", "<s>d"]
+        with pytest.warns(UserWarning, match="puts its EOS .* behind every text") as caught:
+            prompts = load(texts, appending, vocab_size=260)
+        assert len(caught) == 1
+        without = special_tokenizer("<s> $A" if bos else "$A")
+        assert [p.ids.tolist() for p in prompts] == [p.ids.tolist() for p in load(texts, without, vocab_size=260)]
+        assert [p.text for p in prompts] == texts
+        assert appending("ab")["input_ids"][-1] == appending.eos_token_id not in prompts[0].ids
+
+    def test_an_eos_of_the_users_own_stays(self):
+        tokenizer = special_tokenizer("<s> $A")
+        eos = tokenizer.eos_token_id
+        assert load(["ab</s>"], tokenizer, vocab_size=260)[0].ids[-1] == eos
+        assert load([[1, eos]], tokenizer, vocab_size=260)[0].ids.tolist() == [1, eos]
+        assert load([tokenizer("ab")["input_ids"]], tokenizer, vocab_size=260)[0].ids[0] == tokenizer.bos_token_id
+        with pytest.warns(UserWarning, match="EOS"):
+            prompt = load(["ab</s>"], special_tokenizer("<s> $A </s>"), vocab_size=260)[0]
+        assert prompt.ids[-1] == eos and prompt.ids.tolist().count(eos) == 1
+
+    def test_nothing_is_added_when_it_is_not_wanted(self):
+        prompts = load(["ab", "<s>ab"], special_tokenizer("<s> $A </s>"), vocab_size=260, add_special_tokens=False)
+        assert [p.ids[0] == prompts[1].ids[0] for p in prompts] == [False, True]
+
+    @RELAXED
+    @given(
+        st.lists(st.lists(st.sampled_from(["a", "b", "<s>", "</s>"]), min_size=1, max_size=5), min_size=1, max_size=4),
+        st.sampled_from(["$A", "<s> $A", "$A </s>", "<s> $A </s>"]),
+    )
+    def test_whatever_the_text_it_is_the_text_after_one_bos(self, rows, template):
+        tokenizer = special_tokenizer(template)
+        ids = {"a": BYTE_ID[97], "b": BYTE_ID[98], "<s>": tokenizer.bos_token_id, "</s>": tokenizer.eos_token_id}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            prompts = load(["".join(row) for row in rows], tokenizer, vocab_size=260)
+        bos = ["<s>"] if template.startswith("<s>") else []
+        expected = [[ids[part] for part in (row if row[0] == "<s>" else bos + row)] for row in rows]
+        assert [p.ids.tolist() for p in prompts] == expected
+
+
+class TestChats:
+    def test_a_list_of_messages_is_what_the_template_makes_of_it(self):
+        ids = CHATTY.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=True, return_dict=False)
+        rows = [CHAT, {"prompt": CHAT, "answer": "x"}, {"prompt": tuple(CHAT)}]
+        prompts = load(rows, CHATTY)
+        assert all(p.ids.tolist() == ids for p in prompts) and ids.count(BOS) == 1 == ids[:1].count(BOS)
+        assert [p.columns["answer"] for p in prompts] == [None, "x", None]
+
+    def test_the_reward_reads_the_chat_without_special_tokens(self):
+        assert load([CHAT], CHATTY)[0].text == "system: be brief\nuser: hi\nassistant: "
+
+    def test_add_special_tokens_is_the_templates_business(self):
+        with_it, without = (load([CHAT], CHATTY, add_special_tokens=add)[0].ids.tolist() for add in (True, False))
+        assert with_it == without
+        no_bos = copy.deepcopy(CHATTY)
+        no_bos.chat_template = CHAT_TEMPLATE.removeprefix("{{ bos_token }}")
+        assert load([CHAT], no_bos)[0].ids.tolist() == with_it[1:]
+
+    def test_chats_texts_and_ids_may_be_mixed(self):
+        prompts = load([CHAT, "ab", [1, 2]], CHATTY)
+        assert [p.ids.tolist() for p in prompts] == [load([CHAT], CHATTY)[0].ids.tolist(), byte_ids("ab"), [1, 2]]
+
+    def test_a_chat_that_is_too_long_keeps_its_end_and_its_bos(self):
+        prompt = load([CHAT], CHATTY, overflow="truncate", max_prompt_tokens=12)[0]
+        assert prompt.ids.tolist() == byte_ids("assistant: "[-11:]) and prompt.text == "assistant: "
+
+    def test_files_and_datasets_hold_chats(self, tmp_path):
+        (tmp_path / "chats.jsonl").write_text(json.dumps({"prompt": CHAT}) + "\n" + json.dumps(CHAT))
+        expected = load([CHAT, CHAT], CHATTY)
+        assert plain(load(tmp_path / "chats.jsonl", CHATTY)) == plain(expected)
+        assert plain(load(datasets.Dataset.from_list([{"prompt": CHAT}] * 2), CHATTY)) == plain(expected)
+
+    @pytest.mark.parametrize(
+        ("messages", "words"),
+        [
+            ([{"content": "a"}], r"prompt 0, message 0 has no role: it must be text"),
+            ([{"role": "user"}], r"prompt 0, message 0 has no content"),
+            ([USER, {"role": "user", "content": None}], r"message 1 has a content of type NoneType"),
+            ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], r"content of type list"),
+            ([{"role": 3, "content": "a"}], r"message 0 has a role of type int"),
+            ([USER, "a"], r"message 1 is of type str: give a dict with role and content"),
+            (["a", USER], r"message 0 is of type str"),
+            ([USER, {"role": "assistant", "content": "b"}], r"ends with the assistant's own message: leave it out"),
+            ([{"role": "user", "content": "\ud800"}], r"half of a surrogate pair"),
+            ([{"role": "judge", "content": "a"}], r"refused by the chat template \(no role judge\)"),
+        ],
+    )
+    def test_a_malformed_chat_is_named(self, messages, words):
+        for source in ([messages], [{"prompt": messages}]):
+            with pytest.raises(InvalidPromptError, match=words):
+                load(source, CHATTY)
+
+    def test_one_chat_in_place_of_a_list_of_chats(self):
+        with pytest.raises(InvalidPromptError, match=r"prompt 0 is one message: .* put it into a list"):
+            load(CHAT, CHATTY)
+
+    def test_an_empty_chat(self):
+        with pytest.raises(InvalidPromptError, match="prompt 0 is empty"):
+            load([{"prompt": []}], CHATTY)
+
+    @pytest.mark.parametrize(("tokenizer", "words"), [(TOKENIZER, "has no chat template"), (None, "no tokenizer")])
+    def test_no_template(self, tokenizer, words):
+        with pytest.raises(ConfigurationError, match=f"prompt 0 is a chat and .*{words}"):
+            load([CHAT], tokenizer)
+
+    @RELAXED
+    @given(
+        st.lists(
+            st.dictionaries(
+                st.sampled_from(["role", "content", "name"]),
+                st.sampled_from(["user", "system", "assistant", "", "text <|end|>"]) | st.none() | st.integers(),
+            )
+            | st.text(max_size=2),
+            min_size=1,
+            max_size=4,
+        ).filter(is_chat)
+    )
+    def test_any_messages_are_rendered_or_named(self, messages):
+        fine = all(
+            isinstance(m, dict)
+            and isinstance(m.get("content"), str)
+            and m.get("role") in ("user", "system", "assistant")
+            for m in messages
+        )
+        if fine and messages[-1]["role"] != "assistant":
+            theirs = CHATTY.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            assert load([messages], CHATTY)[0].ids.tolist() == theirs
+        else:
+            with pytest.raises(InvalidPromptError, match="prompt 0"):
+                load([messages], CHATTY)
+
+
+class TestTokenizedBatches:
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("tensors", [None, "pt", "np"])
+    def test_the_padding_is_dropped(self, side, tensors):
+        texts = ["a", "longer than that", "bc"]
+        tokenizer = byte_tokenizer()
+        tokenizer.padding_side = side
+        batch = tokenizer(texts, padding=True, return_tensors=tensors)
+        assert [p.ids.tolist() for p in load(batch)] == [byte_ids(text) for text in texts]
+        assert [p.ids.tolist() for p in load(dict(batch))] == [byte_ids(text) for text in texts]
+        assert [p.text for p in load(batch, limit=2)] == texts[:2]
+
+    def test_a_batch_without_padding(self):
+        batch = TOKENIZER(["a", "bcd"])
+        assert [p.ids.tolist() for p in load(batch, None)] == [byte_ids("a"), byte_ids("bcd")]
+        unmasked = TOKENIZER(["a", "bcd"], return_attention_mask=False)
+        assert [p.ids.tolist() for p in load(unmasked, None)] == [byte_ids("a"), byte_ids("bcd")]
+
+    def test_the_encoding_of_a_single_text(self):
+        with pytest.raises(ConfigurationError, match=r"single text: tokenize a list, as in tokenizer\(\[text\]\)"):
+            load(TOKENIZER("abc"))
+
+    @pytest.mark.parametrize(
+        ("ids", "mask", "error", "words"),
+        [
+            ([[1, 2, 3]], [[1, 0, 1]], InvalidPromptError, "prompt 0 has an attention_mask that is no single run"),
+            ([[1], [1, 2]], [[1], [1]], InvalidPromptError, "prompt 1 has an attention_mask"),
+            ([[1, 2]], [[2, 1]], InvalidPromptError, "prompt 0 has an attention_mask"),
+            ([[1, 2]], [[0, 0]], InvalidPromptError, "prompt 0 is empty"),
+            ([[1, 2]], [[1, 1], [1, 1]], ConfigurationError, "1 rows: its attention_mask needs one list for each"),
+            ([[1, 2]], [1], ConfigurationError, "one list for each"),
+            ([["a"]], [[1]], InvalidPromptError, "prompt 0 holds 'a' at 0"),
+            ([], [], InvalidPromptError, "holds no prompts"),
+        ],
+    )
+    def test_masks_that_cannot_be(self, ids, mask, error, words):
+        with pytest.raises(error, match=words):
+            load({"input_ids": ids, "attention_mask": mask})
+
+    @RELAXED
+    @given(st.lists(st.lists(st.integers(0, BOS - 1), min_size=1, max_size=6), min_size=1, max_size=5), st.booleans())
+    def test_any_batch_gives_its_rows_back(self, rows, left):
+        tokenizer = byte_tokenizer()
+        tokenizer.padding_side = "left" if left else "right"
+        padded = tokenizer.pad({"input_ids": rows})
+        assert [p.ids.tolist() for p in load(padded, None)] == rows
+
+
+class TestFiles:
+    def test_a_hundred_megabytes_on_one_line_are_refused_without_being_held(self, tmp_path):
+        path = tmp_path / "big.jsonl"
+        path.write_bytes(b'"fine"\n"' + b"a" * 100_000_000 + b'"\n"b"\n')
+        tracemalloc.start()
+        with pytest.raises(InvalidPromptError, match=r"line 2 has 100,000,003 bytes, .* one prompt per line") as caught:
+            load(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 80_000_000 and len(str(caught.value)) < 200
+        assert len(load(path, limit=1)) == 1
+
+    def test_a_text_that_is_too_long_to_be_tokenized(self, tmp_path):
+        text = "a" * (LONGEST_TEXT + 1)
+        (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": text}))
+        (tmp_path / "long.json").write_text(json.dumps([{"prompt": "a"}, {"prompt": text}]))
+        for source, name in (
+            ([text], "prompt 0"),
+            (tmp_path / "long.jsonl", "long.jsonl, line 1"),
+            (tmp_path / "long.json", "long.json, entry 1"),
+        ):
+            with pytest.raises(InvalidPromptError, match=f"{name} has 4,194,305 characters") as caught:
+                load(source, overflow="truncate")
+            assert len(str(caught.value)) < 200
+
+    @pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+    @pytest.mark.parametrize(
+        ("suffix", "text"), [(".txt", "a film\nanother"), (".jsonl", '"a"\n"b"'), (".json", '["a"]')]
+    )
+    def test_other_encodings_are_named(self, tmp_path, codec, suffix, text):
+        path = tmp_path / f"some{suffix}"
+        path.write_bytes(text.encode(codec))
+        with pytest.raises(InvalidPromptError, match=rf"some\{suffix}, line 1: .*UTF-16.*save the file as UTF-8"):
+            load(path)
+
+    @pytest.mark.parametrize(
+        ("row", "words"),
+        [
+            ('{"prompt": "a", "n": NaN}', "NaN is not a number in JSON"),
+            ('{"prompt": "a", "n": [-Infinity]}', "-Infinity is not a number in JSON"),
+            ("[Infinity]", "Infinity is not a number in JSON"),
+            ('{"prompt": "a", "n": 1e999}', "'1e999' is too large for a float"),
+            ('{"prompt": "a", "prompt": "b"}', "an object has the key 'prompt' twice"),
+            ('{"prompt": "a", "x": {"k": 1, "k": 1}}', "an object has the key 'k' twice"),
+            ('{"prompt": ' + "[" * 50_000 + "]" * 50_000 + "}", "invalid JSON"),
+        ],
+    )
+    def test_what_is_no_json_is_refused_with_its_line(self, tmp_path, row, words):
+        (tmp_path / "some.jsonl").write_text('{"prompt": "fine", "n": 1.5}\n' + row + "\n")
+        with pytest.raises(InvalidPromptError, match=rf"some\.jsonl, line 2: .*{words}"):
+            load(tmp_path / "some.jsonl")
+        (tmp_path / "some.json").write_text(f'["fine", {row}]')
+        with pytest.raises(InvalidPromptError, match=r"some\.json(, line 1)?: invalid JSON, "):
+            load(tmp_path / "some.json")
+
+    def test_names_of_columns_are_shown_in_part(self):
+        with pytest.raises(InvalidPromptError) as caught:
+            load([{f"column {i} " + "x" * 1000: 1 for i in range(1000)}])
+        assert len(str(caught.value)) < 600
+        with pytest.raises(InvalidPromptError, match="more than 30 digits"):
+            load([[10**5000]])
+
+    @RELAXED
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+            max_leaves=8,
+        )
+    )
+    def test_any_json_value_comes_back_or_is_named(self, tmp_path, value):
+        (tmp_path / "some.jsonl").write_text(json.dumps({"prompt": "a", "value": value}))
+        try:
+            assert load(tmp_path / "some.jsonl")[0].columns["value"] == value
+        except InvalidPromptError as error:
+            assert "some.jsonl, line 1" in str(error) and re.search("NaN|Infinity", json.dumps(value))
+
+    @RELAXED
+    @given(
+        st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\0"), max_size=9), max_size=5)
+    )
+    def test_any_lines_come_back(self, tmp_path, lines):
+        path = tmp_path / "some.txt"
+        path.write_bytes("\n".join(lines).encode())
+        expected = [line.removesuffix("\r") for line in lines if line.strip()]
+        if expected and expected[0] == lines[0].removesuffix("\r"):
+            expected[0] = expected[0].removeprefix("\ufeff")
+        expected = [line for line in expected if line.strip()]
+        if expected:
+            assert [p.text for p in load(path)] == expected
+        else:
+            with pytest.raises(InvalidPromptError, match="holds no prompts"):
+                load(path)
 
 
 class TestSampling:

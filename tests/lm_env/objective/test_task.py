@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from lm_env.data.episodes import Episodes
 from lm_env.envs.env import TextGenerationEnv
@@ -194,7 +195,7 @@ def test_a_reward_by_its_import_path(path, score, text_task, tokenizer):
         (f"{__name__}:nothing", "nothing"),
         ("test_task", "package.module:function"),
         ("", "package.module:function"),
-        (f"{__name__}:EOS", "function f"),
+        (f"{__name__}:EOS", "no function EOS: one is needed that takes prompts, responses"),
         (f"{__name__}:NeedsArguments", "pass an instance"),
         (3.0, "not float"),
     ],
@@ -452,3 +453,42 @@ def test_the_kl_report_is_the_mean_per_episode(id_task, make_episodes, rng):
     assert report == pytest.approx(expected, rel=1e-4)
     same = measure_kl(Task(**id_task(model=copy.deepcopy(task.model), reference=None)), episodes)
     assert same == pytest.approx({"k1": 0, "k2": 0, "k3": 0, "full": 0}, abs=1e-5)
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_how_prompts_are_read_is_an_option_of_the_task(text_task, tokenizer):
+    rows = [{"story": "a good film", "prompt": "the answer"}, {"story": "the end", "prompt": "x"}]
+    task = Task(**text_task(prompts=rows, prompt_column="story", max_prompt_tokens=2, overflow="truncate"))
+    ids = [tokenizer(row["story"])["input_ids"] for row in rows]
+    assert [p.ids.tolist() for p in task.prompts] == [row[-2:] for row in ids] and max(map(len, ids)) > 2
+    assert [p.columns["prompt"] for p in task.prompts] == ["the answer", "x"]
+    with pytest.raises(ConfigurationError, match="overflow must be one of 'error', 'truncate'"):
+        Task(**text_task(overflow="drop"))
+
+
+@pytest.mark.parametrize("add", [True, False])
+def test_special_tokens_are_added_to_every_prompt_or_to_none(add, text_task, tokenizer):
+    """Those of the pool, those given to reset, and those given to `load_prompts` alike."""
+    tokenizer = copy.deepcopy(tokenizer)
+    end = [("<|end|>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=end)
+    tokenizer.bos_token = "<|end|>"
+    env = TextGenerationEnv(**text_task(tokenizer=tokenizer, add_special_tokens=add, max_prompt_tokens=12))
+    bare = tokenizer("a good film", add_special_tokens=False)["input_ids"]
+    expected = [tokenizer.bos_token_id, *bare] if add else bare
+    assert env.task.prompts[0].ids.tolist() == env.task.load_prompts(["a good film"])[0].ids.tolist() == expected
+    observation, _ = env.reset(options={"prompt": "a good film"})
+    assert observation["input_ids"][: observation["length"][0]].tolist() == expected
+
+
+def test_an_environment_begins_with_chats(text_task, tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}answer:"
+    chat = [{"role": "user", "content": "a good film"}]
+    env = TextGenerationEnv(**text_task(tokenizer=tokenizer, prompts=[chat], max_prompt_tokens=40))
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    for options in (None, {"prompt": chat}):
+        observation, _ = env.reset(options=options)
+        assert observation["input_ids"][: observation["length"][0]].tolist() == ids

@@ -1,0 +1,51 @@
+"""Chats as prompts: lists of messages, rendered by the tokenizer's own template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm_env.errors import ConfigurationError, InvalidPromptError
+
+__all__ = ["is_chat", "render_chat"]
+
+
+def is_chat(value: Any) -> bool:
+    """Whether this is a list that holds a mapping: token ids never do."""
+    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
+
+
+def render_chat(where: str, messages: Sequence[Any], tokenizer: Any) -> str:
+    """A chat as the text after which the assistant's next message begins.
+
+    The template writes every special token itself, so the text is to be tokenized without adding any.
+
+    Args:
+        where: names the chat in messages, such as "prompt 3".
+        messages: of the form {"role": "user", "content": "text"}; further keys go to the template.
+
+    Raises:
+        InvalidPromptError: a message has no role or no text, the last one is the assistant's, or the
+            template refuses the chat.
+        ConfigurationError: there is no tokenizer, or it has no chat template.
+    """
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            kind = type(message).__name__
+            raise InvalidPromptError(f"{where}, message {number} is of type {kind}: give a dict with role and content")
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                problem = f"has a {key} of type {type(message[key]).__name__}" if key in message else f"has no {key}"
+                raise InvalidPromptError(f"{where}, message {number} {problem}: it must be text")
+    if messages[-1]["role"] == "assistant":
+        raise InvalidPromptError(
+            f"{where} ends with the assistant's own message: leave it out, or, to have it continued, give the rendered"
+            " text as the prompt"
+        )
+    if not getattr(tokenizer, "chat_template", None):
+        lacks = "there is no tokenizer" if tokenizer is None else "the tokenizer has no chat template"
+        raise ConfigurationError(f"{where} is a chat and {lacks}: pass one that has a chat template, or give text")
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+    except Exception as error:  # the template's own code, which may refuse an order of roles
+        raise InvalidPromptError(f"{where} is refused by the chat template ({error}): change its messages") from error

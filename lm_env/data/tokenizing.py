@@ -1,0 +1,84 @@
+"""Texts to token ids, with exactly those special tokens that a prompt needs."""
+
+from __future__ import annotations
+
+import reprlib
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from lm_env.errors import InvalidPromptError
+
+__all__ = ["Tokenizer", "encode_texts"]
+
+_AT_ONCE = 1024  # texts
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer; every tokenizer of transformers has it."""
+
+    @property
+    def bos_token_id(self) -> int | None: ...
+
+    @property
+    def eos_token_id(self) -> int | None: ...
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
+
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> Any: ...
+
+
+def encode_texts(
+    names: Sequence[str], texts: Sequence[str], tokenizer: Tokenizer, add_special_tokens: bool
+) -> list[list[int]]:
+    """The token ids of each text.
+
+    With `add_special_tokens`, two of the tokens that the tokenizer adds are taken back: a BOS before a
+    text that begins with one of its own, as the output of a chat template does; and an EOS behind a
+    text, with a warning, for the model would take the prompt for finished.
+
+    Args:
+        names: how messages name each text.
+
+    Raises:
+        InvalidPromptError: a text has no tokens.
+    """
+    rows = _encode(texts, tokenizer, add_special_tokens)
+    if add_special_tokens:
+        _take_back(rows, texts, tokenizer)
+    for name, text, ids in zip(names, texts, rows, strict=True):
+        if not ids:
+            shown = reprlib.repr(text)
+            raise InvalidPromptError(f"{name}, {shown}, tokenizes to nothing: begin it with a BOS token")
+    return rows
+
+
+def _encode(texts: Sequence[str], tokenizer: Tokenizer, add_special_tokens: bool) -> list[list[int]]:
+    rows: list[list[int]] = []
+    for start in range(0, len(texts), _AT_ONCE):
+        encoded = tokenizer(list(texts[start : start + _AT_ONCE]), add_special_tokens=add_special_tokens)
+        rows += [[int(token) for token in ids] for ids in encoded["input_ids"]]
+    return rows
+
+
+def _take_back(rows: list[list[int]], texts: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Remove a repeated BOS and an appended EOS from the rows, where it was the tokenizer that added them."""
+    bos = tokenizer.bos_token_id
+    eos = tokenizer.eos_token_id
+    suspects = [i for i, ids in enumerate(rows) if len(ids) > 1 and (ids[-1] == eos or ids[:2] == [bos, bos])]
+    if not suspects:
+        return
+    own_rows = _encode([texts[i] for i in suspects], tokenizer, add_special_tokens=False)
+    appended = False
+    for i, own in zip(suspects, own_rows, strict=True):
+        if own[:1] == [bos] and rows[i][: len(own) + 1] == [bos, *own]:
+            del rows[i][0]
+        if rows[i][-len(own) - 1 :] == [*own, eos]:
+            del rows[i][-1]
+            appended = True
+    if appended:
+        warnings.warn(
+            f"the tokenizer puts its EOS ({eos}) behind every text: prompts are taken without it, for the model is to"
+            " go on from them",
+            stacklevel=5,
+        )
