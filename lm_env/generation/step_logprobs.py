@@ -1,8 +1,9 @@
 """StepLogprobs: logprobs of the tokens taken in n slots, at the cost of one token's forward a step.
 
-The environment has one for the reference and, where nobody tells it log pi, one for its own model.
-It holds no text of its own: it looks at the slots' texts, feeds its cache what is new, and starts a
-row over whenever the row is not the one that it knows.
+The environment has one for the reference and, for steps whose logprobs are not given to it, one for its
+own model.  It holds no text of its own: the caller shows it the texts of all slots.  A row whose cache is
+one token behind its text takes that token; any other row (a new text, several tokens behind, after a
+failed forward or a change of weights) is computed from its beginning.
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ __all__ = ["StepLogprobs"]
 
 
 class StepLogprobs:
-    """Incremental logprobs under one model."""
+    """Logprobs of one token at a time under one model.
+
+    Args:
+        max_length: the longest text that a slot will hold, in tokens.
+        temperature: divides the logits.
+
+    Raises:
+        UnsupportedModelError: see `make_decoder`.
+    """
 
     def __init__(self, model: nn.Module, slots: int, max_length: int, temperature: float) -> None:
-        self.model, self.temperature = model, temperature
+        self.model = model
+        self.temperature = temperature
         self._decoder = make_decoder(model, slots, max_length)
         self._modules = list(model.modules())  # walking through them at each step would cost as much as a layer
         self._weights = WeightWatch(model)
@@ -63,8 +73,9 @@ class StepLogprobs:
         Returns:
             float64 (k,) nats.
         """
-        if self._weights.changed():  # the cached keys are of other weights
+        if self._weights.changed():  # the cached keys are of other weights, and modules may have been added
             self._decoder.lengths[:] = 0
+            self._modules = list(self.model.modules())
         known = self._decoder.lengths[slots] == lengths[slots] - 1
         known &= self._decoder.lengths[slots] > 0
         result = np.empty(len(slots))

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lm_env.errors import UnsupportedModelError
+
 __all__ = [
     "adapter_layers",
     "adapter_off",
@@ -38,8 +40,19 @@ def trains_adapter(model: nn.Module) -> bool:
 
 
 def without_wrapper(model: nn.Module) -> nn.Module:
-    """The transformers model inside a peft model, the adapter's layers included; any other model as it is."""
-    return model.get_base_model() if has_adapter(model) else model  # type: ignore[operator]
+    """The transformers model inside a peft model, the adapter's layers included; any other model as it is.
+
+    Raises:
+        UnsupportedModelError: peft trains a prompt in front of the text, which the model inside knows nothing of.
+    """
+    if not has_adapter(model):
+        return model
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} trains a prompt ({model.active_peft_config.peft_type}) outside the model itself:"  # type: ignore[union-attr]
+            " use adapters inside its layers, such as LoRA"
+        )
+    return model.get_base_model()  # type: ignore[operator]
 
 
 def adapter_off(adapter: nn.Module) -> AbstractContextManager[Any]:

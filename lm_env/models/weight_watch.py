@@ -47,7 +47,6 @@ class WeightWatch:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._look()
-        _watches.add(self)
 
     @torch.no_grad()
     def changed(self) -> bool:
@@ -90,6 +89,7 @@ class WeightWatch:
         self._views = list(_views_by_kind(self._weights))
         self.ids = {id(p) for p in self._weights}
         self._stepped = False
+        _watches.add(self)  # here, so that a deep copy is announced to as well
         self._seen_parts = list(self._parts())
         self._seen_counts = self._counts()
         self._seen_adapters = adapter_state(self._adapters)

@@ -230,10 +230,15 @@ def test_an_adapter_changed_in_the_middle_of_a_text_counts_from_the_next_token_o
 
 
 def test_an_adapter_put_into_a_plain_model_counts_from_the_next_token_on(make_lm):
+    """Its dropout is off as well."""
     peft = pytest.importorskip("peft")
     texts = Texts(make_lm("llama"))
     texts.check(steps=3)
     before = texts.alone()
-    peft.get_peft_model(texts.model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    assert abs(texts.alone() - before).max() > 0.01
-    texts.check(steps=2)
+    targets = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    adapter = peft.get_peft_model(texts.model, peft.LoraConfig(r=2, lora_dropout=0.5, **targets)).eval()
+    expected = texts.alone()
+    assert abs(expected - before).max() > 0.01, "else this tests nothing"
+    adapter.train()
+    np.testing.assert_allclose(texts.ours(), expected, atol=1e-5)
+    assert adapter.training

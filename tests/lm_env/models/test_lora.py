@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import PPO, RLOO
 from lm_env import TextGenerationEnv, TextGenerationVectorEnv
-from lm_env.errors import ConfigurationError
+from lm_env.errors import ConfigurationError, UnsupportedModelError
 from lm_env.objective.scoring import measure_kl, score_episodes
 
 peft = pytest.importorskip("peft")
@@ -169,6 +169,15 @@ def test_the_base_itself_is_no_reference(id_task, lora, kind):
     model, _ = lora(kind)
     with pytest.raises(ConfigurationError, match="shares weights"):
         TextGenerationEnv(**id_task(model=model, reference=model.get_base_model()))
+
+
+@pytest.mark.parametrize("config", ["PrefixTuningConfig", "PromptTuningConfig"])
+@pytest.mark.parametrize("role", ["model", "reference"])
+def test_prompts_that_are_trained_outside_the_model_are_refused(id_task, make_lm, config, role):
+    """The model inside knows nothing of them, so that neither training nor the KL would either."""
+    tuned = peft.get_peft_model(make_lm("llama"), getattr(peft, config)(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(UnsupportedModelError, match=r"prompt .*LoRA"):
+        TextGenerationEnv(**id_task("llama", **{role: tuned}))
 
 
 def test_dropout_of_the_adapter_is_off_in_rollout_and_update(id_task, lora, kind):
