@@ -1,7 +1,8 @@
 """TextMDP: the batched core.  n slots; here, and nowhere else, an episode begins, moves and ends.
 
 State: the text of each slot.  Action: its next token.  Reward of a step: -beta (log pi - log pi_ref)
-of the token just taken, plus the score when the text ends.  A step either happens whole or, when
+of the token just taken, plus what that token is paid: the score when the text ends, or its own score
+where the reward function scores tokens.  A step either happens whole or, when
 anything about it is wrong, not at all.
 
 `terminated`: an EOS, a stop string, or the length cap, at which the score is paid as well; with
@@ -21,8 +22,8 @@ from lm_env.envs.behavior import LOGPROB_SOURCES, Behavior
 from lm_env.envs.render import render_episode, tokens_from_ids
 from lm_env.errors import InvalidActionError, ResetNeeded
 from lm_env.generation.step_logprobs import StepLogprobs
-from lm_env.objective.rewards import compose_rewards
-from lm_env.objective.scoring import paid_scores
+from lm_env.objective.rewards import compose_rewards, is_causal
+from lm_env.objective.scoring import check_log_ratios, step_scores
 from lm_env.objective.task import Task
 from lm_env.validation import check_integer
 
@@ -66,6 +67,7 @@ class TextMDP:
         self.running = np.zeros(slots, dtype=bool)
         self.log_ratios = np.zeros((slots, task.max_new_tokens))
         self.step_rewards = np.zeros((slots, task.max_new_tokens))
+        self.token_scores = np.zeros((slots, task.max_new_tokens))
         self.scores = np.zeros(slots)
         self.behavior = Behavior(slots)
         self._rngs = [np.random.default_rng() for _ in range(slots)]
@@ -88,7 +90,7 @@ class TextMDP:
             self.input_ids[slot, :length] = chosen.ids
             self.lengths[slot] = self.prompt_lengths[slot] = length
             self.prompts[slot] = chosen
-        self.log_ratios[slots] = self.step_rewards[slots] = 0.0
+        self.log_ratios[slots] = self.step_rewards[slots] = self.token_scores[slots] = 0.0
         self.scores[slots] = 0.0
         self.running[slots] = True
         self.behavior.clear(slots)
@@ -119,23 +121,28 @@ class TextMDP:
         logprobs, source = self._logprobs(slots, tokens, allowed)
         with self.task.as_reference():
             ref_logprobs = self._reference.logprobs(slots, tokens, self.input_ids, self.lengths)
+        check_log_ratios(self.task, tokens, logprobs, ref_logprobs)
+        with np.errstate(invalid="ignore"):  # at beta 0 both may be -inf
+            log_ratios = logprobs - ref_logprobs
 
         ids, lengths = self.input_ids[slots], self.lengths[slots] + 1
         ids[np.arange(len(slots)), lengths - 1] = tokens
         ended, capped = self.task.ends(ids, self.prompt_lengths[slots], lengths)
         truncated = capped & self.task.cap_truncates
         terminated = ended | (capped & ~truncated)
-        scores = self._scores(slots, ids, ended, terminated)
-        rewards = compose_rewards(scores, logprobs, ref_logprobs, terminated, self.task.kl.beta)
+        token_scores, totals = self._scores(slots, ids, ended, terminated)
+        scores = np.where(terminated | truncated, totals, 0.0)
+        rewards = compose_rewards(token_scores, logprobs, ref_logprobs, self.task.kl.beta)
 
-        self._note_untrained(slots, logprobs - ref_logprobs, terminated | truncated, source)
-        self._commit(slots, tokens, rewards, logprobs - ref_logprobs, scores, terminated | truncated)
+        self._note_untrained(slots, log_ratios, terminated | truncated, source)
+        self.token_scores[slots, lengths - 1 - self.prompt_lengths[slots]] = token_scores
+        self._commit(slots, tokens, rewards, log_ratios, scores, terminated | truncated)
         told_by = np.array(LOGPROB_SOURCES, dtype=object)[source]
         info = {
             "score": scores,
             "logprob": logprobs,
             "ref_logprob": ref_logprobs,
-            "kl": logprobs - ref_logprobs,
+            "kl": log_ratios,
             "logprob_source": told_by,
         }
         return StepResult(rewards, terminated, truncated, info)
@@ -218,15 +225,21 @@ class TextMDP:
             logprobs[rest] = self._own.logprobs(slots[rest], tokens[rest], self.input_ids, self.lengths, part)
         return logprobs, source
 
-    def _scores(self, slots: np.ndarray, ids: np.ndarray, ended: np.ndarray, terminated: np.ndarray) -> np.ndarray:
-        scores = np.zeros(len(slots))
-        rows = np.flatnonzero(terminated)
+    def _scores(
+        self, slots: np.ndarray, ids: np.ndarray, ended: np.ndarray, terminated: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the new tokens are paid (k,), and the totals of their texts (k,); see `step_scores`."""
+        token_scores = np.zeros(len(slots))
+        totals = np.zeros(len(slots))
+        rows = np.arange(len(slots)) if is_causal(self.task.reward) else np.flatnonzero(terminated)
         if len(rows):
             prompts = [p for row in rows if (p := self.prompts[slots[row]]) is not None]
             ends = self.lengths[slots] + 1
             responses = [ids[row, self.prompt_lengths[slots[row]] : ends[row]].tolist() for row in rows]
-            scores[rows] = paid_scores(self.task, prompts, responses, ended[rows])
-        return scores
+            token_scores[rows], totals[rows] = step_scores(
+                self.task, prompts, responses, ended[rows], terminated[rows], self.token_scores[slots[rows]]
+            )
+        return token_scores, totals
 
     def _commit(
         self,

@@ -47,6 +47,7 @@ EXPLANATIONS = {
     "(GRPO), so beta is in truth beta x std: put k1 in the reward, and leave the std out",
     "k3_loss_rescaled_by_length": "GRPO in full: k3 as a per-token loss, the score divided by its standard deviation "
     "(so beta is in truth beta x std), and each response's loss divided by its own length",
+    "last_score_only": "of the scores per token only the last token's is maximized: sum the rewards of all tokens",
     "no_penalty": "the score of a missing EOS is forgotten",
     "reward_rescaled": "the reward is divided by its standard deviation or another number, so beta is in truth "
     "beta x std: leave the reward as it is (if KL is too small, training may have ended early, too)",
@@ -105,7 +106,7 @@ def check_agent(
     Args:
         train: `train(env, seed)` gets a `TextGenerationEnv` over the MDP whose model is a table, and
             trains `env.task.model` (or returns another causal LM over the same tokens).
-        mdp: `"t0"`, `"random:SEED"`, or a `TokenMDP`.
+        mdp: `"t0"`, `"random:SEED"`, `"dense:SEED"` (the same, with a score at each token), or a `TokenMDP`.
         beta: weight of the KL penalty.
 
     Raises:
@@ -134,7 +135,8 @@ def check_agent(
 
 
 def parse_mdp(text: str) -> TokenMDP:
-    """`t0`, or `random:SEED`: vocabulary 5 to 8, horizon 3 or 4, drawn from the seed.
+    """`t0`; `random:SEED`, vocabulary 5 to 8, horizon 3 or 4, drawn from the seed; or `dense:SEED`, the same MDP
+    with its scores paid token by token, which has the same optimum.
 
     The draw of `TokenMDP.random` with the reference's logits halved, so that no text that matters is too
     rare to be met, and the scores scaled to a standard deviation of `SCORE_STD` under it: the question is
@@ -143,15 +145,17 @@ def parse_mdp(text: str) -> TokenMDP:
     if text == "t0":
         return TokenMDP.t0()
     kind, _, seed = text.partition(":")
-    if kind != "random" or not seed.isdecimal():
-        raise ConfigurationError(f"mdp must be 't0' or 'random:SEED', not {text!r}")
+    if kind not in ("random", "dense") or not seed.isdecimal():
+        raise ConfigurationError(f"mdp must be 't0', 'random:SEED' or 'dense:SEED', not {text!r}")
     rng = np.random.default_rng(int(seed))
-    vocab, horizon = int(rng.integers(5, 9)), int(rng.integers(3, 5))
-    drawn = TokenMDP.random(int(seed), vocab_size=vocab, horizon=horizon)
+    vocab = int(rng.integers(5, 9))
+    horizon = int(rng.integers(3, 5))
+    drawn = TokenMDP.random(int(seed), vocab_size=vocab, horizon=horizon, dense=kind == "dense")
     flatter = replace(drawn, reference_logits=drawn.reference_logits / 2)
-    reference, scores = np.exp(flatter.trajectory_logprobs(flatter.reference_logits)), flatter.raw_scores()
+    reference = np.exp(flatter.trajectory_logprobs(flatter.reference_logits))
+    scores = flatter.raw_scores()
     scale = SCORE_STD / float(np.sqrt(reference @ (scores - reference @ scores) ** 2))
-    return replace(flatter, score=lambda ids: scale * drawn.score(ids))
+    return replace(flatter, score=lambda ids: (scale * np.asarray(drawn.score(ids))).tolist())
 
 
 def _log_probs(mdp: TokenMDP, returned: object, given: nn.Module) -> np.ndarray:
