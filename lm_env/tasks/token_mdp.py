@@ -43,7 +43,8 @@ def defaults(
 
 def make(**options: Any) -> TextGenerationEnv:
     """One slot; what `gymnasium.make` calls."""
-    flat, render_mode = options.pop("flat", False), options.pop("render_mode", None)
+    flat = options.pop("flat", False)
+    render_mode = options.pop("render_mode", None)
     return TextGenerationEnv(flat=flat, render_mode=render_mode, **defaults(**options))
 
 

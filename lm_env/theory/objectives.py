@@ -146,11 +146,13 @@ def _k3_response(q: np.ndarray, strength: np.ndarray, ref_logprobs: np.ndarray) 
     b = strength * np.exp(ref_logprobs)
     g = np.where(b > 0, q - strength, -np.inf)
     g = g - g.max(axis=1, keepdims=True)
-    low, high = (g + b).max(axis=1, keepdims=True), b.sum(axis=1, keepdims=True)
+    low = (g + b).max(axis=1, keepdims=True)
+    high = b.sum(axis=1, keepdims=True)
     for _ in range(100):  # bisection down to neighboring floats
         d = (low + high) / 2
         above = (b / (d - g)).sum(axis=1, keepdims=True) > 1
-        low, high = np.where(above, d, low), np.where(above, high, d)
+        low = np.where(above, d, low)
+        high = np.where(above, high, d)
     logprobs = ref_logprobs + np.log(strength) - np.log(high - g)
     return logprobs - logsumexp(logprobs)[:, None]
 
@@ -175,19 +177,22 @@ def _policy(mdp: TokenMDP, rule: Rule) -> np.ndarray:
 
 def _mean_and_std(mdp: TokenMDP, policy: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of the texts' scores under a policy; the latter includes the epsilon."""
-    scores, pi = mdp.scores(), np.exp(mdp.trajectory_logprobs(policy))
+    scores = mdp.scores()
+    pi = np.exp(mdp.trajectory_logprobs(policy))
     mean = float(pi @ scores)
     return mean, float(np.sqrt(pi @ (scores - mean) ** 2)) + _STD_EPSILON
 
 
 def _settled_std(mdp: TokenMDP, answer: Callable[[float], np.ndarray]) -> float:
     """The standard deviation of the scores under the policy `answer(std)` that divides by it."""
-    policy, previous = mdp.reference_logits, np.inf
+    policy = mdp.reference_logits
+    previous = np.inf
     for _ in range(10_000):
         _, std = _mean_and_std(mdp, policy)
         if abs(std - previous) <= 1e-13:
             return std
-        previous, policy = std, answer(std)
+        previous = std
+        policy = answer(std)
     raise ConfigurationError("the reward divided by its standard deviation does not settle: that keeps moving")
 
 
@@ -197,27 +202,36 @@ def _settled_by_length(mdp: TokenMDP, beta: float) -> np.ndarray:
     The score is the whole text's, which each of its tokens is credited with, wherever it is paid.  The
     baseline matters here, for the weight of a response depends on how it goes on.
     """
-    policy, previous = mdp.reference_logits, (np.inf, np.inf)
+    policy = mdp.reference_logits
+    previous = (np.inf, np.inf)
     for _ in range(10_000):
         mean, std = _mean_and_std(mdp, policy)
         if abs(mean - previous[0]) + abs(std - previous[1]) <= 1e-13:
             return policy
-        previous, policy = (mean, std), _by_length(mdp, (mdp.scores() - mean) / std, beta)
+        previous = (mean, std)
+        policy = _by_length(mdp, (mdp.scores() - mean) / std, beta)
     raise ConfigurationError(f"k3_loss_rescaled_by_length at beta {beta} does not settle: the std keeps moving")
 
 
 def _by_length(mdp: TokenMDP, worth: np.ndarray, beta: float) -> np.ndarray:
     """`backward_recursion` for Q and E[1 / length] together, each trajectory weighed by 1 / length."""
-    tree, ref_logprobs = mdp.enumeration, mdp.reference_logits
-    policy, vocab = ref_logprobs.copy(), mdp.vocab_size
-    q, weight = np.zeros_like(ref_logprobs), np.zeros_like(ref_logprobs)
-    rows, last = np.arange(len(tree.lengths)), tree.lengths - 1
+    tree = mdp.enumeration
+    ref_logprobs = mdp.reference_logits
+    policy = ref_logprobs.copy()
+    vocab = mdp.vocab_size
+    q = np.zeros_like(ref_logprobs)
+    weight = np.zeros_like(ref_logprobs)
+    rows = np.arange(len(tree.lengths))
+    last = tree.lengths - 1
     ends = (tree.states[rows, last], tree.tokens[rows, last])
-    q[ends], weight[ends] = worth / tree.lengths, 1 / tree.lengths
+    q[ends] = worth / tree.lengths
+    weight[ends] = 1 / tree.lengths
     for t in reversed(range(mdp.horizon)):
         level = np.unique(tree.states[tree.real[:, t], t])
         policy[level] = _k3_response(q[level], beta * weight[level], ref_logprobs[level])
         if t:
-            pi, parents = np.exp(policy[level]), ((level - 1) // vocab, (level - 1) % vocab)
-            q[parents], weight[parents] = (pi * q[level]).sum(1), (pi * weight[level]).sum(1)
+            pi = np.exp(policy[level])
+            parents = ((level - 1) // vocab, (level - 1) % vocab)
+            q[parents] = (pi * q[level]).sum(1)
+            weight[parents] = (pi * weight[level]).sum(1)
     return policy

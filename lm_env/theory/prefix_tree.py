@@ -78,7 +78,8 @@ class TableLM(torch.nn.Module):
         self, vocab_size: int, horizon: int, logits: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        self.vocab_size, self.horizon = vocab_size, horizon
+        self.vocab_size = vocab_size
+        self.horizon = horizon
         self.hidden_size = count_states(vocab_size, horizon)
         shape = (self.hidden_size, vocab_size)
         if logits is not None and tuple(logits.shape) != shape:
@@ -177,7 +178,8 @@ def count_states(vocab_size: int, horizon: int) -> int:
 
 def enumerate_trajectories(vocab_size: int, horizon: int, eos_id: int) -> Trajectories:
     """Every response that ends at its first EOS or at `horizon` tokens."""
-    finished, lengths = [], []
+    finished = []
+    lengths = []
     prefixes = np.zeros((1, 0), dtype=np.int64)
     for length in range(1, horizon + 1):
         next_tokens = np.tile(np.arange(vocab_size), len(prefixes))
@@ -186,7 +188,8 @@ def enumerate_trajectories(vocab_size: int, horizon: int, eos_id: int) -> Trajec
         finished.append(np.pad(grown[done], ((0, 0), (0, horizon - length)), constant_values=eos_id))
         lengths.append(np.full(done.sum(), length))
         prefixes = grown[~done]
-    tokens, length_of = np.concatenate(finished), np.concatenate(lengths)
+    tokens = np.concatenate(finished)
+    length_of = np.concatenate(lengths)
     states = np.zeros_like(tokens)
     for t in range(1, horizon):
         states[:, t] = states[:, t - 1] * vocab_size + tokens[:, t - 1] + 1

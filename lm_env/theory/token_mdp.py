@@ -31,6 +31,7 @@ from lm_env.theory.prefix_tree import (
     logsumexp,
     read_only,
 )
+from lm_env.theory.results import Evaluation, Optimum
 from lm_env.validation import check_number
 
 __all__ = ["Evaluation", "Optimum", "TableLM", "TokenMDP", "VocabTokenizer"]
@@ -39,40 +40,6 @@ _LOGITS_PER_BATCH = 1 << 22  # 32 MB of float64
 
 Policy: TypeAlias = np.ndarray | torch.Tensor | Callable[..., Any]
 """Logits (S, V), or a causal LM: `policy(input_ids=(B, L)).logits` (B, L, V)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Optimum:
-    """pi* = pi_ref exp(score / beta) / Z, which maximizes J = E[score] - beta KL(pi || pi_ref).
-
-    R is E[score], KL in nats per episode; Z is inf where it passes float64, and J stays exact.
-    `distribution` (N,) is over trajectories, `first_token` (V,), `value` (S,) the soft values
-    V(s) = beta log sum_a pi_ref(a|s) exp(Q(s, a) / beta), `policy_logits` (S, V) log pi*.  States past
-    EOS have value 0 and the reference's row.
-    """
-
-    Z: float
-    J: float
-    R: float
-    KL: float
-    p_eos: float
-    distribution: np.ndarray
-    first_token: np.ndarray
-    value: np.ndarray
-    policy_logits: np.ndarray
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A policy's exact J, its gap J* - J = beta KL(pi || pi*), R, KL, the total variation of its
-    trajectories from the optimum's, and P(EOS)."""
-
-    J: float
-    gap: float
-    R: float
-    KL: float
-    tv: float
-    p_eos: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +214,8 @@ class TokenMDP:
             ConfigurationError: beta is not a positive finite number.
         """
         check_number("beta", beta, low=0.0, above=True)
-        e, ref = self.enumeration, self.reference_logits
+        e = self.enumeration
+        ref = self.reference_logits
         step = np.where(e.real, ref[e.states, e.tokens], 0.0)
         weights = (step + self.step_scores() / beta)[:, ::-1].cumsum(axis=1)[:, ::-1]  # the token at t and all after it
         soft_q = np.full(ref.shape, -np.inf)  # Q / beta + log pi_ref
@@ -272,14 +240,17 @@ class TokenMDP:
 
     def evaluate_trajectories(self, logprobs: np.ndarray, beta: float) -> Evaluation:
         """The same of logprobs (N,) of the trajectories."""
-        best, pi = self.optimum(beta), np.exp(logprobs)
-        score, kl = float(pi @ self.scores()), self._kl(logprobs)
+        best = self.optimum(beta)
+        pi = np.exp(logprobs)
+        score = float(pi @ self.scores())
+        kl = self._kl(logprobs)
         objective = score - beta * kl
         tv = float(np.abs(pi - best.distribution).sum() / 2)
         return Evaluation(objective, best.J - objective, score, kl, tv, float(pi @ self.ended()))
 
     def _optimum(self, beta: float, logprobs: np.ndarray, value: np.ndarray, policy: np.ndarray) -> Optimum:
-        pi, first = np.exp(logprobs), self.enumeration.tokens[:, 0]
+        pi = np.exp(logprobs)
+        first = self.enumeration.tokens[:, 0]
         with np.errstate(over="ignore"):
             z = float(np.exp(value[0] / beta))
         return Optimum(
@@ -296,7 +267,8 @@ class TokenMDP:
 
     def _kl(self, logprobs: np.ndarray) -> float:
         """KL(pi || pi_ref) over trajectories, 0 log 0 = 0."""
-        pi, ref_logprobs = np.exp(logprobs), self.trajectory_logprobs(self.reference_logits)
+        pi = np.exp(logprobs)
+        ref_logprobs = self.trajectory_logprobs(self.reference_logits)
         taken = pi != 0
         return float((pi[taken] * (logprobs[taken] - ref_logprobs[taken])).sum())
 
