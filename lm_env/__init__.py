@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lm_env.envs.vector_env import TextGenerationVectorEnv
     from lm_env.models.loading import load_model, load_tokenizer
     from lm_env.objective.kl import AdaptiveKL, FixedKL
+    from lm_env.objective.rewards import Causal
+    from lm_env.objective.scores import Span
     from lm_env.objective.task import Task
     from lm_env.theory.check_agent import check_agent
     from lm_env.theory.token_mdp import TokenMDP
@@ -30,9 +32,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdaptiveKL": "objective",
+    "Causal": "objective",
     "Episodes": "data",
     "FixedKL": "objective",
     "ScoredEpisodes": "data",
+    "Span": "objective",
     "Task": "objective",
     "TextGenerationEnv": "envs",
     "TextGenerationVectorEnv": "envs",
@@ -45,9 +49,11 @@ _HOMES = {
 
 __all__ = [
     "AdaptiveKL",
+    "Causal",
     "Episodes",
     "FixedKL",
     "ScoredEpisodes",
+    "Span",
     "Task",
     "TextGenerationEnv",
     "TextGenerationVectorEnv",

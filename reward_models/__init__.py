@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reward_models.preferences.train import TrainingReport, train_reward_model
     from reward_models.rules import ExactMatch, Keyword, Length, Regex
     from reward_models.sentiment import LexiconSentiment
+    from reward_models.spans import KeywordSpans
 
 __all__ = [
     "Affine",
@@ -26,6 +27,7 @@ __all__ = [
     "Comparison",
     "ExactMatch",
     "Keyword",
+    "KeywordSpans",
     "Length",
     "LexiconSentiment",
     "Regex",
@@ -48,6 +50,7 @@ _MODULE_OF = {
     **dict.fromkeys(["TrainingReport", "train_reward_model"], "preferences.train"),
     **dict.fromkeys(["Comparison", "label_comparisons"], "preferences.records"),
     "pairwise_loss": "preferences.losses",
+    "KeywordSpans": "spans",
     "LexiconSentiment": "sentiment",
     "SequenceClassifierReward": "classifier",
 }

@@ -6,7 +6,7 @@ What an agent maximizes is E[reward] - beta KL, so a change of the reward change
   instead, which counts in the new units: scale it along);
 - multiplying by `gain` makes beta count as beta / gain against the raw score (`effective_beta`), so
   normalizing by a standard deviation s makes it beta x s;
-- clipping keeps beta but has another optimum: pi_ref exp(clipped / beta) / Z.  Among the texts beyond a
+- clipping keeps beta (see `Clipped`) but has another optimum: pi_ref exp(clipped / beta) / Z.  Among the texts beyond a
   bound nothing is left to gain, so they keep the proportions that they have under the reference.
 
 The statistics are those of fixed samples.  Running ones move the objective while it is being maximized:
@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from lm_env.objective.rewards import RewardFunction, name_of, score_responses
+from lm_env.objective.rewards import RewardFunction, is_causal, judge_responses, name_of, score_responses
+from lm_env.objective.scores import Scores
 from lm_env.validation import check_number
 
 __all__ = ["Affine", "Clipped", "WeightedSum", "effective_beta", "normalize"]
@@ -37,6 +38,9 @@ class WeightedSum:
 
     Each part gets those columns that its signature names, and a part that raises or returns anything
     else than finite numbers is named in the error.
+
+    Each part is paid where it is paid alone: numbers per token and spans of causal parts at their tokens,
+    everything else at the end of the text (`lm_env.objective.RewardFunction`).
 
     Attributes:
         last_parts: the unweighted scores of the last call, float64 (B,) by name; empty before it.
@@ -62,20 +66,29 @@ class WeightedSum:
         self.rewards = dict(zip(_distinct([name_of(reward) for reward in rewards]), rewards, strict=True))
         self.last_parts: dict[str, np.ndarray] = {}
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
-        """-> float64 (B,)."""
-        self.last_parts = self.parts(prompts, responses, **columns)
-        scores = np.zeros(len(responses))
-        for weight, part in zip(self.weights, self.last_parts.values(), strict=True):
-            scores += weight * part
-        return scores
+    @property
+    def causal(self) -> bool:
+        """Whether any part is: then the sum is asked about texts under way, and the other parts are not."""
+        return any(is_causal(part) for part in self.rewards.values())
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
+        """-> float64 (B,), or `Scores` where a part scores tokens."""
+        finished = _finished(self, columns)
+        parts = {
+            name: judge_responses(part, prompts, responses, columns, finished) for name, part in self.rewards.items()
+        }
+        self.last_parts = {name: part.totals() for name, part in parts.items()}
+        total = Scores(np.zeros(len(responses)))
+        for weight, part in zip(self.weights, parts.values(), strict=True):
+            total = total.plus(part.scaled(weight))
+        return total.simplest()
 
     def parts(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> dict[str, np.ndarray]:
         """The unweighted scores of each part, float64 (B,), by the part's name ("Length", "Length_2").
 
         Raises:
             RewardError: a part raised.
-            RewardValueError: a part returned something else than one finite number per response.
+            RewardValueError: a part returned something else than finite numbers for each response.
         """
         return {name: score_responses(part, prompts, responses, columns) for name, part in self.rewards.items()}
 
@@ -83,6 +96,8 @@ class WeightedSum:
 @dataclass(frozen=True)
 class Affine:
     """gain * reward + bias; the ranking of the responses stays the same, beta counts as beta / gain.
+
+    Where the reward scores tokens, each number is multiplied, and the bias is paid once, at the end of the text.
 
     Raises:
         ConfigurationError: the gain is not positive, either is not finite, or the reward cannot be called.
@@ -97,9 +112,15 @@ class Affine:
         check_number("the gain of Affine", self.gain, low=0.0, above=True)
         check_number("the bias of Affine", self.bias)
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
-        """-> float64 (B,)."""
-        return self.gain * score_responses(self.reward, prompts, responses, columns) + self.bias
+    @property
+    def causal(self) -> bool:
+        """As the reward inside."""
+        return is_causal(self.reward)
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
+        """-> float64 (B,), or `Scores` where the reward scores tokens."""
+        raw = judge_responses(self.reward, prompts, responses, columns, _finished(self, columns))
+        return raw.scaled(self.gain).plus(Scores(np.full(len(responses), self.bias))).simplest()
 
 
 def normalize(reward: RewardFunction, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> Affine:
@@ -130,9 +151,12 @@ class Clipped:
     Texts beyond a bound are worth the same, so a judge's outliers are not chased.  trlX clips at -10 and
     10, DeepSpeed-Chat at -5 and 5, of scores of about unit spread: normalize first.
 
+    What is clipped is the score of a whole text, which has no place among scores of tokens: a reward that
+    is paid token by token is refused; clip its numbers inside it, or clip another part of a `WeightedSum`.
+
     Raises:
-        ConfigurationError: `low` is not below `high`, one of them is no number, or the reward cannot be
-            called.
+        ConfigurationError: `low` is not below `high`, one of them is no number, the reward cannot be called,
+            or it is causal.
     """
 
     reward: RewardFunction
@@ -144,10 +168,21 @@ class Clipped:
         numbers = all(isinstance(x, int | float | np.number) and not isinstance(x, bool) for x in (self.low, self.high))
         if not numbers or not self.low < self.high:
             raise ConfigurationError(f"Clipped needs numbers low < high, not {self.low!r} and {self.high!r}")
+        if is_causal(self.reward):
+            raise ConfigurationError(
+                f"{name_of(self.reward)} scores tokens as they come, and only the score of a whole text can be clipped:"
+                " clip its numbers inside it"
+            )
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
         """-> float64 (B,); a score that is NaN or infinite is an error, not a bound."""
         return np.clip(score_responses(self.reward, prompts, responses, columns), self.low, self.high)
+
+
+def _finished(reward: WeightedSum | Affine, columns: dict[str, Any]) -> np.ndarray | None:
+    """Which texts are finished, taken out of the columns where a causal reward was told so; None: all are."""
+    told = columns.pop("response_finished", None) if reward.causal else None
+    return None if told is None else np.array(told, dtype=bool)
 
 
 def effective_beta(reward: RewardFunction, beta: float) -> float:

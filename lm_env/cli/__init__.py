@@ -144,7 +144,7 @@ def check_agent_command(
             " 'file.py:function' or 'package.module:function' that takes train(env, seed)."
         ),
     ],
-    mdp: Annotated[str, typer.Option(help="'t0' or 'random:SEED'.")] = "t0",
+    mdp: Annotated[str, typer.Option(help="'t0', 'random:SEED', or 'dense:SEED' (a score per token).")] = "t0",
     beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.5,
     seeds: Annotated[int, typer.Option(help="Trainings to average over.", min=1)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -1,7 +1,7 @@
 """Whole episodes as arrays: what a rollout yields and what `env.score` judges.
 
-Shapes: B episodes, P prompt, T response, L = P + T.  Right-padded; what is real is told by the
-lengths, never by a pad id, so pad == eos is no special case.
+Shapes: B episodes, P prompt, T response, L = P + T.  Right-padded; the lengths say what is real,
+never a pad id, so pad == eos is no special case.
 """
 
 from __future__ import annotations
@@ -89,15 +89,19 @@ class ScoredEpisodes:
     """What the environment says of B episodes, per token."""
 
     rewards: np.ndarray
-    """float64 (B, T): -beta (logprobs - ref_logprobs), plus the score at the last token; 0 in the padding."""
+    """float64 (B, T): token_scores - beta (logprobs - ref_logprobs); 0 in the padding."""
     scores: np.ndarray
-    """float64 (B,): the paid score (a missing EOS may have replaced it)."""
+    """float64 (B,): the score paid for the whole text, the sum of its token_scores (a missing EOS may have
+    replaced it)."""
     logprobs: np.ndarray
     """float64 (B, T), nats."""
     ref_logprobs: np.ndarray
     """float64 (B, T), nats."""
     ended: np.ndarray
     """bool (B,): an EOS or a stop string ended the episode, not the length cap."""
+    token_scores: np.ndarray
+    """float64 (B, T): the score paid at each token, all of it at the last one unless the reward function scores
+    tokens; 0 in the padding."""
 
     @property
     def kl(self) -> np.ndarray:

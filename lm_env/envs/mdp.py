@@ -1,7 +1,8 @@
 """TextMDP: the batched core.  n slots; here, and nowhere else, an episode is reset, stepped and ended.
 
 State: the text of each slot.  Action: its next token.  Reward of a step: -beta (log pi - log pi_ref)
-of the token just taken, plus the score when the text ends.  A step either happens whole or, when
+of the token just taken, plus what that token is paid: the score when the text ends, or its own score
+where the reward function scores tokens.  A step either happens whole or, when
 anything about it is wrong, not at all.
 
 `terminated`: an EOS, a stop string, or the length cap, at which the score is paid as well; with
@@ -25,8 +26,8 @@ from lm_env.envs.state import SlotState, check_state, forked_generators, setting
 from lm_env.envs.untrained import UntrainedModelWarner
 from lm_env.errors import ConfigurationError, InvalidActionError, ResetNeeded
 from lm_env.generation.step_logprobs import StepLogprobs
-from lm_env.objective.rewards import compose_rewards
-from lm_env.objective.scoring import paid_scores
+from lm_env.objective.rewards import compose_rewards, is_causal
+from lm_env.objective.scoring import check_log_ratios, step_scores
 from lm_env.objective.task import Task
 from lm_env.validation import check_integer
 
@@ -67,6 +68,7 @@ class TextMDP:
         self.running = np.zeros(slots, dtype=bool)
         self.log_ratios = np.zeros((slots, task.max_new_tokens))
         self.step_rewards = np.zeros((slots, task.max_new_tokens))
+        self.token_scores = np.zeros((slots, task.max_new_tokens))
         self.scores = np.zeros(slots)
         self.behavior = Behavior(slots)
         self._rngs = [np.random.default_rng() for _ in range(slots)]
@@ -112,6 +114,7 @@ class TextMDP:
         self.prompts[slot] = prompt
         self.log_ratios[slot] = 0.0
         self.step_rewards[slot] = 0.0
+        self.token_scores[slot] = 0.0
         self.scores[slot] = 0.0
         self.running[slot] = True
 
@@ -143,18 +146,23 @@ class TextMDP:
         logprobs, source = self._logprobs(slots, tokens, allowed)
         with self.task.as_reference():
             ref_logprobs = self._reference.logprobs(slots, tokens, self.input_ids, self.lengths)
+        check_log_ratios(self.task, tokens, logprobs, ref_logprobs)
+        with np.errstate(invalid="ignore"):  # at beta 0 both may be -inf
+            log_ratios = logprobs - ref_logprobs
 
         ids, lengths = self.input_ids[slots], self.lengths[slots] + 1
         ids[np.arange(len(slots)), lengths - 1] = tokens
         ended, capped = self.task.ends(ids, self.prompt_lengths[slots], lengths)
         truncated = capped & self.task.cap_truncates
         terminated = ended | (capped & ~truncated)
-        scores = self._scores(slots, ids, ended, terminated)
-        rewards = compose_rewards(scores, logprobs, ref_logprobs, terminated, self.task.kl.beta)
+        token_scores, totals = self._scores(slots, ids, ended, terminated)
+        scores = np.where(terminated | truncated, totals, 0.0)
+        rewards = compose_rewards(token_scores, logprobs, ref_logprobs, self.task.kl.beta)
 
-        log_ratios, done = logprobs - ref_logprobs, terminated | truncated
+        done = terminated | truncated
         largest = np.maximum(np.abs(self.log_ratios[slots]).max(1), np.abs(log_ratios))
         self._untrained.note(largest, done & (source == LOGPROB_SOURCES.index("model")))
+        self.token_scores[slots, lengths - 1 - self.prompt_lengths[slots]] = token_scores
         self._commit(slots, tokens, rewards, log_ratios, scores, done)
         info = {
             "score": scores,
@@ -187,6 +195,7 @@ class TextMDP:
             prompt=prompt,
             response=response,
             rewards=self.step_rewards[slot, : len(response)].copy(),
+            token_scores=self.token_scores[slot, : len(response)].copy(),
             log_ratios=self.log_ratios[slot, : len(response)].copy(),
             score=float(self.scores[slot]),
             running=bool(self.running[slot]),
@@ -215,6 +224,7 @@ class TextMDP:
                 self.lengths[slot] = len(ids)
                 self.log_ratios[slot, :steps] = state.log_ratios
                 self.step_rewards[slot, :steps] = state.rewards
+                self.token_scores[slot, :steps] = state.token_scores
                 self.scores[slot] = state.score
                 self.running[slot] = state.running
                 self._rngs[slot].bit_generator.state = state.generator
@@ -306,15 +316,21 @@ class TextMDP:
     def _new_own(self) -> StepLogprobs:
         return StepLogprobs(self.task.model, self.slots, self.task.max_length, self.task.temperature)
 
-    def _scores(self, slots: np.ndarray, ids: np.ndarray, ended: np.ndarray, terminated: np.ndarray) -> np.ndarray:
-        scores = np.zeros(len(slots))
-        rows = np.flatnonzero(terminated)
+    def _scores(
+        self, slots: np.ndarray, ids: np.ndarray, ended: np.ndarray, terminated: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the new tokens are paid (k,), and the totals of their texts (k,); see `step_scores`."""
+        token_scores = np.zeros(len(slots))
+        totals = np.zeros(len(slots))
+        rows = np.arange(len(slots)) if is_causal(self.task.reward) else np.flatnonzero(terminated)
         if len(rows):
             prompts = [p for row in rows if (p := self.prompts[slots[row]]) is not None]
             ends = self.lengths[slots] + 1
             responses = [ids[row, self.prompt_lengths[slots[row]] : ends[row]].tolist() for row in rows]
-            scores[rows] = paid_scores(self.task, prompts, responses, ended[rows])
-        return scores
+            token_scores[rows], totals[rows] = step_scores(
+                self.task, prompts, responses, ended[rows], terminated[rows], self.token_scores[slots[rows]]
+            )
+        return token_scores, totals
 
     def _commit(
         self,

@@ -15,6 +15,7 @@ from typing import Literal
 from rich.color import ColorSystem
 from rich.style import Style
 
+from lm_env.data.pieces import tokens_from_ids
 from lm_env.data.tokenizing import Tokenizer
 from lm_env.envs.state import SlotState
 from lm_env.errors import ConfigurationError
@@ -116,34 +117,6 @@ def checked_render_mode(mode: str | None, values: str) -> str | None:
         check_choice("render_mode", mode, RENDER_MODES)
     check_choice("render_values", values, ("kl", "reward"))
     return mode
-
-
-def tokens_from_ids(tokenizer: Tokenizer | None, ids: Sequence[int]) -> list[str]:
-    """Split the decoded text of T ids into T pieces, one per token, special tokens included.
-
-    Joined, the pieces are exactly `tokenizer.decode(ids)`; a character that several tokens make up
-    belongs to the last of them, and the others are empty.  Where a tokenizer drops the space at the
-    start of a text, decode prompt and response together and slice.  The cost is T decodings.
-
-    Without a tokenizer the pieces are the ids, separated by spaces.
-    """
-    ids = [int(token) for token in ids]
-    if tokenizer is None:
-        return [f" {token}" if position else str(token) for position, token in enumerate(ids)]
-    text = tokenizer.decode(ids, skip_special_tokens=False)
-    pieces, start = [], 0
-    for count in range(1, len(ids) + 1):
-        # Only what a prefix already shares with the whole text is settled: a character cut in two
-        # decodes to a replacement mark, and some tokenizers clean up spaces in hindsight.
-        prefix = text if count == len(ids) else tokenizer.decode(ids[:count], skip_special_tokens=False)
-        end = max(start, _shared_length(prefix, text))
-        pieces.append(text[start:end])
-        start = end
-    return pieces
-
-
-def _shared_length(a: str, b: str) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _style(value: float, scale: float) -> Style:

@@ -29,6 +29,8 @@ class SlotState:
     """int64 (T,): the tokens taken so far."""
     rewards: np.ndarray
     """float64 (T,)."""
+    token_scores: np.ndarray
+    """float64 (T,): what each token was paid for itself, the KL penalty aside."""
     log_ratios: np.ndarray
     """float64 (T,): log pi - log pi_ref of each token, nats."""
     score: float
@@ -89,7 +91,7 @@ def check_state(state: Any, task: Task) -> None:
             )
     steps = len(state.response)
     fits = len(state.prompt.ids) <= task.max_prompt_tokens and steps <= task.max_new_tokens
-    if not fits or not steps == len(state.rewards) == len(state.log_ratios):
+    if not fits or not steps == len(state.rewards) == len(state.token_scores) == len(state.log_ratios):
         raise ConfigurationError("the state has been changed since save_state returned it: its lengths do not fit")
     if ((state.ids < 0) | (state.ids >= task.vocab_size)).any():
         raise ConfigurationError("the state has been changed since save_state returned it: it holds no token ids")

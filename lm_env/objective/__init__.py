@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from lm_env.objective.kl import AdaptiveKL, FixedKL, KLController, full_kl, k1, k2, k3
-from lm_env.objective.rewards import RewardFunction, compose_rewards, score_responses
+from lm_env.objective.rewards import Causal, RewardFunction, compose_rewards, judge_responses, score_responses
+from lm_env.objective.scores import Scores, Span
 from lm_env.objective.scoring import measure_kl, paid_scores, raw_scores, score_episodes
 from lm_env.objective.task import Task, TaskOptions
 
 __all__ = [
     "AdaptiveKL",
+    "Causal",
     "FixedKL",
     "KLController",
     "RewardFunction",
+    "Scores",
+    "Span",
     "Task",
     "TaskOptions",
     "compose_rewards",
     "full_kl",
+    "judge_responses",
     "k1",
     "k2",
     "k3",

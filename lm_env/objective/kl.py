@@ -53,7 +53,8 @@ def full_kl(logits: Tensor, ref_logits: Tensor, temperature: float = 1.0) -> Ten
     Returns:
         (...,) nats.  A token of probability 0 under the policy adds nothing.
     """
-    logprobs, ref = log_distribution(logits, temperature), log_distribution(ref_logits, temperature)
+    logprobs = log_distribution(logits, temperature)
+    ref = log_distribution(ref_logits, temperature)
     probs = logprobs.exp()
     return torch.where(probs > 0, probs * (logprobs - ref), 0.0).sum(-1)
 
@@ -65,7 +66,7 @@ class KLController(Protocol):
     beta: float
 
     def update(self, kl: float, episodes: int) -> None:
-        """Told the mean KL per episode (nats, summed over its tokens) of `episodes` new episodes."""
+        """Adapt beta to the mean KL per episode (nats, summed over its tokens) of `episodes` new episodes."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

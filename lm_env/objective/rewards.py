@@ -1,39 +1,92 @@
 """The protocol of a reward function, and the one place where a reward is composed.
 
-Shapes: B episodes, T response tokens (padded).
+Shapes: B texts, T response tokens (padded).
 """
 
 from __future__ import annotations
 
 import inspect
-import math
-import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
-from typing import Any, Protocol, TypeVar
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from lm_env.errors import RewardError, RewardValueError
+from lm_env.errors import RewardError
+from lm_env.objective.scores import Scores, checked_scores, short_repr
 
-__all__ = ["RewardFunction", "compose_rewards", "final_scores", "score_responses"]
+__all__ = [
+    "Causal",
+    "RewardFunction",
+    "compose_rewards",
+    "final_scores",
+    "is_causal",
+    "judge_responses",
+    "name_of",
+    "score_responses",
+]
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 class RewardFunction(Protocol):
-    """A callable over a batch of finished episodes.
+    """A callable that scores a batch of texts; higher is better.
 
     `prompts` and `responses` are lists of B strings; the response has no EOS and ends before a stop
     string.  Every other argument is a keyword that the function may name or leave out:
     `prompt_ids`, `response_ids` (B lists of token ids, the EOS included), and each extra column of
-    the prompts (the answer of a problem, a reference summary), a list of B values.  Returns B
-    finite numbers (a list, an array, a tensor), higher is better.
+    the prompts (the answer of a problem, a reference summary), a list of B values.
+
+    It returns a list, an array or a tensor with one entry per text, and each entry is
+
+    - a finite number: the score of the whole text, paid at its last token; or
+    - an array, tensor or list of T_i finite numbers, one per response token, the EOS included; or
+    - a list of `Span`s (or an empty list): scores of characters, each paid at the last token that has one
+      of them.
+
+    The score of a text is the sum of its entry.  A flat list of B numbers is always one number per text: for
+    B = 1, the numbers of the text's tokens are `[array]`.  A padded array of two dimensions is refused.
+
+    WHEN the scores of tokens are paid.  The reward of a step may depend on the text up to that step alone, else
+    an agent that credits a token with what follows it maximizes something else than E[score] - beta KL.
+    So a function whose score of each token depends on the text up to that token says so: it has an attribute
+    `causal = True`, or is wrapped in `Causal`.  Then each token is paid at once, stepwise and episode-wise alike.
+    Without it all scores of a text are paid together at its last token, and a warning says so unless
+    the function has `causal = False`.  Either way the score of a text, and so the optimum, is the same.
+
+    A causal function is asked by the stepwise environment at every step, with the text so far, and only the
+    last token's score is new; where an earlier one differs from what was paid, it is refused.  It
+    is given one keyword more: `response_finished`, B bools, False for a text that is still being written or
+    that the length cap has cut (`cap_truncates`).  What belongs to the end of a text, such as one number for all of it,
+    is paid to finished texts only.  The text so far holds no half characters and no beginning of a stop string.
     """
 
     def __call__(
         self, prompts: list[str], responses: list[str], **columns: Any
-    ) -> Sequence[float] | np.ndarray | torch.Tensor: ...
+    ) -> Sequence[Any] | np.ndarray | torch.Tensor | Scores: ...
+
+
+@dataclass(frozen=True)
+class Causal:
+    """The same reward function, declared to score each token by the text up to it alone; see `RewardFunction`."""
+
+    reward: RewardFunction | Callable[..., Any]
+    causal: ClassVar[bool] = True
+
+    @property
+    def __name__(self) -> str:
+        return name_of(self.reward)
+
+    def __call__(self, prompts: list[str], responses: list[str], **columns: Any) -> Any:
+        """What the reward function returns, given the columns that it takes."""
+        return self.reward(prompts=prompts, responses=responses, **_accepted(self.reward, columns))
+
+
+def is_causal(reward: object) -> bool:
+    """Whether the function declares that each token's score depends on the text up to that token alone."""
+    return bool(getattr(reward, "causal", False))
 
 
 def score_responses(
@@ -42,16 +95,66 @@ def score_responses(
     responses: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
 ) -> np.ndarray:
-    """Call a reward function and check what comes back.
+    """The score of each finished text, the sum over its tokens where there is more than one number.
 
     Returns:
-        float64 (B,): one finite score per response.
+        float64 (B,), finite.
 
     Raises:
         RewardError: the function raised (chained).
         RewardValueError: a score is missing, not a number, NaN or infinite; the message shows the
             sample.
     """
+    return judge_responses(reward, prompts, responses, columns, warn=False).totals()
+
+
+def judge_responses(
+    reward: Callable[..., Any],
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    finished: np.ndarray | None = None,
+    *,
+    warn: bool = True,
+) -> Scores:
+    """Call a reward function, check what comes back, and place it where it is paid.
+
+    Args:
+        finished: bool (B,); default: all.  About texts under way only a causal function is asked; the
+            others pay them nothing.
+        warn: say so where scores of tokens are paid at the end because nothing is declared.
+
+    Raises:
+        RewardError, RewardValueError: see `score_responses`.
+    """
+    done = np.ones(len(responses), dtype=bool) if finished is None else finished
+    if is_causal(reward):
+        scores = _asked(reward, prompts, responses, {**columns, "response_finished": done.tolist()})
+        return replace(scores, at_end=np.where(done, scores.at_end, 0.0))
+    rows = np.flatnonzero(done).tolist()
+    at_end = np.zeros(len(responses))
+    if not len(rows) and len(responses):
+        return Scores(at_end)
+    chosen = {name: [values[i] for i in rows] for name, values in columns.items()}
+    scores = _asked(reward, [prompts[i] for i in rows], [responses[i] for i in rows], chosen)
+    if warn and scores.per_token and not hasattr(reward, "causal"):
+        warnings.warn(
+            f"reward function {name_of(reward)} scores tokens and does not say when each score is known, so a text's"
+            " scores are paid together at its end.  If each depends on the text up to its token alone, wrap the"
+            " function, lm_env.Causal(f), and each token is paid at once; else set f.causal = False.",
+            stacklevel=2,
+        )
+    at_end[rows] = scores.totals()
+    return Scores(at_end)
+
+
+def _asked(
+    reward: Callable[..., Any],
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+) -> Scores:
+    """What the function returned, checked."""
     name = name_of(reward)
     try:
         raw = reward(prompts=list(prompts), responses=list(responses), **_accepted(reward, columns))
@@ -60,61 +163,43 @@ def score_responses(
     except Exception as error:
         raise RewardError(
             f"reward function {name} raised {type(error).__name__}: {error} (batch of {len(responses)}, "
-            f"first response {_short(responses[0]) if responses else None})"
+            f"first response {short_repr(responses[0]) if responses else None})"
         ) from error
-    # A set has a length too, but no order in which its scores belong to the samples.
-    flat = isinstance(raw, Sized) and isinstance(raw, Iterable) and getattr(raw, "ndim", 1) == 1
-    if not flat or isinstance(raw, str | bytes | Mapping | Set):
-        raise RewardValueError(
-            f"reward function {name} returned {_short(raw)}: return a flat list of {len(responses)} numbers"
-        )
-    if len(raw) != len(responses):
-        raise RewardValueError(
-            f"reward function {name} returned {len(raw)} scores for {len(responses)} responses: one each is needed"
-        )
-    scores = np.empty(len(raw), dtype=np.float64)
-    for i, value in enumerate(raw.tolist() if isinstance(raw, torch.Tensor) else raw):
-        score = _number(value)
-        if not math.isfinite(score):
-            raise RewardValueError(
-                f"reward function {name} gave {_short(value)} ({type(value).__name__}) for sample {i} "
-                f"(prompt {_short(prompts[i])}, response {_short(responses[i])}): each score must be a finite number"
-            )
-        scores[i] = score
-    return scores
+    ids = columns.get("response_ids")
+    return checked_scores(name, raw, prompts, responses, None if ids is None else [len(row) for row in ids])
 
 
-def final_scores(scores: Array, ended: Array, missing_eos_score: float | None) -> Array:
-    """The score that is paid: an episode that never ended by itself has its score REPLACED.
+def final_scores(token_scores: Array, last: Array, ended: Array, missing_eos_score: float | None) -> Array:
+    """What is paid at each token: where a text never ended by itself, its whole score is REPLACED.
 
+    The last token takes back what the earlier ones were paid, so that the sum is `missing_eos_score`.
     Source: Ziegler et al. 2019 (arXiv:1909.08593), section 3.1.2, penalty -1; None switches it off.
 
     Args:
-        scores: (B,) reward-model scores.
-        ended: (B,) bool, whether an EOS or a stop string ended the episode.
+        token_scores: (B, T), what the reward function gives each token.
+        last: (B, T) bool, True at the last token of each text.
+        ended: (B,) bool, whether an EOS or a stop string ended the text.
     """
     if missing_eos_score is None:
-        return scores
-    where: Callable[..., Any] = torch.where if isinstance(scores, torch.Tensor) else np.where
-    return where(ended, scores, missing_eos_score)
+        return token_scores
+    where: Callable[..., Any] = torch.where if isinstance(token_scores, torch.Tensor) else np.where
+    earlier = where(last, 0.0, token_scores).sum(-1)
+    return where(last & ~ended[:, None], missing_eos_score - earlier[:, None], token_scores)
 
 
-def compose_rewards(scores: Array, logprobs: Array, ref_logprobs: Array, last: Array, beta: float) -> Array:
-    """r_t = -beta (log pi(a_t|s_t) - log pi_ref(a_t|s_t)) + [t is the last token] score.
+def compose_rewards(token_scores: Array, logprobs: Array, ref_logprobs: Array, beta: float) -> Array:
+    """r_t = -beta (log pi(a_t|s_t) - log pi_ref(a_t|s_t)) + the score that is paid at token t.
 
     The k1 estimator in the reward gives the exact gradient of E[score] - beta KL(pi || pi_ref)
-    (Ziegler et al. 2019, equation 2).  Used for a step (shapes (n,)) and for whole episodes
-    (scores (B, 1) against (B, T)).
+    (Ziegler et al. 2019, equation 2).  All arrays have one shape: (k,) for a step, (B, T) for whole episodes.
 
     Args:
-        scores: the paid score, broadcast against `last`; read only where `last` is True.
         logprobs, ref_logprobs: logprobs of the tokens taken, nats, under the policy sampled from and
-            under the reference.
-        last: bool, True where the score is paid.
+            under the reference.  At beta 0 they are not read, so a reference of -inf costs nothing.
     """
-    penalty = beta * (ref_logprobs - logprobs)  # this way round, no KL is +0.0
-    where: Callable[..., Any] = torch.where if isinstance(penalty, torch.Tensor) else np.where
-    return where(last, penalty + scores, penalty)
+    if beta == 0:
+        return token_scores + 0.0
+    return beta * (ref_logprobs - logprobs) + token_scores  # this way round, no KL is +0.0
 
 
 def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
@@ -128,26 +213,6 @@ def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]
     return {k: v for k, v in columns.items() if k in {p.name for p in parameters}}
 
 
-def _number(value: object) -> float:
-    """The value as a float; NaN for what is not a real number, or too large for a float."""
-    if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_ | np.timedelta64):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan
-
-
 def name_of(function: object) -> str:
     """How errors and logs call a reward function."""
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _short(value: object, limit: int = 80) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # an error message must not fail on what it reports
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,37 +1,61 @@
-"""What finished texts are worth: the scores that are paid, and the per-token rewards of whole episodes.
+"""What texts are paid: their scores token by token, and the per-token rewards of whole episodes.
 
 The stepwise environment and the episode-wise way both pay what `paid_scores` says, and both compose
 their rewards with `compose_rewards`, so that the same tokens get the same rewards either way.
 
-Shapes: B episodes, T response tokens, V vocabulary.
+Shapes: B texts, T response tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
 from lm_env.data.episodes import Episodes, ScoredEpisodes
+from lm_env.data.pieces import piece_ends
 from lm_env.data.prompts import Prompt
+from lm_env.errors import ConfigurationError, RewardValueError
 from lm_env.models.inputs import length_batches
 from lm_env.models.inspection import evaluating
 from lm_env.models.logprobs import response_logprobs, response_outputs, token_logprobs
+from lm_env.objective.episode_checks import check_episodes
 from lm_env.objective.kl import full_kl, k1, k2, k3
-from lm_env.objective.rewards import compose_rewards, final_scores, score_responses
+from lm_env.objective.rewards import compose_rewards, final_scores, judge_responses, name_of, score_responses
+from lm_env.objective.scores import short_repr
 from lm_env.objective.task import Task
 
-__all__ = ["measure_kl", "paid_scores", "raw_scores", "score_episodes"]
+__all__ = [
+    "PaidScores",
+    "check_log_ratios",
+    "measure_kl",
+    "paid_scores",
+    "raw_scores",
+    "score_episodes",
+    "step_scores",
+]
 
 LOGITS_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class PaidScores:
+    """What B texts are paid for their content; the KL penalty is another matter."""
+
+    tokens: np.ndarray
+    """float64 (B, T): at each token; 0 in the padding."""
+    totals: np.ndarray
+    """float64 (B,): for each text."""
 
 
 def raw_scores(
     reward: Callable[..., Any], task: Task, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """What a reward function gives to responses of a task, float64 (B,).
+    """What a reward function gives to finished responses of a task, float64 (B,).
 
     Args:
         reward: any reward function; the task's own, or another one that judges the same texts.
@@ -40,27 +64,76 @@ def raw_scores(
     Raises:
         RewardError, RewardValueError: see `score_responses`.
     """
-    columns: dict[str, list[Any]] = {
-        name: [prompt.columns.get(name) for prompt in prompts] for name in task.prompts.columns
-    }
-    columns["prompt_ids"] = [prompt.ids.tolist() for prompt in prompts]
-    columns["response_ids"] = [list(response) for response in responses]
     texts = [task.text_of(response) for response in responses]
-    return score_responses(reward, [prompt.text for prompt in prompts], texts, columns)
+    return score_responses(reward, [prompt.text for prompt in prompts], texts, _columns(task, prompts, responses))
 
 
 def paid_scores(
-    task: Task, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], ended: np.ndarray
-) -> np.ndarray:
-    """The scores that are paid, float64 (B,): the reward function's, unless a missing EOS replaces it.
+    task: Task,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[int]],
+    ended: np.ndarray,
+    finished: np.ndarray | None = None,
+) -> PaidScores:
+    """What is paid: the reward function's scores, unless a missing EOS replaces them.
 
     Args:
+        responses: the token ids of each response, its EOS included; at least one.
         ended: bool (B,), whether an EOS or a stop string ended the text.
+        finished: bool (B,), default all: the others are under way, or cut by a cap that truncates, and are
+            paid for their tokens but not for their end.
 
     Raises:
         RewardError, RewardValueError: see `score_responses`.
     """
-    return final_scores(raw_scores(task.reward, task, prompts, responses), ended, task.missing_eos_score)
+    finished = np.ones(len(responses), dtype=bool) if finished is None else finished
+    texts = [
+        task.text_of(ids) if done else task.text_so_far(ids) for ids, done in zip(responses, finished, strict=True)
+    ]
+    columns = _columns(task, prompts, responses)
+    scores = judge_responses(task.reward, [prompt.text for prompt in prompts], texts, columns, finished)
+    lengths = [len(ids) for ids in responses]
+    tokens = scores.on_tokens(lengths, lambda row: piece_ends(texts[row], responses[row], task.text_so_far))
+    last = np.arange(tokens.shape[1]) == np.array(lengths, dtype=np.int64)[:, None] - 1
+    replaced = finished & ~ended
+    tokens = final_scores(tokens, last, ~replaced, task.missing_eos_score)
+    totals = scores.totals()
+    if task.missing_eos_score is not None:
+        totals[replaced] = task.missing_eos_score
+    return PaidScores(tokens, totals)
+
+
+def step_scores(
+    task: Task,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[int]],
+    ended: np.ndarray,
+    finished: np.ndarray,
+    paid: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the last token of each text is paid, float64 (B,), and the text's total so far, float64 (B,).
+
+    Args:
+        responses, ended, finished: as in `paid_scores`.
+        paid: float64 (B, max_new_tokens), what the tokens before were paid; 0 after them.
+
+    Raises:
+        RewardError, RewardValueError: see `score_responses`; or the score of an earlier token is now another
+            one than was paid, so that the reward function is not causal.
+    """
+    scores = paid_scores(task, prompts, responses, ended, finished)
+    width = scores.tokens.shape[1]
+    earlier = np.arange(width) < np.array([len(ids) for ids in responses])[:, None] - 1
+    differ = earlier & ~np.isclose(scores.tokens, paid[:, :width], rtol=1e-4, atol=1e-5)
+    if differ.any():
+        row, token = (int(i) for i in np.argwhere(differ)[0])
+        raise RewardValueError(
+            f"reward function {name_of(task.reward)} is not causal: in the response"
+            f" {short_repr(task.text_of(responses[row]))}, token {token} was worth {paid[row, token]:g} when it came"
+            f" and is worth {scores.tokens[row, token]:g} after {len(responses[row])} tokens; let each score depend on"
+            " the text up to its token alone, or set causal = False"
+        )
+    return scores.totals - paid.sum(1), scores.totals
 
 
 def score_episodes(task: Task, episodes: Episodes) -> ScoredEpisodes:
@@ -70,22 +143,43 @@ def score_episodes(task: Task, episodes: Episodes) -> ScoredEpisodes:
     reference and the model run once over each sequence, batched by length.
 
     Raises:
+        ConfigurationError: an episode that `step` cannot make, see `check_episodes`, or a token that the
+            reference never takes, see `check_log_ratios`.
         RewardError, RewardValueError: see `score_responses`.
     """
+    ended = check_episodes(task, episodes)
     mask = episodes.response_mask()
     responses = episodes.responses()
-    ended, _ = task.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
     with task.as_reference():
         ref_logprobs = response_logprobs(task.reference, episodes, task.temperature).astype(np.float64)
     given = episodes.logprobs
     if given is None:
         given = response_logprobs(task.model, episodes, task.temperature, task.allowed_in(episodes))
     logprobs = np.where(mask, given, 0.0).astype(np.float64)
-    paid = ended if task.cap_truncates else np.ones_like(ended)
-    scores = np.where(paid, paid_scores(task, episodes.prompts, responses, ended), 0.0)
-    last = (np.cumsum(mask, 1) == episodes.response_lengths[:, None]) & mask & paid[:, None]
-    rewards = compose_rewards(scores[:, None], logprobs, ref_logprobs, last, task.kl.beta)
-    return ScoredEpisodes(np.where(mask, rewards, 0.0), scores, logprobs, ref_logprobs, ended)
+    tokens = np.fromiter(chain.from_iterable(responses), dtype=np.int64)
+    check_log_ratios(task, tokens, logprobs[mask], ref_logprobs[mask])
+    finished = ended | (not task.cap_truncates)
+    paid = paid_scores(task, episodes.prompts, responses, ended, finished)
+    rewards = compose_rewards(paid.tokens, logprobs, ref_logprobs, task.kl.beta)
+    return ScoredEpisodes(rewards, paid.totals, logprobs, ref_logprobs, ended, paid.tokens)
+
+
+def check_log_ratios(task: Task, tokens: np.ndarray, logprobs: np.ndarray, ref_logprobs: np.ndarray) -> None:
+    """Refuse tokens (N,) whose KL penalty is not finite; at beta 0 there is none.
+
+    Raises:
+        ConfigurationError: the policy or the reference gives a token the probability 0.
+    """
+    if task.kl.beta == 0:
+        return
+    for whose, values in (("the reference", ref_logprobs), ("the policy", logprobs)):
+        bad = ~np.isfinite(values)
+        if bad.any():
+            raise ConfigurationError(
+                f"the logprob of token {int(tokens[bad][0])} under {whose} is {values[bad][0]}, so its KL penalty at"
+                f" beta {task.kl.beta:g} is not finite: keep the token from being taken, with action_mask, or set"
+                " beta to 0"
+            )
 
 
 def measure_kl(task: Task, episodes: Episodes) -> dict[str, float]:
@@ -106,3 +200,13 @@ def measure_kl(task: Task, episodes: Episodes) -> dict[str, float]:
                 totals[name] += float(estimator(logprobs, ref_logprobs).sum())
             totals["full"] += float(full_kl(outputs.logits, ref_logits, task.temperature).sum())
     return {name: value / len(episodes) for name, value in totals.items()}
+
+
+def _columns(task: Task, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
+    """What a reward function is given besides the texts."""
+    columns: dict[str, list[Any]] = {
+        name: [prompt.columns.get(name) for prompt in prompts] for name in task.prompts.columns
+    }
+    columns["prompt_ids"] = [prompt.ids.tolist() for prompt in prompts]
+    columns["response_ids"] = [list(response) for response in responses]
+    return columns

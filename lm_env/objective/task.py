@@ -1,9 +1,9 @@
-"""Task: what is to be written and how it is judged -- models, prompts, reward, and where a text ends.
+"""Task: what is to be written and how it is judged: models, prompts, reward, and where a text ends.
 
-Both gears of the environment share it: `TextMDP` steps through its texts token by token, and
-`Task.score` judges whole episodes at once.
+Stepwise and episode-wise ways share it: `TextMDP` goes through its texts token by token, and
+`score_episodes` judges whole episodes at once.
 
-Shapes: B episodes, T response tokens, V vocabulary.
+Shapes: B episodes, T response tokens, L all tokens of an episode, V vocabulary, N response tokens of all episodes.
 """
 
 from __future__ import annotations
@@ -159,15 +159,31 @@ class Task:
             return nullcontext()
         return adapter_off(self.adapter)
 
-    # -- where a text ends ----------------------------------------------------
+    # -- the text, and where it ends -------------------------------------------
     def text_of(self, response: Sequence[int]) -> str:
-        """The response as the reward sees it: no EOS, no special tokens, cut before a stop string."""
+        """The finished response as the reward sees it: no EOS, no special tokens, cut before a stop string."""
         ids = response[:-1] if len(response) and response[-1] in self.eos_token_ids else response
-        if self.tokenizer is None:
-            return " ".join(map(str, ids))
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        text = self._decoded(ids)
         cuts = [at for stop in self.stop_strings if (at := text.find(stop)) >= 0]
         return text[: min(cuts)] if cuts else text
+
+    def text_so_far(self, response: Sequence[int]) -> str:
+        """The part of `text_of` that later tokens cannot change: no half character, no beginning of a stop string."""
+        text = self.text_of(response)
+        if self.tokenizer is None:
+            return text
+        text = text.rstrip("\ufffd")
+        beginnings = [n for stop in self.stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        return text[: len(text) - max(beginnings, default=0)]
+
+    def is_eos(self, tokens: np.ndarray) -> np.ndarray:
+        """bool, the shape of `tokens`: which of them end a text."""
+        return self._is_eos[tokens]
+
+    def holds_stop_string(self, response: Sequence[int] | np.ndarray) -> bool:
+        """Whether one of the stop strings occurs in the response."""
+        text = self._decoded(response)
+        return any(stop in text for stop in self.stop_strings)
 
     def ends(
         self, input_ids: np.ndarray, prompt_lengths: np.ndarray, lengths: np.ndarray
@@ -180,14 +196,17 @@ class Task:
         Returns:
             (ended, capped), bool (B,): by an EOS or a stop string; by the length cap alone.
         """
-        ended = self._is_eos[input_ids[np.arange(len(lengths)), lengths - 1]]
+        ended = self.is_eos(input_ids[np.arange(len(lengths)), lengths - 1])
         if self.stop_strings:
             for row in np.flatnonzero(~ended):
-                text = str(
-                    self.tokenizer.decode(input_ids[row, prompt_lengths[row] : lengths[row]], skip_special_tokens=True)
-                )
-                ended[row] = any(stop in text for stop in self.stop_strings)
+                ended[row] = self.holds_stop_string(input_ids[row, prompt_lengths[row] : lengths[row]])
         return ended, (lengths - prompt_lengths >= self.max_new_tokens) & ~ended
+
+    def _decoded(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of some tokens, special tokens left out; without a tokenizer the ids themselves."""
+        if self.tokenizer is None:
+            return " ".join(map(str, ids))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def allowed_next(self, prompt: np.ndarray, response: np.ndarray) -> np.ndarray:
         """bool (V,): tokens that may follow; all of them without an `action_mask`."""

@@ -24,14 +24,15 @@ from lm_env.validation import check_integer, check_number
 __all__ = ["AgentCheck", "check_agent", "parse_mdp"]
 
 MAX_GAP = 5e-3
-"""Of J to the optimum, averaged over seeds, in units of the score's spread."""
+"""The largest gap of J to the optimum that passes, averaged over seeds, in units of the score's spread."""
 MAX_TV = 0.02
-"""Total variation between the text distributions, averaged over seeds."""
+"""The largest total variation between the text distributions that passes, averaged over seeds."""
 SCORE_STD = 0.55
-"""Of a random MDP's scores.  Well below 1, so that dividing by it shows: at 1 a rescaled reward is the reward."""
-RecognizED_TV = 0.1
-"""An agent this near to another objective's fixed point, and at most a third as far as from the optimum, has that
-one.  (An honest agent that was stopped early lies between the two, at half the way or more.)"""
+"""The standard deviation of a random MDP's scores.  It is well below 1, so that dividing by it shows: at 1 a
+rescaled reward would be the reward."""
+RECOGNIZED_TV = 0.1
+"""An agent this near to another objective's fixed point, and at most a third as far from it as from the optimum, has
+that objective.  (An honest agent that was stopped early lies between the two, at half the way or more.)"""
 UNTRAINED_TV = 1e-4
 """An agent this near to the reference has not learned at all."""
 
@@ -47,6 +48,7 @@ EXPLANATIONS = {
     "(GRPO), so beta is in truth beta x std: put k1 in the reward, and leave the std out",
     "k3_loss_rescaled_by_length": "GRPO in full: k3 as a per-token loss, the score divided by its standard deviation "
     "(so beta is in truth beta x std), and each response's loss divided by its own length",
+    "last_score_only": "of the scores per token only the last token's is maximized: sum the rewards of all tokens",
     "no_penalty": "the score of a missing EOS is forgotten",
     "reward_rescaled": "the reward is divided by its standard deviation or another number, so beta is in truth "
     "beta x std: leave the reward as it is (if KL is too small, training may have ended early, too)",
@@ -62,7 +64,7 @@ FAMILIES: tuple[tuple[Objective, str, tuple[float, ...]], ...] = (
     ("reward_rescaled", "scale", (0.9, 0.7, 0.5, 0.35, 0.2, 0.1)),
     ("reward_rescaled", "scale", (1.1, 1.4, 2.0, 3.0, 5.0, 10.0)),
 )
-"""The objectives with a number of their own, and where it is sought: from a slip worth a name to a gross one."""
+"""The objectives with a number of their own, and the grid on which it is sought, from a small slip to a gross one."""
 
 Train = Callable[[Any, int], nn.Module | None]
 """`train(env, seed)`: trains `env.task.model` in place, or returns the policy's causal LM."""
@@ -105,7 +107,7 @@ def check_agent(
     Args:
         train: `train(env, seed)` gets a `TextGenerationEnv` over the MDP whose model is a table, and
             trains `env.task.model` (or returns another causal LM over the same tokens).
-        mdp: `"t0"`, `"random:SEED"`, or a `TokenMDP`.
+        mdp: `"t0"`, `"random:SEED"`, `"dense:SEED"` (the same, with a score at each token), or a `TokenMDP`.
         beta: weight of the KL penalty.
 
     Raises:
@@ -122,19 +124,22 @@ def check_agent(
     for seed in range(seeds):
         env = make_token_env(mdp, beta=beta)
         logprobs.append(_log_probs(mdp, train(env, seed), env.task.model))
-    best, results = mdp.optimum(beta), [mdp.evaluate_trajectories(row, beta) for row in logprobs]
+    best = mdp.optimum(beta)
+    results = [mdp.evaluate_trajectories(row, beta) for row in logprobs]
     mean = {field: float(np.mean([getattr(r, field) for r in results])) for field in ("J", "gap", "R", "KL", "tv")}
     spread = float(np.std(mdp.scores())) or 1.0
     objective = _recognize(mdp, beta, np.exp(logprobs).mean(0))
     near = mean["gap"] <= MAX_GAP * max(1.0, spread) and mean["tv"] <= MAX_TV
-    # Some slips move the optimum by less than an honest agent's noise: an agent at the very place of one has it.
+    # Some slips move the optimum by less than an honest agent's noise, so an agent that rests exactly at another
+    # objective's fixed point fails although it is near.
     passed = near and (objective == "unknown" or mean["tv"] <= MAX_TV / 2)
     objective = "gibbs" if passed else objective
     return AgentCheck(name, label, beta, seeds, J_star=best.J, passed=passed, objective=objective, **mean)
 
 
 def parse_mdp(text: str) -> TokenMDP:
-    """`t0`, or `random:SEED`: vocabulary 5 to 8, horizon 3 or 4, drawn from the seed.
+    """`t0`; `random:SEED`, vocabulary 5 to 8, horizon 3 or 4, drawn from the seed; or `dense:SEED`, the same MDP
+    with its scores paid token by token, which has the same optimum.
 
     The draw of `TokenMDP.random` with the reference's logits halved, so that no text that matters is too
     rare to be met, and the scores scaled to a standard deviation of `SCORE_STD` under it: the question is
@@ -143,19 +148,21 @@ def parse_mdp(text: str) -> TokenMDP:
     if text == "t0":
         return TokenMDP.t0()
     kind, _, seed = text.partition(":")
-    if kind != "random" or not seed.isdecimal():
-        raise ConfigurationError(f"mdp must be 't0' or 'random:SEED', not {text!r}")
+    if kind not in ("random", "dense") or not seed.isdecimal():
+        raise ConfigurationError(f"mdp must be 't0', 'random:SEED' or 'dense:SEED', not {text!r}")
     rng = np.random.default_rng(int(seed))
-    vocab, horizon = int(rng.integers(5, 9)), int(rng.integers(3, 5))
-    drawn = TokenMDP.random(int(seed), vocab_size=vocab, horizon=horizon)
+    vocab = int(rng.integers(5, 9))
+    horizon = int(rng.integers(3, 5))
+    drawn = TokenMDP.random(int(seed), vocab_size=vocab, horizon=horizon, dense=kind == "dense")
     flatter = replace(drawn, reference_logits=drawn.reference_logits / 2)
-    reference, scores = np.exp(flatter.trajectory_logprobs(flatter.reference_logits)), flatter.raw_scores()
+    reference = np.exp(flatter.trajectory_logprobs(flatter.reference_logits))
+    scores = flatter.raw_scores()
     scale = SCORE_STD / float(np.sqrt(reference @ (scores - reference @ scores) ** 2))
-    return replace(flatter, score=lambda ids: scale * drawn.score(ids))
+    return replace(flatter, score=lambda ids: (scale * np.asarray(drawn.score(ids))).tolist())
 
 
 def _log_probs(mdp: TokenMDP, returned: object, given: nn.Module) -> np.ndarray:
-    """logprob (N,) of each text under what a `train` has left: the model that it returned, else the given one."""
+    """logprob (N,) of each text under the trained policy: the model that `train` returned, else the given one."""
     policy = given if returned is None else returned
     if not isinstance(policy, nn.Module):
         raise ConfigurationError(
@@ -177,8 +184,10 @@ def _log_probs(mdp: TokenMDP, returned: object, given: nn.Module) -> np.ndarray:
 
 
 def _recognize(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> str:
-    """The objective whose fixed point is nearest in total variation to the policy (N,), the mean over seeds: that of a
-    loss which is noisy where it rests is nearer than the seeds are."""
+    """The objective whose fixed point is nearest in total variation to the policy (N,).
+
+    The policy is the mean over seeds: where a loss is noisy at its fixed point, the mean is nearer than each seed is.
+    """
 
     def distance(objective: Objective, **options: float) -> float:
         try:
@@ -193,10 +202,10 @@ def _recognize(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> str:
     found = [(distance(objective), objective) for objective in get_args(Objective) if objective not in sought]
     for objective, option, values in FAMILIES:
         found.append((_least(lambda x, o=objective, k=option: distance(o, **{k: x}), values), objective))  # type: ignore[misc]
-    # A beta that is a little off is no slip but training that stops early, which other slips look like too.
+    # A beta that is a little off means training that stopped early, and is not to be taken for a slip.
     found.append((_least(lambda x: distance("reward_rescaled", scale=x), (0.9, 0.95, 1.0, 1.05, 1.1)), "gibbs"))
     nearest, name = min(found)
-    clear = name != "gibbs" and nearest <= min(RecognizED_TV, distance("gibbs") / 3)
+    clear = name != "gibbs" and nearest <= min(RECOGNIZED_TV, distance("gibbs") / 3)
     return name if clear else "unknown"
 
 

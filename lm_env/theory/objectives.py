@@ -32,6 +32,7 @@ Objective = Literal[
     "k3_loss",
     "k3_loss_rescaled",
     "k3_loss_rescaled_by_length",
+    "last_score_only",
     "no_penalty",
     "reward_rescaled",
     "subtracted_penalty",
@@ -52,7 +53,7 @@ def fixed_point(
 
     - `gibbs`: k1 in the reward, gamma 1.  The optimum that is meant.
     - `gamma`: k1 in the reward, returns discounted from each token on, sum_u gamma^(u-t) r_u:
-      V(s) = beta log sum pi_ref exp(Q / beta), Q = gamma V(s').
+      V(s) = beta log sum pi_ref exp(Q / beta), Q = r + gamma V(s').
     - `k2_loss`: score alone in the return, beta (log pi - log pi_ref)^2 / 2 per token in the loss;
       each state answers its own KL but not the KL of what follows.
     - `k3_loss`: the same with pi_ref/pi - 1 - log(pi_ref/pi), as GRPO (without division by the std
@@ -64,19 +65,23 @@ def fixed_point(
     - `reward_rescaled`: k1 in the reward, score divided by `scale`, so that beta is in truth beta scale;
       by default by its standard deviation under the policy itself (a large batch), + 1e-4.  Followed from
       the reference's std; where no positive std is left standing the policy collapses on the best response.
+    - `last_score_only`: of scores per token only that of the last token is paid.
     - `subtracted_penalty`: `missing_eos_score` added to the score instead of replacing it.
     - `no_penalty`: `missing_eos_score` forgotten.
 
     Raises:
         ConfigurationError: an unknown objective, beta <= 0, gamma, entropy_coef or scale out of range, an MDP
-            without `missing_eos_score` for `subtracted_penalty`, or a std that never settles.
+            without `missing_eos_score` for `subtracted_penalty` or without scores per token for `last_score_only`,
+            or a std that never settles.
     """
     check_number("beta", beta, low=0.0, above=True)
     check_number("gamma", gamma, low=0.0, high=1.0)
     check_number("entropy_coef", entropy_coef, low=0.0)
     if scale is not None:
         check_number("scale", scale, low=0.0, above=True)
-    scores, discount, rule = mdp.scores(), 1.0, gibbs_rule(beta)
+    scores = mdp.step_scores()
+    discount = 1.0
+    rule = gibbs_rule(beta)
     match objective:
         case "gibbs":
             pass
@@ -94,12 +99,17 @@ def fixed_point(
             rule = _entropy_rule(beta, entropy_coef)
         case "reward_rescaled":
             rule = gibbs_rule(beta * (scale or _settled_std(mdp, lambda std: _policy(mdp, gibbs_rule(beta * std)))))
+        case "last_score_only":
+            if not mdp.dense:
+                raise ConfigurationError("last_score_only needs a dense MDP: this one pays at the last token anyway")
+            scores = np.where(mdp.enumeration.last, scores, 0.0)
         case "subtracted_penalty":
             if mdp.missing_eos_score is None:
                 raise ConfigurationError("subtracted_penalty needs an MDP with a missing_eos_score: this one has None")
-            scores = mdp.raw_scores() + np.where(mdp.ended(), 0.0, mdp.missing_eos_score)
+            unended = mdp.enumeration.last & ~mdp.ended()[:, None]
+            scores = mdp.raw_step_scores() + np.where(unended, mdp.missing_eos_score, 0.0)
         case "no_penalty":
-            scores = mdp.raw_scores()
+            scores = mdp.raw_step_scores()
         case _:
             raise ConfigurationError(f"objective {objective!r} is unknown: use {', '.join(get_args(Objective))}")
     policy, _ = backward_recursion(mdp.enumeration, mdp.reference_logits, scores, rule, discount)
@@ -136,11 +146,13 @@ def _k3_response(q: np.ndarray, strength: np.ndarray, ref_logprobs: np.ndarray) 
     b = strength * np.exp(ref_logprobs)
     g = np.where(b > 0, q - strength, -np.inf)
     g = g - g.max(axis=1, keepdims=True)
-    low, high = (g + b).max(axis=1, keepdims=True), b.sum(axis=1, keepdims=True)
+    low = (g + b).max(axis=1, keepdims=True)
+    high = b.sum(axis=1, keepdims=True)
     for _ in range(100):  # bisection down to neighboring floats
         d = (low + high) / 2
         above = (b / (d - g)).sum(axis=1, keepdims=True) > 1
-        low, high = np.where(above, d, low), np.where(above, high, d)
+        low = np.where(above, d, low)
+        high = np.where(above, high, d)
     logprobs = ref_logprobs + np.log(strength) - np.log(high - g)
     return logprobs - logsumexp(logprobs)[:, None]
 
@@ -160,53 +172,66 @@ def _entropy_rule(beta: float, entropy_coef: float) -> Rule:
 
 def _policy(mdp: TokenMDP, rule: Rule) -> np.ndarray:
     """log pi (S, V) of a rule on the scores of the MDP."""
-    return backward_recursion(mdp.enumeration, mdp.reference_logits, mdp.scores(), rule)[0]
+    return backward_recursion(mdp.enumeration, mdp.reference_logits, mdp.step_scores(), rule)[0]
 
 
 def _mean_and_std(mdp: TokenMDP, policy: np.ndarray) -> tuple[float, float]:
-    """Of the scores under a policy; the epsilon is in the standard deviation."""
-    scores, pi = mdp.scores(), np.exp(mdp.trajectory_logprobs(policy))
+    """Mean and standard deviation of the texts' scores under a policy; the latter includes the epsilon."""
+    scores = mdp.scores()
+    pi = np.exp(mdp.trajectory_logprobs(policy))
     mean = float(pi @ scores)
     return mean, float(np.sqrt(pi @ (scores - mean) ** 2)) + _STD_EPSILON
 
 
 def _settled_std(mdp: TokenMDP, answer: Callable[[float], np.ndarray]) -> float:
     """The standard deviation of the scores under the policy `answer(std)` that divides by it."""
-    policy, previous = mdp.reference_logits, np.inf
+    policy = mdp.reference_logits
+    previous = np.inf
     for _ in range(10_000):
         _, std = _mean_and_std(mdp, policy)
         if abs(std - previous) <= 1e-13:
             return std
-        previous, policy = std, answer(std)
+        previous = std
+        policy = answer(std)
     raise ConfigurationError("the reward divided by its standard deviation does not settle: that keeps moving")
 
 
 def _settled_by_length(mdp: TokenMDP, beta: float) -> np.ndarray:
     """Q is the expectation of (score - mean) / std / length, and beta of a state-action is beta E[1 / length].
 
-    The baseline matters here, for the weight of a response depends on how it goes on.
+    The score is the whole text's, which each of its tokens is credited with, wherever it is paid.  The
+    baseline matters here, for the weight of a response depends on how it goes on.
     """
-    policy, previous = mdp.reference_logits, (np.inf, np.inf)
+    policy = mdp.reference_logits
+    previous = (np.inf, np.inf)
     for _ in range(10_000):
         mean, std = _mean_and_std(mdp, policy)
         if abs(mean - previous[0]) + abs(std - previous[1]) <= 1e-13:
             return policy
-        previous, policy = (mean, std), _by_length(mdp, (mdp.scores() - mean) / std, beta)
+        previous = (mean, std)
+        policy = _by_length(mdp, (mdp.scores() - mean) / std, beta)
     raise ConfigurationError(f"k3_loss_rescaled_by_length at beta {beta} does not settle: the std keeps moving")
 
 
 def _by_length(mdp: TokenMDP, worth: np.ndarray, beta: float) -> np.ndarray:
     """`backward_recursion` for Q and E[1 / length] together, each trajectory weighed by 1 / length."""
-    tree, ref_logprobs = mdp.enumeration, mdp.reference_logits
-    policy, vocab = ref_logprobs.copy(), mdp.vocab_size
-    q, weight = np.zeros_like(ref_logprobs), np.zeros_like(ref_logprobs)
-    rows, last = np.arange(len(tree.lengths)), tree.lengths - 1
+    tree = mdp.enumeration
+    ref_logprobs = mdp.reference_logits
+    policy = ref_logprobs.copy()
+    vocab = mdp.vocab_size
+    q = np.zeros_like(ref_logprobs)
+    weight = np.zeros_like(ref_logprobs)
+    rows = np.arange(len(tree.lengths))
+    last = tree.lengths - 1
     ends = (tree.states[rows, last], tree.tokens[rows, last])
-    q[ends], weight[ends] = worth / tree.lengths, 1 / tree.lengths
+    q[ends] = worth / tree.lengths
+    weight[ends] = 1 / tree.lengths
     for t in reversed(range(mdp.horizon)):
         level = np.unique(tree.states[tree.real[:, t], t])
         policy[level] = _k3_response(q[level], beta * weight[level], ref_logprobs[level])
         if t:
-            pi, parents = np.exp(policy[level]), ((level - 1) // vocab, (level - 1) % vocab)
-            q[parents], weight[parents] = (pi * q[level]).sum(1), (pi * weight[level]).sum(1)
+            pi = np.exp(policy[level])
+            parents = ((level - 1) // vocab, (level - 1) % vocab)
+            q[parents] = (pi * q[level]).sum(1)
+            weight[parents] = (pi * weight[level]).sum(1)
     return policy

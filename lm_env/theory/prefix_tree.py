@@ -46,6 +46,11 @@ class Trajectories(NamedTuple):
     real: np.ndarray  # (N, T) bool, False at padding
     ended: np.ndarray  # (N,) bool, by EOS
 
+    @property
+    def last(self) -> np.ndarray:
+        """(N, T) bool: the last token of each."""
+        return np.arange(self.tokens.shape[1]) == self.lengths[:, None] - 1
+
     def reachable(self, num_states: int) -> np.ndarray:
         """(S,) bool: the prefixes without EOS, where a token is still to be taken."""
         reachable = np.zeros(num_states, dtype=bool)
@@ -73,7 +78,8 @@ class TableLM(torch.nn.Module):
         self, vocab_size: int, horizon: int, logits: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        self.vocab_size, self.horizon = vocab_size, horizon
+        self.vocab_size = vocab_size
+        self.horizon = horizon
         self.hidden_size = count_states(vocab_size, horizon)
         shape = (self.hidden_size, vocab_size)
         if logits is not None and tuple(logits.shape) != shape:
@@ -172,7 +178,8 @@ def count_states(vocab_size: int, horizon: int) -> int:
 
 def enumerate_trajectories(vocab_size: int, horizon: int, eos_id: int) -> Trajectories:
     """Every response that ends at its first EOS or at `horizon` tokens."""
-    finished, lengths = [], []
+    finished = []
+    lengths = []
     prefixes = np.zeros((1, 0), dtype=np.int64)
     for length in range(1, horizon + 1):
         next_tokens = np.tile(np.arange(vocab_size), len(prefixes))
@@ -181,7 +188,8 @@ def enumerate_trajectories(vocab_size: int, horizon: int, eos_id: int) -> Trajec
         finished.append(np.pad(grown[done], ((0, 0), (0, horizon - length)), constant_values=eos_id))
         lengths.append(np.full(done.sum(), length))
         prefixes = grown[~done]
-    tokens, length_of = np.concatenate(finished), np.concatenate(lengths)
+    tokens = np.concatenate(finished)
+    length_of = np.concatenate(lengths)
     states = np.zeros_like(tokens)
     for t in range(1, horizon):
         states[:, t] = states[:, t - 1] * vocab_size + tokens[:, t - 1] + 1
@@ -191,26 +199,29 @@ def enumerate_trajectories(vocab_size: int, horizon: int, eos_id: int) -> Trajec
 
 
 def backward_recursion(
-    tree: Trajectories, ref_logprobs: np.ndarray, scores: np.ndarray, rule: Rule, gamma: float = 1.0
+    tree: Trajectories, ref_logprobs: np.ndarray, step_scores: np.ndarray, rule: Rule, gamma: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """log pi (S, V) and values (S,) of a rule applied to every state, the last ones first.
 
-    Q(s, a) is the trajectory's score where `a` ends it, else gamma V(child).  States past EOS keep
-    the reference's row and the value 0.
+    Q(s, a) = r(s, a) + gamma V(child), with V = 0 after the end.  States past EOS keep the reference's row
+    and the value 0.
 
     Args:
         ref_logprobs: (S, V) logprobs of the reference.
-        scores: (N,), paid at the end of each trajectory.
+        step_scores: (N, T), what each token of each trajectory is paid, a function of the state and the token.
     """
-    logprobs, value, q = ref_logprobs.copy(), np.zeros(len(ref_logprobs)), np.zeros_like(ref_logprobs)
-    rows, last = np.arange(len(tree.lengths)), tree.lengths - 1
-    q[tree.states[rows, last], tree.tokens[rows, last]] = scores
-    reachable, (horizon, vocab_size) = tree.reachable(len(ref_logprobs)), (tree.tokens.shape[1], ref_logprobs.shape[1])
+    logprobs = ref_logprobs.copy()
+    value = np.zeros(len(ref_logprobs))
+    q = np.zeros_like(ref_logprobs)
+    q[tree.states[tree.real], tree.tokens[tree.real]] = step_scores[tree.real]
+    reachable = tree.reachable(len(ref_logprobs))
+    horizon = tree.tokens.shape[1]
+    vocab_size = ref_logprobs.shape[1]
     for t in reversed(range(horizon)):
         level = np.unique(tree.states[tree.real[:, t], t])
         if t < horizon - 1:
             children = level[:, None] * vocab_size + np.arange(vocab_size) + 1
-            q[level] = np.where(reachable[children], gamma * value[children], q[level])
+            q[level] += gamma * np.where(reachable[children], value[children], 0.0)
         logprobs[level], value[level] = rule(q[level], ref_logprobs[level])
     return logprobs, value
 

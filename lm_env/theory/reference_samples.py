@@ -49,7 +49,5 @@ def sample_reference_scores(
         backend = LocalBackend(task, slots, model=task.reference)
         episodes = backend.generate(drawn, sampling, progress=progress).episodes
     ended, _ = task.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
-    scores = paid_scores(task, drawn, episodes.responses(), ended)
-    if task.cap_truncates:  # a truncated text is paid nothing
-        scores = np.where(ended, scores, 0.0)
-    return scores.reshape(len(prompts), n)
+    finished = ended | (not task.cap_truncates)
+    return paid_scores(task, drawn, episodes.responses(), ended, finished).totals.reshape(len(prompts), n)

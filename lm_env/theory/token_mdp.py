@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from lm_env.errors import ConfigurationError
-from lm_env.objective.rewards import final_scores, score_responses
+from lm_env.objective.rewards import Causal, final_scores, judge_responses
 from lm_env.theory.prefix_tree import (
     TableLM,
     Trajectories,
@@ -31,6 +31,7 @@ from lm_env.theory.prefix_tree import (
     logsumexp,
     read_only,
 )
+from lm_env.theory.results import Evaluation, Optimum
 from lm_env.validation import check_number
 
 __all__ = ["Evaluation", "Optimum", "TableLM", "TokenMDP", "VocabTokenizer"]
@@ -42,63 +43,34 @@ Policy: TypeAlias = np.ndarray | torch.Tensor | Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Optimum:
-    """pi* = pi_ref exp(score / beta) / Z, which maximizes J = E[score] - beta KL(pi || pi_ref).
-
-    R is E[score], KL in nats per episode; Z is inf where it passes float64, and J stays exact.
-    `distribution` (N,) is over trajectories, `first_token` (V,), `value` (S,) the soft values
-    V(s) = beta log sum_a pi_ref(a|s) exp(Q(s, a) / beta), `policy_logits` (S, V) log pi*.  States past
-    EOS have value 0 and the reference's row.
-    """
-
-    Z: float
-    J: float
-    R: float
-    KL: float
-    p_eos: float
-    distribution: np.ndarray
-    first_token: np.ndarray
-    value: np.ndarray
-    policy_logits: np.ndarray
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A policy's exact J, its gap J* - J = beta KL(pi || pi*), R, KL, the total variation of its
-    trajectories from the optimum's, and P(EOS)."""
-
-    J: float
-    gap: float
-    R: float
-    KL: float
-    tv: float
-    p_eos: float
-
-
-@dataclass(frozen=True, eq=False)
 class TokenMDP:
-    """A vocabulary, a horizon, a reference policy and a score per finished response.
+    """A vocabulary, a horizon, a reference policy, and a score per finished response or per token.
 
     Args:
         tokens: V different words.
         horizon: T, the most tokens of a response; V^T at most 2 million.
         reference_logits: (S, V), finite or -inf (a token the reference never takes); stored as
             normalized float64 logprobs, read-only.
-        score: response token ids, the EOS included if there is one -> a finite number.
+        score: response token ids, the EOS included if there is one -> a finite number; of a dense MDP one number
+            per token, each depending on the ids up to it alone.
         eos_id: index of EOS in `tokens`; also the start token, which is the whole prompt.
-        missing_eos_score: REPLACES the score of a response without EOS; None pays the score.
+        missing_eos_score: REPLACES the score of a response without EOS; None pays the score.  Where tokens
+            were paid before, the last one takes that back.
+        dense: each token is paid its own number, at once, instead of the whole score at the last token.
 
     Raises:
         ConfigurationError: on construction, naming the argument.
-        RewardError, RewardValueError: on first use of the scores, if `score` raises or is not finite.
+        RewardError, RewardValueError: on first use of the scores, if `score` raises or is not finite; a
+            ConfigurationError if the scores of a dense MDP depend on later tokens.
     """
 
     tokens: tuple[str, ...]
     horizon: int
     reference_logits: np.ndarray
-    score: Callable[[Sequence[int]], float]
+    score: Callable[[Sequence[int]], float | Sequence[float]]
     eos_id: int
     missing_eos_score: float | None = None
+    dense: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))
@@ -124,9 +96,18 @@ class TokenMDP:
 
     @classmethod
     def random(
-        cls, seed: int, vocab_size: int = 6, horizon: int = 3, missing_eos_score: float | None = -1.0
+        cls,
+        seed: int,
+        vocab_size: int = 6,
+        horizon: int = 3,
+        missing_eos_score: float | None = -1.0,
+        dense: bool = False,
     ) -> TokenMDP:
-        """Standard normal reference logits; score: normal weights of each (position, token) and adjacent pair."""
+        """Standard normal reference logits; score: normal weights of each (position, token) and adjacent pair.
+
+        Dense, each token is paid its own weight and that of the pair it completes, so that every text
+        has the same score, and the MDP the same optimum, as without `dense`.
+        """
         rng = np.random.default_rng(seed)
         logits = rng.standard_normal((count_states(vocab_size, horizon), vocab_size))
         unary = rng.standard_normal((horizon, vocab_size)).tolist()  # lists: faster for a few tokens
@@ -136,8 +117,13 @@ class TokenMDP:
             at = sum(weights[token] for weights, token in zip(unary, ids, strict=False))
             return float(at + sum(pair[token][following] for token, following in itertools.pairwise(ids)))
 
+        def token_scores(ids: Sequence[int]) -> list[float]:
+            pairs = [0.0, *(pair[token][following] for token, following in itertools.pairwise(ids))]
+            return [weights[token] + extra for weights, token, extra in zip(unary, ids, pairs, strict=False)]
+
         words = (*(f"w{i}" for i in range(vocab_size - 1)), "EOS")
-        return cls(words, horizon, logits, score, vocab_size - 1, missing_eos_score)
+        chosen = token_scores if dense else score
+        return cls(words, horizon, logits, chosen, vocab_size - 1, missing_eos_score, dense)
 
     @property
     def vocab_size(self) -> int:
@@ -151,8 +137,14 @@ class TokenMDP:
     def tokenizer(self) -> VocabTokenizer:
         return VocabTokenizer(self.tokens, self.tokens[self.eos_id])
 
-    def reward(self, prompts: list[str], responses: list[str], response_ids: Sequence[Sequence[int]]) -> list[float]:
-        """A `RewardFunction`: `score` of each response, before `missing_eos_score`, which the environment pays."""
+    @property
+    def reward(self) -> Callable[..., Any]:
+        """`score` of each response, before `missing_eos_score`, which the environment pays; causal if dense."""
+        return Causal(self._judge) if self.dense else self._judge
+
+    def _judge(
+        self, prompts: list[str], responses: list[str], response_ids: Sequence[Sequence[int]]
+    ) -> list[float | Sequence[float]]:
         return [self.score(ids) for ids in response_ids]
 
     @cached_property
@@ -178,11 +170,21 @@ class TokenMDP:
 
     def scores(self) -> np.ndarray:
         """(N,) float64: the score that is paid for each trajectory."""
-        return final_scores(self.raw_scores(), self.ended(), self.missing_eos_score)
+        if self.missing_eos_score is None:
+            return self.raw_scores()
+        return np.where(self.ended(), self.raw_scores(), self.missing_eos_score)
 
     def raw_scores(self) -> np.ndarray:
         """(N,) float64: `score` of each trajectory, before `missing_eos_score`."""
-        return self._raw_scores
+        return self._raw_scores[0]
+
+    def step_scores(self) -> np.ndarray:
+        """(N, T) float64: what each token of each trajectory is paid, 0 in the padding."""
+        return final_scores(self.raw_step_scores(), self.enumeration.last, self.ended(), self.missing_eos_score)
+
+    def raw_step_scores(self) -> np.ndarray:
+        """(N, T) float64: the same before `missing_eos_score`."""
+        return self._raw_scores[1]
 
     def trajectory_logprobs(self, policy: Policy) -> np.ndarray:
         """logprob (N,) float64, nats, of each trajectory under logits (S, V) or a causal LM.
@@ -212,10 +214,10 @@ class TokenMDP:
             ConfigurationError: beta is not a positive finite number.
         """
         check_number("beta", beta, low=0.0, above=True)
-        e, ref = self.enumeration, self.reference_logits
+        e = self.enumeration
+        ref = self.reference_logits
         step = np.where(e.real, ref[e.states, e.tokens], 0.0)
-        to_go = step[:, ::-1].cumsum(axis=1)[:, ::-1]  # of the token at t and all after it
-        weights = to_go + self.scores()[:, None] / beta
+        weights = (step + self.step_scores() / beta)[:, ::-1].cumsum(axis=1)[:, ::-1]  # the token at t and all after it
         soft_q = np.full(ref.shape, -np.inf)  # Q / beta + log pi_ref
         np.logaddexp.at(soft_q, (e.states[e.real], e.tokens[e.real]), weights[e.real])
         live = e.reachable(len(ref))
@@ -227,7 +229,9 @@ class TokenMDP:
     def soft_recursion(self, beta: float) -> Optimum:
         """The same optimum by the soft Bellman recursion, and trajectories by its policy's products."""
         check_number("beta", beta, low=0.0, above=True)
-        policy, value = backward_recursion(self.enumeration, self.reference_logits, self.scores(), gibbs_rule(beta))
+        policy, value = backward_recursion(
+            self.enumeration, self.reference_logits, self.step_scores(), gibbs_rule(beta)
+        )
         return self._optimum(beta, self.trajectory_logprobs(policy), value, policy)
 
     def evaluate(self, policy: Policy, beta: float) -> Evaluation:
@@ -236,14 +240,17 @@ class TokenMDP:
 
     def evaluate_trajectories(self, logprobs: np.ndarray, beta: float) -> Evaluation:
         """The same of logprobs (N,) of the trajectories."""
-        best, pi = self.optimum(beta), np.exp(logprobs)
-        score, kl = float(pi @ self.scores()), self._kl(logprobs)
+        best = self.optimum(beta)
+        pi = np.exp(logprobs)
+        score = float(pi @ self.scores())
+        kl = self._kl(logprobs)
         objective = score - beta * kl
         tv = float(np.abs(pi - best.distribution).sum() / 2)
         return Evaluation(objective, best.J - objective, score, kl, tv, float(pi @ self.ended()))
 
     def _optimum(self, beta: float, logprobs: np.ndarray, value: np.ndarray, policy: np.ndarray) -> Optimum:
-        pi, first = np.exp(logprobs), self.enumeration.tokens[:, 0]
+        pi = np.exp(logprobs)
+        first = self.enumeration.tokens[:, 0]
         with np.errstate(over="ignore"):
             z = float(np.exp(value[0] / beta))
         return Optimum(
@@ -260,7 +267,8 @@ class TokenMDP:
 
     def _kl(self, logprobs: np.ndarray) -> float:
         """KL(pi || pi_ref) over trajectories, 0 log 0 = 0."""
-        pi, ref_logprobs = np.exp(logprobs), self.trajectory_logprobs(self.reference_logits)
+        pi = np.exp(logprobs)
+        ref_logprobs = self.trajectory_logprobs(self.reference_logits)
         taken = pi != 0
         return float((pi[taken] * (logprobs[taken] - ref_logprobs[taken])).sum())
 
@@ -283,12 +291,26 @@ class TokenMDP:
         return torch.cat(out).numpy()
 
     @cached_property
-    def _raw_scores(self) -> np.ndarray:
-        tokens, lengths = self.trajectories()
-        ids = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+    def _raw_scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """(the scores of the trajectories (N,), the same token by token (N, T))."""
+        tree = self.enumeration
+        ids = [row[:length].tolist() for row, length in zip(tree.tokens, tree.lengths, strict=True)]
         prompts = [self.tokens[self.start_token]] * len(ids)
         responses = self.tokenizer.batch_decode(ids)
-        return read_only(score_responses(self.reward, prompts, responses, {"response_ids": ids}))
+        scores = judge_responses(self.reward, prompts, responses, {"response_ids": ids})
+        if scores.spans:
+            raise ConfigurationError("the score of a TokenMDP is a number, or one per token, not a list of Spans")
+        steps = scores.on_tokens(tree.lengths.tolist(), lambda _: ())
+        table = np.zeros_like(self.reference_logits)
+        table[tree.states[tree.real], tree.tokens[tree.real]] = steps[tree.real]
+        differ = tree.real & ~np.isclose(table[tree.states, tree.tokens], steps, rtol=1e-9, atol=1e-9)
+        if differ.any():
+            row, t = (int(i) for i in np.argwhere(differ)[0])
+            raise ConfigurationError(
+                f"the score of token {t} in {responses[row]!r} depends on what follows it: a dense MDP pays each"
+                " token for the ids up to it alone"
+            )
+        return read_only(scores.totals()), read_only(steps)
 
 
 def _t0_score(ids: Sequence[int]) -> float:

@@ -30,7 +30,9 @@ def rollout(*, logprobs=-2.0, ref=-2.1, noise=0.5, scores=None, ended=True, leng
     scores = rng.standard_normal(ROWS) if scores is None else np.broadcast_to(np.asarray(scores, float), ROWS)
     ids = np.zeros((ROWS, lengths.max() + 1), np.int64)
     episodes = Episodes(ids, np.ones(ROWS, np.int64), lengths + 1, [None] * ROWS)
-    scored = ScoredEpisodes(np.zeros(mask.shape), scores, column(logprobs), column(ref), np.full(ROWS, ended))
+    scored = ScoredEpisodes(
+        np.zeros(mask.shape), scores, column(logprobs), column(ref), np.full(ROWS, ended), np.zeros(mask.shape)
+    )
     return Rollout(episodes, np.zeros(mask.shape), np.zeros(ROWS), scored)
 
 

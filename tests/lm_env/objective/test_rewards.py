@@ -143,8 +143,8 @@ def test_anything_else_than_a_flat_list_is_refused(value):
 
 
 @pytest.mark.parametrize("value", [[[1.0], [2.0]], [1.0, [2.0, 3.0]]])
-def test_nested_lists_are_refused(value):
-    with pytest.raises(RewardValueError, match="must be a finite number"):
+def test_numbers_per_token_need_the_token_ids_to_be_counted(value):
+    with pytest.raises(RewardValueError, match="column response_ids"):
         scores_of(value)
 
 
@@ -226,20 +226,18 @@ AS = {"numpy": np.asarray, "torch": torch.as_tensor}
 
 @pytest.mark.parametrize("make", AS.values(), ids=AS.keys())
 def test_compose_rewards_golden(make):
-    # Two episodes of 3 and 2 tokens; -0.5 * (logprobs - ref), and the score at the last token alone.
+    # Two episodes of 3 and 2 tokens; -0.5 * (logprobs - ref), and what each token is paid.
     logprobs = make([[-1.0, -2.0, -0.5], [-0.25, -3.0, 0.0]])
     ref = make([[-1.5, -1.0, -0.5], [-0.75, -1.0, 0.0]])
-    last = make([[False, False, True], [False, True, False]])
-    scores = make([[3.0], [-1.0]])
-    expected = [[-0.25, 0.5, 3.0], [-0.25, 0.0, 0.0]]
-    np.testing.assert_allclose(np.asarray(compose_rewards(scores, logprobs, ref, last, beta=0.5)), expected, atol=1e-7)
+    scores = make([[0.25, 0.0, 3.0], [0.0, -1.0, 0.0]])
+    expected = [[0.0, 0.5, 3.0], [-0.25, 0.0, 0.0]]
+    np.testing.assert_allclose(np.asarray(compose_rewards(scores, logprobs, ref, beta=0.5)), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("make", AS.values(), ids=AS.keys())
-def test_a_step_is_a_column_of_the_episode(make):
-    got = compose_rewards(make([7.0, math.nan]), make([-1.0, -1.0]), make([-2.0, -3.0]), make([True, False]), beta=0.1)
-    # The second slot goes on: its score, not yet known, is not read.
-    np.testing.assert_allclose(np.asarray(got), [6.9, -0.2], rtol=1e-6)
+def test_at_beta_0_a_token_that_the_reference_never_takes_costs_nothing(make):
+    got = compose_rewards(make([0.0, 7.0]), make([-1.0, -1.0]), make([-math.inf, -math.inf]), beta=0.0)
+    assert np.asarray(got).tolist() == [0.0, 7.0]  # 0 * inf is NaN
 
 
 LOGP = st.floats(-30, 0)
@@ -253,17 +251,20 @@ LOGP = st.floats(-30, 0)
 )
 def test_the_return_is_score_minus_beta_kl_and_both_libraries_agree(data, score, beta):
     logprobs, ref = np.array(data).T
-    last = np.arange(len(data)) == len(data) - 1
-    rewards = compose_rewards(np.array([score]), logprobs, ref, last, beta)
+    scores = np.where(np.arange(len(data)) == len(data) - 1, score, 0.0)
+    rewards = compose_rewards(scores, logprobs, ref, beta)
     assert math.isclose(rewards.sum(), score - beta * (logprobs.sum() - ref.sum()), rel_tol=1e-9, abs_tol=1e-9)
-    tensors = (torch.tensor(x) for x in (np.array([score]), logprobs, ref, last))
+    tensors = (torch.tensor(x) for x in (scores, logprobs, ref))
     np.testing.assert_array_equal(compose_rewards(*tensors, beta).numpy(), rewards)
 
 
 @pytest.mark.parametrize("make", AS.values(), ids=AS.keys())
 def test_a_missing_end_replaces_the_score(make):
-    scores, ended = make(np.array([5.0, 5.0, math.nan, -2.0], dtype=np.float32)), make([True, False, False, True])
-    paid = final_scores(scores, ended, -1.0)
-    np.testing.assert_array_equal(np.asarray(paid), [5.0, -1.0, -1.0, -2.0])  # not 4: nothing is subtracted
+    scores = make(np.array([[0, 5, 0], [0, 0, 5], [2, -4, 1], [2, 3, 0]], dtype=np.float32))
+    last = make([[False, True, False], [False, False, True], [False, False, True], [False, True, False]])
+    paid = final_scores(scores, last, make([True, False, False, True]), -1.0)
+    # Not 4: nothing is subtracted.  What the earlier tokens were paid is taken back: 2 - 4 + 1 = -1.
+    expected = [[0, 5, 0], [0, 0, -1], [2, -4, 1], [2, 3, 0]]
+    np.testing.assert_array_equal(np.asarray(paid), expected)
     assert paid.dtype == scores.dtype
-    assert final_scores(scores, ended, None) is scores
+    assert final_scores(scores, last, make([True, False, False, True]), None) is scores

@@ -138,9 +138,9 @@ def test_without_a_tokenizer_the_text_is_the_ids(id_task):
 def test_a_missing_eos_replaces_the_score_and_nothing_else(id_task):
     task = Task(**id_task(reward=Judge(), missing_eos_score=-1.0))
     prompts = task.prompts[:2]
-    assert paid_scores(task, prompts, [[5, EOS], [5, 6]], np.array([True, False])).tolist() == [2.5, -1.0]
+    assert paid_scores(task, prompts, [[5, EOS], [5, 6]], np.array([True, False])).totals.tolist() == [2.5, -1.0]
     off = Task(**id_task(reward=Judge()))
-    assert paid_scores(off, prompts, [[5, EOS], [5, 6]], np.array([True, False])).tolist() == [2.5, 2.5]
+    assert paid_scores(off, prompts, [[5, EOS], [5, 6]], np.array([True, False])).totals.tolist() == [2.5, 2.5]
 
 
 def test_the_reward_sees_text_ids_and_columns(text_task, tokenizer):
@@ -168,7 +168,7 @@ def test_the_reward_sees_text_ids_and_columns(text_task, tokenizer):
 def test_what_a_reward_function_returns_is_checked(values, error, id_task):
     task = Task(**id_task(reward=lambda prompts, responses: [values] * len(responses)))
     if error is None:
-        assert paid_scores(task, task.prompts[:1], [[5]], np.array([True])).tolist() == [values]
+        assert paid_scores(task, task.prompts[:1], [[5]], np.array([True])).totals.tolist() == [values]
     else:
         with pytest.raises(error, match="sample 0"):
             paid_scores(task, task.prompts[:1], [[5]], np.array([True]))
@@ -185,7 +185,7 @@ def test_a_reward_function_that_raises_is_named(id_task):
 @pytest.mark.parametrize(("path", "score"), [(f"{__name__}:flat_reward", 1.5), (f"{__name__}:Praise", 1.0)])
 def test_a_reward_by_its_import_path(path, score, text_task, tokenizer):
     task = Task(**text_task(reward=path))
-    assert paid_scores(task, task.prompts[:1], [ids_of(tokenizer, "good")], np.array([True])).tolist() == [score]
+    assert paid_scores(task, task.prompts[:1], [ids_of(tokenizer, "good")], np.array([True])).totals.tolist() == [score]
 
 
 @pytest.mark.parametrize(
@@ -394,15 +394,21 @@ def test_without_a_mask_every_token_may_come(id_task):
 
 
 def row(*ids: int, prompt: int, task: Task, logprobs=None) -> Episodes:
-    return Episodes(np.array([ids]), np.array([prompt]), np.array([len(ids)]), [task.prompts[0]], logprobs)
+    return Episodes(np.array([ids]), np.array([prompt]), np.array([len(ids)]), [task.prompts[1]], logprobs)
+
+
+def ended(episodes: Episodes, eos: int) -> Episodes:
+    """The same, the last token of each replaced by an EOS."""
+    episodes.input_ids[np.arange(len(episodes)), episodes.lengths - 1] = eos
+    return episodes
 
 
 def test_junk_in_the_padding_of_log_probs_is_not_read(id_task):
     task = Task(**id_task(beta=1.0))
-    ids, mask = np.array([[1, 5, EOS], [1, EOS, 5]]), np.array([[True, True], [True, False]])
+    ids, mask = np.array([[6, 5, EOS], [6, EOS, 5]]), np.array([[True, True], [True, False]])
     for junk in (np.nan, 1e30, -np.inf):
         told = np.where(mask, -1.0, junk)
-        scored = score_episodes(task, Episodes(ids, np.array([1, 1]), np.array([3, 2]), task.prompts[:2], told))
+        scored = score_episodes(task, Episodes(ids, np.array([1, 1]), np.array([3, 2]), 2 * [task.prompts[1]], told))
         assert (
             np.isfinite(scored.rewards).all() and scored.rewards[1, 1] == 0 and scored.logprobs[1].tolist() == [-1, 0]
         )
@@ -410,9 +416,9 @@ def test_junk_in_the_padding_of_log_probs_is_not_read(id_task):
 
 def test_a_truncated_text_is_paid_nothing(id_task):
     task = Task(**id_task(cap_truncates=True, beta=0.0, max_new_tokens=2, reward=Judge()))
-    scored = score_episodes(task, row(1, 5, 6, prompt=1, task=task))
+    scored = score_episodes(task, row(6, 5, 6, prompt=1, task=task))
     assert (scored.scores, scored.ended, scored.rewards.tolist()) == ([0.0], [False], [[0.0, 0.0]])
-    assert score_episodes(task, row(1, 5, EOS, prompt=1, task=task)).rewards.tolist() == [[0.0, 2.5]]
+    assert score_episodes(task, row(6, 5, EOS, prompt=1, task=task)).rewards.tolist() == [[0.0, 2.5]]
 
 
 def test_no_episodes_have_no_rewards(id_task):
@@ -425,8 +431,8 @@ def test_no_episodes_have_no_rewards(id_task):
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_rows_do_not_know_of_each_other(id_task, make_episodes, seed):
-    task = Task(**id_task())
-    episodes = make_episodes(np.random.default_rng(seed), rows=5, response=6)
+    task = Task(**id_task(eos_token_id=60, max_new_tokens=7))
+    episodes = ended(make_episodes(np.random.default_rng(seed), rows=5, response=6, vocab_size=60), 60)
     together = score_episodes(task, episodes)
     for i in range(5):
         alone = score_episodes(task, episodes[np.array([i])])

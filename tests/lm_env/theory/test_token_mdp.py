@@ -471,16 +471,23 @@ def expected_update(mdp: TokenMDP, logits: np.ndarray, objective: str, beta: flo
     logprobs = torch.where(real, log_all[states, tokens], 0.0)
     ref = torch.where(real, torch.tensor(mdp.reference_logits)[states, tokens], 0.0)
     p = logprobs.sum(1).exp().detach()
+    unpenalized = mdp.raw_step_scores()
     scores = torch.tensor(
-        {"subtracted_penalty": mdp.raw_scores() - ~mdp.ended(), "no_penalty": mdp.raw_scores()}.get(
-            objective, mdp.scores()
-        )
+        {
+            "subtracted_penalty": unpenalized - (tree.last & ~mdp.ended()[:, None]),
+            "no_penalty": unpenalized,
+            "last_score_only": np.where(tree.last, mdp.step_scores(), 0.0),
+        }.get(objective, mdp.step_scores())
     )
-    if "rescaled" in objective:
-        scores = (scores - p @ scores) / ((p @ (scores - p @ scores) ** 2).sqrt() + 1e-4)
+    total = scores.sum(1)
+    mean, std = p @ total, (p @ (total - p @ total) ** 2).sqrt() + 1e-4
+    if objective.endswith("by_length"):  # every token is credited with the whole text's score
+        scores = torch.tensor(tree.last) * ((total - mean) / std)[:, None]
+    elif "rescaled" in objective:
+        scores = scores / std
     in_reward = not objective.startswith(("k2", "k3"))
     rewards = -beta * in_reward * (logprobs - ref).detach()
-    rewards[torch.arange(len(p)), torch.tensor(tree.lengths) - 1] += scores
+    rewards += scores
     gamma, returns = 0.9 if objective == "gamma" else 1.0, torch.zeros_like(rewards)
     for t in reversed(range(mdp.horizon)):
         returns[:, t] = rewards[:, t] + (gamma * returns[:, t + 1] if t + 1 < mdp.horizon else 0)
@@ -499,11 +506,20 @@ def expected_update(mdp: TokenMDP, logits: np.ndarray, objective: str, beta: flo
 @pytest.mark.parametrize("beta", [0.2, 0.5, 2.0])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_agents_own_gradient_vanishes_at_its_fixed_point(objective, beta):
-    for mdp in (T0, TokenMDP.random(3, 4, 3)):
+    for mdp in (T0, TokenMDP.random(3, 4, 3), TokenMDP.random(3, 4, 3, dense=True)):
         policy = fixed_point(mdp, beta, objective)
         assert expected_update(mdp, policy, objective, beta).abs().max() < 1e-10
         if not objective.startswith(("gibbs", "reward")):  # nor is it the optimum that is meant
             assert expected_update(mdp, policy, "gibbs", beta).abs().max() > 1e-5
+
+
+def test_an_agent_that_loses_all_scores_but_the_last_rests_at_its_fixed_point():
+    mdp = TokenMDP.random(3, 4, 3, dense=True)
+    policy = fixed_point(mdp, 0.5, "last_score_only")
+    assert expected_update(mdp, policy, "last_score_only", 0.5).abs().max() < 1e-10
+    assert expected_update(mdp, policy, "gibbs", 0.5).abs().max() > 1e-3
+    with pytest.raises(ConfigurationError, match="dense"):
+        fixed_point(T0, 0.5, "last_score_only")
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
