@@ -11,9 +11,9 @@ import copy
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["adapter_off", "has_adapter", "merged_copy", "without_wrapper"]
+__all__ = ["adapter_off", "base_tensors", "has_adapter", "merged_copy", "without_wrapper"]
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -45,3 +45,13 @@ def save_adapter(adapter: nn.Module, folder: str) -> None:
     """Write the adapter alone, in peft's layout, with the name of its base."""
     # The default, "auto", would ask the hub whether the embeddings have been resized.
     adapter.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+
+
+def base_tensors(model: nn.Module) -> list[Tensor]:
+    """The weights of a model in their order, each tied one once, without those that an adapter has added."""
+    added: set[int] = set()
+    for module in model.modules():
+        names = ("modules_to_save", *getattr(module, "adapter_layer_names", ()))
+        parts = [getattr(module, name, None) for name in names]
+        added |= {id(p) for part in parts if isinstance(part, nn.Module) for p in part.parameters()}
+    return [p.detach() for p in model.parameters() if id(p) not in added]
