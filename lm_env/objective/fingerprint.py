@@ -125,7 +125,7 @@ def weights_digest(model: nn.Module, whole_bytes: int = WHOLE_BYTES) -> str:
     digest = hashlib.sha256(json.dumps(_model_settings(model)).encode())
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(memoryview(tensor.reshape(-1)[::stride].contiguous().cpu().view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1)[::stride].contiguous().cpu().view(torch.uint8).numpy().data)
     kind = "all weights" if stride == 1 else f"a sample of 1 weight in {stride}"
     return f"{kind}, {digest.hexdigest()[:16]}"
 
