@@ -66,7 +66,7 @@ def try_lock(handle: int, *, shared: bool = False) -> bool:
             import msvcrt
 
             os.lseek(handle, _BEYOND, os.SEEK_SET)
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
             os.lseek(handle, 0, os.SEEK_SET)
     except (BlockingIOError, PermissionError):
         return False

@@ -1,6 +1,6 @@
 """The manifest of a saved folder: what was saved in it, with checksums.
 
-    {"format": "lm_env", "version": 1, "checksum": "sha256", "files": {"agent/state.json": "ab12...", ...}}
+{"format": "lm_env", "version": 1, "checksum": "sha256", "files": {"agent/state.json": "ab12...", ...}}
 """
 
 from __future__ import annotations

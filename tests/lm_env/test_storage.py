@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import REPOSITORY
+from saved_folders import flip
 
 from lm_env.errors import (
     CheckpointCorruptError,
@@ -463,12 +464,6 @@ def test_an_error_of_the_reader_itself_is_its_own(place):
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------------
-def flip(file: Path, at: int = -1) -> None:
-    content = bytearray(file.read_bytes())
-    content[at] ^= 1
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize("name", ["a.json", "part/b.json"])
 @pytest.mark.parametrize("load", [lambda path: read_folder(path, numbers), verify_folder], ids=["read", "verify"])
 def test_a_damaged_or_missing_file_is_named(place, name, load):
