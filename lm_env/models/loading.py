@@ -36,6 +36,11 @@ __all__ = [
 
 EMBEDDED_MODEL = "reviews-3m"
 
+_WHAT_LOADS = (
+    f"give a folder with safetensors weights and a tokenizer, '{EMBEDDED_MODEL}', or download=True (--download)"
+    " for a hub id"
+)
+
 
 def resolve(name: str | Path) -> str:
     """The folder of the embedded model for its name; any other name or path as it is."""
@@ -105,7 +110,7 @@ def load_pretrained(
         ModelLoadError: no such model here, pickled weights, missing weights, or code that would have to be trusted.
         MissingDependencyError: the quantization's own package is not installed.
     """
-    source = resolve(name)
+    source = _source_of("model", name, download)
 
     def read(folder: str | Path) -> Any:
         return read_pretrained(auto_class, folder, name=name, dtype=dtype, download=download, **options)
@@ -169,7 +174,7 @@ def is_quantized(model: nn.Module) -> bool:
 
 def load_tokenizer(name: str | Path, *, download: bool = False) -> Any:
     """Load the tokenizer that belongs to a model; same arguments and errors as `load_model`."""
-    source = resolve(name)
+    source = _source_of("tokenizer", name, download)
 
     def read(folder: str | Path) -> Any:
         return read_tokenizer(folder, name=name, download=download)
@@ -227,16 +232,37 @@ def _first_line(error: Exception) -> str:
 
 def _load_message(what: str, name: object, folder: object, download: bool, error: Exception) -> str:
     reason = _first_line(error).replace(str(folder), str(name))
-    remedy = (
-        "check the name"
-        if download
-        else (
-            f"give a folder with safetensors weights and a tokenizer, '{EMBEDDED_MODEL}', or download=True (--download)"
-            " for a hub id"
-        )
-    )
+    remedy = "check the name" if download else _WHAT_LOADS
     if "custom code" in reason:
         remedy = (
             "code in a model's folder is never run (trust_remote_code=False); load it yourself and pass the live model"
         )
     return f"cannot load the {what} {str(name)!r}: {reason} -- {remedy}"
+
+
+def _source_of(what: str, name: str | Path, download: bool) -> str:
+    """What transformers is given: a folder wherever there is one, so that it has no reason to ask the hub."""
+    source = resolve(name)
+    if download or is_saved_folder(source) or Path(source).exists():
+        return source
+    cached = _cached_folder(source)
+    if cached is None:
+        raise ModelLoadError(
+            f"cannot load the {what} {str(name)!r}: there is no folder of this name, and no hub id of this name in the"
+            f" local cache -- {_WHAT_LOADS}"
+        )
+    return cached
+
+
+def _cached_folder(hub_id: str) -> str | None:
+    """Where the files of a hub id lie in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "adapter_config.json", "tokenizer_config.json"):
+        try:
+            found = try_to_load_from_cache(hub_id, file)
+        except ValueError:  # it cannot be a hub id
+            return None
+        if isinstance(found, str):
+            return str(Path(found).parent)
+    return None

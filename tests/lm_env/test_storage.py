@@ -76,7 +76,7 @@ def numbers(folder):
 
 
 def save(path, number, kill_at):
-    \"\"\"Save in a child that ends as if by kill -9 at its n-th event in the file system; whether it came to its end.\"\"\"
+    \"\"\"Save in a child that ends as if killed at its n-th event in the file system; True if it came to its end.\"\"\"
     child = os.fork()
     if not child:
         left = [kill_at]
@@ -120,7 +120,7 @@ print(points)
 
 
 def test_killed_at_any_event_a_whole_save_loads_and_the_next_one_succeeds(tmp_path):
-    """Each rename, removal, opening, ... of a save is a point where it is killed, and so are those of the save after it.
+    """Each rename, removal, opening, ... of a save is a point where it is killed, and so are those of the next save.
 
     A user's note in the folder outlives all of this.
     """
@@ -140,7 +140,7 @@ def test_a_folder_that_is_away_is_taken_from_where_the_save_was_killed(place):
         assert verify_folder(place) == work / "old"
 
 
-# -- what others have written -------------------------------------------------------------------------------------
+# -- what others have written -----------------------------------------------------------------------------------------
 FOREIGN = {
     "a file": lambda path: path.write_text("years of work"),
     "a folder": lambda path: (path.mkdir(), (path / "thesis.tex").write_text("years of work")),
@@ -256,7 +256,7 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert read_folder(write_folder(tmp_path / "x", fill_with(1)), numbers) == {1}
 
 
-# -- failures and rights --------------------------------------------------------------------------------------------
+# -- failures and rights ----------------------------------------------------------------------------------------------
 def test_whatever_stops_the_writing_nothing_is_left_behind(place):
     def fill(folder: Path) -> None:
         (folder / "half").write_text("")
@@ -362,7 +362,7 @@ def test_a_lock_ends_with_its_object(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-# -- reading while others write ------------------------------------------------------------------------------------------
+# -- reading while others write ---------------------------------------------------------------------------------------
 WRITER = """
 import json, os, sys
 from pathlib import Path
@@ -502,7 +502,7 @@ def test_a_manifest_of_another_program_is_not_ours(tmp_path):
 
 def test_nothing_there(tmp_path):
     for load in (lambda path: read_folder(path, numbers), verify_folder):
-        with pytest.raises(CheckpointCorruptError, match="nothing that this package saved is at .*nothing"):
+        with pytest.raises(CheckpointCorruptError, match=r"nothing that this package saved is at .*nothing"):
             load(tmp_path / "nothing")
     assert not os.listdir(tmp_path)
 
@@ -525,7 +525,7 @@ def test_a_later_version_is_no_damage(place):
     manifest = json.loads((place / "manifest.json").read_text())
     (place / "manifest.json").write_text(json.dumps({**manifest, "version": 2, "files": None}))
     for load in (lambda path: read_folder(path, numbers), verify_folder):
-        with pytest.raises(CheckpointMismatchError, match="in version 2 of the format.*use a newer lm_env"):
+        with pytest.raises(CheckpointMismatchError, match=r"in version 2 of the format.*use a newer lm_env"):
             load(place)
     with pytest.raises(CheckpointWriteError, match="was not saved by this package"):
         write_folder(place, fill_with(2))

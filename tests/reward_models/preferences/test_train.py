@@ -377,9 +377,9 @@ def test_a_head_that_does_not_fit_is_refused(head, tmp_path):
 
 
 def test_a_folder_without_a_reward_model_is_named(model_folder, tmp_path):
-    with pytest.raises(ModelLoadError, match="no reward model was saved at .*tiny"):
+    with pytest.raises(ModelLoadError, match=r"no reward model was saved at .*tiny"):
         RewardModel.load(model_folder)
-    with pytest.raises(ModelLoadError, match="no reward model was saved at .*nothing"):
+    with pytest.raises(ModelLoadError, match=r"no reward model was saved at .*nothing"):
         RewardModel.load(tmp_path / "nothing")
     write_folder(tmp_path / "other", lambda folder: (folder / "notes.txt").write_text(""))
     with pytest.raises(ModelLoadError, match="holds no reward model"):
