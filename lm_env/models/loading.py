@@ -190,6 +190,8 @@ def read_tokenizer(folder: str | Path, *, name: str | Path, download: bool = Fal
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=not download, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelLoadError(_load_message("tokenizer", name, folder, download, error)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up for some models
+        raise ModelLoadError(f"cannot load the tokenizer {str(name)!r}: its files are missing -- {_WHAT_LOADS}")
     tokenizer.name_or_path = resolve(name)
     return tokenizer
 

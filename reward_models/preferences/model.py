@@ -295,7 +295,8 @@ class RewardModel:
                 return cls(network, read_tokenizer(held, name=folder), **settings)
             except (OSError, RuntimeError, SafetensorError, ConfigurationError) as error:
                 raise CheckpointCorruptError(
-                    f"{str(folder)!r} is no whole reward model ({error}): {HEAD_FILE} and {SETTINGS_FILE} must be as saved"
+                    f"{str(folder)!r} is no whole reward model ({error}): {HEAD_FILE} and {SETTINGS_FILE} must be as"
+                    " they were saved"
                 ) from error
 
         return read_folder(folder, read)

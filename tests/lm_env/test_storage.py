@@ -463,7 +463,7 @@ def test_an_error_of_the_reader_itself_is_its_own(place):
     assert os.listdir(place.parent) == ["agent"]
 
 
-# -- damage -----------------------------------------------------------------------------------------------------------------
+# -- damage -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["a.json", "part/b.json"])
 @pytest.mark.parametrize("load", [lambda path: read_folder(path, numbers), verify_folder], ids=["read", "verify"])
 def test_a_damaged_or_missing_file_is_named(place, name, load):
