@@ -69,12 +69,16 @@ class CheckpointWriteError(CheckpointError, OSError):
     """A checkpoint could not be written (disk full, no permission); the older ones are untouched."""
 
 
+class RunLockedError(CheckpointWriteError):
+    """Another writer, of this process or another one, is at work in the same place."""
+
+
 class CheckpointCorruptError(CheckpointError, ValueError):
     """A checkpoint is missing a file, is truncated, or fails its checksum."""
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):
-    """A checkpoint belongs to another configuration; the message names the field that differs."""
+    """A checkpoint belongs to another configuration or format; the message names the field that differs."""
 
 
 class UnsafeFileError(LMEnvError, ValueError):

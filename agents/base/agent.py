@@ -23,7 +23,7 @@ from agents.learning.rollout import Rollout, collect
 from agents.run.callbacks import CallbackLike, TrainingEnv, as_callback
 from agents.run.early_warning import EarlyWarning
 from agents.run.progress import ProgressLine
-from agents.run.training_log import make_logger, rollout_metrics
+from agents.run.training_log import begin_log, make_logger, rollout_metrics
 from lm_env.data.prompts import Prompt
 from lm_env.generation.backend import Sampling
 from lm_env.models.inputs import shuffled_batches
@@ -92,6 +92,8 @@ class BatchedAgent(PolicyAgent, ABC):
             NonFiniteError: a loss or gradient was NaN or infinite; see there for how to go on.
             RewardError: the reward function failed; nothing of this rollout has been learned.
         """
+        if self.num_rollouts == 0:
+            begin_log(self.logger)
         if reset_num_timesteps:
             self.num_timesteps = 0
         total_timesteps += self.num_timesteps

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import gymnasium
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from agents.base.config import AgentConfig, make_config
-from agents.base.text_agent import TextAgent
+from agents.base.text_agent import TextAgent, task_of
 from agents.learning.critic import CriticSource, describe_critic, make_policy, rebuild_critic
 from agents.learning.randomness import Randomness
 from agents.learning.updater import Updater
 from agents.run.checkpoint import (
     Checkpoint,
     check_finite,
+    folder_of,
     language_model_tensors,
     read_checkpoint,
     write_checkpoint,
@@ -28,6 +30,8 @@ from lm_env.generation.sampling import sample
 from lm_env.models.export import export_language_model
 from lm_env.models.logprobs import restrict
 from lm_env.objective.fingerprint import check_fingerprint, task_fingerprint
+from lm_env.objective.task import Task
+from lm_env.storage import read_folder
 
 __all__ = ["PolicyAgent"]
 
@@ -135,22 +139,40 @@ class PolicyAgent(TextAgent):
         Warns:
             UserWarning: another reward, reference, prompts, ... than when it was saved.
         """
-        checkpoint, folder = read_checkpoint(Path(path))
+        env = gymnasium.make(env) if isinstance(env, str) else env
+        task = task_of(env)
+        place = folder_of(Path(path))
+        checkpoint = read_folder(place, lambda folder: cls._read(folder, place, task))
+        settings = checkpoint.settings
+        if "critic" not in options:
+            options["critic"] = rebuild_critic(settings["critic"])
+        agent = cls(env, **{**settings["config"], **options})
+        agent.restore(checkpoint)
+        return agent
+
+    @classmethod
+    def _read(cls, folder: Path, place: Path, task: Task) -> Checkpoint:
+        """The checkpoint in a verified folder, once it is known to be of this class and to fit the task.
+
+        Args:
+            place: what the folder is called in messages.
+        """
+        checkpoint = read_checkpoint(folder)
         settings = checkpoint.settings
         if settings["agent"] != cls.__name__:
             raise CheckpointMismatchError(
-                f"{path} holds an agent of class {settings['agent']}, not {cls.__name__}: load it with that class"
+                f"{place} holds an agent of class {settings['agent']}, not {cls.__name__}: load it with that class"
             )
         known = {field.name for field in fields(cls.Config)}
         if unknown := sorted(settings["config"].keys() - known):  # such as log_dir, which would name a place to write
             raise CheckpointMismatchError(
-                f"the config in {path} has an option {unknown[0]!r}, which {cls.Config.__name__} has not"
+                f"the config in {place} has an option {unknown[0]!r}, which {cls.Config.__name__} has not"
             )
-        if "critic" not in options:
-            options["critic"] = rebuild_critic(settings["critic"])
-        agent = cls(env, **{**settings["config"], **options})
-        agent.restore(checkpoint, folder)
-        return agent
+        check_fingerprint(settings["task"], task, place)
+        if not _is_exported_whole(task):
+            return checkpoint
+        exported = {f"lm.{k}": v for k, v in language_model_tensors(task.model, folder).items()}
+        return replace(checkpoint, weights={**checkpoint.weights, **exported})
 
     def state(self) -> Checkpoint:
         """All that training goes on from, apart from the environment."""
@@ -169,18 +191,14 @@ class PolicyAgent(TextAgent):
         }
         return Checkpoint(settings, self._own_weights(), {k: _plain(v) for k, v in updater.items()})
 
-    def restore(self, checkpoint: Checkpoint, folder: Path) -> None:
-        """Take back what `state` gave.  Whatever can be refused is refused before the environment changes.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take back what `state` gave, with the language model's weights.
 
-        Args:
-            folder: where the checkpoint was read from, with the language model.
+        Whatever can be refused is refused before the environment changes.
         """
         settings = checkpoint.settings
-        check_fingerprint(settings["task"], self.task, folder)
-        weights = dict(checkpoint.weights)
-        if self._exports_whole():
-            weights |= {f"lm.{k}": v for k, v in language_model_tensors(self.task.model, folder).items()}
-        self._check_weights(weights, folder)
+        weights = checkpoint.weights
+        self._check_weights(weights)
         self.updater.check_state(checkpoint.updater, settings["optimizer"])
         randomness = Randomness.from_state(settings["randomness"])
         try:
@@ -188,7 +206,7 @@ class PolicyAgent(TextAgent):
         except CheckpointMismatchError:
             raise
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise CheckpointCorruptError(f"the agent's own state in {folder} is damaged ({error!r})") from error
+            raise CheckpointCorruptError(f"the agent's own state is damaged ({error!r}): take another one") from error
         self.task.kl.load_state_dict(settings["kl"])  # the last that can be refused
         self.policy.load_state_dict(weights, strict=self.task.adapter is None)
         self.updater.restore(checkpoint.updater)
@@ -196,21 +214,17 @@ class PolicyAgent(TextAgent):
         self.num_rollouts = settings["num_rollouts"]
         self.randomness = randomness
 
-    def _exports_whole(self) -> bool:
-        """Whether the exported language model holds all of the LM's weights as they are in the policy."""
-        return isinstance(self.task.model, PreTrainedModel) and self.task.adapter is None
-
     def _own_weights(self) -> dict[str, Tensor]:
         """What the exported language model does not hold: heads, critics, tables; all that an adapter trains."""
         state = self.policy.state_dict()
         if self.task.adapter is not None:
             trained = {name for name, p in self.policy.named_parameters() if p.requires_grad}
             state = {name: tensor for name, tensor in state.items() if name in trained}
-        elif self._exports_whole():
+        elif _is_exported_whole(self.task):
             state = {name: tensor for name, tensor in state.items() if not name.startswith("lm.")}
         return {name: _plain(tensor) for name, tensor in state.items()}
 
-    def _check_weights(self, weights: dict[str, Tensor], folder: Path) -> None:
+    def _check_weights(self, weights: dict[str, Tensor]) -> None:
         """Raise CheckpointMismatchError unless each tensor has its place in the policy, and the other way round."""
         own = self.policy.state_dict() if self.task.adapter is None else self._own_weights()
         problem = None
@@ -222,7 +236,12 @@ class PolicyAgent(TextAgent):
                     problem = f"{name} has the shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
                     break
         if problem:
-            raise CheckpointMismatchError(f"the weights in {folder} do not fit the environment's model: {problem}")
+            raise CheckpointMismatchError(f"the saved weights do not fit the environment's model: {problem}")
+
+
+def _is_exported_whole(task: Task) -> bool:
+    """Whether the exported language model holds all of the LM's weights as they are in the policy."""
+    return isinstance(task.model, PreTrainedModel) and task.adapter is None
 
 
 def _plain(tensor: Tensor) -> Tensor:

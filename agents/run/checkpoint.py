@@ -16,11 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, NonFiniteError
-from lm_env.models.loading import without_weight_bars
-from lm_env.storage import verify_folder, write_folder
+from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ModelLoadError, NonFiniteError
+from lm_env.models.loading import read_pretrained
+from lm_env.storage import read_json, write_folder
 
 __all__ = ["Checkpoint", "folder_of", "language_model_tensors", "read_checkpoint", "write_checkpoint"]
 
@@ -49,7 +48,7 @@ class Checkpoint:
     settings: dict[str, Any]
     """JSON; see `FIELDS`."""
     weights: dict[str, Tensor]
-    """The policy's tensors by name, without those of the language model where its own folder holds them."""
+    """The policy's tensors by name, on disk without those of the language model where its own folder holds them."""
     updater: dict[str, Tensor]
     """The tensors of the optimizer and of the average of the weights."""
 
@@ -83,40 +82,36 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, export: Callable[[Path]
     return write_folder(folder_of(path), fill)
 
 
-def read_checkpoint(path: Path) -> tuple[Checkpoint, Path]:
-    """The newest whole checkpoint at `path`, and the folder that it was read from.
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a verified folder, as `lm_env.storage.read_folder` hands one out.
 
     Raises:
         CheckpointCorruptError: a file is missing, damaged, or not what an agent writes.
         CheckpointMismatchError: a later version of this package wrote it.
     """
-    path = folder_of(path) if not path.exists() else path
-    folder = verify_folder(path)
     own = folder / "agent"
     if not (own / "state.json").is_file():
-        raise CheckpointCorruptError(f"{folder} holds no agent: {own / 'state.json'} is missing")
+        raise CheckpointCorruptError("it holds no agent (agent/state.json is missing): load what was saved there")
+    settings = read_json(own / "state.json")
+    _check_settings(settings)
     try:
-        settings = json.loads((own / "state.json").read_text())
         weights = load_file(own / "policy.safetensors")
         updater = load_file(own / "optimizer.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointCorruptError(f"{folder} holds no whole agent ({error}): use another checkpoint") from error
-    _check_settings(settings, own / "state.json")
-    return Checkpoint(settings, weights, updater), folder
+        raise CheckpointCorruptError(f"the agent's weights cannot be read ({error}): use another checkpoint") from error
+    return Checkpoint(settings, weights, updater)
 
 
 def language_model_tensors(lm: nn.Module, folder: Path) -> dict[str, Tensor]:
-    """The weights of the language model that a checkpoint's folder holds, under the names that `lm` has for them.
+    """The weights of the language model in a verified folder, under the names that `lm` has for them.
 
     Raises:
         CheckpointCorruptError: the folder holds none.
     """
-    assert isinstance(lm, PreTrainedModel)
     try:
-        with without_weight_bars():
-            saved = type(lm).from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointCorruptError(f"the language model in {folder} cannot be read: {error}") from error
+        saved: nn.Module = read_pretrained(type(lm), folder, name=folder)
+    except ModelLoadError as error:
+        raise CheckpointCorruptError(f"the language model cannot be read: {error}") from error
     return saved.state_dict()
 
 
@@ -129,15 +124,15 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def _check_settings(settings: Any, file: Path) -> None:
-    if not isinstance(settings, dict) or not isinstance(settings.get("format"), int):
-        raise CheckpointCorruptError(f"{file} is not what an agent writes (it has no format): use another checkpoint")
+def _check_settings(settings: dict[str, Any]) -> None:
+    if not isinstance(settings.get("format"), int):
+        raise CheckpointCorruptError("state.json is not what an agent writes (it has no format): take another one")
     if settings["format"] > FORMAT:
         raise CheckpointMismatchError(
-            f"{file} has format {settings['format']}, and this version of lm_env reads up to {FORMAT}: update lm_env"
+            f"state.json has format {settings['format']}, and this lm_env reads up to {FORMAT}: update lm_env"
         )
     for name, kind in FIELDS.items():
         value = settings.get(name)
         if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
             shown = "missing" if name not in settings else f"{value!r:.60}"
-            raise CheckpointCorruptError(f"{name} in {file} is {shown}, and not what an agent writes")
+            raise CheckpointCorruptError(f"{name} in state.json is {shown}, and not what an agent writes")

@@ -2,53 +2,82 @@
 
 `agent.save` of stable-baselines3 writes a zip that is unpickled on load, which runs whatever code is
 in it.  `save` here writes a folder: the LM as transformers has it (`AutoModelForCausalLM.from_pretrained`
-reads it), and `agent/` with the value head, the optimizer and the hyperparameters.  The writing is
-that of `agents.run.checkpoint`: whole or not at all, with checksums.
+reads it), and `agent/` with the value head, the optimizer, the hyperparameters and a fingerprint of the
+task.  The writing is that of `lm_env.storage`: whole or not at all, with checksums.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from agents.learning.policy import ValueHeadPolicy
+from agents.sb3.settings import (
+    read_arguments,
+    read_groups,
+    read_policy_kwargs,
+    saved_arguments,
+    saved_policy_kwargs,
+)
 from agents.sb3.vec_env import TextSpace
-from lm_env.errors import CheckpointMismatchError, ConfigurationError, UnsafeFileError
+from lm_env.errors import (
+    CheckpointCorruptError,
+    CheckpointMismatchError,
+    ConfigurationError,
+    LMEnvError,
+    UnsafeFileError,
+)
 from lm_env.models.export import export_language_model
+from lm_env.models.loading import read_pretrained
 from lm_env.models.optimization import join_optimizer, split_optimizer
+from lm_env.objective.fingerprint import check_fingerprint, task_fingerprint
 from lm_env.objective.task import Task
-from lm_env.storage import verify_folder, write_folder
+from lm_env.storage import read_folder, read_json, write_folder
+from lm_env.validation import check_integer
 
 __all__ = ["load", "save"]
 
 Algorithm = TypeVar("Algorithm", bound=OnPolicyAlgorithm)
 
-# Arguments of the algorithms that are given anew at `load`, or say nothing about the training.
-NOT_SAVED = {
-    "self",
-    "policy",
-    "env",
-    "policy_kwargs",
-    "rollout_buffer_class",
-    "rollout_buffer_kwargs",
-    "tensorboard_log",
-    "verbose",
-    "device",
-    "monitor_wrapper",
-    "_init_setup_model",
-}
+VERSION = 1  # of agent/state.json
 OURS = ("CausalLMPolicy", "MaskableCausalLMPolicy", "EpisodeRolloutBuffer", "MaskableEpisodeRolloutBuffer")
 STOCK = ("DictRolloutBuffer", "MaskableDictRolloutBuffer")
 OPTIMIZERS = ("Adam", "AdamW", "RMSprop", "SGD")
+
+STATE = {
+    "version": int,
+    "agent": str,
+    "policy": str,
+    "buffer": str,
+    "arguments": dict,
+    "policy_kwargs": dict,
+    "optimizer_class": str,
+    "fingerprint": dict,
+    "num_timesteps": int,
+    "n_updates": int,
+    "kl": dict,
+    "optimizer": dict,
+}
+"""What agent/state.json holds."""
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """All that was read from a folder, before anything is changed."""
+
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
 
 
 def save(agent: OnPolicyAlgorithm, path: str | Path) -> Path:
@@ -58,18 +87,21 @@ def save(agent: OnPolicyAlgorithm, path: str | Path) -> Path:
         ConfigurationError: a hyperparameter is neither a number nor a schedule that JSON can hold.
         CheckpointWriteError: see `write_folder`.
     """
-    task = _task(agent)
+    task = _task(agent.observation_space)
+    optimizer, layout = split_optimizer(agent.policy.optimizer.state_dict())
     state = {
+        "version": VERSION,
         "agent": type(agent).__name__,
         "policy": _known(type(agent.policy).__name__, OURS),
         "buffer": _known(type(agent.rollout_buffer).__name__, (*OURS, *STOCK)),
-        "arguments": _arguments(agent),
-        "policy_kwargs": _policy_kwargs(agent),
+        "arguments": saved_arguments(agent),
+        "policy_kwargs": saved_policy_kwargs(agent),
         "optimizer_class": _known(agent.policy.optimizer_class.__name__, OPTIMIZERS),
-        "vocab_size": task.vocab_size,
+        "fingerprint": task_fingerprint(task),
         "num_timesteps": agent.num_timesteps,
         "n_updates": agent._n_updates,
         "kl": task.kl.state_dict(),
+        "optimizer": layout,
     }
 
     def fill(folder: Path) -> None:
@@ -82,105 +114,138 @@ def save(agent: OnPolicyAlgorithm, path: str | Path) -> Path:
             {k: v for k, v in tensors.items() if not (whole and k.startswith("network.lm."))},
             own / "policy.safetensors",
         )
-        optimizer, layout = split_optimizer(agent.policy.optimizer.state_dict())
         save_file(optimizer, own / "optimizer.safetensors")
-        (own / "state.json").write_text(json.dumps({**state, "optimizer": layout}))
+        (own / "state.json").write_text(json.dumps(state))
 
-    return write_folder(Path(path), fill)
+    return write_folder(path, fill)
 
 
 def load(algo_class: type[Algorithm], path: str | Path, env: Any, **arguments: Any) -> Algorithm:
     """The agent saved at `path`, on `env`, whose model takes the saved weights.
 
+    If this raises, no weight of the environment has changed.  A warning tells of another reward,
+    reference, temperature, length cap or other prompts than those of the saved agent.
+
     Args:
         algo_class: `PPO`, `A2C`, ...: the class that was saved.
         env: a `TextVecEnv`, wrapped or not, of the same vocabulary.
-        arguments: of `algo_class`, in place of the saved ones (or beside them: `verbose`, `device`).
+        arguments: of `algo_class`, in place of the saved ones, or beside them (`verbose`, `device`,
+            `tensorboard_log`): places to write are not taken from a file.
 
     Raises:
         UnsafeFileError: `path` is a file, such as a zip of stable-baselines3's own `save`.
         CheckpointCorruptError: a file is missing or damaged.
-        CheckpointMismatchError: another algorithm, vocabulary or model.
+        CheckpointMismatchError: another algorithm, vocabulary or model, or a later version of the format.
     """
     if Path(path).is_file():
         raise UnsafeFileError(
             f"{path} is a file, and those of stable-baselines3 are unpickled: {algo_class.__name__}.load does that"
         )
-    folder = verify_folder(Path(path))
-    state = json.loads((folder / "agent" / "state.json").read_text())
+    task = _task(getattr(env, "observation_space", None))
+    saved = read_folder(path, lambda folder: _read(folder, path, algo_class, task))
+    state = saved.state
+    options = read_arguments(state["arguments"], algo_class) | arguments
+    policy_kwargs = {
+        **read_policy_kwargs(state["policy_kwargs"]),
+        "optimizer_class": getattr(torch.optim, _known(state["optimizer_class"], OPTIMIZERS)),
+    }
+    policy = _part(state["policy"])
+    buffer = _part(state["buffer"])
+    try:
+        agent = algo_class(policy, env, policy_kwargs=policy_kwargs, rollout_buffer_class=buffer, **options)
+    except LMEnvError:
+        raise
+    except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointMismatchError(
+            f"no {algo_class.__name__} can be made with the arguments saved in {path} and those given ({error})"
+        ) from error
+    _check_fit(agent.policy.state_dict(), saved.tensors, path)
+    optimizer = _read_optimizer(agent, saved, path)
+    try:
+        task.kl.load_state_dict(state["kl"])  # the last that can be refused
+    except (ConfigurationError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointMismatchError):
+            raise
+        raise CheckpointCorruptError(f"the KL controller saved in {path} cannot be restored ({error})") from error
+    agent.policy.load_state_dict(saved.tensors)
+    agent.policy.optimizer.load_state_dict(optimizer)
+    agent.policy.set_training_mode(True)  # weights have changed
+    agent.num_timesteps = state["num_timesteps"]
+    agent._n_updates = state["n_updates"]
+    return agent
+
+
+# -- reading -----------------------------------------------------------------------------------------
+def _read(folder: Path, path: str | Path, algo_class: type, task: Task) -> _Saved:
+    state = read_json(folder / "agent" / "state.json")
+    _check_state(state, path)
     if state["agent"] != algo_class.__name__:
         raise CheckpointMismatchError(
             f"{path} holds a {state['agent']}, not a {algo_class.__name__}: load it with that class"
         )
-    options = {name: _read_value(value) for name, value in state["arguments"].items()} | arguments
-    policy_kwargs = {
-        **state["policy_kwargs"],
-        "optimizer_class": getattr(torch.optim, _known(state["optimizer_class"], OPTIMIZERS)),
-    }
-    agent = algo_class(
-        _part(state["policy"]), env, policy_kwargs=policy_kwargs, rollout_buffer_class=_part(state["buffer"]), **options
-    )
-    task = _task(agent)
-    if state["vocab_size"] != task.vocab_size:
-        raise CheckpointMismatchError(
-            f"vocab_size differs: {state['vocab_size']} in {path}, {task.vocab_size} in the environment"
-        )
-    _read_weights(agent, folder)
-    agent.policy.optimizer.load_state_dict(
-        join_optimizer(load_file(folder / "agent" / "optimizer.safetensors"), state["optimizer"])
-    )
-    agent.num_timesteps, agent._n_updates = state["num_timesteps"], state["n_updates"]
-    task.kl.load_state_dict(state["kl"])
-    return agent
-
-
-# -- the model ---------------------------------------------------------------------------------------
-def _read_weights(agent: OnPolicyAlgorithm, folder: Path) -> None:
-    lm = network_of(agent).lm
-    tensors = load_file(folder / "agent" / "policy.safetensors")
-    if not any(name.startswith("network.lm.") for name in tensors) and isinstance(lm, PreTrainedModel):
-        saved = type(lm).from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tensors |= {f"network.lm.{name}": value for name, value in saved.state_dict().items()}
+    # Under an adapter, the base is saved with it; where the base is the reference, it comes back with it.
+    base_is_reference = task.adapter is not None and task.reference is task.model
+    check_fingerprint(state["fingerprint"], task, path, replaced=["reference"] if base_is_reference else [])
     try:
-        agent.policy.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointMismatchError(f"the weights in {folder} do not fit the environment's model: {error}") from error
-    agent.policy.set_training_mode(True)  # weights have changed
+        tensors = load_file(folder / "agent" / "policy.safetensors")
+        optimizer = load_file(folder / "agent" / "optimizer.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointCorruptError(f"the weights in {path} cannot be read ({error})") from error
+    if not any(name.startswith("network.lm.") for name in tensors) and isinstance(task.model, PreTrainedModel):
+        lm = read_pretrained(type(task.model), folder, name=path)
+        tensors |= {f"network.lm.{name}": value for name, value in lm.state_dict().items()}
+    return _Saved(state, tensors, optimizer)
 
 
-# -- the hyperparameters -----------------------------------------------------------------------------
-def _arguments(agent: OnPolicyAlgorithm) -> dict[str, Any]:
-    """The constructor's arguments, as the agent has them."""
-    names = set(inspect.signature(type(agent).__init__).parameters) - NOT_SAVED
-    return {name: _json_value(name, getattr(agent, name)) for name in sorted(names) if hasattr(agent, name)}
-
-
-def _policy_kwargs(agent: OnPolicyAlgorithm) -> dict[str, Any]:
-    kwargs = {k: v for k, v in agent.policy_kwargs.items() if k != "optimizer_class"}
-    kwargs["optimizer_kwargs"] = agent.policy.optimizer_kwargs
-    if "model" in kwargs or not isinstance(kwargs.get("critic", ""), str):
-        raise ConfigurationError(
-            "a model in policy_kwargs is not saved: give it to the environment; critic can be 'shared' or 'separate'"
+def _check_state(state: dict[str, Any], path: str | Path) -> None:
+    version = state.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise CheckpointMismatchError(
+            f"{path} holds an agent in version {version} of the format and this package reads up to {VERSION}:"
+            " use a newer lm_env"
         )
-    return kwargs
+    for name, kind in STATE.items():
+        if type(state.get(name)) is not kind:
+            raise CheckpointCorruptError(
+                f"{path} holds no agent of agents.sb3 ({name} in state.json is no {kind.__name__})"
+            )
+    if version != VERSION:
+        raise CheckpointCorruptError(f"{path}: version {version} of the format never was")
+    try:
+        for name in ("num_timesteps", "n_updates"):
+            check_integer(name, state[name], low=0)
+        for name, names in (("policy", OURS), ("buffer", (*OURS, *STOCK)), ("optimizer_class", OPTIMIZERS)):
+            _known(state[name], names)
+    except ConfigurationError as error:
+        raise CheckpointCorruptError(f"{path}: {error}") from error
 
 
-def _json_value(name: str, value: Any) -> Any:
-    if isinstance(value, FloatSchedule):
-        value = value.value_schedule
-    if isinstance(value, ConstantSchedule):
-        value = value.val
-    if isinstance(value, LinearSchedule):
-        return {"linear": [value.start, value.end, value.end_fraction]}
-    if callable(value):
-        raise ConfigurationError(
-            f"{name} is a function, which JSON cannot hold: use a number or stable-baselines3's LinearSchedule"
-        )
-    return value
+def _check_fit(own: dict[str, Tensor], tensors: dict[str, Tensor], path: str | Path) -> None:
+    """All of it before the first weight is replaced, which `load_state_dict` does not do."""
+    misfit = None
+    if odd := sorted(own.keys() ^ tensors.keys()):
+        misfit = f"{odd[0]} is only in {'the environment' if odd[0] in own else 'the checkpoint'}"
+    for name in sorted(own.keys() & tensors.keys()):
+        if own[name].shape != tensors[name].shape:
+            misfit = misfit or f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+    if misfit is not None:
+        raise CheckpointMismatchError(f"the weights in {path} do not fit the environment's model: {misfit}")
 
 
-def _read_value(value: Any) -> Any:
-    return LinearSchedule(*value["linear"]) if isinstance(value, dict) and "linear" in value else value
+def _read_optimizer(agent: OnPolicyAlgorithm, saved: _Saved, path: str | Path) -> dict[str, Any]:
+    """The optimizer's state, checked against the one that takes it."""
+    own = agent.policy.optimizer
+    parameters = [p for group in own.param_groups for p in group["params"]]
+    groups = read_groups(saved.state["optimizer"].get("param_groups"), own.state_dict()["param_groups"])
+    try:
+        joined = join_optimizer(saved.optimizer, {"param_groups": groups})
+    except ValueError as error:
+        raise CheckpointCorruptError(f"the optimizer saved in {path} names no tensors ({error})") from error
+    for index, entries in joined["state"].items():
+        fits = 0 <= index < len(parameters)
+        if not fits or any(t.ndim and t.shape != parameters[index].shape for t in entries.values()):
+            raise CheckpointMismatchError(f"the optimizer saved in {path} does not fit the trainable weights")
+    return joined
 
 
 # -- parts by name -----------------------------------------------------------------------------------
@@ -200,8 +265,7 @@ def network_of(agent: OnPolicyAlgorithm) -> ValueHeadPolicy:
     return cast(ValueHeadPolicy, agent.policy.network)
 
 
-def _task(agent: OnPolicyAlgorithm) -> Task:
-    space = agent.observation_space
+def _task(space: Any) -> Task:
     env = space.env if isinstance(space, TextSpace) else None
     if env is None:
         raise ConfigurationError("agents.sb3 saves and loads agents on a TextVecEnv: make one with TextVecEnv.from_env")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,24 +21,29 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 import reward_models
 from agents import PPO
+from agents.run.training_log import ProgressFile
 from lm_env.cli.judges import default_prompts, make_judge
-from lm_env.cli.report import Curves, Report, plot_curves, say, write_summary
+from lm_env.cli.report import SAMPLES, SUMMARY, Curves, Report, plot_curves, say, write_summary
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.errors import CheckpointWriteError, ConfigurationError
 from lm_env.generation import LocalBackend, Sampling
-from lm_env.models.loading import load_causal_lm, without_weight_bars
+from lm_env.models.loading import load_causal_lm
 from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import raw_scores
 from lm_env.objective.task import Task
-from lm_env.storage import write_folder
+from lm_env.storage import FileLock, check_destination
 from lm_env.tasks.sentiment import openings
 from reward_models import RewardModel
 
 __all__ = ["DemoConfig", "run_demo"]
 
 EVALUATION_EPISODES = 256
+POLICY = "policy"
+REWARD_MODEL = "reward_model"
+LOG = "log"
+CURVES = "curves.png"
 TEMPERATURE = 0.7  # of sampling, in policy and reference alike (Ziegler et al. 2019)
 
 
@@ -58,14 +65,24 @@ class DemoConfig:
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Run the three phases; writes everything to `config.out` and returns the summary."""
+    """Run the three phases; writes everything to `config.out` and returns the summary.
+
+    Raises:
+        CheckpointWriteError: something in `config.out` cannot be written, found before the first phase.
+        RunLockedError: another run writes there.
+    """
+    with _reserved(config.out):
+        return _run_demo(config)
+
+
+def _run_demo(config: DemoConfig) -> dict[str, Any]:
     started = time.time()
-    _check_writable(config.out)
     torch.manual_seed(config.seed)
 
     say("1  the supervised model", f"{config.model}, {TEMPERATURE} temperature")
     judge = make_judge(config.judge, device=config.device, download=config.download)
     supervised = _task(config, judge)
+    _check_room(config.out, supervised.model)
     training_prompts, test_prompts = _split(config, supervised)
     before = _Sampled(supervised, test_prompts, config.seed)
 
@@ -96,7 +113,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         batch_size=64,
         n_epochs=2,
         seed=config.seed,
-        log_dir=config.out / "log",
+        log_dir=config.out / LOG,
     )
     curves = _Watch(judge)
     agent.learn(config.timesteps, callback=curves, progress_bar=True)
@@ -113,15 +130,13 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         "seed": config.seed,
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
     }
-    agent.save(config.out / "policy")
-    with without_weight_bars():
-        write_folder(config.out / "reward_model", rm.save)
-    plot_curves(curves.curves, config.out / "curves.png")
+    agent.save(config.out / POLICY)
+    rm.save(config.out / REWARD_MODEL)
+    plot_curves(curves.curves, config.out / CURVES)
     write_summary(config.out, summary, report)
     say(
         "",
-        f"{summary['seconds']:.0f} s; everything is in {config.out}: try  lm-env sample --model"
-        f" {config.out / 'policy'}",
+        f"{summary['seconds']:.0f} s; everything is in {config.out}: try  lm-env sample --model {config.out / POLICY}",
     )
     return summary
 
@@ -263,12 +278,33 @@ def _score(reward: Any, task: Task, episodes: Episodes) -> np.ndarray:
     return raw_scores(reward, task, episodes.prompts, episodes.responses())
 
 
-def _check_writable(out: Path) -> None:
-    """An unwritable folder is an error now, not after the training."""
+@contextmanager
+def _reserved(out: Path) -> Iterator[None]:
+    """Inside, the folder is this run's alone; what could not be written there at the end is an error at once."""
+    lock = None
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise CheckpointWriteError(f"cannot write to {out}: {error}; choose another --out") from error
+        lock = FileLock(out / ".lock", out)
+        for name in (POLICY, REWARD_MODEL):
+            check_destination(out / name)
+        ProgressFile(out / LOG).close()
+        for file in (out / CURVES, out / SUMMARY, out / SAMPLES):
+            if file.exists():
+                file.open("ab").close()
+    except OSError as error:  # CheckpointWriteError and RunLockedError among them
+        if lock is not None:
+            lock.release()
+        kind = type(error) if isinstance(error, CheckpointWriteError) else CheckpointWriteError
+        raise kind(f"cannot write to {out}: {error}; choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_room(out: Path, model: Any) -> None:
+    """Raise CheckpointWriteError where the disk has no room for what will be saved.
+
+    It is the policy, two moments of it, and the reward model; all in fp32 at the most.
+    """
+    check_destination(out / POLICY, size=4 * 4 * sum(p.numel() for p in model.parameters()))

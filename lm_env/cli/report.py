@@ -11,7 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["Curves", "Report", "plot_curves", "say", "write_summary"]
+__all__ = ["SAMPLES", "SUMMARY", "Curves", "Report", "plot_curves", "say", "write_summary"]
+
+SUMMARY = "summary.json"
+SAMPLES = "samples.md"
 
 console = Console()
 
@@ -117,5 +120,5 @@ def plot_curves(curves: Curves, path: Path) -> None:
 
 def write_summary(out: Path, summary: dict[str, Any], report: Report) -> None:
     """summary.json and samples.md."""
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (out / "samples.md").write_text(report.markdown())
+    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    (out / SAMPLES).write_text(report.markdown())

@@ -17,9 +17,15 @@ __all__ = ["run_sft"]
 
 
 def run_sft(*, model: str, data: str, out: Path, device: str, download: bool, **options: Any) -> None:
-    """Fine-tune a copy of the model and write it to `out` in transformers' layout."""
+    """Fine-tune a copy of the model and write it to `out` in transformers' layout.
+
+    Raises:
+        CheckpointWriteError: `out` cannot be written or has no room, found before the training.
+        RunLockedError: another process writes there.
+    """
     check_destination(out)
     lm: Any = load_model(model, device=device, download=download)
+    check_destination(out, size=sum(p.numel() * p.element_size() for p in lm.parameters()))
     tokenizer = load_tokenizer(model, download=download)
     torch.manual_seed(options["seed"])
     say("supervised fine-tuning", f"{model} on {data}")

@@ -1,6 +1,7 @@
 """Load a causal LM and its tokenizer: from a folder, the local hub cache, or the package itself.
 
-Nothing is unpickled, no code of a model's folder is run, and nothing is downloaded unless asked.
+Nothing is unpickled, no code of a model's folder is run, and nothing is downloaded unless asked.  A
+folder that this package saved is verified first, and read as one save even while another is written.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lm_env.errors import ConfigurationError, MissingDependencyError, ModelLoadError
+from lm_env.storage import is_saved_folder, read_folder
 
 __all__ = [
     "EMBEDDED_MODEL",
@@ -26,11 +28,18 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "load_tokenizer",
+    "read_pretrained",
+    "read_tokenizer",
     "resolve",
     "without_weight_bars",
 ]
 
 EMBEDDED_MODEL = "reviews-3m"
+
+_WHAT_LOADS = (
+    f"give a folder with safetensors weights and a tokenizer, '{EMBEDDED_MODEL}', or download=True (--download)"
+    " for a hub id"
+)
 
 
 def resolve(name: str | Path) -> str:
@@ -62,6 +71,7 @@ def load_model(
         ConfigurationError: `quantization_config` is none.
         ModelLoadError: no such model here, pickled weights, code that would have to be trusted, or a
             device that cannot run the quantized weights.
+        CheckpointCorruptError: a folder that this package saved is damaged.
         MissingDependencyError: the quantization's own package is not installed.
     """
     from transformers import AutoModelForCausalLM
@@ -100,10 +110,32 @@ def load_pretrained(
         ModelLoadError: no such model here, pickled weights, missing weights, or code that would have to be trusted.
         MissingDependencyError: the quantization's own package is not installed.
     """
+    source = _source_of("model", name, download)
+
+    def read(folder: str | Path) -> Any:
+        return read_pretrained(auto_class, folder, name=name, dtype=dtype, download=download, **options)
+
+    return read_folder(source, read) if is_saved_folder(source) else read(source)
+
+
+def read_pretrained(
+    auto_class: Any,
+    folder: str | Path,
+    *,
+    name: str | Path,
+    dtype: torch.dtype | Literal["auto"] = "auto",
+    download: bool = False,
+    **options: Any,
+) -> Any:
+    """`load_pretrained` of a folder as it lies there, or of a hub id, without looking for a manifest.
+
+    Args:
+        name: what the folder is called in messages and in the model's configuration.
+    """
     try:
         with without_weight_bars():
             model, report = auto_class.from_pretrained(
-                resolve(name),
+                str(folder),
                 dtype=dtype,
                 local_files_only=not download,
                 adapter_kwargs={"local_files_only": not download},  # else peft's presence alone makes it ask the hub
@@ -118,13 +150,15 @@ def load_pretrained(
             " pip install 'lm-env[quantized]'"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelLoadError(_load_message("model", name, download, error)) from error
+        raise ModelLoadError(_load_message("model", name, folder, download, error)) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelLoadError(
             f"{str(name)!r} holds no weights for {missing}, which would be left at random: give a checkpoint that was"
             f" trained as a {type(model).__name__}"
         )
+    model.name_or_path = resolve(name)
+    model.config._name_or_path = resolve(name)
     return model
 
 
@@ -140,12 +174,26 @@ def is_quantized(model: nn.Module) -> bool:
 
 def load_tokenizer(name: str | Path, *, download: bool = False) -> Any:
     """Load the tokenizer that belongs to a model; same arguments and errors as `load_model`."""
+    source = _source_of("tokenizer", name, download)
+
+    def read(folder: str | Path) -> Any:
+        return read_tokenizer(folder, name=name, download=download)
+
+    return read_folder(source, read) if is_saved_folder(source) else read(source)
+
+
+def read_tokenizer(folder: str | Path, *, name: str | Path, download: bool = False) -> Any:
+    """`load_tokenizer` of a folder as it lies there, or of a hub id, without looking for a manifest."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(resolve(name), local_files_only=not download, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=not download, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelLoadError(_load_message("tokenizer", name, download, error)) from error
+        raise ModelLoadError(_load_message("tokenizer", name, folder, download, error)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up for some models
+        raise ModelLoadError(f"cannot load the tokenizer {str(name)!r}: its files are missing -- {_WHAT_LOADS}")
+    tokenizer.name_or_path = resolve(name)
+    return tokenizer
 
 
 def load_causal_lm(
@@ -184,18 +232,39 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _load_message(what: str, name: object, download: bool, error: Exception) -> str:
-    reason = _first_line(error)
-    mend = (
-        "check the name"
-        if download
-        else (
-            f"give a folder with safetensors weights and a tokenizer, '{EMBEDDED_MODEL}', or download=True (--download)"
-            " for a hub id"
-        )
-    )
+def _load_message(what: str, name: object, folder: object, download: bool, error: Exception) -> str:
+    reason = _first_line(error).replace(str(folder), str(name))
+    remedy = "check the name" if download else _WHAT_LOADS
     if "custom code" in reason:
-        mend = (
+        remedy = (
             "code in a model's folder is never run (trust_remote_code=False); load it yourself and pass the live model"
         )
-    return f"cannot load the {what} {str(name)!r}: {reason} -- {mend}"
+    return f"cannot load the {what} {str(name)!r}: {reason} -- {remedy}"
+
+
+def _source_of(what: str, name: str | Path, download: bool) -> str:
+    """What transformers is given: a folder wherever there is one, so that it has no reason to ask the hub."""
+    source = resolve(name)
+    if download or is_saved_folder(source) or Path(source).exists():
+        return source
+    cached = _cached_folder(source)
+    if cached is None:
+        raise ModelLoadError(
+            f"cannot load the {what} {str(name)!r}: there is no folder of this name, and no hub id of this name in the"
+            f" local cache -- {_WHAT_LOADS}"
+        )
+    return cached
+
+
+def _cached_folder(hub_id: str) -> str | None:
+    """Where the files of a hub id lie in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "adapter_config.json", "tokenizer_config.json"):
+        try:
+            found = try_to_load_from_cache(hub_id, file)
+        except ValueError:  # it cannot be a hub id
+            return None
+        if isinstance(found, str):
+            return str(Path(found).parent)
+    return None

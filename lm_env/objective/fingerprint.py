@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -87,11 +87,14 @@ def compare_fingerprints(saved: Mapping[str, Any], current: Mapping[str, Any]) -
     ]
 
 
-def check_fingerprint(saved: Any, task: Task, path: Any) -> None:
+def check_fingerprint(saved: Any, task: Task, path: Any, *, replaced: Collection[str] = ()) -> None:
     """Compare the fingerprint that was saved at `path` with the task that is given; nothing is changed.
 
     What is optimized may change on purpose, so another reward, reference, temperature, cap or other
     prompts are a warning.
+
+    Args:
+        replaced: keys that say nothing, because loading replaces what they stand for.
 
     Raises:
         CheckpointCorruptError: `saved` is no fingerprint.
@@ -101,7 +104,7 @@ def check_fingerprint(saved: Any, task: Task, path: Any) -> None:
     if not isinstance(saved, Mapping) or "vocabulary" not in saved:
         raise CheckpointCorruptError(f"{path} holds no fingerprint of its task: use another checkpoint")
     current = task_fingerprint(task)
-    differences = compare_fingerprints(saved, current)
+    differences = [d for d in compare_fingerprints(saved, current) if not d.startswith(tuple(replaced))]
     meaning = [d for d in differences if d.startswith(("model.", "vocabulary"))]
     if meaning:
         raise CheckpointMismatchError(f"{path} was saved for another model: {'; '.join(meaning)}")

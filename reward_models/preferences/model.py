@@ -22,16 +22,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_env.errors import CheckpointCorruptError, CheckpointWriteError, ConfigurationError, UnsupportedModelError
+from lm_env.errors import (
+    CheckpointCorruptError,
+    CheckpointMismatchError,
+    ConfigurationError,
+    ModelLoadError,
+    UnsupportedModelError,
+)
 from lm_env.models.inputs import length_batches, pad_right
-from lm_env.models.loading import default_device, load_pretrained, load_tokenizer
+from lm_env.models.loading import (
+    default_device,
+    load_pretrained,
+    load_tokenizer,
+    read_pretrained,
+    read_tokenizer,
+    without_weight_bars,
+)
 from lm_env.objective.rewards import score_responses
+from lm_env.storage import is_saved_folder, read_folder, read_json, write_folder
+from lm_env.validation import check_integer
 from reward_models.combine import standardizing
 
 __all__ = ["RewardModel", "ScalarHeadModel"]
 
 HEAD_FILE = "head.safetensors"
 SETTINGS_FILE = "reward_model.json"
+VERSION = 1  # of the settings
 
 
 class ScalarHeadModel(nn.Module):
@@ -102,10 +118,11 @@ class RewardModel:
         batch_tokens: int = 8192,
     ) -> None:
         positions = getattr(network.trunk.config.get_text_config(), "max_position_embeddings", None)
-        if max_length is not None and not 1 <= max_length <= (positions or max_length):
+        if max_length is not None and not 1 <= check_integer("max_length", max_length, low=0) <= (
+            positions or max_length
+        ):
             raise ConfigurationError(f"max_length={max_length} is outside 1..{positions}, the positions of the trunk")
-        if batch_tokens < 1:
-            raise ConfigurationError(f"batch_tokens={batch_tokens} leaves no room for a token: give at least 1")
+        check_integer("batch_tokens", batch_tokens)
         self.network = network
         self.tokenizer = tokenizer
         self.max_length = max_length or positions
@@ -232,40 +249,69 @@ class RewardModel:
             self.network.gain.mul_(gain)
             self.network.bias.mul_(gain).add_(bias)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path) -> Path:
         """Write the trunk and tokenizer in transformers' layout, the head beside them; no pickle.
 
+        The folder is written whole or not at all, with checksums, also over a reward model saved before.
+
         Raises:
-            CheckpointWriteError: the folder could not be written.
+            CheckpointWriteError: the folder could not be written, or holds something else.
         """
         state = self.network.state_dict()
-        head = {k: v.cpu() for k, v in state.items() if not k.startswith("trunk.")}
-        settings = {"max_length": self.max_length, "batch_tokens": self.batch_tokens}
-        try:
-            self.network.trunk.save_pretrained(folder)
+        head = {k: v.detach().cpu().contiguous() for k, v in state.items() if not k.startswith("trunk.")}
+        settings = {"version": VERSION, "max_length": self.max_length, "batch_tokens": self.batch_tokens}
+
+        def fill(folder: Path) -> None:
+            with without_weight_bars():
+                self.network.trunk.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            save_file(head, Path(folder) / HEAD_FILE)
-            (Path(folder) / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise CheckpointWriteError(f"cannot write the reward model to {str(folder)!r}: {error}") from error
+            save_file(head, folder / HEAD_FILE)
+            (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+        return write_folder(folder, fill)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device | None = None) -> RewardModel:
         """Read what `save` wrote, onto CUDA by default where there is one.
 
         Raises:
-            ModelLoadError: the trunk or tokenizer could not be loaded.
-            CheckpointCorruptError: the head or the settings are missing or damaged.
+            ModelLoadError: there is no such folder, or no reward model in it.
+            CheckpointCorruptError: a file is missing or damaged.
+            CheckpointMismatchError: a later version of this package saved it.
         """
-        network = ScalarHeadModel(load_pretrained(AutoModel, folder).to(device or default_device())).eval()
-        tokenizer = load_tokenizer(folder)
-        try:
-            settings = json.loads((Path(folder) / SETTINGS_FILE).read_text())
-            head = load_file(Path(folder) / HEAD_FILE)
-            trunk = {k: v for k, v in network.state_dict().items() if k.startswith("trunk.")}
-            network.load_state_dict(trunk | head)  # strict: every weight of the head, and no other
-            return cls(network, tokenizer, **settings)
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CheckpointCorruptError(
-                f"{str(folder)!r} is no whole reward model ({error}): {HEAD_FILE} and {SETTINGS_FILE} must be as saved"
-            ) from error
+        if not is_saved_folder(folder):
+            raise ModelLoadError(
+                f"no reward model was saved at {str(folder)!r}: give a folder that RewardModel.save wrote"
+            )
+
+        def read(held: Path) -> RewardModel:
+            settings = _read_settings(held, folder)
+            trunk = read_pretrained(AutoModel, held, name=folder).to(device or default_device())
+            network = ScalarHeadModel(trunk).eval()
+            try:
+                head = load_file(held / HEAD_FILE)
+                own = {k: v for k, v in network.state_dict().items() if k.startswith("trunk.")}
+                network.load_state_dict(own | head)  # strict: every weight of the head, and no other
+                return cls(network, read_tokenizer(held, name=folder), **settings)
+            except (OSError, RuntimeError, SafetensorError, ConfigurationError) as error:
+                raise CheckpointCorruptError(
+                    f"{str(folder)!r} is no whole reward model ({error}): {HEAD_FILE} and {SETTINGS_FILE} must be as"
+                    " they were saved"
+                ) from error
+
+        return read_folder(folder, read)
+
+
+def _read_settings(held: Path, folder: str | Path) -> dict[str, Any]:
+    """The keyword arguments of a saved reward model; their values are checked by the constructor."""
+    if not (held / SETTINGS_FILE).is_file():
+        raise ModelLoadError(f"{str(folder)!r} holds no reward model (no {SETTINGS_FILE}): give one that does")
+    settings = read_json(held / SETTINGS_FILE)
+    version = settings.pop("version", None)
+    if isinstance(version, int) and version > VERSION:
+        raise CheckpointMismatchError(
+            f"{str(folder)!r} is a reward model of version {version} and this package reads {VERSION}: use a newer one"
+        )
+    if version != VERSION or settings.keys() != {"max_length", "batch_tokens"}:
+        raise CheckpointCorruptError(f"{str(folder)!r}: {SETTINGS_FILE} is not as it was saved, use another copy")
+    return settings

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from paths import REPOSITORY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import PPO, PPOPenalty, PPOPtx, Reinforce
@@ -177,7 +173,7 @@ def test_damaged_weights_of_a_transformers_model_are_noticed(lm_env_of, tmp_path
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(CheckpointCorruptError, match="no saved agent"):
+    with pytest.raises(CheckpointCorruptError, match="nothing that this package saved"):
         PPO.load(tmp_path / "nothing", make())
 
 
@@ -185,19 +181,6 @@ def test_a_folder_of_something_else_is_no_agent(tmp_path):
     write_folder(tmp_path / "other", lambda folder: (folder / "notes.txt").write_text("a reward model, say") and None)
     with pytest.raises(CheckpointCorruptError, match="holds no agent"):
         PPO.load(tmp_path / "other", make())
-
-
-@pytest.mark.parametrize("way", ["..", "absolute", "link"])
-def test_the_manifest_cannot_name_files_elsewhere(saved, tmp_path, way):
-    (tmp_path / "secret").write_text("x")
-    manifest = json.loads((saved / "manifest.json").read_text())
-    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
-    if way == "link":
-        (saved / "link").symlink_to(tmp_path / "secret")
-    name = {"..": "../secret", "absolute": str(tmp_path / "secret"), "link": "link"}[way]
-    (saved / "manifest.json").write_text(json.dumps({**manifest, name: digest}))
-    with pytest.raises(CheckpointCorruptError, match="outside the folder"):
-        PPO.load(saved, make())
 
 
 # -- code in the folder ----------------------------------------------------------------------------------------
@@ -318,24 +301,12 @@ def test_a_full_disk_leaves_the_older_checkpoint(lm_env_of, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["agent"], "no half-written folder is left"
 
 
-def test_whatever_stops_the_writing_nothing_is_left_behind(saved):
-    def fill(folder: Path) -> None:
-        (folder / "half").write_text("")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_folder(saved, fill)
-    assert [p.name for p in saved.parent.iterdir()] == ["agent"]
-    verify_folder(saved)
-
-
-@pytest.mark.parametrize("name", ["agent", "agent.previous"])
-def test_folders_of_other_origin_are_not_replaced(tmp_path, name):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "thesis.tex").write_text("years of work")
+def test_a_folder_of_other_origin_is_not_replaced(tmp_path):
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointWriteError, match="was not saved by this package"):
         PPO(make(), **SMALL).save(tmp_path / "agent")
-    assert (tmp_path / name / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "agent" / "thesis.tex").read_text() == "years of work"
 
 
 def test_files_are_not_replaced_and_empty_folders_are(tmp_path):
@@ -347,12 +318,19 @@ def test_files_are_not_replaced_and_empty_folders_are(tmp_path):
     verify_folder(PPO(make(), **SMALL).save(tmp_path / "empty"))
 
 
-# -- killed ----------------------------------------------------------------------------------------------------------
+# -- killed; see tests/lm_env/test_storage.py for every point of a save ----------------------------------------------
+def older_copy(saved: Path) -> Path:
+    """Where a killed save leaves the folder that it replaces."""
+    saved.with_name(".agent.lm_env").mkdir()
+    (saved.with_name(".agent.lm_env") / "lock").touch()
+    return saved.with_name(".agent.lm_env") / "old"
+
+
 def test_killed_between_the_two_renames(saved):
     """The old folder has moved aside, the new one is not there yet: the loader takes the old one and says so."""
     agent = PPO.load(saved, make())
-    os.rename(saved, saved.with_name("agent.previous"))
-    with pytest.warns(UserWarning, match=r"taking .*agent\.previous"):
+    os.rename(saved, older_copy(saved))
+    with pytest.warns(UserWarning, match=r"taking .*\.agent\.lm_env/old"):
         assert_same(agent, PPO.load(saved, make()))
     agent.learn(20).save(saved)  # and the next save puts all in order
     assert_same(agent, PPO.load(saved, make()))
@@ -361,56 +339,16 @@ def test_killed_between_the_two_renames(saved):
 
 def test_a_damaged_folder_gives_way_to_the_one_before_it(saved):
     older = PPO.load(saved, make())
-    shutil.copytree(saved, saved.with_name("agent.previous"))
+    shutil.copytree(saved, older_copy(saved))
     (saved / "agent" / "policy.safetensors").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"policy\.safetensors is damaged.*agent\.previous"):
+    with pytest.warns(UserWarning, match=r"policy\.safetensors is damaged.*taking .*old"):
         assert_same(older, PPO.load(saved, make()))
 
 
 def test_the_error_names_the_newest(saved):
-    shutil.copytree(saved, saved.with_name("agent.previous"))
-    for folder in (saved, saved.with_name("agent.previous")):
+    older = older_copy(saved)
+    shutil.copytree(saved, older)
+    for folder in (saved, older):
         (folder / "agent" / "state.json").unlink()
     with pytest.raises(CheckpointCorruptError, match=r"agent/agent/state\.json is missing"):
         PPO.load(saved, make())
-
-
-SAVER = """
-import os, random, signal, sys, time, warnings
-from pathlib import Path
-
-from agents import PPO
-from lm_env.tasks.token_mdp import make
-
-path, rng, agent = Path(sys.argv[1]), random.Random(0), PPO(make())
-agent.save(path)
-started = time.perf_counter()
-agent.save(path)
-duration = time.perf_counter() - started
-warnings.simplefilter("ignore")  # that an older folder was taken
-for _ in range(25):
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        while True:
-            agent.num_timesteps += 1
-            agent.save(path)
-            os.write(write, b"%d " % agent.num_timesteps)
-    os.close(write)
-    time.sleep(rng.uniform(0.0, 4 * duration))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    told = [int(n) for n in os.read(read, 10**6).split()] or [agent.num_timesteps]
-    os.close(read)
-    agent.num_timesteps = PPO.load(path, make()).num_timesteps
-    assert agent.num_timesteps in (told[-1], told[-1] + 1), (agent.num_timesteps, told)
-print(agent.num_timesteps)
-"""
-
-
-def test_kill_9_at_any_moment_leaves_a_whole_folder(tmp_path):
-    """A process that saves over and over is killed 25 times; every save that it told of is there, or the next one."""
-    command = [sys.executable, "-c", SAVER, str(tmp_path / "agent")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=REPOSITORY)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 10, "hardly any save came to its end: the kills come too early"

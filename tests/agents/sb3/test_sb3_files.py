@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from sb3_helpers import make_agent, rollout, text_options
+from saved_folders import edit_json, files_of, flip
+from sb3_helpers import length_reward, make_agent, rollout, text_options
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
@@ -15,7 +18,14 @@ from transformers import AutoModelForCausalLM
 
 import agents.sb3
 from agents.sb3 import EpisodeRolloutBuffer, TextVecEnv
-from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, UnsafeFileError
+from lm_env.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointMismatchError,
+    ConfigurationError,
+    UnsafeFileError,
+)
+from lm_env.objective.kl import AdaptiveKL
 
 
 @pytest.fixture
@@ -23,10 +33,10 @@ def options(make_lm):
     return text_options(make_lm)
 
 
-@pytest.fixture
-def saved(options, text_lm, tokenizer, tmp_path):
+@pytest.fixture(scope="module")
+def saved_once(make_lm, text_lm, tokenizer, tmp_path_factory):
     """(agent after an update, the folder it is saved in, options of its environment)."""
-    options |= {
+    options = text_options(make_lm) | {
         "model": text_lm(),
         "reference": text_lm(seed=1),
         "tokenizer": tokenizer,
@@ -44,7 +54,14 @@ def saved(options, text_lm, tokenizer, tmp_path):
         gae_lambda=0.9,
         policy_kwargs={"critic": "separate", "optimizer_kwargs": {"eps": 1e-6}},
     ).learn(40)
-    return agent, agents.sb3.save(agent, tmp_path / "agent"), {**options, "model": text_lm(seed=5)}
+    return agent, agents.sb3.save(agent, tmp_path_factory.mktemp("saved") / "agent"), options
+
+
+@pytest.fixture
+def saved(saved_once, text_lm, tmp_path):
+    """The same, with a folder and a model of one's own to change."""
+    agent, folder, options = saved_once
+    return agent, shutil.copytree(folder, tmp_path / "agent"), {**options, "model": text_lm(seed=5)}
 
 
 def test_save_and_load(saved):
@@ -83,8 +100,7 @@ def test_load_refuses_pickles_damage_and_other_agents(saved, tmp_path):
     env = TextVecEnv(2, **options)
     with pytest.raises(CheckpointMismatchError, match="holds a PPO"):
         agents.sb3.load(A2C, folder, env)
-    agent.policy_kwargs = {}
-    agent.save(tmp_path / "theirs.zip", exclude=["observation_space"])
+    agent.save(tmp_path / "theirs.zip", exclude=["observation_space", "policy_kwargs"])
     with pytest.raises(UnsafeFileError, match="unpickled"):
         agents.sb3.load(PPO, tmp_path / "theirs.zip", env)
     (tmp_path / "bin").mkdir()
@@ -153,3 +169,166 @@ def test_lora_trains_adapters_alone_and_is_saved(options, make_lm, tmp_path):
         torch.testing.assert_close(again.policy.network.lm(input_ids=ids).logits, wanted)
         merged = AutoModelForCausalLM.from_pretrained(folder)
         torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=1e-5, rtol=1e-4)
+
+
+# -- damage and wrong edits -----------------------------------------------------------------------------
+STATE = "agent/state.json"
+
+
+def assert_refused(folder, options, error, match=None):
+    """Loading raises, and the environment's model is as it was."""
+    env = TextVecEnv(2, **options)
+    before = {k: v.clone() for k, v in env.task.model.state_dict().items()}
+    with pytest.raises(error, match=match):
+        agents.sb3.load(PPO, folder, env)
+    assert all(torch.equal(v, before[k]) for k, v in env.task.model.state_dict().items())
+
+
+def test_one_flipped_bit_in_any_file_is_refused(saved):
+    _, folder, options = saved
+    for name in files_of(folder):
+        content = (folder / name).read_bytes()
+        flip(folder / name, len(content) // 2)
+        assert_refused(folder, options, CheckpointCorruptError)
+        (folder / name).write_bytes(content)
+    agents.sb3.load(PPO, folder, TextVecEnv(2, **options))
+
+
+def test_a_place_to_write_is_not_taken_from_the_file(saved, tmp_path):
+    """An archive from elsewhere names a folder for TensorBoard; nothing is written there."""
+    _, folder, options = saved
+    target = tmp_path / "outside"
+    more = {"tensorboard_log": str(target), "monitor_wrapper": True, "verbose": 1, "device": "cuda:7"}
+    edit_json(folder, STATE, lambda state: {**state, "arguments": {**state["arguments"], **more}})
+    agent = agents.sb3.load(PPO, folder, TextVecEnv(2, **options))
+    assert agent.tensorboard_log is None and agent.verbose == 0
+    agent.set_logger(configure(None, []))
+    agent.learn(20)
+    assert not target.exists() and sorted(os.listdir(tmp_path)) == ["agent"]
+
+
+WRONG_ARGUMENTS = {
+    "callback": "x",
+    "batch_size": "10",
+    "n_steps": 0,
+    "n_epochs": 1.5,
+    "gamma": {"linear": [1, 2, 3]},
+    "learning_rate": {"linear": [1, 2]},
+    "clip_range": {"linear": [1, "2", 0.5]},
+    "normalize_advantage": "yes",
+    "ent_coef": None,
+    "seed": "0",
+    "target_kl": [1],
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ARGUMENTS)
+def test_wrong_arguments_are_refused(saved, name):
+    _, folder, options = saved
+    edit_json(folder, STATE, lambda state: {**state, "arguments": {**state["arguments"], name: WRONG_ARGUMENTS[name]}})
+    assert_refused(folder, options, CheckpointError)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model": "x"},
+        {"critic": 3},
+        {"critic": "elsewhere"},
+        {"temperature": "hot"},
+        {"temperature": -1},
+        {"optimizer_kwargs": [1]},
+        {"optimizer_kwargs": {"nonsense": 1}},
+        {"optimizer_kwargs": {"eps": {"a": 1}}},
+        {"observation_space": None},
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_the_policy_are_refused(saved, more):
+    _, folder, options = saved
+    edit_json(folder, STATE, lambda state: {**state, "policy_kwargs": {**state["policy_kwargs"], **more}})
+    assert_refused(folder, options, CheckpointError)
+
+
+FIELDS = (
+    "version",
+    "agent",
+    "policy",
+    "buffer",
+    "arguments",
+    "policy_kwargs",
+    "optimizer_class",
+    "fingerprint",
+    "num_timesteps",
+    "n_updates",
+    "kl",
+    "optimizer",
+)
+WRONG = (None, 0, -1, "x", [], {}, {"param_groups": 3}, {"param_groups": [{"params": [0]}]}, True)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_any_field_of_the_state_wrongly_edited_is_refused(saved, field):
+    """Missing, or of another kind, with right checksums."""
+    _, folder, options = saved
+    before = json.loads((folder / STATE).read_text())
+    assert before.keys() == set(FIELDS)
+    edit_json(folder, STATE, lambda state: {k: v for k, v in state.items() if k != field})
+    assert_refused(folder, options, CheckpointError)
+    for value in WRONG:
+        if (field, value) in (("num_timesteps", 0), ("n_updates", 0), ("arguments", {}), ("policy_kwargs", {})):
+            continue  # these are right
+        edit_json(folder, STATE, lambda state: {**before, field: value})  # noqa: B023
+        assert_refused(folder, options, CheckpointError)
+
+
+@pytest.mark.parametrize("edit", [{"lr": "x"}, {"betas": [0.9]}, {"params": [0, 1]}, {"surprise": 1}, {"eps": None}])
+def test_a_wrongly_edited_optimizer_is_refused(saved, edit):
+    _, folder, options = saved
+
+    def change(state):
+        state["optimizer"]["param_groups"][0].update(edit)
+        return state
+
+    edit_json(folder, STATE, change)
+    assert_refused(folder, options, CheckpointError)
+
+
+def test_a_later_version_is_named(saved):
+    _, folder, options = saved
+    edit_json(folder, STATE, lambda state: {"version": 2})
+    assert_refused(folder, options, CheckpointMismatchError, "version 2 of the format")
+
+
+# -- another environment -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("change", [{"n_head": 2}, {"activation_function": "relu"}, {"n_layer": 1}], ids=str)
+def test_a_model_that_computes_something_else_is_refused(saved, text_lm, change):
+    _, folder, options = saved
+    assert_refused(folder, {**options, "model": text_lm(**change)}, CheckpointMismatchError, next(iter(change)))
+
+
+def test_another_kl_controller_is_refused(saved):
+    _, folder, options = saved
+    assert_refused(folder, {**options, "beta": AdaptiveKL()}, CheckpointMismatchError, "KL controller")
+
+
+def other_reward(prompts, responses):
+    return [float(len(r)) for r in responses]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"reward": other_reward}, {"temperature": 0.5}, {"max_new_tokens": 5}, {"prompts": ["a good"]}],
+    ids=["reward", "temperature", "max_new_tokens", "prompts"],
+)
+def test_another_task_is_a_warning(saved, change):
+    _, folder, options = saved
+    with pytest.warns(UserWarning, match=f"{next(iter(change))} differs"):
+        agents.sb3.load(PPO, folder, TextVecEnv(2, **{**options, **change}))
+
+
+def test_another_reference_is_a_warning(saved, text_lm):
+    _, folder, options = saved
+    assert options["reward"] is length_reward
+    with pytest.warns(UserWarning, match="reference differs"):
+        agents.sb3.load(PPO, folder, TextVecEnv(2, **{**options, "reference": text_lm(seed=7)}))

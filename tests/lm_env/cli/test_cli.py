@@ -8,15 +8,24 @@ import re
 import sys
 
 import pytest
+from saved_folders import flip
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from lm_env.cli import app, main
 from lm_env.cli.judges import make_judge
-from lm_env.errors import CheckpointWriteError, ConfigurationError, LMEnvError, ModelLoadError
+from lm_env.errors import (
+    CheckpointCorruptError,
+    CheckpointWriteError,
+    ConfigurationError,
+    LMEnvError,
+    ModelLoadError,
+    RunLockedError,
+)
 from lm_env.objective.options import resolve_reward
-from reward_models import LexiconSentiment
+from lm_env.storage import FileLock, write_folder
+from reward_models import LexiconSentiment, RewardModel
 
 COMMANDS = ["demo", "sft", "sample", "check-agent", "envs"]
 
@@ -321,6 +330,13 @@ def test_sft_refuses_a_folder_that_is_not_its_own_before_it_trains(tmp_path, mod
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+def test_one_flipped_bit_of_a_saved_model_is_an_error_of_one_sentence(tmp_path, model_folder, prompts_file):
+    (tmp_path / "data.txt").write_text("a good film\n" * 20)
+    assert invoke("sft", tmp_path / "data.txt", "--model", model_folder, "--out", tmp_path / "x").exit_code == 0
+    flip(tmp_path / "x" / "model.safetensors")
+    fails(CheckpointCorruptError, r"model\.safetensors is damaged", "sample", "--model", tmp_path / "x")
+
+
 # -- demo --------------------------------------------------------------------------------------------
 def demo(tmp_path, model_folder, prompts_file, judge_file, function="letters", **options):
     arguments = {
@@ -377,6 +393,11 @@ def test_the_demo_end_to_end_on_a_users_own_model(tmp_path, model_folder, prompt
     command = ["sample", "--model", out / "policy", "--reference", model_folder, "--prompts", prompts_file]
     shown = invoke(*command, "-n", 1, "--new-tokens", 3)
     assert shown.exit_code == 0, shown.exception
+    RewardModel.load(out / "reward_model")
+    # The same again puts the log aside, and replaces what it has saved.
+    first = (out / "log" / "progress.csv").read_text()
+    assert demo(tmp_path, model_folder, prompts_file, judge_file).exit_code == 0
+    assert (out / "log" / "progress.1.csv").read_text() == first
 
 
 def test_an_unwritable_folder_is_told_at_the_start(tmp_path, model_folder, prompts_file, judge_file):
@@ -384,6 +405,48 @@ def test_an_unwritable_folder_is_told_at_the_start(tmp_path, model_folder, promp
     result = demo(tmp_path, model_folder, prompts_file, judge_file, out=tmp_path / "file" / "out")
     assert isinstance(result.exception, CheckpointWriteError) and "--out" in str(result.exception)
     assert "supervised model" not in result.output  # nothing had begun
+
+
+UNUSABLE = ["policy/thesis.tex", "reward_model/thesis.tex", "policy", "log", "curves.png/x", "samples.md/x"]
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_cannot_be_written_at_the_end_is_told_at_the_start(tmp_path, model_folder, prompts_file, judge_file, name):
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("years of work")
+    result = demo(tmp_path, model_folder, prompts_file, judge_file)
+    assert isinstance(result.exception, CheckpointWriteError) and "--out" in str(result.exception)
+    assert name.split("/")[0] in str(result.exception)
+    assert "supervised model" not in result.output  # nothing had begun
+    assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [file], "nothing is left behind"
+    assert file.read_text() == "years of work"
+
+
+def test_two_demos_in_one_folder(tmp_path, model_folder, prompts_file, judge_file):
+    (tmp_path / "out").mkdir()
+    other = FileLock(tmp_path / "out" / ".lock", tmp_path / "out")
+    result = demo(tmp_path, model_folder, prompts_file, judge_file)
+    assert isinstance(result.exception, RunLockedError) and "supervised model" not in result.output
+    other.release()
+
+
+@pytest.mark.parametrize("command", ["demo", "sft"])
+def test_a_place_where_another_process_saves_is_told_at_the_start(
+    tmp_path, model_folder, prompts_file, judge_file, command
+):
+    place = tmp_path / "out" / "policy"
+
+    def fill(folder) -> None:
+        (folder / "a").write_text("")
+        if command == "demo":
+            result = demo(tmp_path, model_folder, prompts_file, judge_file)
+        else:
+            result = invoke("sft", prompts_file, "--model", model_folder, "--out", place)
+        assert isinstance(result.exception, RunLockedError), result.output
+        assert "supervised" not in result.output
+
+    write_folder(place, fill)
 
 
 def test_a_judge_that_scores_all_alike(tmp_path, model_folder, prompts_file, judge_file):

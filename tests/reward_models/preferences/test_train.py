@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saved_folders import edit_json, files_of, flip, sign
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
@@ -24,6 +24,7 @@ from transformers import (
 
 from lm_env.errors import (
     CheckpointCorruptError,
+    CheckpointMismatchError,
     CheckpointWriteError,
     ConfigurationError,
     ModelLoadError,
@@ -33,6 +34,7 @@ from lm_env.errors import (
 )
 from lm_env.models.inputs import pad_right
 from lm_env.objective.rewards import score_responses
+from lm_env.storage import write_folder
 from reward_models import (
     Comparison,
     Length,
@@ -298,40 +300,96 @@ def test_a_causal_lm_is_taken_from_a_folder(tmp_path):
     np.testing.assert_array_equal(named(["a"], ["b"]), live(["a"], ["b"]))
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other"])
-@pytest.mark.parametrize("name", ["head.safetensors", "reward_model.json"])
-def test_a_damaged_folder_is_refused(name, damage, tmp_path):
-    reward_model().save(tmp_path)
-    file = tmp_path / name
-    if damage == "missing":
-        file.unlink()
-    elif damage == "truncated":
-        file.write_bytes(file.read_bytes()[:10])
-    elif name == "reward_model.json":
-        file.write_text(json.dumps({"unknown": 1}))
-    else:  # the head of a wider model
-        wide = ScalarHeadModel(GPT2LMHeadModel(GPT2Config(n_embd=48, n_layer=1, n_head=2, **IDS)).base_model)
-        RewardModel(wide, TOKENIZER).save(tmp_path / "wide")
-        (tmp_path / "wide" / name).replace(file)
-    with pytest.raises(CheckpointCorruptError, match="no whole reward model"):
-        RewardModel.load(tmp_path)
+def test_one_flipped_bit_in_any_file_is_refused(tmp_path):
+    folder = reward_model().save(tmp_path / "rm")
+    for name in files_of(folder):
+        content = (folder / name).read_bytes()
+        flip(folder / name, len(content) // 2)
+        with pytest.raises(CheckpointCorruptError):
+            RewardModel.load(folder)
+        (folder / name).write_bytes(content)
+    RewardModel.load(folder)
 
 
-def test_a_head_without_its_bias_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["head.safetensors", "config.json", "tokenizer.json"])
+def test_a_missing_file_is_named(name, tmp_path):
+    folder = reward_model().save(tmp_path / "rm")
+    (folder / name).unlink()
+    with pytest.raises(CheckpointCorruptError, match=f"{name} is missing"):
+        RewardModel.load(folder)
+
+
+def test_a_reward_model_is_saved_over_another(tmp_path):
+    first, second = reward_model(seed=0), reward_model("llama", seed=1)
+    first.save(tmp_path / "rm")
+    (tmp_path / "rm" / "notes.txt").write_text("the good one")
+    second.save(tmp_path / "rm")
+    texts = random_texts(np.random.default_rng(2), 20)
+    np.testing.assert_array_equal(RewardModel.load(tmp_path / "rm")([""] * 20, texts), second([""] * 20, texts))
+    assert (tmp_path / "rm" / "notes.txt").read_text() == "the good one"
+    assert [p.name for p in tmp_path.iterdir()] == ["rm"]
+
+
+def test_a_folder_of_others_is_not_written_into(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointWriteError, match="was not saved by this package"):
+        reward_model().save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda old: {"unknown": 1},
+        lambda old: {**old, "max_length": "7"},
+        lambda old: {**old, "max_length": [7]},
+        lambda old: {**old, "batch_tokens": 0},
+        lambda old: {**old, "batch_tokens": None},
+        lambda old: {**old, "version": "1"},
+        lambda old: {**old, "network": 1},
+        lambda old: [old],
+        lambda old: None,
+    ],
+)
+def test_wrong_settings_with_right_checksums_are_refused(edit, tmp_path):
+    folder = reward_model().save(tmp_path / "rm")
+    edit_json(folder, "reward_model.json", edit)
+    with pytest.raises(CheckpointCorruptError, match=r"reward_model\.json"):
+        RewardModel.load(folder)
+
+
+def test_settings_of_a_later_version_are_named(tmp_path):
+    folder = reward_model().save(tmp_path / "rm")
+    edit_json(folder, "reward_model.json", lambda old: {**old, "version": 2, "shape": "wide"})
+    with pytest.raises(CheckpointMismatchError, match="version 2"):
+        RewardModel.load(folder)
+
+
+@pytest.mark.parametrize("head", [{"head.weight": torch.zeros(1, 32)}, {"head.weight": torch.zeros(1, 48)}], ids=str)
+def test_a_head_that_does_not_fit_is_refused(head, tmp_path):
     from safetensors.torch import save_file
 
-    reward_model().save(tmp_path)
-    save_file({"head.weight": torch.zeros(1, 32)}, tmp_path / "head.safetensors")
+    folder = reward_model().save(tmp_path / "rm")
+    save_file(head, folder / "head.safetensors")
+    sign(folder)
     with pytest.raises(CheckpointCorruptError, match="no whole reward model"):
-        RewardModel.load(tmp_path)
+        RewardModel.load(folder)
+
+
+def test_a_folder_without_a_reward_model_is_named(model_folder, tmp_path):
+    with pytest.raises(ModelLoadError, match=r"no reward model was saved at .*tiny"):
+        RewardModel.load(model_folder)
+    with pytest.raises(ModelLoadError, match=r"no reward model was saved at .*nothing"):
+        RewardModel.load(tmp_path / "nothing")
+    write_folder(tmp_path / "other", lambda folder: (folder / "notes.txt").write_text(""))
+    with pytest.raises(ModelLoadError, match="holds no reward model"):
+        RewardModel.load(tmp_path / "other")
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointWriteError, match="cannot write"):
         reward_model().save(tmp_path / "file")
-    with pytest.raises(ModelLoadError):
-        RewardModel.load(tmp_path / "nothing")
 
 
 # -- training --------------------------------------------------------------------------------------

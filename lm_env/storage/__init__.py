@@ -1,0 +1,29 @@
+"""The one way to disk: a folder is written whole or not at all, and verified when it is read.
+
+A save of `runs/a` happens in `runs/.a.lm_env`, which is there only while it lasts, or after a process
+was killed in it:
+
+    lock    held by the process that saves; the operating system lets go of it when that process ends
+    new/    the files being written, their manifest of checksums last
+    old/    what lay at `runs/a` before, from the moment that `new` takes its place until it is removed
+
+So at every moment a whole folder lies at `runs/a` or in `old`.  The loaders look for both, and the
+next save tidies up.  Only files that a manifest lists are ever deleted: whatever else lies in the
+folder moves along.
+"""
+
+from __future__ import annotations
+
+from lm_env.storage.lock import FileLock
+from lm_env.storage.reading import is_saved_folder, read_folder, read_json, verify_folder
+from lm_env.storage.writing import check_destination, write_folder
+
+__all__ = [
+    "FileLock",
+    "check_destination",
+    "is_saved_folder",
+    "read_folder",
+    "read_json",
+    "verify_folder",
+    "write_folder",
+]

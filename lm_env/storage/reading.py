@@ -1,0 +1,240 @@
+"""Read a saved folder: verified, and one save even while others are being written there."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lm_env.errors import CheckpointCorruptError
+from lm_env.storage.lock import try_lock
+from lm_env.storage.manifest import MANIFEST, looks_saved, problem_of, read_manifest
+
+__all__ = ["OLD", "is_saved_folder", "read_folder", "read_json", "real_place", "sweep_links", "verify_folder"]
+
+T = TypeVar("T")
+
+OLD = "old"
+
+# A reader that meets a save tries again after a pause; the folder is away for microseconds only.
+_ATTEMPTS = 200
+_AWAY_ATTEMPTS = 50
+_PAUSE_S = 0.002
+
+
+def read_folder(path: str | Path, read: Callable[[Path], T]) -> T:
+    """`read(folder)` of a folder that holds what was saved at `path`, verified, and stays as it is meanwhile.
+
+    What `read` gets is a folder of hard links beside `path`, with the saved files alone: another process
+    may replace `path` or delete it, and what somebody has added to it is not read.  Where links cannot be
+    made, it gets `path` itself; then, if anything there has changed while it read, it is called again.
+
+    Raises:
+        CheckpointCorruptError: nothing was saved at `path`, or a file is missing or differs from its
+            checksum, in every copy.  A warning tells of a copy that was passed over for an older one.
+        CheckpointMismatchError: it was saved in a later version of the format.
+    """
+    real = real_place(path)
+    old = workplace_of(real) / OLD
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE_S)
+        try:
+            return _read_once(real, real, read)
+        except _Replaced:
+            continue
+        except _Unusable as error:
+            problem = str(error)
+        away = not real.exists()
+        if away and old.exists() and attempt < _AWAY_ATTEMPTS:
+            continue
+        try:
+            result = _read_once(old, real, read)
+        except _Replaced:
+            continue
+        except _Unusable:
+            if away and real.exists():  # it came back between the two looks
+                continue
+            raise CheckpointCorruptError(f"{problem}: use another checkpoint, or save again") from None
+        warnings.warn(f"{problem}: taking {old}, which was saved before it", stacklevel=3)
+        return result
+    raise CheckpointCorruptError(f"{real} is replaced faster than it can be read: try again later")
+
+
+def verify_folder(path: str | Path) -> Path:
+    """The newest whole folder that was saved at `path`, which another process may replace; see `read_folder`.
+
+    Raises:
+        CheckpointCorruptError, CheckpointMismatchError: see `read_folder`.
+    """
+    real = real_place(path)
+    problems: list[str] = []
+    for folder in (real, workplace_of(real) / OLD):
+        problem = problem_of(folder)
+        if problem is None:
+            if problems:
+                warnings.warn(f"{problems[0]}: taking {folder}, which was saved before it", stacklevel=4)
+            return folder
+        problems.append(problem)
+    raise CheckpointCorruptError(f"{problems[0]}: use another checkpoint, or save again")
+
+
+def is_saved_folder(path: str | Path) -> bool:
+    """Whether this package saved something at `path`, be it damaged by now."""
+    real = real_place(path)
+    return looks_saved(real) or looks_saved(workplace_of(real) / OLD)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a saved folder.
+
+    Raises:
+        CheckpointCorruptError: there is none.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointCorruptError(f"{file.name} cannot be read ({error}): use another checkpoint") from error
+    if not isinstance(content, dict):
+        raise CheckpointCorruptError(f"{file.name} holds no JSON object: use another checkpoint")
+    return content
+
+
+# -- places -------------------------------------------------------------------------------------------
+def real_place(path: str | Path) -> Path:
+    """The folder itself, where `path` is a symbolic link to it or goes through one."""
+    return Path(os.path.realpath(path))
+
+
+def workplace_of(real: Path) -> Path:
+    """The folder in which a save of `real` happens."""
+    return real.with_name(f".{real.name}.lm_env")
+
+
+def sweep_links(real: Path) -> None:
+    """Remove the links of readers that were killed."""
+    for links in real.parent.glob(glob.escape(_links_prefix(real)) + "*"):
+        with suppress(OSError):
+            handle = os.open(links, os.O_RDONLY)
+            try:
+                if try_lock(handle):
+                    shutil.rmtree(links, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def _links_prefix(real: Path) -> str:
+    return f".{real.name}.lm_env-read-"
+
+
+# -- one attempt --------------------------------------------------------------------------------------
+class _Unusable(Exception):
+    """What lies there is not what was saved."""
+
+
+class _Replaced(Exception):
+    """The folder was replaced, so that what was read may be of two saves."""
+
+
+def _read_once(folder: Path, real: Path, read: Callable[[Path], T]) -> T:
+    """Verify and read: through links if they can be made, else in place."""
+    with _opened(folder) as source, _links_beside(real) as links:
+        held = folder
+        if links is not None and source is not None and _link_all(source, links):
+            held = links
+        before = _stamps(held)
+        problem = problem_of(held)
+        if problem is not None:
+            if source is not None and not _is_still(folder, source):
+                raise _Replaced
+            raise _Unusable(problem.replace(str(held), str(folder)))
+        try:
+            result = read(held)
+        except Exception:
+            if _stamps(held) != before:
+                raise _Replaced from None
+            raise
+        if _stamps(held) != before:
+            raise _Replaced
+        return result
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """A handle of the folder, which stays the same folder when it is renamed; None where there is no such thing."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    except PermissionError:  # Windows
+        yield None
+        return
+    except OSError as error:
+        raise _Unusable(f"nothing that this package saved is at {folder} ({error.strerror})") from error
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _links_beside(real: Path) -> Iterator[Path | None]:
+    """An empty folder beside `real` for links to its files; None where it cannot be made."""
+    while True:
+        try:
+            links = Path(tempfile.mkdtemp(prefix=_links_prefix(real), dir=real.parent))
+        except OSError:
+            yield None
+            return
+        with suppress(FileNotFoundError):
+            handle = os.open(links, os.O_RDONLY)
+            try_lock(handle, shared=True)  # while it is held, no save sweeps the links away
+            if links.exists():
+                break
+            os.close(handle)
+    try:
+        yield links
+    finally:
+        shutil.rmtree(links, ignore_errors=True)
+        os.close(handle)
+
+
+def _link_all(source: int, links: Path) -> bool:
+    """Link the manifest and what it lists; what is missing is left out.  False where links cannot be made."""
+    try:
+        _link(source, MANIFEST, links)
+        for name in read_manifest(links):
+            _link(source, name, links)
+    except CheckpointCorruptError:  # `problem_of` tells what is wrong
+        return True
+    except (OSError, NotImplementedError):
+        return False
+    return True
+
+
+def _link(source: int, name: str, links: Path) -> None:
+    (links / name).parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        os.link(name, links / name, src_dir_fd=source, follow_symlinks=False)
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """By what a change of any file is noticed, without reading it."""
+    found = {}
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            found[str(path)] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def _is_still(folder: Path, source: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(folder), os.fstat(source))
+    return False
