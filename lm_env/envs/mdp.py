@@ -80,7 +80,7 @@ class TextMDP:
 
     def reset(self, slots: np.ndarray, prompt: Any = None) -> None:
         """Start new episodes in `slots (k,)`, each with a prompt of its own draw, or with the one given."""
-        given = None if prompt is None else self._checked_prompt(prompt)
+        given = None if prompt is None else self.checked_prompt(prompt)
         for slot in slots:
             chosen = given or self.task.prompts.sample(self._rngs[slot], 1)[0]
             length = len(chosen.ids)
@@ -96,7 +96,8 @@ class TextMDP:
         if self._own is not None:
             self._own.reset(slots)
 
-    def _checked_prompt(self, prompt: Any) -> Prompt:
+    def checked_prompt(self, prompt: Any) -> Prompt:
+        """A prompt as `reset` takes it, loaded; raises InvalidPromptError where the task cannot take it."""
         task = self.task
         loaded = load_prompts(
             [prompt], task.tokenizer, vocab_size=task.vocab_size, max_prompt_tokens=task.max_prompt_tokens

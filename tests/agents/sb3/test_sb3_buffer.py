@@ -87,7 +87,7 @@ def test_loss_and_gradients_equal_the_stock_buffers(options, make_lm, kind, cls,
             **extra,
         )
         if buffer is EpisodeRolloutBuffer:
-            agent.policy.brain.part_tokens = 20  # several forwards a minibatch
+            agent.policy.actor_critic.part_tokens = 20  # several forwards a minibatch
         torch.manual_seed(0)
         torch.nn.init.normal_(agent.policy.network.value_head.weight, std=0.1)
         torch.manual_seed(1)
@@ -242,7 +242,7 @@ def test_advantages_are_the_stock_buffers_with_truncation(options):
 def test_the_stock_buffers_minibatch_shares_forwards(options):
     env = TextVecEnv(2, **{**options, "eos_token_id": (), "prompts": [[1, 2], [3, 4, 5]], "temperature": 0.7})
     agent = make_agent(PPO, env, n_steps=6, buffer=None)
-    agent.policy.brain.part_tokens = 1  # a forward for each text
+    agent.policy.actor_critic.part_tokens = 1  # a forward for each text
     sample = next(rollout(agent).get(None))
     rows = []
     handle = env.task.model.transformer.register_forward_pre_hook(
