@@ -7,9 +7,8 @@ import gc
 import numpy as np
 import pytest
 import torch
-from sb3_helpers import PROMPTS, V, full_logits, make_agent, text_options
+from sb3_helpers import PROMPTS, KLCheck, V, make_agent, next_logprob, text_options
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnvWrapper, VecMonitor, VecNormalize
@@ -34,39 +33,6 @@ def elsewhere(options, make_lm):
         "reward": lambda prompts, responses, response_ids: [float(len(r)) for r in response_ids],
         "beta": 0.5,
     }
-
-
-def next_logprob(model, ids, length, token, temperature=1.0):
-    return float(torch.log_softmax(full_logits(model, ids, length) / temperature, -1)[token])
-
-
-class KLCheck(BaseCallback):
-    """At each step, the logprobs and rewards of the environment against full forwards of the acting policy."""
-
-    def __init__(self, env):
-        super().__init__()
-        self.env = env
-
-    def _on_training_start(self):
-        self.steps = 0
-
-    def _on_step(self):
-        task = self.env.task
-        observation = {key: value.numpy() for key, value in self.locals["obs_tensor"].items()}
-        lm = self.model.policy.network.lm
-        for slot, info in enumerate(self.locals["infos"]):
-            ids = observation["input_ids"][slot]
-            length = observation["length"][slot, 0]
-            token = self.locals["actions"][slot]
-            logprob = next_logprob(lm, ids, length, token)
-            ref_logprob = next_logprob(task.reference, ids, length, token)
-            assert info["logprob_source"] == "published"
-            assert info["logprob"] == pytest.approx(logprob, abs=1e-5)
-            assert info["kl"] == pytest.approx(logprob - ref_logprob, abs=1e-5)
-            reward = info["score"] - task.kl.beta * (logprob - ref_logprob)
-            assert self.locals["rewards"][slot] == pytest.approx(reward, abs=1e-5)
-        self.steps += 1
-        return True
 
 
 def unwrapped(env):
