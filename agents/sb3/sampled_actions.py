@@ -56,10 +56,6 @@ class Sample:
     received: bool = False
     """Whether a `TextVecEnv` has been stepped with it."""
 
-    def shows(self, input_ids: np.ndarray, lengths: np.ndarray) -> bool:
-        """Whether the actions were sampled for these texts."""
-        return np.array_equal(lengths, self.lengths) and np.array_equal(input_ids, self.input_ids)
-
     def led_to(self, input_ids: np.ndarray, lengths: np.ndarray) -> bool:
         """Whether texts have grown by one token, and all that have by the token sampled for them."""
         if lengths.shape != self.lengths.shape:

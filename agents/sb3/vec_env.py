@@ -82,7 +82,7 @@ class TextVecEnv(VecEnv):
         """An environment with the task of another one.
 
         Args:
-            source: a text environment (single or vectorized, wrapped or not), its `Task`, or a
+            source: a text environment (of Gymnasium or a `TextVecEnv`, wrapped or not), its `Task`, or a
                 registered id such as `"lm_env/Sentiment-v0"`.
             num_envs: default: as many as `source` has.
             options: of the task; for a registered id only.
@@ -96,7 +96,11 @@ class TextVecEnv(VecEnv):
             raise ConfigurationError(
                 f"{', '.join(options)}: an existing task cannot be changed; pass a registered id to set options"
             )
-        task = source if isinstance(source, Task) else task_of(source)
+        inner = getattr(source, "unwrapped", source)
+        if isinstance(inner, TextVecEnv):
+            task = inner.task
+        else:
+            task = source if isinstance(source, Task) else task_of(source)
         env = cls.__new__(cls)
         env._init(task, num_envs or int(getattr(source, "num_envs", 1)), kl_update_episodes)
         return env

@@ -88,6 +88,8 @@ def test_made_from_an_environment_a_task_or_an_id(options):
     vector = TextGenerationVectorEnv(5, **options)
     env = TextVecEnv.from_env(vector)
     assert env.task is vector.task and env.num_envs == 5
+    again = TextVecEnv.from_env(VecMonitor(env))
+    assert again.task is vector.task and again.num_envs == 5
     assert TextVecEnv.from_env(Task(**{**options}), 2).num_envs == 2
     assert TextVecEnv.from_env("lm_env/TokenMDP-v0", 3, beta=2.0).task.kl.beta == 2.0
     with pytest.raises(ConfigurationError, match="cannot be changed"):
