@@ -96,13 +96,8 @@ class TextVecEnv(VecEnv):
             raise ConfigurationError(
                 f"{', '.join(options)}: an existing task cannot be changed; pass a registered id to set options"
             )
-        inner = getattr(source, "unwrapped", source)
-        if isinstance(inner, TextVecEnv):
-            task = inner.task
-        else:
-            task = source if isinstance(source, Task) else task_of(source)
         env = cls.__new__(cls)
-        env._init(task, num_envs or int(getattr(source, "num_envs", 1)), kl_update_episodes)
+        env._init(_task_of(source), num_envs or int(getattr(source, "num_envs", 1)), kl_update_episodes)
         return env
 
     def _init(self, task: Task, num_envs: int, kl_update_episodes: int | None) -> None:
@@ -279,6 +274,14 @@ class TextVecEnv(VecEnv):
             finished = self._finished_kl
             self._finished_kl = []
             self.task.kl.update(float(np.mean(finished)), len(finished))
+
+
+def _task_of(source: Any) -> Task:
+    """The task of a `TextVecEnv` or a text environment of Gymnasium, wrapped or not, or the task itself."""
+    inner = getattr(source, "unwrapped", source)
+    if isinstance(inner, TextVecEnv):
+        return inner.task
+    return inner if isinstance(inner, Task) else task_of(inner)
 
 
 class _Slot:
