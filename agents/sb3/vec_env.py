@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from agents.base.agent import task_of
 from agents.sb3.sampled_actions import ActingPolicy, Sample
+from agents.sb3.slot import Slot, attribute_of, set_attribute
 from lm_env.envs.behavior import LogprobFn
 from lm_env.envs.mdp import StepResult, TextMDP
 from lm_env.envs.spaces import action_space, observation_space
@@ -106,7 +107,7 @@ class TextVecEnv(VecEnv):
         self.mdp = TextMDP(task, slots=num_envs)
         self.kl_update_episodes = kl_update_episodes
         self._finished_kl: list[float] = []
-        self._slots = [_Slot(self.mdp, index) for index in range(num_envs)]
+        self._slots = [Slot(self.mdp, index) for index in range(num_envs)]
         self._all = np.arange(num_envs)
         self._actions: Any = None
         self._policy_logprob_fn: LogprobFn | None = None
@@ -226,25 +227,23 @@ class TextVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """`task`, `prompt`, `response`, `render_mode`, or what `set_attr` has set, per slot."""
-        return [_attribute(slot, attr_name) for slot in self._chosen(indices)]
+        return [attribute_of(slot, attr_name) for slot in self._chosen(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of slots."""
-        if attr_name in ("task", "prompt", "response"):
-            raise AttributeError(f"{attr_name} of a TextVecEnv cannot be set: make another environment")
         for slot in self._chosen(indices):
-            setattr(slot, attr_name, value)
+            set_attribute(slot, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """Call `action_masks` or `render` of slots."""
-        return [_attribute(slot, method_name)(*args, **kwargs) for slot in self._chosen(indices)]
+        return [attribute_of(slot, method_name)(*args, **kwargs) for slot in self._chosen(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """False for each slot: none has a wrapper of its own."""
         return [False for _ in self._chosen(indices)]
 
     # -- parts ----------------------------------------------------------------------------------------
-    def _chosen(self, indices: VecEnvIndices) -> list[_Slot]:
+    def _chosen(self, indices: VecEnvIndices) -> list[Slot]:
         return [self._slots[i] for i in self._get_indices(indices)]
 
     def _checked_options(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -282,45 +281,6 @@ def _task_of(source: Any) -> Task:
     if isinstance(inner, TextVecEnv):
         return inner.task
     return inner if isinstance(inner, Task) else task_of(inner)
-
-
-class _Slot:
-    """One slot, with the attributes and methods that stable-baselines3 asks of a single environment."""
-
-    render_mode = None
-
-    def __init__(self, mdp: TextMDP, index: int) -> None:
-        self._mdp = mdp
-        self._index = index
-
-    @property
-    def task(self) -> Task:
-        return self._mdp.task
-
-    @property
-    def prompt(self) -> str:
-        prompt = self._mdp.prompts[self._index]
-        return "" if prompt is None else prompt.text
-
-    @property
-    def response(self) -> list[int]:
-        return self._mdp.response(self._index)
-
-    def action_masks(self) -> np.ndarray:
-        return self._mdp.action_masks(np.array([self._index]))[0]
-
-    def render(self) -> str:
-        return self._mdp.render(self._index)
-
-
-def _attribute(slot: _Slot, name: str) -> Any:
-    try:
-        return getattr(slot, name)
-    except AttributeError as error:
-        raise AttributeError(
-            f"the slots of a TextVecEnv have no {name!r}: there are the attributes task, prompt, response and"
-            " render_mode, and the methods action_masks and render"
-        ) from error
 
 
 def _infos(result: StepResult) -> list[dict[str, Any]]:

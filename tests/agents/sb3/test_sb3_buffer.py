@@ -452,7 +452,8 @@ def advantages_by_hand(deltas_and_ends, gamma, gae_lambda):
     """Generalized advantage estimation (Schulman et al. 2016, equation 16) as a double sum."""
     advantages = []
     for begin in range(len(deltas_and_ends)):
-        total, weight = 0.0, 1.0
+        total = 0.0
+        weight = 1.0
         for delta, ends in itertools.islice(deltas_and_ends, begin, None):
             total += weight * delta
             weight *= 0.0 if ends else gamma * gae_lambda
@@ -461,7 +462,9 @@ def advantages_by_hand(deltas_and_ends, gamma, gae_lambda):
 
 
 def test_advantages_bootstrap_at_truncation_and_at_the_edge_and_nowhere_else(options):
-    gamma, gae_lambda, n_steps = 0.97, 0.9, 14
+    gamma = 0.97
+    gae_lambda = 0.9
+    n_steps = 14
     env = TextVecEnv(2, **{**options, "cap_truncates": True})
     agent = make_agent(PPO, env, n_steps=n_steps, gae_lambda=gae_lambda)
     agent.gamma = gamma

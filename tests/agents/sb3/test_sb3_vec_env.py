@@ -23,7 +23,8 @@ def test_steps_like_the_gymnasium_vector(options):
     theirs = TextGenerationVectorEnv(3, autoreset_mode="SameStep", **options)
     ours.seed(5)
     a, (b, _) = ours.reset(), theirs.reset(seed=5)
-    rng, ends = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    ends = 0
     for _ in range(40):
         np.testing.assert_array_equal(a["input_ids"], b["input_ids"])
         np.testing.assert_array_equal(a["length"], b["length"])
@@ -109,7 +110,8 @@ def test_the_kl_controller_gets_the_mean_kl_of_finished_episodes(options):
     agent = make_agent(PPO, env, n_steps=12, n_epochs=1, batch_size=16)
     recorder = Recorder()
     agent.learn(200, recorder)
-    kls, running = [], np.zeros(4)
+    kls = []
+    running = np.zeros(4)
     for step in recorder.steps:
         running += [i["kl"] for i in step["infos"]]
         for slot in np.flatnonzero(step["dones"]):
