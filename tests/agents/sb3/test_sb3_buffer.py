@@ -201,11 +201,19 @@ def test_only_a_single_segment_may_be_longer_than_the_batch_size(environments, b
         assert len(sample.observations) <= batch_size or len(sample.observations.input_ids) == 1
 
 
-@pytest.mark.parametrize(("batch_size", "sizes"), [(12, [12, 12]), (10, [8, 8, 8]), (9, [8, 8, 8]), (24, [24])])
-def test_minibatches_of_equal_segments_are_as_few_and_as_even_as_can_be(batch_size, sizes):
-    """Six episodes of four transitions: ten would hold two and a half, so two each make three minibatches."""
-    environments = [episode([1], [2, 3, 4, 5]) * 3, episode([6], [7, 8, 9, 1]) * 3]
-    samples = list(buffer_of(environments).get(batch_size))
+@pytest.mark.parametrize(
+    ("count", "length", "batch_size", "sizes"),
+    [
+        (6, 4, 12, [12, 12]),
+        (6, 4, 10, [8, 8, 8]),  # two and a half would fit: two each
+        (6, 4, 24, [24]),
+        (7, 2, 5, [4, 2, 4, 4]),  # three minibatches would not be enough
+        (3, 5, 4, [5, 5, 5]),  # each alone is too long
+    ],
+)
+def test_minibatches_of_equal_segments_are_as_few_and_as_even_as_can_be(count, length, batch_size, sizes):
+    environment = episode([1], [2] * length) * count
+    samples = list(buffer_of([environment]).get(batch_size))
     assert [len(sample.observations) for sample in samples] == sizes
 
 
