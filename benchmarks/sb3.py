@@ -48,8 +48,7 @@ class PlainPolicy(CausalLMPolicy):
     def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         logits, values = self._outputs(obs)
         tokens, logprobs = sample(logits, deterministic=deterministic)
-        assert self.brain.env is not None
-        self.brain.env.mdp.behavior.publish(tokens.numpy(), logprobs.numpy())
+        self.observation_space.env.publish(tokens.numpy(), logprobs.numpy())  # type: ignore[attr-defined]
         return tokens, values, logprobs
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

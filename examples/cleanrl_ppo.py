@@ -2,10 +2,10 @@
 
     python examples/cleanrl_ppo.py
 
-Nothing of `agents` is used: the environment is an ordinary vector environment with a flat Box as
-observation (the length first, then the tokens), and the agent an ordinary module.  One line is
-particular to text: `publish` tells the environment the logprobs of the sampled tokens, so that the
-KL penalty in the reward costs no second forward.
+Nothing of `agents` is used: the environment is an ordinary vector environment with a flat Box as observation
+(the length first, then the tokens), and the agent is an ordinary module.  One line is specific to text:
+`publish` gives the environment the logprobs of the sampled tokens, so that the KL penalty in the reward needs
+no second forward.
 """
 
 from __future__ import annotations
@@ -48,22 +48,25 @@ class Agent(nn.Module):
 
     def __init__(self, lm: nn.Module, hidden_size: int) -> None:
         super().__init__()
-        self.lm = lm.eval()  # no dropout: the first ratio of an update must be 1
+        self.lm = lm.eval()  # There is no dropout, so that the first ratio of an update is 1.
         self.critic = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.critic.weight)
         nn.init.zeros_(self.critic.bias)
 
     def forward(self, obs: Tensor, action: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(action, logprob, value), each (N,), of flat observations (N, 1 + L)."""
-        length, ids = obs[:, 0], obs[:, 1:]
-        out = self.lm(input_ids=ids[:, : int(length.max())], output_hidden_states=True)
-        last = torch.arange(len(ids)), length - 1  # right-padded: causality hides the padding
+        length = obs[:, 0]
+        ids = obs[:, 1 : 1 + int(length.max())]
+        # The padding is on the right, where causal attention does not see it.
+        out = self.lm(input_ids=ids, output_hidden_states=True)
+        last = (torch.arange(len(ids)), length - 1)
         policy = torch.distributions.Categorical(logits=out.logits[last])
         action = policy.sample() if action is None else action
         return action, policy.log_prob(action), self.critic(out.hidden_states[-1][last]).squeeze(-1)
 
 
 def main(args: Args) -> Evaluation:
+    """Train the environment's model; return how far it is from the optimum."""
     torch.manual_seed(args.seed)
     envs = gym.make_vec(
         args.env_id,
@@ -78,8 +81,8 @@ def main(args: Args) -> Evaluation:
 
     shape = (args.num_steps, args.num_envs)
     obs = torch.zeros((*shape, envs.single_observation_space.shape[0]), dtype=torch.long)  # type: ignore[index]
-    actions, dones = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
-    logprobs, rewards, values, advantages = (torch.zeros(shape) for _ in range(4))
+    actions = torch.zeros(shape, dtype=torch.long)
+    dones, logprobs, rewards, values, advantages = (torch.zeros(shape) for _ in range(5))
 
     next_obs, _ = envs.reset(seed=args.seed)
     iterations = args.total_timesteps // (args.num_steps * args.num_envs)
@@ -95,20 +98,22 @@ def main(args: Args) -> Evaluation:
             rewards[step] = torch.from_numpy(reward)
             dones[step] = torch.from_numpy(terminated | truncated)
 
-        with torch.no_grad():  # generalized advantage estimation, backwards
-            next_value, running = agent(torch.from_numpy(next_obs))[2], torch.zeros(args.num_envs)
+        # Generalized advantage estimation runs backward through the rollout.
+        with torch.no_grad():
+            _, _, next_value = agent(torch.from_numpy(next_obs))
+            advantage = torch.zeros(args.num_envs)
             for step in reversed(range(args.num_steps)):
-                alive = 1 - dones[step]
-                delta = rewards[step] + args.gamma * alive * next_value - values[step]
-                running = delta + args.gamma * args.gae_lambda * alive * running
-                advantages[step], next_value = running, values[step]
+                not_done = 1 - dones[step]
+                delta = rewards[step] + args.gamma * not_done * next_value - values[step]
+                advantage = delta + args.gamma * args.gae_lambda * not_done * advantage
+                advantages[step] = advantage
+                next_value = values[step]
         returns = advantages + values
 
         batch = [x.flatten(0, 1) for x in (obs, actions, logprobs, advantages, returns)]
         for _ in range(args.update_epochs):
-            for rows in torch.from_numpy(np.random.permutation(args.num_steps * args.num_envs)).split(
-                args.minibatch_size
-            ):
+            order = torch.from_numpy(np.random.permutation(args.num_steps * args.num_envs))
+            for rows in order.split(args.minibatch_size):
                 b_obs, b_actions, b_logprobs, b_advantages, b_returns = (x[rows] for x in batch)
                 _, logprob, value = agent(b_obs, b_actions)
                 b_advantages = (b_advantages - b_advantages.mean()) / (b_advantages.std() + 1e-8)

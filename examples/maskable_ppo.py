@@ -3,9 +3,9 @@
     pip install 'lm-env[contrib]'
     python examples/maskable_ppo.py
 
-The task's `action_mask` says which tokens may come next: here, that the words of a text are all
-different.  It restricts what is sampled, learned and counted in the KL, not the reference: the
-optimum is the reference conditioned on the allowed texts, tilted by the reward.
+The task's `action_mask` says which tokens may come next: here, only words that are not yet in the text.  It
+restricts the policy (in sampling, in the update and in the KL), but not the reference.  The optimum is then
+proportional to reference probability times exp(score / beta) on the allowed texts, and 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ BETA = 0.5
 
 
 def no_word_twice(prompt: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """bool (V,): every token but those that the text has already."""
+    """bool (V,): True for every token that is not yet in the response."""
     return ~np.isin(np.arange(4), response)
 
 
 def best_distribution() -> dict[tuple[int, ...], float]:
-    """The optimum's probability of each allowed text, in closed form."""
+    """The probability of each allowed text under the optimal policy, in closed form."""
     mdp = TokenMDP.t0()
     tokens, lengths = mdp.trajectories()
     weights = np.exp(mdp.trajectory_logprobs(mdp.reference_logits) + mdp.scores() / BETA)
@@ -45,7 +45,7 @@ def best_distribution() -> dict[tuple[int, ...], float]:
 
 
 def main(steps: int = 100_000, verbose: int = 1) -> float:
-    """Train; the total variation between sampled texts and the optimum."""
+    """Train for `steps` tokens; return the total variation distance between sampled texts and the optimum."""
     env = TextVecEnv.from_env("lm_env/TokenMDP-v0", num_envs=128, beta=BETA, action_mask=no_word_twice)
     agent = MaskablePPO(
         MaskableCausalLMPolicy,
@@ -60,7 +60,13 @@ def main(steps: int = 100_000, verbose: int = 1) -> float:
         verbose=verbose,
     )
     agent.learn(steps, log_interval=20)
-    best, counts = best_distribution(), dict.fromkeys(best_distribution(), 0)
+    return distance_to_optimum(agent, env)
+
+
+def distance_to_optimum(agent: MaskablePPO, env: TextVecEnv) -> float:
+    """The total variation distance between texts sampled in 200 steps per slot and the optimum."""
+    best = best_distribution()
+    counts = dict.fromkeys(best, 0)
     observation: Any = env.reset()
     for _ in range(200):
         masks = np.stack(env.env_method("action_masks"))
@@ -68,7 +74,8 @@ def main(steps: int = 100_000, verbose: int = 1) -> float:
         observation, _, dones, infos = env.step(actions)
         for slot in np.flatnonzero(dones):
             last = infos[slot]["terminal_observation"]
-            counts[tuple(last["input_ids"][1 : last["length"][0]].tolist())] += 1  # after the start token
+            response = last["input_ids"][1 : last["length"][0]]  # The prompt is one token.
+            counts[tuple(response.tolist())] += 1
     total = sum(counts.values())
     return sum(abs(counts[text] / total - p) for text, p in best.items()) / 2
 
@@ -76,4 +83,4 @@ def main(steps: int = 100_000, verbose: int = 1) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100_000)
-    print(f"total variation from the optimum: {main(parser.parse_args().steps):.3f}")
+    print(f"total variation distance to the optimum: {main(parser.parse_args().steps):.3f}")

@@ -2,8 +2,8 @@
 
     python examples/sb3_a2c.py
 
-A2C makes one step per rollout, so it wants short rollouts and a larger learning rate; its default
-optimizer, RMSprop, works as well as Adam, and slower.
+A2C makes one optimizer step per rollout, so it needs short rollouts and a larger learning rate.  Its default
+optimizer, RMSprop, reaches the same optimum as Adam, but more slowly.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lm_env.theory.token_mdp import Evaluation
 
 
 def main(steps: int = 100_000, beta: float = 0.5, verbose: int = 1) -> Evaluation:
+    """Train for `steps` tokens; return how far the policy is from the optimum."""
     env = TextVecEnv.from_env("lm_env/TokenMDP-v0", num_envs=64, beta=beta)
     agent = A2C(
         CausalLMPolicy,
@@ -27,7 +28,7 @@ def main(steps: int = 100_000, beta: float = 0.5, verbose: int = 1) -> Evaluatio
         n_steps=6,
         gamma=1.0,
         gae_lambda=0.95,
-        use_rms_prop=False,
+        use_rms_prop=False,  # Adam instead.
         learning_rate=LinearSchedule(0.05, 0.0, 1.0),
         rollout_buffer_class=EpisodeRolloutBuffer,
         seed=0,

@@ -2,7 +2,7 @@
 
     python examples/sb3_ppo.py
 
-For a language model, name another environment: `TextVecEnv.from_env("lm_env/Sentiment-v0", 32)`.
+To train a language model, name another environment: `TextVecEnv.from_env("lm_env/Sentiment-v0", 32)`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lm_env.theory.token_mdp import Evaluation
 
 
 def main(steps: int = 120_000, beta: float = 0.5, verbose: int = 1) -> Evaluation:
+    """Train for `steps` tokens; return how far the policy is from the optimum."""
     env = TextVecEnv.from_env("lm_env/TokenMDP-v0", num_envs=128, beta=beta)
     agent = PPO(
         CausalLMPolicy,
@@ -26,7 +27,7 @@ def main(steps: int = 120_000, beta: float = 0.5, verbose: int = 1) -> Evaluatio
         n_steps=8,
         batch_size=256,
         n_epochs=4,
-        gamma=1.0,  # below 1 the agent maximizes something else than E[score] - beta KL
+        gamma=1.0,  # With gamma below 1 the agent would maximize something other than E[score] - beta KL.
         learning_rate=LinearSchedule(0.03, 0.0, 1.0),
         rollout_buffer_class=EpisodeRolloutBuffer,
         seed=0,

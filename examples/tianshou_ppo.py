@@ -1,10 +1,11 @@
-"""Tianshou 2's PPO, unmodified, with its collector and trainer, on text (pip install 'lm-env[contrib]').
+"""Tianshou 2's PPO, unmodified, with its collector and trainer, on text.
 
+    pip install 'lm-env[contrib]'
     python examples/tianshou_ppo.py                                       # an MDP whose optimum is known
     python examples/tianshou_ppo.py --env lm_env/Sentiment-v0 --beta .05  # the embedded language model
 
-Tianshou steps any subset of its environments.  `TextVectorEnv` makes them slots of one `TextMDP`, so
-that a step is one batched forward; `Actor` tells it log pi of each token, for the KL in the reward.
+Tianshou steps any subset of its environments.  `TextVectorEnv` makes them slots of one `TextMDP`, so that a step
+is one batched forward.  `Actor` gives it the logprob of each token, for the KL in the reward.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ except ImportError as error:
 
 
 class TextVectorEnv(BaseVectorEnv):
-    """Slots of one task, and so of one model; observations are flat (k, 1 + L), the length first."""
+    """Slots of one task with one model.  Observations are flat arrays (k, 1 + L), with the length first."""
 
     def __init__(self, task: Task, num_envs: int, logprob_fn: Any, seed: int) -> None:
-        self.mdp, self.env_num, self.is_async = TextMDP(task, num_envs), num_envs, False
+        self.mdp = TextMDP(task, num_envs)
+        self.env_num = num_envs
+        self.is_async = False
         self.mdp.behavior.logprob_fn = logprob_fn
         for slot in range(num_envs):
             self.mdp.seed(slot, seed + slot)
@@ -59,40 +62,46 @@ class TextVectorEnv(BaseVectorEnv):
 
 
 class Actor(ValueHeadPolicy):
-    """The language model and a value head, which Tianshou asks apart; and the environment's scorer."""
+    """The language model and a value head, which Tianshou calls one after the other.
 
-    acted_on = np.zeros(0)
+    It remembers the logits of the observations that it acted on last, for the environment's `logprob_fn`.
+    """
+
+    last_obs = np.zeros(0)
 
     def train(self, mode: bool = True) -> Actor:
-        return super().train(False)  # no dropout: the first ratio of an update must be 1
+        return super().train(False)  # There is no dropout, so that the first ratio of an update is 1.
 
     def outputs(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (n, V) of the next token and V (n,)."""
-        texts = Sequences.from_observations(obs[:, 1:], obs[:, 0])  # a prefix of another row shares its forward
-        ids, rows, at = (torch.from_numpy(x) for x in (texts.input_ids, texts.rows, texts.positions))
-        out: Any = plain_forward(self.lm, ids, (rows, at), want_hidden=True)
+        """Logits (n, V) of the next token and V (n,).  Rows that are prefixes of another row share its forward."""
+        texts = Sequences.from_observations(obs[:, 1:], obs[:, 0])
+        states = (torch.from_numpy(texts.rows), torch.from_numpy(texts.positions))
+        out: Any = plain_forward(self.lm, torch.from_numpy(texts.input_ids), states, want_hidden=True)
         return out.logits.float() / self.temperature, self.value_of(out.hidden)
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[torch.Tensor, Any]:
-        self.acted_on, self.logits = obs, self.outputs(obs)[0]
-        return self.logits, state
+        self.last_obs = obs
+        self.last_logits, _ = self.outputs(obs)
+        return self.last_logits, state
 
     def value(self, obs: Any) -> torch.Tensor:
+        """V (n,)."""
         return self.outputs(obs)[1]
 
-    def score(self, observation: dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
-        """log pi (k,) of the actions, from the logits that have just been acted on."""
-        if not np.array_equal(self.acted_on, flatten(observation)):
-            self(flatten(observation))
-        return self.logits.detach().log_softmax(-1)[np.arange(len(actions)), actions].numpy()
+    def logprob_fn(self, observation: dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
+        """Logprobs (k,) of the actions, from the last logits if they are those of this observation."""
+        obs = flatten(observation)
+        if not np.array_equal(self.last_obs, obs):
+            self(obs)
+        return self.last_logits.detach().log_softmax(-1)[np.arange(len(actions)), actions].numpy()
 
 
 def build(task: Task, num_envs: int, num_steps: int, optim: Any, gamma: float, seed: int = 0) -> tuple[PPO, Collector]:
-    """The agent, and what collects for it; below gamma = 1 the objective is not E[score] - beta KL."""
+    """The agent and its collector.  With gamma below 1 the objective would not be E[score] - beta KL."""
     actor: Any = Actor(task.model, temperature=task.temperature)
     policy = DiscreteActorPolicy(actor=actor, action_space=action_space(task))
     agent = PPO(policy=policy, critic=actor.value, optim=optim, gamma=gamma, ent_coef=0.0, max_grad_norm=0.5)
-    env = TextVectorEnv(task, num_envs, actor.score, seed)
+    env = TextVectorEnv(task, num_envs, actor.logprob_fn, seed)
     return agent, Collector(agent, env, VectorReplayBuffer(num_envs * num_steps, num_envs))
 
 
@@ -107,6 +116,7 @@ def train(
     seed: int = 0,
     verbose: bool = True,
 ) -> None:
+    """Train the model of a text environment for `steps` tokens."""
     torch.manual_seed(seed)
     rollout = envs.num_envs * num_steps
     schedule = LRSchedulerFactoryLinear(1, steps, rollout)
@@ -127,10 +137,11 @@ def train(
 
 
 def main(env_id: str = "lm_env/TokenMDP-v0", steps: int = 100_000, beta: float = 0.5, **options: Any) -> Task:
-    """Train for so many tokens; the environment's task, with the trained model."""
+    """Train for `steps` tokens; return the environment's task, which has the trained model."""
     envs: Any = gymnasium.make_vec(env_id, num_envs=64, beta=beta)
-    table = {"num_steps": 16, "batch_size": 256, "epochs": 4, "learning_rate": 0.03} if "TokenMDP" in env_id else {}
-    train(envs, steps, **{**table, **options})
+    if "TokenMDP" in env_id:
+        options = {"num_steps": 16, "batch_size": 256, "epochs": 4, "learning_rate": 0.03, **options}
+    train(envs, steps, **options)
     return envs.unwrapped.task
 
 

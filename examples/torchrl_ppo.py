@@ -4,8 +4,8 @@
     python examples/torchrl_ppo.py                                       # an MDP whose optimum is known
     python examples/torchrl_ppo.py --env lm_env/Sentiment-v0 --beta .05  # the embedded language model
 
-GymWrapper resets ended slots itself, so the vector environment's own autoreset is off.  `publish`, the
-last module of the acting policy, tells the environment log pi of each token, for the KL in the reward.
+GymWrapper resets ended slots itself, so the vector environment's own autoreset is off.  `publish`, the last
+module of the acting policy, gives the environment the logprob of each token, for the KL in the reward.
 """
 
 from __future__ import annotations
@@ -39,20 +39,28 @@ class TextNet(ValueHeadPolicy):
     """The language model, and a value head on its hidden states."""
 
     def forward(self, input_ids: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (..., V) of the next token and V (..., 1), of texts (..., L) and their lengths (..., 1)."""
-        # A text that is a prefix of another one shares its forward.
+        """Logits (..., V) of the next token and V (..., 1), for texts (..., L) and their lengths (..., 1).
+
+        Texts that are prefixes of another one share its forward.
+        """
         texts = Sequences.from_observations(input_ids.flatten(0, -2).numpy(), length.flatten().numpy())
-        ids, rows, at = (torch.from_numpy(x) for x in (texts.input_ids, texts.rows, texts.positions))
-        out: Any = plain_forward(self.lm, ids, (rows, at), want_hidden=True)
-        logits, values = out.logits.float() / self.temperature, self.value_of(out.hidden)
+        states = (torch.from_numpy(texts.rows), torch.from_numpy(texts.positions))
+        out: Any = plain_forward(self.lm, torch.from_numpy(texts.input_ids), states, want_hidden=True)
+        logits = out.logits.float() / self.temperature
+        values = self.value_of(out.hidden)
         return logits.unflatten(0, length.shape[:-1]), values.unflatten(0, length.shape)
 
 
 def build(envs: Any, num_steps: int, gamma: float = 1.0) -> tuple[Collector, ClipPPOLoss]:
-    """What rolls out, and the loss with its GAE; below gamma = 1 the objective is not E[score] - beta KL."""
-    text = envs.unwrapped
+    """The collector, and the loss with its GAE.
+
+    With gamma below 1 the objective would not be E[score] - beta KL.
+    """
+    text_env = envs.unwrapped
+    task = text_env.task
     env = GymWrapper(envs, categorical_action_encoding=True)
-    module = TextNet(text.task.model, temperature=text.task.temperature).eval()  # no dropout: the first ratio is 1
+    module = TextNet(task.model, temperature=task.temperature)
+    module.eval()  # There is no dropout, so that the first ratio of an update is 1.
     net = TensorDictModule(module, in_keys=["input_ids", "length"], out_keys=["logits", "state_value"])
     actor = ProbabilisticActor(
         net,
@@ -61,9 +69,14 @@ def build(envs: Any, num_steps: int, gamma: float = 1.0) -> tuple[Collector, Cli
         return_log_prob=True,
         distribution_class=torch.distributions.Categorical,
     )
-    told = ["action", "action_log_prob"]
-    publish = TensorDictModule(lambda a, logprobs: text.publish(a.numpy(), logprobs.numpy()), in_keys=told, out_keys=[])
-    acting = TensorDictSequential(actor, publish, selected_out_keys=told)  # logits (V) need not be stored
+
+    def publish_arrays(actions: Tensor, logprobs: Tensor) -> None:
+        text_env.publish(actions.numpy(), logprobs.numpy())
+
+    # The rollout stores these two; the logits, a vocabulary per token, would take far more memory.
+    stored = ["action", "action_log_prob"]
+    publish = TensorDictModule(publish_arrays, in_keys=stored, out_keys=[])
+    acting = TensorDictSequential(actor, publish, selected_out_keys=stored)
     frames = num_steps * envs.num_envs
     collector = Collector(env, acting, frames_per_batch=frames, auto_register_policy_transforms=False)
     loss = ClipPPOLoss(
@@ -90,6 +103,7 @@ def train(
     seed: int = 0,
     verbose: bool = True,
 ) -> None:
+    """Train the model of a text environment for `steps` tokens."""
     torch.manual_seed(seed)
     envs.reset(seed=seed)
     collector, loss = build(envs, num_steps, gamma)
@@ -112,15 +126,17 @@ def train(
                 optimizer.step()
         schedule.step()
         if verbose and iteration % 5 == 0:
-            reward, done = data["next", "reward"].sum(), data["next", "done"].sum()
-            print(f"{(iteration + 1) * rollout} tokens: reward {reward / done:.3f} per text")
+            reward = data["next", "reward"].sum()
+            texts = data["next", "done"].sum()
+            print(f"{(iteration + 1) * rollout} tokens: reward {reward / texts:.3f} per text")
 
 
 def main(env_id: str = "lm_env/TokenMDP-v0", steps: int = 100_000, beta: float = 0.5, **options: Any) -> Task:
-    """Train for so many tokens; the environment's task, with the trained model."""
+    """Train for `steps` tokens; return the environment's task, which has the trained model."""
     envs: Any = gymnasium.make_vec(env_id, num_envs=64, beta=beta, autoreset_mode="Disabled")
-    table = {"num_steps": 16, "batch_size": 256, "epochs": 4, "learning_rate": 0.03} if "TokenMDP" in env_id else {}
-    train(envs, steps, **{**table, **options})
+    if "TokenMDP" in env_id:
+        options = {"num_steps": 16, "batch_size": 256, "epochs": 4, "learning_rate": 0.03, **options}
+    train(envs, steps, **options)
     return envs.unwrapped.task
 
 

@@ -3,9 +3,9 @@
     pip install 'lm-env[contrib]'
     python examples/trpo.py
 
-TRPO differentiates twice.  The fused attention of transformers cannot, so a language model needs
-`model.set_attn_implementation("eager")`; and no parameter may be frozen.  Its trust region has a
-fixed size, and so the policy keeps wandering near the optimum: it is narrowed in three stages here.
+TRPO differentiates twice.  The fused attention kernels do not support that, so a language model needs
+`model.set_attn_implementation("eager")`, and no parameter may be frozen.  The trust region has a fixed size,
+so the policy would keep moving around the optimum; this script makes the region smaller in three stages.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ try:
 except ImportError as error:
     raise MissingDependencyError("this example needs sb3-contrib: pip install 'lm-env[contrib]'") from error
 
-STAGES = (0.03, 0.003, 0.0005)
+TARGET_KLS = (0.03, 0.003, 0.0005)
 
 
 def main(steps: int = 150_000, beta: float = 0.5, verbose: int = 1) -> Evaluation:
+    """Train for `steps` tokens; return how far the policy is from the optimum."""
     env = TextVecEnv.from_env("lm_env/TokenMDP-v0", num_envs=256, beta=beta)
     agent = TRPO(
         CausalLMPolicy,
@@ -35,14 +36,14 @@ def main(steps: int = 150_000, beta: float = 0.5, verbose: int = 1) -> Evaluatio
         n_steps=6,
         batch_size=512,
         gamma=1.0,
-        learning_rate=0.03,  # of the critic
+        learning_rate=0.03,  # This is the critic's; the policy's step size follows from `target_kl`.
         rollout_buffer_class=EpisodeRolloutBuffer,
         seed=0,
         verbose=verbose,
     )
-    for target_kl in STAGES:
+    for target_kl in TARGET_KLS:
         agent.target_kl = target_kl
-        agent.learn(steps // len(STAGES), log_interval=10, reset_num_timesteps=False)
+        agent.learn(steps // len(TARGET_KLS), log_interval=10, reset_num_timesteps=False)
     return TokenMDP.t0().evaluate(env.task.model, beta)
 
 

@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs sb3-contrib, on demand."""
+    """Import on demand what needs sb3-contrib."""
     if name in ("MaskableCausalLMPolicy", "MaskableEpisodeRolloutBuffer"):
         return getattr(import_module("agents.sb3.masked"), name)
     raise AttributeError(f"module 'agents.sb3' has no attribute {name!r}")

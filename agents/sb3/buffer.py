@@ -1,10 +1,10 @@
 """EpisodeRolloutBuffer: whole episodes for `rollout_buffer_class=`, so that an update reads each text once.
 
 The stock buffer shuffles single transitions: an update then runs the model over a whole prefix per
-TOKEN.  This one keeps the text of each segment (an episode, or what of it lies in the rollout) once,
-and yields minibatches of whole segments.  Returns and advantages are the stock buffer's own.
+TOKEN.  This one keeps the text of each segment (an episode, or the part of one that lies in the rollout) once,
+and yields minibatches of whole segments.  Returns and advantages are computed by the stock buffer's own method.
 
-Shapes: n environments, L tokens, N transitions of a minibatch.
+Shapes: n environments, L tokens, N transitions of a minibatch, K segments.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     `get(batch_size)` yields minibatches of whole segments: of nearly even sizes, and of at most
     `batch_size` transitions unless one segment alone is longer.  `observations` is a `Sequences`,
     which the policies of this package read.  A segment ends where an episode does and at the
-    rollout's edge; the next rollout goes on within the same episode.
+    rollout's edge; the next rollout continues within the same episode.
     """
 
     def reset(self) -> None:
         """Empty the buffer."""
         shape = (self.buffer_size, self.n_envs)
         self.actions = np.zeros((*shape, 1), dtype=np.int64)
-        self.rewards, self.values, self.log_probs, self.episode_starts, self.returns, self.advantages = (
-            np.zeros(shape, dtype=np.float32) for _ in range(6)
-        )
+        for name in ("rewards", "values", "log_probs", "episode_starts", "returns", "advantages"):
+            setattr(self, name, np.zeros(shape, dtype=np.float32))
         assert isinstance(self.observation_space, spaces.Dict)
         width = self.observation_space["input_ids"].shape[0]  # type: ignore[index]
         self._texts = np.zeros((self.n_envs, width), dtype=np.int64)
-        self._segments = 0
+        self._segment_count = 0
         self._segment = np.zeros(shape, dtype=np.int64)
         self._position = np.full(shape, -1, dtype=np.int64)
-        self.pos, self.full = 0, False
+        self.pos = 0
+        self.full = False
 
     def add(  # type: ignore[override]
         self,
@@ -56,11 +56,13 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         value: Tensor,
         log_prob: Tensor,
     ) -> None:
-        """One step of n environments."""
-        self._segment[self.pos] = self._write(obs["input_ids"], obs["length"].reshape(-1), episode_start)
-        self._position[self.pos] = obs["length"].reshape(-1) - 1
+        """Add one step of n environments."""
+        lengths = obs["length"].reshape(-1)
+        self._segment[self.pos] = self._add_texts(obs["input_ids"], lengths, episode_start)
+        self._position[self.pos] = lengths - 1
         self.actions[self.pos] = action.reshape(self.n_envs, 1)
-        self.rewards[self.pos], self.episode_starts[self.pos] = reward, episode_start
+        self.rewards[self.pos] = reward
+        self.episode_starts[self.pos] = episode_start
         self.values[self.pos] = value.detach().cpu().numpy().reshape(-1)
         self.log_probs[self.pos] = log_prob.detach().cpu().numpy().reshape(-1)
         self.pos += 1
@@ -77,35 +79,34 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         segment = self._segment.reshape(-1)
         lengths = np.bincount(segment)
         transitions = np.split(np.argsort(segment, kind="stable"), np.cumsum(lengths)[:-1])
-        order = np.random.permutation(self._segments)
-        owner = _even_shares(lengths[order], len(segment) if batch_size is None else batch_size)
-        return [np.concatenate([transitions[s] for s in order[owner == batch]]) for batch in np.unique(owner)]
+        order = np.random.permutation(self._segment_count)
+        minibatch = _even_shares(lengths[order], len(segment) if batch_size is None else batch_size)
+        return [np.concatenate([transitions[k] for k in order[minibatch == m]]) for m in np.unique(minibatch)]
 
-    def _write(self, ids: np.ndarray, lengths: np.ndarray, episode_start: np.ndarray) -> np.ndarray:
-        """Keep the texts so far; the segment (n,) that each environment is in."""
-        before = np.full(self.n_envs, -1) if self.pos == 0 else self._segment[self.pos - 1]
-        known = self._position[self.pos - 1] + 1  # 0 at the first step
-        told = self._texts[before]
-        goes_on = (before >= 0) & ~episode_start.astype(bool) & (lengths == known + 1)
-        goes_on &= ((told == ids) | (np.arange(ids.shape[1]) >= known[:, None])).all(axis=1)
-        segments = before.copy()
-        fresh = int((~goes_on).sum())
-        segments[~goes_on] = self._segments + np.arange(fresh)
-        self._segments += fresh
-        while len(self._texts) < self._segments:
+    def _add_texts(self, ids: np.ndarray, lengths: np.ndarray, episode_start: np.ndarray) -> np.ndarray:
+        """Keep the newest texts (n, L); return the segment (n,) that each environment is in."""
+        previous = np.full(self.n_envs, -1) if self.pos == 0 else self._segment[self.pos - 1]
+        known_lengths = self._position[self.pos - 1] + 1  # At the first step these are all 0.
+        known_texts = self._texts[previous]
+        is_beyond = np.arange(ids.shape[1]) >= known_lengths[:, None]
+        extends = (lengths == known_lengths + 1) & ((known_texts == ids) | is_beyond).all(axis=1)
+        continues = (previous >= 0) & ~episode_start.astype(bool) & extends
+        segments = previous.copy()
+        begun = int((~continues).sum())
+        segments[~continues] = self._segment_count + np.arange(begun)
+        self._segment_count += begun
+        while len(self._texts) < self._segment_count:
             self._texts = np.concatenate([self._texts, np.zeros_like(self._texts)])
-        self._texts[segments] = ids  # the newest text of a segment holds all the others
+        self._texts[segments] = ids  # The newest text of a segment contains all the others.
         return segments
 
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> RolloutBufferSamples:
         """The transitions with these indices."""
+        columns = (self.values, self.log_probs, self.advantages, self.returns)
         return RolloutBufferSamples(
             self._sequences(batch_inds),  # type: ignore[arg-type]
             self.to_torch(self.actions.reshape(-1, 1)[batch_inds]),
-            *(
-                self.to_torch(a.reshape(-1)[batch_inds])
-                for a in (self.values, self.log_probs, self.advantages, self.returns)
-            ),
+            *(self.to_torch(column.reshape(-1)[batch_inds]) for column in columns),
         )
 
     def _sequences(self, transitions: np.ndarray) -> Sequences:
@@ -114,12 +115,20 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
 
 def _even_shares(lengths: np.ndarray, batch_size: int) -> np.ndarray:
-    """The minibatch (k,) of each of k segments: the fewest even shares in which none is too large."""
+    """Divide K segments, in the given order, into the fewest minibatches of nearly even sizes.
+
+    Args:
+        lengths: int (K,), transitions of each segment.
+        batch_size: the most transitions of a minibatch of several segments.
+
+    Returns:
+        int64 (K,), ascending: the minibatch of each segment.
+    """
     total = int(lengths.sum())
     middles = np.cumsum(lengths) - lengths / 2
     count = -(-total // batch_size)
     while True:
-        owner = (middles * count // total).astype(np.int64)
-        if ((np.bincount(owner, lengths) <= batch_size) | (np.bincount(owner) == 1)).all():
-            return owner
+        minibatch = (middles * count // total).astype(np.int64)
+        if ((np.bincount(minibatch, lengths) <= batch_size) | (np.bincount(minibatch) == 1)).all():
+            return minibatch
         count += 1

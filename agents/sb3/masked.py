@@ -1,6 +1,7 @@
-"""MaskablePPO of sb3-contrib: tokens that may not come next are never drawn, learned from or counted.
+"""MaskablePPO of sb3-contrib, for tasks with an `action_mask`.
 
-`TextVecEnv` answers `env_method("action_masks")` from the task's `action_mask`.
+A token that may not come next is never sampled, and it has no part in the logprobs, the entropy and the KL.
+`TextVecEnv.env_method("action_masks")` gives the masks.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from agents.learning.policy import Critic
-from agents.sb3.actor_critic import TextActorCritic
 from agents.sb3.buffer import EpisodeRolloutBuffer
 from agents.sb3.policy import make_optimizer
 from agents.sb3.sequences import Observations
+from agents.sb3.text_actor_critic import TextActorCritic
 from lm_env.errors import MissingDependencyError
 
 try:
@@ -46,7 +47,9 @@ class MaskableCausalLMPolicy(MaskableActorCriticPolicy):
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        brain = TextActorCritic(observation_space, action_space, model, critic, temperature)
+        actor_critic = TextActorCritic(
+            observation_space, action_space, model, critic, temperature, takes_action_masks=True
+        )
         super().__init__(
             observation_space,
             action_space,
@@ -54,54 +57,55 @@ class MaskableCausalLMPolicy(MaskableActorCriticPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
-        self.brain, self.network = brain, brain.network
+        self.actor_critic = actor_critic
+        self.network = actor_critic.network
         self.optimizer = make_optimizer(self, lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """Nothing: the networks are there already."""
+        """Do nothing: the networks exist already."""
 
     def train(self, mode: bool = True) -> Self:
-        """Evaluation mode, whatever is asked for: no dropout."""
+        """Stay in evaluation mode, so that there is no dropout."""
         return super().train(False)
 
     def set_training_mode(self, mode: bool) -> None:
         """Called before an update (True) and before acting (False)."""
         self.train(mode)
         if mode:
-            self.brain.forget()
+            self.actor_critic.discard_cache()
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (N,), values (N,), logprobs (N,) of the restricted distribution, which are published."""
-        return self.brain.act(obs, _tensor(action_masks), deterministic)  # type: ignore[arg-type]
+        """Tokens (N,), values (N,) and logprobs (N,) of the restricted distribution; see `CausalLMPolicy.forward`."""
+        return self.actor_critic.act(obs, _tensor(action_masks), deterministic)  # type: ignore[arg-type]
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Observations, actions: Tensor, action_masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values, logprobs and entropies, each (N,)."""
-        return self.brain.evaluate(obs, actions, _tensor(action_masks))
+        return self.actor_critic.evaluate(obs, actions, _tensor(action_masks))
 
     def get_distribution(  # type: ignore[override]
         self, obs: Observations, action_masks: np.ndarray | None = None
     ) -> MaskableCategoricalDistribution:
         """The next token's distribution."""
         distribution = MaskableCategoricalDistribution(int(self.action_space.n))  # type: ignore[attr-defined]
-        distribution.proba_distribution(self.brain.logits(obs)).apply_masking(action_masks)
+        distribution.proba_distribution(self.actor_critic.logits(obs)).apply_masking(action_masks)
         return distribution
 
     def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
         """V (N,)."""
-        return self.brain.values(obs)
+        return self.actor_critic.values(obs)
 
     def _predict(
         self, observation: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None
     ) -> Tensor:
-        return self.brain.predict(observation, _tensor(action_masks), deterministic)  # type: ignore[arg-type]
+        return self.actor_critic.predict(observation, _tensor(action_masks), deterministic)  # type: ignore[arg-type]
 
 
 class MaskableEpisodeRolloutBuffer(EpisodeRolloutBuffer, MaskableDictRolloutBuffer):  # type: ignore[misc]
-    """`EpisodeRolloutBuffer` that keeps masks as well, one byte a token instead of the stock buffer's four."""
+    """`EpisodeRolloutBuffer` that also keeps masks, one byte per token instead of the stock buffer's four."""
 
     def reset(self) -> None:
         """Empty the buffer."""

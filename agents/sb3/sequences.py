@@ -1,8 +1,8 @@
-"""Sequences: the states of a minibatch as the few texts that hold them.
+"""Sequences: the states of a minibatch, stored as the few texts that contain them.
 
 A state is a prefix of a text, and one forward over the text gives the logits of all its prefixes.
-`EpisodeRolloutBuffer` yields minibatches in this form; observations that come one by one (the stock
-buffer's) are brought into it by finding which of them are prefixes of others.
+`EpisodeRolloutBuffer` yields minibatches in this form; single observations (as in the stock buffer) are
+converted by finding which of them are prefixes of others.
 
 Shapes: N states, S texts, L tokens.
 """
@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from lm_env.errors import ConfigurationError
 from lm_env.models.inputs import length_batches
 
 __all__ = ["Observations", "Part", "Sequences", "as_arrays", "as_sequences"]
@@ -53,15 +54,16 @@ class Sequences:
             input_ids: int64 (N, L), right-padded; lengths: int64 (N,).
         """
         input_ids = input_ids[:, : int(lengths.max())]
-        real = np.arange(input_ids.shape[1]) < lengths[:, None]
-        keys = np.where(real, input_ids, -1)
+        is_token = np.arange(input_ids.shape[1]) < lengths[:, None]
+        keys = np.where(is_token, input_ids, -1)
         order = np.lexsort(keys.T[::-1])
-        # In lexicographic order a text comes right before those that it is a prefix of.
-        agree = (keys[order[:-1]] == keys[order[1:]]) | ~real[order[:-1]]
-        held = np.append(agree.all(axis=1), False)  # by the next one
+        # In lexicographic order, a text stands right before those that it is a prefix of.
+        agrees = (keys[order[:-1]] == keys[order[1:]]) | ~is_token[order[:-1]]
+        is_prefix_of_next = np.append(agrees.all(axis=1), False)
+        is_kept = ~is_prefix_of_next
         rows = np.empty(len(order), dtype=np.int64)
-        rows[order] = np.cumsum(~held) - ~held
-        return cls(input_ids[order[~held]], rows, lengths - 1)
+        rows[order] = np.cumsum(is_kept) - is_kept
+        return cls(input_ids[order[is_kept]], rows, lengths - 1)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,17 +73,17 @@ class Sequences:
         return replace(self, rows=self.rows[states], positions=self.positions[states])
 
     def parts(self, tokens: int) -> Iterator[Part]:
-        """Cut into parts of at most `tokens` padded tokens (or one text); each state is in one of them."""
+        """Divide into parts of at most `tokens` padded tokens (or one text); each state is in one of them."""
         lengths = np.zeros(len(self.input_ids), dtype=np.int64)
         np.maximum.at(lengths, self.rows, self.positions + 1)
         used = np.flatnonzero(lengths)
         for batch in length_batches(lengths[used], tokens):
             texts = used[batch]
-            place = np.full(len(lengths), -1)
-            place[texts] = np.arange(len(texts))
-            states = np.flatnonzero(place[self.rows] >= 0)
+            row_in_part = np.full(len(lengths), -1)
+            row_in_part[texts] = np.arange(len(texts))
+            states = np.flatnonzero(row_in_part[self.rows] >= 0)
             width = int(lengths[texts].max())
-            yield Part(states, self.input_ids[texts, :width], place[self.rows[states]], self.positions[states])
+            yield Part(states, self.input_ids[texts, :width], row_in_part[self.rows[states]], self.positions[states])
 
 
 Observations: TypeAlias = "Sequences | Mapping[str, Any]"
@@ -89,13 +91,22 @@ Observations: TypeAlias = "Sequences | Mapping[str, Any]"
 
 
 def as_arrays(observations: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(input_ids (N, L), lengths (N,)) of an observation in tensors."""
+    """An observation in tensors as arrays: input_ids int64 (N, L), lengths int64 (N,).
+
+    Raises:
+        ConfigurationError: a wrapper has turned the token ids into floats.
+    """
+    ids = observations["input_ids"].cpu().numpy()
     lengths = observations["length"].reshape(-1).cpu().numpy()
-    return observations["input_ids"].cpu().numpy(), lengths
+    if ids.dtype.kind not in "iu" or lengths.dtype.kind not in "iu":
+        raise ConfigurationError(
+            f"the policy reads token ids, which are integers, not {ids.dtype}: VecNormalize needs norm_obs=False"
+        )
+    return ids, lengths
 
 
 def as_sequences(observations: Observations) -> Sequences:
-    """Whatever a buffer gave, as `Sequences`."""
-    return (
-        observations if isinstance(observations, Sequences) else Sequences.from_observations(*as_arrays(observations))
-    )
+    """What a buffer yielded, as `Sequences`."""
+    if isinstance(observations, Sequences):
+        return observations
+    return Sequences.from_observations(*as_arrays(observations))

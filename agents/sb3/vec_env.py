@@ -1,28 +1,33 @@
 """TextVecEnv: the text MDP as a `VecEnv` of stable-baselines3, n texts in one process.
 
-The same `TextMDP` as under the Gymnasium environments, so the same rewards.  What is different is
-the manner: a slot that ends is reset within the step, its last observation is in
+It runs the same `TextMDP` as the Gymnasium environments, so its rewards are the same.  The interface
+differs: a slot that ends is reset within the step, its last observation is in
 `info["terminal_observation"]`, and `info["TimeLimit.truncated"]` says whether to bootstrap there.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Unpack, cast
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import ArrayLike
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from agents.base.text_agent import task_of
+from agents.sb3.sampled_actions import ActingPolicy, Sample
+from agents.sb3.slot import Slot, attribute_of, set_attribute
 from lm_env.envs.behavior import LogprobFn
 from lm_env.envs.mdp import StepResult, TextMDP
 from lm_env.envs.spaces import action_space, observation_space
 from lm_env.errors import ConfigurationError
+from lm_env.models.adapters import without_wrapper
 from lm_env.objective.task import Task, TaskOptions
+from lm_env.validation import check_integer
 
 __all__ = ["TextSpace", "TextVecEnv"]
 
@@ -30,8 +35,8 @@ __all__ = ["TextSpace", "TextVecEnv"]
 class TextSpace(spaces.Dict):
     """The observation space of a `TextVecEnv`, with a weak reference to it.
 
-    It is how a policy, which stable-baselines3 hands the spaces and nothing else, finds the model
-    under training and tells the environment its logprobs.  Copies and pickles are plain `Dict`s.
+    stable-baselines3 gives a policy the spaces and nothing else; this one leads it to the model under training.
+    Copies and pickles are plain `Dict`s.
     """
 
     def __init__(self, space: spaces.Dict, env: TextVecEnv) -> None:
@@ -52,8 +57,8 @@ class TextVecEnv(VecEnv):
 
     Args:
         num_envs: n.
-        kl_update_episodes: after so many finished episodes the task's KL controller is told their
-            mean KL (a fixed beta does not care); None: never, as for an evaluation environment.
+        kl_update_episodes: after this many finished episodes the task's KL controller is given their mean KL
+            (a fixed beta ignores it); None: never, as for an evaluation environment.
         task: every option of `lm_env.Task`: model, tokenizer, prompts, reward, reference, beta, ...
 
     Example:
@@ -75,36 +80,37 @@ class TextVecEnv(VecEnv):
         kl_update_episodes: int | None = 128,
         **options: Any,
     ) -> TextVecEnv:
-        """The same task as an environment that there is.
+        """An environment with the task of another one.
 
         Args:
-            source: a text environment (single or vectorized, wrapped or not), its `Task`, or a
+            source: a text environment (of Gymnasium or a `TextVecEnv`, wrapped or not), its `Task`, or a
                 registered id such as `"lm_env/Sentiment-v0"`.
             num_envs: default: as many as `source` has.
-            options: of the task, with an id.
+            options: of the task; for a registered id only.
 
         Raises:
-            ConfigurationError: options without an id, or an environment that is none of text.
+            ConfigurationError: options without an id, or an environment that is not one of text.
         """
         if isinstance(source, str):
             source = gymnasium.make_vec(source, num_envs=num_envs or 1, **options)
         elif options:
             raise ConfigurationError(
-                f"{', '.join(options)}: the task of an existing environment is settled; pass an id"
+                f"{', '.join(options)}: an existing task cannot be changed; pass a registered id to set options"
             )
-        task = source if isinstance(source, Task) else task_of(source)
         env = cls.__new__(cls)
-        env._init(task, num_envs or int(getattr(source, "num_envs", 1)), kl_update_episodes)
+        env._init(_task_of(source), num_envs or int(getattr(source, "num_envs", 1)), kl_update_episodes)
         return env
 
     def _init(self, task: Task, num_envs: int, kl_update_episodes: int | None) -> None:
-        if kl_update_episodes is not None and kl_update_episodes < 1:
-            raise ConfigurationError(f"kl_update_episodes must be at least 1 or None, not {kl_update_episodes!r}")
+        if kl_update_episodes is not None:
+            check_integer("kl_update_episodes (None for never)", kl_update_episodes)
         self.mdp = TextMDP(task, slots=num_envs)
         self.kl_update_episodes = kl_update_episodes
         self._finished_kl: list[float] = []
-        self._slots = [_Slot(self.mdp, index) for index in range(num_envs)]
+        self._slots = [Slot(self.mdp, index) for index in range(num_envs)]
         self._all = np.arange(num_envs)
+        self._actions: Any = None
+        self._policy_logprob_fn: LogprobFn | None = None
         space = TextSpace(cast(spaces.Dict, observation_space(task, flat=False)), self)
         super().__init__(num_envs, space, action_space(task))
 
@@ -113,17 +119,73 @@ class TextVecEnv(VecEnv):
         """The resolved options: model, reference, tokenizer, prompts, reward, KL controller."""
         return self.mdp.task
 
+    def shows(self, input_ids: np.ndarray, lengths: np.ndarray) -> bool:
+        """Whether these, (n, L) and (n,), are the texts that the environment holds at the moment."""
+        return np.array_equal(lengths, self.mdp.lengths) and np.array_equal(input_ids, self.mdp.input_ids)
+
+    # -- who acts in it -------------------------------------------------------------------------------
+    def publish(self, actions: ArrayLike, logprobs: ArrayLike, slots: ArrayLike | None = None) -> None:
+        """Give the logprobs (nats) of the actions of the coming step; see `Behavior.publish`.
+
+        The policies of this package need not call it: their actions carry the logprobs.
+        """
+        self.mdp.behavior.publish(actions, logprobs, slots)
+
     def bind_logprob_fn(self, logprob_fn: LogprobFn | None) -> None:
         """Have `logprob_fn(observation, actions) -> logprobs` asked where no policy has published."""
         self.mdp.behavior.logprob_fn = logprob_fn
 
+    def set_policy(self, policy: ActingPolicy) -> None:
+        """Ask `policy` for the logprobs of actions that it did not sample, where the own model has others.
+
+        Called by the policy that is made for this environment, and by a step with actions of another one.
+
+        Raises:
+            ConfigurationError: the policy took its temperature from an environment with another one, or it does not
+                know the action masks of this task.
+        """
+        task = self.task
+        if task.action_mask is not None and not policy.takes_action_masks:
+            raise ConfigurationError("the task masks tokens: use MaskableCausalLMPolicy with sb3-contrib's MaskablePPO")
+        if policy.temperature != task.temperature and not policy.temperature_given:
+            raise ConfigurationError(
+                f"the policy samples at temperature {policy.temperature:g}, and this environment has"
+                f" {task.temperature:g}: make it with the policy's temperature, or choose the policy's own by"
+                " policy_kwargs={'temperature': ...}"
+            )
+        if policy.lm is not without_wrapper(task.model) or policy.temperature != task.temperature:
+            self._policy_logprob_fn = policy.logprob_fn
+            self.bind_logprob_fn(self._policy_logprob_fn)
+        elif self._policy_logprob_fn is not None and self.mdp.behavior.logprob_fn == self._policy_logprob_fn:
+            self._policy_logprob_fn = None
+            self.bind_logprob_fn(None)
+
     # -- VecEnv ---------------------------------------------------------------------------------------
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Have slot i begin with the seed `seed` + i at the next `reset`; None: with a random one."""
+        return super().seed(None if seed is None else check_integer("seed", seed, low=0))
+
+    def set_options(self, options: list[dict] | dict | None = None) -> None:
+        """Keep `{"prompt": ...}`, for all slots or a list of one for each, for the next `reset`.
+
+        Raises:
+            ConfigurationError: another option, or another number of dicts than slots.
+            InvalidPromptError: a prompt that the task cannot take.
+        """
+        given = options if isinstance(options, list) else [options] * self.num_envs
+        if len(given) != self.num_envs:
+            raise ConfigurationError(f"{len(given)} options for {self.num_envs} environments: give one dict each")
+        for own in given:
+            if not isinstance(own, dict | None) or set(own or {}) - {"prompt"}:
+                raise ConfigurationError(f"the options of a reset are {{'prompt': ...}}, not {own!r}")
+        super().set_options([self._checked_options(own or {}) for own in given])
+
     def reset(self) -> dict[str, np.ndarray]:
         """Begin n new texts, with the seeds of `seed` and the prompts of `set_options({"prompt": ...})`."""
         for slot, seed in enumerate(self._seeds):
             if seed is not None:
                 self.mdp.seed(slot, seed)
-        given = [i for i, options in enumerate(self._options) if options.get("prompt") is not None]
+        given = [slot for slot, options in enumerate(self._options) if options]
         drawn = np.setdiff1d(self._all, given)
         for slot in given:
             self.mdp.reset(np.array([slot]), self._options[slot]["prompt"])
@@ -144,8 +206,16 @@ class TextVecEnv(VecEnv):
         Returns:
             (observation, rewards float32 (n,), dones bool (n,), n infos): see `TextGenerationEnv` for
             the entries of an info.
+
+        Raises:
+            InvalidActionError, ResetNeeded, PublishedActionsError, RewardError: see `TextMDP.step`.
         """
-        result = self.mdp.step(self._all, self._actions)
+        actions = self._actions
+        self._actions = None
+        sample = getattr(actions, "sample", None)
+        if isinstance(sample, Sample):
+            self._receive(sample, actions)
+        result = self.mdp.step(self._all, actions)
         done = result.terminated | result.truncated
         infos = _infos(result)
         if done.any():
@@ -153,31 +223,46 @@ class TextVecEnv(VecEnv):
         return self.mdp.observation(), result.rewards.astype(np.float32), done, infos
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no resource is held open."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """`task`, `prompt`, `response`, `render_mode`, or what `set_attr` has set, per slot."""
-        return [getattr(slot, attr_name) for slot in self._chosen(indices)]
+        return [attribute_of(slot, attr_name) for slot in self._chosen(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of slots."""
         for slot in self._chosen(indices):
-            setattr(slot, attr_name, value)
+            set_attribute(slot, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """Call `action_masks` or `render` of slots."""
-        return [getattr(slot, method_name)(*args, **kwargs) for slot in self._chosen(indices)]
+        return [attribute_of(slot, method_name)(*args, **kwargs) for slot in self._chosen(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """No slot is wrapped by anything."""
+        """False for each slot: none has a wrapper of its own."""
         return [False for _ in self._chosen(indices)]
 
     # -- parts ----------------------------------------------------------------------------------------
-    def _chosen(self, indices: VecEnvIndices) -> Iterable[_Slot]:
+    def _chosen(self, indices: VecEnvIndices) -> list[Slot]:
         return [self._slots[i] for i in self._get_indices(indices)]
 
+    def _checked_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        prompt = options.get("prompt")
+        return {} if prompt is None else {"prompt": self.mdp.checked_prompt(prompt)}
+
+    def _receive(self, sample: Sample, actions: Any) -> None:
+        """Publish the logprobs that the actions carry, where they were sampled for the present texts.
+
+        Actions that were altered after `predict` have others, which `logprob_fn` or the own model gives; those of
+        a rollout must not be altered, and `step` refuses them.
+        """
+        self.set_policy(sample.policy)
+        sample.received = True
+        if self.shows(sample.input_ids, sample.lengths) and (sample.final or np.array_equal(actions, sample.tokens)):
+            self.publish(sample.tokens, sample.logprobs)
+
     def _finish(self, done: np.ndarray, infos: list[dict[str, Any]]) -> None:
-        """Put down the last observations, reset these slots, and tell the KL controller."""
+        """Report the last observations of the slots that are done, reset these, and update the KL controller."""
         last = self.mdp.observation(done)
         for row, slot in enumerate(done):
             infos[slot]["terminal_observation"] = {key: values[row].copy() for key, values in last.items()}
@@ -185,40 +270,21 @@ class TextVecEnv(VecEnv):
             self._finished_kl += self.mdp.log_ratios[done].sum(1).tolist()
         self.mdp.reset(done)
         if self.kl_update_episodes is not None and len(self._finished_kl) >= self.kl_update_episodes:
-            finished, self._finished_kl = self._finished_kl, []
+            finished = self._finished_kl
+            self._finished_kl = []
             self.task.kl.update(float(np.mean(finished)), len(finished))
 
 
-class _Slot:
-    """One slot as stable-baselines3 asks for it: attributes and methods of an environment of its own."""
-
-    render_mode = None
-
-    def __init__(self, mdp: TextMDP, index: int) -> None:
-        self._mdp, self._index = mdp, index
-
-    @property
-    def task(self) -> Task:
-        return self._mdp.task
-
-    @property
-    def prompt(self) -> str:
-        prompt = self._mdp.prompts[self._index]
-        return "" if prompt is None else prompt.text
-
-    @property
-    def response(self) -> list[int]:
-        return self._mdp.response(self._index)
-
-    def action_masks(self) -> np.ndarray:
-        return self._mdp.action_masks(np.array([self._index]))[0]
-
-    def render(self) -> str:
-        return self._mdp.render(self._index)
+def _task_of(source: Any) -> Task:
+    """The task of a `TextVecEnv` or a text environment of Gymnasium, wrapped or not, or the task itself."""
+    inner = getattr(source, "unwrapped", source)
+    if isinstance(inner, TextVecEnv):
+        return inner.task
+    return inner if isinstance(inner, Task) else task_of(inner)
 
 
 def _infos(result: StepResult) -> list[dict[str, Any]]:
-    """One dict a slot; a plain loop over lists is far cheaper than indexing arrays."""
+    """One dict per slot; a plain loop over lists is far cheaper than indexing arrays."""
     keys = [*result.info, "TimeLimit.truncated"]
     columns = [values.tolist() for values in result.info.values()]
     return [dict(zip(keys, row, strict=True)) for row in zip(*columns, result.truncated.tolist(), strict=True)]

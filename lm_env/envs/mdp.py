@@ -95,7 +95,7 @@ class TextMDP:
             BusyError: another call is under way.
         """
         with self._one_at_a_time:
-            given = None if prompt is None else self._checked_prompt(prompt)
+            given = None if prompt is None else self.checked_prompt(prompt)
             for slot, seed in zip(slots, seeds or (), strict=seeds is not None):
                 if seed is not None:
                     self._rngs[slot] = np.random.default_rng(seed)
@@ -121,7 +121,8 @@ class TextMDP:
     def _caches(self) -> list[StepLogprobs]:
         return [self._reference] if self._own is None else [self._reference, self._own]
 
-    def _checked_prompt(self, prompt: Any) -> Prompt:
+    def checked_prompt(self, prompt: Any) -> Prompt:
+        """A prompt as `reset` takes it, loaded; raises InvalidPromptError where the task cannot take it."""
         loaded = self.task.load_prompts([prompt])[0]
         return replace(loaded, index=prompt.index if isinstance(prompt, Prompt) else -1)
 

@@ -1,4 +1,4 @@
-"""The examples with Tianshou and TorchRL: the same rewards, a first ratio of 1, and the optimum reached."""
+"""The examples with Tianshou and TorchRL: exact rewards, a first ratio of 1, and the optimum is reached."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def torchrl_rollout(envs):
 
 
 def full_logprobs(task, ids, lengths, actions):
-    """log pi (n, T) of each action, by one plain forward of each text alone."""
+    """Logprobs (n, T) of the actions, by one plain forward of each text alone."""
     with torch.no_grad(), evaluating(task.model):
         logits = [
             task.model(input_ids=torch.as_tensor(row[None, :length])).logits[0, -1]
@@ -81,7 +81,7 @@ def full_logprobs(task, ids, lengths, actions):
 
 @pytest.mark.parametrize("rollout", [tianshou_rollout, torchrl_rollout])
 def test_rewards_are_those_of_score(envs, rollout):
-    """Texts put together from what the library stored, scored whole, by the environment's own model."""
+    """Texts are put together from what the library stored and scored whole, with the environment's own model."""
     _, _, (ids, lengths, actions, rewards, dones, last) = rollout(envs)
     by_ids = {tuple(p.ids.tolist()): p for p in envs.task.prompts}
     rows = []
@@ -111,11 +111,11 @@ def test_the_first_ratio_of_tianshou_is_one(envs):
     agent, collector, (ids, lengths, actions, *_) = tianshou_rollout(envs)
     wanted = full_logprobs(envs.task, ids, lengths, actions).reshape(-1)
     batch, _ = collector.buffer.sample(0)
-    np.testing.assert_allclose(batch.info.logprob, wanted, atol=1e-5, rtol=0)  # told to the environment
+    np.testing.assert_allclose(batch.info.logprob, wanted, atol=1e-5, rtol=0)  # what the environment was given
     others = {"input_ids": batch.obs[:, 1:], "length": batch.obs[:, :1]}  # not what has just been acted on
-    np.testing.assert_allclose(collector.env.mdp.behavior.score(others, batch.act), wanted, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(collector.env.mdp.behavior.logprob_fn(others, batch.act), wanted, atol=1e-5, rtol=0)
     agent.train()
-    logprobs = agent.policy(batch).dist.log_prob(torch.as_tensor(batch.act))  # as the loss has it
+    logprobs = agent.policy(batch).dist.log_prob(torch.as_tensor(batch.act))  # what the loss reads
     np.testing.assert_allclose(logprobs.detach(), wanted, atol=1e-5, rtol=0)
     agent.policy.is_within_training_step = True
     stats = agent.update(collector.buffer, batch_size=None, repeat=1)
@@ -143,7 +143,7 @@ def test_reaches_the_optimum(name):
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_a_missing_library_is_said(name, monkeypatch):
+def test_a_missing_library_is_named(name, monkeypatch):
     for module in [m for m in sys.modules if m.partition(".")[0] == LIBRARIES[name]]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, LIBRARIES[name], None)  # what the import system takes for "not there"

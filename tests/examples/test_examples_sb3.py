@@ -16,7 +16,7 @@ EXAMPLES = REPOSITORY / "examples"
 def example(name):
     """The module of `examples/NAME.py`."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # A dataclass looks up its module there.
     spec.loader.exec_module(module)
     return module
 

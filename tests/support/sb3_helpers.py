@@ -1,10 +1,11 @@
-"""What the tests of `agents.sb3` share: an environment, an agent with a rollout, and a recorder of steps."""
+"""What the tests of `agents.sb3` share: an environment, an agent with a rollout, and callbacks that watch the steps."""
 
 from __future__ import annotations
 
 import copy
 
 import numpy as np
+import pytest
 import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
@@ -57,6 +58,11 @@ def full_logits(model, ids, length):
         return model(input_ids=torch.as_tensor(ids[None, :length])).logits[0, -1]
 
 
+def next_logprob(model, ids, length, token, temperature=1.0):
+    """The logprob of the next token by one plain forward of the text alone."""
+    return float(torch.log_softmax(full_logits(model, ids, length) / temperature, -1)[token])
+
+
 def continued(observation, tokens):
     """The observation with one more token in each row."""
     ids, length = observation["input_ids"].copy(), observation["length"].copy()
@@ -92,3 +98,32 @@ class Recorder(BaseCallback):
         prompt_lengths = lengths - np.array([len(r) for r in rewards])
         prompts = [by_ids[tuple(ids[:p].tolist())] for (ids, _), p in zip(rows, prompt_lengths, strict=True)]
         return Episodes(np.stack([ids for ids, _ in rows]), prompt_lengths, lengths, prompts), rewards, logprobs
+
+
+class KLCheck(BaseCallback):
+    """At each step, the logprobs and rewards of the environment against full forwards of the acting policy."""
+
+    def __init__(self, env):
+        super().__init__()
+        self.env = env
+
+    def _on_training_start(self):
+        self.steps = 0
+
+    def _on_step(self):
+        task = self.env.task
+        observation = {key: value.numpy() for key, value in self.locals["obs_tensor"].items()}
+        lm = self.model.policy.network.lm
+        for slot, info in enumerate(self.locals["infos"]):
+            ids = observation["input_ids"][slot]
+            length = observation["length"][slot, 0]
+            token = self.locals["actions"][slot]
+            logprob = next_logprob(lm, ids, length, token)
+            ref_logprob = next_logprob(task.reference, ids, length, token)
+            assert info["logprob_source"] == "published"
+            assert info["logprob"] == pytest.approx(logprob, abs=1e-5)
+            assert info["kl"] == pytest.approx(logprob - ref_logprob, abs=1e-5)
+            reward = info["score"] - task.kl.beta * (logprob - ref_logprob)
+            assert self.locals["rewards"][slot] == pytest.approx(reward, abs=1e-5)
+        self.steps += 1
+        return True

@@ -59,11 +59,8 @@ def test_a2c_reaches_the_optimum(beta):
 def test_trpo_reaches_the_optimum(beta):
     env = TextVecEnv.from_env("lm_env/TokenMDP-v0", 256, beta=beta)
     agent = make_agent(TRPO, env, n_steps=6, batch_size=512, learning_rate=0.03)
-    for target_kl, steps in (
-        (0.03, 40_000),
-        (0.003, 50_000),
-        (0.0005, 50_000),
-    ):  # its trust region never closes by itself
+    # The trust region never gets smaller by itself.
+    for target_kl, steps in ((0.03, 40_000), (0.003, 50_000), (0.0005, 50_000)):
         agent.target_kl = target_kl
         agent.learn(steps, reset_num_timesteps=False)
     end = T0.evaluate(env.task.model, beta)

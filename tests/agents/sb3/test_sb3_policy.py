@@ -1,4 +1,4 @@
-"""CausalLMPolicy acts from a cache that is never wrong, and tells the environment what it acted by."""
+"""CausalLMPolicy acts from a cache that is never wrong, and its logprobs reach the environment."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from gymnasium import spaces
 from sb3_helpers import Recorder, V, continued, full_logits, make_agent, rollout, text_options
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecMonitor
 
 import agents.sb3
 from agents.sb3 import CausalLMPolicy, TextVecEnv
@@ -43,9 +41,9 @@ def test_rollout_equals_full_forwards_and_env_score(options, make_lm, kind, crit
     assert {i["logprob_source"] for step in recorder.steps for i in step["infos"]} == {"published"}
     scored = score_episodes(env.task, episodes)
     logprobs = response_logprobs(env.task.model, episodes, 0.8)
-    for row, (paid, told) in enumerate(zip(rewards, published, strict=True)):
+    for row, (paid, logged) in enumerate(zip(rewards, published, strict=True)):
         np.testing.assert_allclose(paid, scored.rewards[row, : len(paid)], atol=1e-5)
-        np.testing.assert_allclose(told, logprobs[row, : len(told)], atol=1e-5)
+        np.testing.assert_allclose(logged, logprobs[row, : len(logged)], atol=1e-5)
 
 
 def test_stored_log_probs_and_values_equal_full_forwards(options):
@@ -72,7 +70,7 @@ def test_stored_log_probs_and_values_equal_full_forwards(options):
 
 
 def acting_logits(policy, observation):
-    return policy.brain._actor.outputs(observation["input_ids"], observation["length"][:, 0])[0]
+    return policy.actor_critic._actor.outputs(observation["input_ids"], observation["length"][:, 0])[0]
 
 
 def swap(observation, policy):
@@ -141,18 +139,15 @@ def test_a_wrong_cache_never_acts(options, change):
         torch.testing.assert_close(got[row], full_logits(env.task.model, ids, length), atol=2e-5, rtol=1e-4)
 
 
-def test_an_environment_reset_underneath_is_noticed(options):
+def test_acting_after_a_reset_in_mid_episode_starts_from_the_new_texts(options):
     env = TextVecEnv(4, **options)
     agent = make_agent(PPO, env, n_steps=4)
     rollout(agent)
-    agent._last_obs = env.reset()
-    _, _, logprobs = agent.policy(obs_as_tensor(agent._last_obs, "cpu"))
-    actions = env.mdp.behavior._actions
-    wanted = [
-        torch.log_softmax(full_logits(env.task.model, ids, n), -1)[a]
-        for ids, (n,), a in zip(agent._last_obs["input_ids"], agent._last_obs["length"], actions, strict=True)
-    ]
-    torch.testing.assert_close(logprobs, torch.stack(wanted), atol=1e-5, rtol=0)
+    observation = env.reset()
+    tokens, _, logprobs = agent.policy(obs_as_tensor(observation, "cpu"))
+    for row, token in enumerate(tokens.tolist()):
+        logits = full_logits(env.task.model, observation["input_ids"][row], observation["length"][row, 0])
+        assert float(logprobs[row]) == pytest.approx(float(torch.log_softmax(logits, -1)[token]), abs=1e-5)
 
 
 def test_a_step_costs_one_token_per_row(options):
@@ -177,34 +172,53 @@ def test_actions_other_than_the_published_ones_are_refused(options):
         env.step((actions.numpy() + 1) % V)
 
 
-def test_predict_does_not_publish_and_evaluates(options):
+def test_deterministic_predictions_are_the_likeliest_tokens(options):
     env = TextVecEnv(2, **options)
     agent = make_agent(PPO, env)
     observation = env.reset()
     actions, _ = agent.predict(observation, deterministic=True)
-    wanted = [
-        int(full_logits(env.task.model, i, n[0]).argmax())
-        for i, n in zip(observation["input_ids"], observation["length"], strict=True)
+    likeliest = [
+        int(full_logits(env.task.model, ids, length).argmax())
+        for ids, length in zip(observation["input_ids"], observation["length"][:, 0], strict=True)
     ]
-    assert actions.tolist() == wanted
-    env.step((actions + 1) % V)
-    single = {k: v[0] for k, v in observation.items()}
-    assert agent.predict(single, deterministic=True)[0] == wanted[0]
-    mean, _ = evaluate_policy(agent, VecMonitor(env), n_eval_episodes=4)
-    assert np.isfinite(mean)
+    assert actions.tolist() == likeliest
+    single = {key: value[0] for key, value in observation.items()}
+    assert agent.predict(single, deterministic=True)[0] == likeliest[0]
 
 
-def test_another_model_is_bound_as_scorer(options, make_lm):
-    other = make_lm("gpt2", seed=7)
+@pytest.mark.parametrize("own_model", [True, False])
+def test_predicted_actions_may_be_altered(options, make_lm, own_model):
+    """Their logprobs are computed anew, by the environment's own model or by the policy where it has another."""
+    policy_kwargs = {} if own_model else {"model": make_lm("gpt2", seed=7)}
     env = TextVecEnv(2, **options)
-    agent = make_agent(PPO, env, policy_kwargs={"model": other})
+    agent = make_agent(PPO, env, policy_kwargs=policy_kwargs)
+    lm = agent.policy.network.lm
     observation = env.reset()
-    actions, _ = agent.predict(observation)
+    for change in (0, 1):
+        actions, _ = agent.predict(observation)
+        actions = (actions + change) % V
+        wanted = [
+            float(torch.log_softmax(full_logits(lm, ids, length), -1)[action])
+            for ids, length, action in zip(
+                observation["input_ids"], observation["length"][:, 0], actions.tolist(), strict=True
+            )
+        ]
+        observation, _, _, infos = env.step(actions)
+        assert [info["logprob"] for info in infos] == pytest.approx(wanted, abs=1e-5)
+        altered = "model" if own_model else "logprob_fn"
+        assert {info["logprob_source"] for info in infos} == {altered if change else "published"}
+
+
+def test_an_action_repeated_at_the_next_step_gets_its_new_logprob(options):
+    env = TextVecEnv(2, **{**options, "eos_token_id": ()})
+    agent = make_agent(PPO, env)
+    actions, _ = agent.predict(env.reset())
+    observation, _, _, _ = env.step(actions)
     _, _, _, infos = env.step(actions)
     for slot, info in enumerate(infos):
-        logits = full_logits(other, observation["input_ids"][slot], observation["length"][slot, 0])
-        assert info["logprob_source"] == "logprob_fn"
-        assert info["logprob"] == pytest.approx(float(torch.log_softmax(logits, -1)[actions[slot]]), abs=1e-5)
+        logits = full_logits(env.task.model, observation["input_ids"][slot], observation["length"][slot, 0])
+        wanted = float(torch.log_softmax(logits, -1)[int(actions[slot])])
+        assert info["logprob"] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_dropout_stays_off(make_lm, options):
