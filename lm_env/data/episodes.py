@@ -1,7 +1,7 @@
 """Whole episodes as arrays: what a rollout yields and what `env.score` judges.
 
-Shapes: B episodes, P prompt, T response, L = P + T.  Right-padded; what is real is told by the
-lengths, never by a pad id, so pad == eos is no special case.
+Shapes: B episodes, P prompt, T response, L = P + T.  Right-padded; the lengths say what is
+real, never a pad id, so pad == eos is no special case.
 """
 
 from __future__ import annotations
