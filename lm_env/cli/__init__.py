@@ -79,8 +79,10 @@ def sft(
     model: Model = "reviews-3m",
     epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1)] = 1,
     batch_size: Annotated[int, typer.Option(help="Demonstrations per step.", min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam, falling to 0.")] = 1e-4,
-    held_out_fraction: Annotated[float, typer.Option(help="Kept for the perplexity before and after.")] = 0.1,
+    learning_rate: Annotated[float, typer.Option(help="Adam's step size at the start; it falls to 0.")] = 1e-4,
+    held_out_fraction: Annotated[
+        float, typer.Option(help="Share of the data kept for the perplexity before and after.")
+    ] = 0.1,
     seed: Seed = 0,
     device: Device = "cpu",
     download: Download = False,

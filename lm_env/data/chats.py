@@ -48,4 +48,5 @@ def render_chat(where: str, messages: Sequence[Any], tokenizer: Any) -> str:
     try:
         return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
     except Exception as error:  # the template's own code, which may refuse an order of roles
-        raise InvalidPromptError(f"{where} is refused by the chat template ({error}): change its messages") from error
+        reason = " ".join(str(error).split())
+        raise InvalidPromptError(f"{where} is refused by the chat template ({reason}): change its messages") from error

@@ -333,6 +333,17 @@ def test_generate_writes_text(text_task, tokenizer):
     assert len(agent.generate([agent.task.prompts[1]])) == 1
 
 
+def test_generate_reads_prompts_as_the_task_does(text_task, tokenizer):
+    """Chats, tokenized batches and the task's own special tokens; one text alone is not taken for its letters."""
+    agent = PPO(TextGenerationEnv(**text_task(prompt_column="story", overflow="truncate", max_prompt_tokens=2)))
+    ids = tokenizer("a good film")["input_ids"]
+    for prompts in (["a good film"], [{"story": "a good film", "prompt": "x"}], tokenizer(["a good film"]), [ids]):
+        episodes = agent.rollout_episodes(prompts)
+        assert [p.ids.tolist() for p in episodes.prompts] == [ids[-2:]] and len(ids) > 2
+    with pytest.raises(ConfigurationError, match=r"write one prompt as \[text\]"):
+        agent.generate("a good film")
+
+
 def test_generated_episodes_can_be_scored(agent):
     episodes = agent.rollout_episodes(n=9)
     scored = agent.env.score(episodes)
