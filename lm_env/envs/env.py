@@ -150,7 +150,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
     def save_state(self) -> SlotState:
         """Where the episode stands: plain data, which can be kept, copied and pickled.
 
-        The weights are not part of it, nor is a logprob that is published for the coming step.
+        The weights and beta are not part of it, nor is a logprob that is published for the coming step.
 
         Raises:
             ResetNeeded: there is no episode yet.

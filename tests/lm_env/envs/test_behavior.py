@@ -1,4 +1,4 @@
-"""Who tells log pi: what is published is used once, for the very actions it was published for."""
+"""Where log pi comes from: what is published is used once, for the very actions it was published for."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_other_actions_than_the_published_ones_are_refused_and_forgotten():
         ([1], [-1.0], [True]),
     ],
 )
-def test_what_cannot_be_log_probs_of_actions_is_refused_and_changes_nothing(actions, logprobs, slots):
+def test_what_cannot_be_logprobs_of_actions_is_refused_and_changes_nothing(actions, logprobs, slots):
     behavior = Behavior(3)
     behavior.publish([4], [-0.25], slots=[2])
     with pytest.raises(PublishedActionsError):
@@ -114,7 +114,7 @@ def test_a_published_step_that_fails_can_be_taken_again(id_task):
     assert env.step(5)[4]["logprob"] == -1.25
 
 
-def test_a_scorer_is_asked_for_those_who_did_not_publish(id_task):
+def test_a_logprob_fn_is_asked_for_those_who_did_not_publish(id_task):
     env = TextGenerationVectorEnv(3, **id_task())
     observation, _ = env.reset(seed=3)
     asked = []
@@ -139,7 +139,7 @@ def test_a_scorer_is_asked_for_those_who_did_not_publish(id_task):
 
 
 @pytest.mark.parametrize("value", [[np.nan], [0.1], [-1.0, -1.0], [], -np.inf])
-def test_a_scorer_that_gives_no_log_probs_is_told_so_and_nothing_moves(value, id_task):
+def test_a_logprob_fn_that_gives_no_logprobs_is_refused_and_nothing_moves(value, id_task):
     env = TextGenerationEnv(**id_task())
     before, _ = env.reset(seed=0)
     env.bind_logprob_fn(lambda observation, actions: value)

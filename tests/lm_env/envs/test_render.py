@@ -107,6 +107,19 @@ class TestText:
             render_episode("p", ["a"], [1.0], scale=scale)
 
 
+class TestMarks:
+    @pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f", "\u202e", "\u2066", "\x1b", "\x9b", "\r", "\x07"])
+    @pytest.mark.parametrize("color", [True, False])
+    def test_marks_that_move_reorder_or_command_are_written_out(self, mark, color):
+        rendered = render_episode(f"p{mark}", [f"a{mark}b", "c"], [0.0, 1.0], title=f"t{mark}", color=color)
+        assert mark not in visible(rendered) and visible(rendered).count(repr(mark)[1:-1]) == 3
+
+    def test_letters_and_emoji_of_all_scripts_stay(self):
+        text = "caf\u00e9 \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627 \u6771\u4eac"
+        text += " \U0001f469\u200d\U0001f469\u200d\U0001f467"
+        assert render_episode(text, [text], None, color=False) == text + text
+
+
 class TestColors:
     def test_sign_gives_the_hue_and_size_the_strength(self):
         values = {"a": -1.0, "b": -0.5, "c": 0.0, "d": 0.5, "e": 1.0}

@@ -1,4 +1,4 @@
-"""One MDP, two gears: stepping token by token and scoring whole episodes give the same per-token rewards.
+"""One MDP, two ways: stepping token by token and scoring whole episodes give the same per-token rewards.
 
 Both are held against a third way as well: each text alone through the plain models, unpadded, and the reward put
 together here by hand.
@@ -150,24 +150,24 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_both_gears_give_the_same_rewards(kind, options, id_task):
+def test_both_ways_give_the_same_rewards(kind, options, id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task(kind, **OPTIONS[options]))
     compare(env, play(env, 12))
 
 
 @pytest.mark.parametrize("kind", ["gpt2-eager", "qwen3", "gpt-neox", "opt", "mistral", "mamba", "cohere"])
-def test_both_gears_agree_whatever_the_model(kind, id_task):
+def test_both_ways_agree_whatever_the_model(kind, id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task(kind, temperature=0.7, missing_eos_score=-1.0))
     compare(env, play(env, 10))
 
 
 @pytest.mark.parametrize("options", ["plain", "cooler", "missing EOS", "truncated"])
-def test_both_gears_agree_on_a_table(options, id_task):
+def test_both_ways_agree_on_a_table(options, id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task("table", **OPTIONS[options]))
     compare(env, play(env, 12))
 
 
-def test_both_gears_agree_in_double_precision(id_task):
+def test_both_ways_agree_in_double_precision(id_task):
     options = id_task("llama", temperature=0.7)
     options["model"].double(), options["reference"].double()
     env = TextGenerationVectorEnv(SLOTS, **options)
@@ -175,7 +175,7 @@ def test_both_gears_agree_in_double_precision(id_task):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "table"])
-def test_both_gears_agree_on_published_log_probs(kind, id_task):
+def test_both_ways_agree_on_published_log_probs(kind, id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task(kind, temperature=0.7))
     compare(env, play(env, 10, publish=1.0), told=True)
 
@@ -201,7 +201,7 @@ def test_those_who_publish_now_and_then_get_the_models_log_probs_between(id_task
 
 
 @pytest.mark.parametrize("extra", [{}, {"missing_eos_score": -1.0, "temperature": 0.7}])
-def test_both_gears_agree_on_text_with_stop_strings(extra, text_task):
+def test_both_ways_agree_on_text_with_stop_strings(extra, text_task):
     env = TextGenerationVectorEnv(SLOTS, **text_task(stop_strings=["e", "oo", " f"], max_new_tokens=8, **extra))
     played = play(env, 16, eos=0.03)
     compare(env, played)

@@ -360,6 +360,21 @@ def test_rendering_all_slots(text_task, capsys):
     assert human.render() is None and capsys.readouterr().out.count("the end") == 2
 
 
+def test_before_a_reset_there_is_nothing_to_render(id_task):
+    vector = TextGenerationVectorEnv(2, render_mode="ansi", **id_task())
+    with pytest.raises(ResetNeeded, match="slot 0"):
+        vector.render()
+    vector.reset(options={"reset_mask": np.array([True, False])})
+    with pytest.raises(ResetNeeded, match="slot 1"):
+        vector.render()
+
+
+def test_without_a_mode_nothing_is_rendered(id_task):
+    vector = TextGenerationVectorEnv(2, **id_task())
+    with pytest.warns(UserWarning, match="render_mode"):
+        assert vector.render() is None
+
+
 # --- by id -----------------------------------------------------------------------------------------------------------
 
 
