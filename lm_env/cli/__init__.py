@@ -177,6 +177,39 @@ def check_agent_command(
     raise typer.Exit(0 if check.passed else 1)
 
 
+@app.command(name="ceiling")
+def ceiling_command(
+    task: Annotated[str, typer.Argument(help="A registered environment.")] = "lm_env/Sentiment-v0",
+    model: Annotated[str | None, typer.Option(help="The reference; default: the task's own model.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the KL penalty.  [default: the task's]")] = None,
+    samples: Annotated[int, typer.Option(help="Samples of the reference per prompt.", min=2)] = 64,
+    prompts: Annotated[int, typer.Option(help="How many of the task's prompts.", min=1)] = 128,
+    split: Annotated[str | None, typer.Option(help="Which of the task's prompts, where it has splits: test.")] = None,
+    highest: Annotated[float | None, typer.Option(help="A number that no score can exceed, if there is one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for ceiling.json and ceiling.png.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    download: Download = False,
+) -> None:
+    """How much of E[score] - beta KL can be had on a task, from samples of the reference alone.
+
+    Prints the optimum beside the reference and best-of-n, and says where the number is a lower bound only.
+    """
+    from lm_env.cli.ceiling import run_ceiling
+
+    options = {"model": model, "beta": beta, "split": split}
+    given = {name: value for name, value in options.items() if value is not None}
+    run_ceiling(
+        task,
+        {**given, "device": device, "download": download},
+        samples=samples,
+        prompts=prompts,
+        seed=seed,
+        highest=highest,
+        out=out,
+    )
+
+
 @app.command()
 def envs() -> None:
     """List the registered environments."""

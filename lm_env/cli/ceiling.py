@@ -3,28 +3,81 @@
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lm_env.errors import CheckpointWriteError, ConfigurationError
 from lm_env.objective.task import Task
 from lm_env.theory.best_of_n import best_of_n
 from lm_env.theory.ceiling import Ceiling, ceiling, frontier
 from lm_env.theory.reference_samples import sample_reference_scores
 
-__all__ = ["CeilingReport", "measure_ceiling", "plot_ceiling", "show_ceiling"]
+__all__ = ["CeilingReport", "measure_ceiling", "plot_ceiling", "run_ceiling", "show_ceiling"]
 
 BETA_FACTORS = tuple(2.0**power for power in np.arange(4, -2.5, -0.5))
 """The frontier is drawn at these multiples of the task's beta."""
 
 CeilingReport = dict[str, Any]
 """JSON: `ceiling`, `frontier`, `best_of_n`, `doubts`, `seconds`, and the settings."""
+
+
+def run_ceiling(
+    env_id: str,
+    options: dict[str, Any],
+    *,
+    samples: int,
+    prompts: int,
+    seed: int,
+    highest: float | None,
+    out: Path | None,
+) -> CeilingReport:
+    """Make a registered environment, measure its ceiling, print it, and write it to a folder where one is given.
+
+    Raises:
+        ConfigurationError: there is no such environment, or it does not take one of the options.
+        CheckpointWriteError: the folder cannot be written; found before the sampling.
+    """
+    try:
+        task = gymnasium.make(env_id, **options).unwrapped.task  # type: ignore[attr-defined]
+    except (gymnasium.error.Error, TypeError) as error:
+        raise ConfigurationError(f"{env_id} cannot be made ({error}): `lm-env envs` lists the environments") from error
+    if out is not None:
+        _prepare(out)
+    report = measure_ceiling(
+        task,
+        task.kl.beta,
+        samples=samples,
+        prompts=prompts,
+        seed=seed,
+        highest=highest,
+        progress=sys.stderr.isatty(),
+    )
+    report["env"] = env_id
+    show_ceiling(report)
+    if out is not None:
+        plot_ceiling(report, out / "ceiling.png")
+        (out / "ceiling.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _prepare(out: Path) -> None:
+    """Make the folder; an unwritable one is an error now, and not after the sampling."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise CheckpointWriteError(f"cannot write to {out}: {error}; choose another --out") from error
 
 
 def measure_ceiling(
@@ -43,7 +96,7 @@ def measure_ceiling(
         "prompts": len(chosen),
         "samples": samples,
         "seed": seed,
-        "tokens_seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(time.perf_counter() - started, 1),
         "ceiling": _as_json(found),
         "trusted": found.trusted,
         "doubts": found.doubts(),
@@ -80,7 +133,7 @@ def show_ceiling(report: CeilingReport) -> None:
     )
     console.print(
         f"beta {report['beta']:g}, {report['prompts']} prompts x {report['samples']} samples of the reference,"
-        f" {report['tokens_seconds']:g} s; effective samples per prompt: median {found['ess_median']:.1f},"
+        f" {report['seconds']:g} s; effective samples per prompt: median {found['ess_median']:.1f},"
         f" least {found['ess_least']:.1f}"
     )
     console.print(table)
@@ -134,11 +187,6 @@ def plot_ceiling(report: CeilingReport, path: Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     figure.savefig(path, dpi=140)
-
-
-def write_ceiling(report: CeilingReport, path: Path) -> None:
-    """The report as JSON."""
-    path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _as_json(found: Ceiling) -> dict[str, Any]:
