@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lm_env.generation.slot_cache import make_decoder
+from lm_env.generation.decoders import make_decoder
 from lm_env.generation.step_logprobs import StepLogprobs
 
 KINDS = ["gpt2", "llama", "qwen3", "mistral", "mamba"]

@@ -54,7 +54,11 @@ def paid(value) -> list[list[float]]:
 # -- what may come back ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor, lambda x: np.array(x, dtype=object)], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [list, tuple, np.array, torch.tensor, lambda x: np.array(x, dtype=object)],
+    ids=["list", "tuple", "array", "tensor", "objects"],
+)
 def test_one_number_per_token(make):
     value = [make([1.0]), make([2.0, 0.5, -1.0]), make([0.0, 4.0])]
     assert paid(value) == [[1, 0, 0], [2, 0.5, -1], [0, 4, 0]]
