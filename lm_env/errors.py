@@ -1,4 +1,4 @@
-"""Every error a user can meet.  Each message names the thing that is wrong and the mend.
+"""Every error a user can meet.  Each message names the thing that is wrong and the remedy.
 
 All derive from `LMEnvError`; those that a Gymnasium user would expect as a `ValueError` or as one
 of Gymnasium's own errors derive from that as well, so existing `except` clauses keep working.

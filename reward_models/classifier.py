@@ -49,6 +49,7 @@ class SequenceClassifierReward:
     Raises:
         ConfigurationError: an unknown label or output, a bad template or length, no tokenizer.
         ModelLoadError: the name could not be loaded.
+        CheckpointCorruptError: a folder that this package saved is damaged.
         UnsupportedModelError: the model has no `num_labels` logits.
     """
 
@@ -185,7 +186,7 @@ def _label_index(label: str | int | None, config: Any) -> int:
 def _last_token_head(model: Any) -> nn.Module | None:
     """The head of a decoder classifier that reads the last token; None for a model that pools its own way.
 
-    Told by what it does: on a row without pads, the head on the trunk's last state must be the output.
+    What it does decides: on a row without pads, the head on the trunk's last state must be the output.
     """
     if not hasattr(getattr(model, "config", None), "num_labels") or not hasattr(model, "base_model"):
         raise UnsupportedModelError(
