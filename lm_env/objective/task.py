@@ -168,7 +168,7 @@ class Task:
         return text[: min(cuts)] if cuts else text
 
     def text_so_far(self, response: Sequence[int]) -> str:
-        """The part of `text_of` that later tokens cannot change: no half character, no beginning of a stop string."""
+        """What later tokens cannot change of a response under way: no half character, no beginning of a stop string."""
         text = self.text_of(response)
         if self.tokenizer is None:
             return text

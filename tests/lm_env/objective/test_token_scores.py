@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm_env import Causal, Span
@@ -231,18 +231,28 @@ def test_a_missing_eos_takes_back_what_the_tokens_were_paid(id_task):
 
 # -- texts and their tokens --------------------------------------------------------------------------
 
+STOPS = ((), ("e", "oo", " f"), ("the end",), ("aa", "ab"))
+
+
+@pytest.fixture(scope="module")
+def stopping(text_task) -> dict[tuple[str, ...], Task]:
+    return {stops: Task(**text_task(stop_strings=stops, max_new_tokens=16)) for stops in STOPS}
+
+
 byte_ids = st.lists(st.integers(1, 289), min_size=1, max_size=16)
 
 
 @settings(max_examples=200, deadline=None)
-@given(byte_ids, st.sampled_from([(), ("e", "oo", " f"), ("the end",), ("aa", "ab")]))
-def test_the_text_so_far_is_a_beginning_of_every_text_that_follows(text_task, ids, stops):
-    task = Task(**text_task(stop_strings=stops, max_new_tokens=16))
+@example([95, 65, 65], ("aa", "ab"))
+@given(byte_ids, st.sampled_from(STOPS))
+def test_the_text_so_far_is_a_beginning_of_every_text_that_follows(stopping, ids, stops):
+    task = stopping[stops]
     for n in range(1, len(ids)):
         if task.holds_stop_string(ids[:n]):
             return
         so_far = task.text_so_far(ids[:n])
-        assert task.text_so_far(ids[: n + 1]).startswith(so_far) and task.text_of(ids[: n + 1]).startswith(so_far)
+        assert task.text_of(ids[: n + 1]).startswith(so_far)
+        assert task.holds_stop_string(ids[: n + 1]) or task.text_so_far(ids[: n + 1]).startswith(so_far)
     ends = piece_ends(task.text_of(ids), ids, task.text_so_far)
     assert ends == sorted(ends) and len(ends) == len(ids) and ends[-1] == len(task.text_of(ids))
     assert ends[:-1] == [len(task.text_so_far(ids[:n])) for n in range(1, len(ids))]
@@ -255,4 +265,6 @@ def test_half_a_character_and_the_beginning_of_a_stop_string_are_held_back(text_
     x, t, h = (tokenizer(letter)["input_ids"][0] for letter in "xTH")
     assert [task.text_so_far([x, *e_acute[:n]]) for n in range(3)] == ["x", "x", "xé"]
     assert [task.text_so_far([x, t, h][:n]) for n in (1, 2, 3)] == ["x", "x", "x"]
+    half = e_acute[:1]
+    assert [task.text_so_far([x, *half, t, h][:n]) for n in (2, 3, 4)] == ["x", "x\ufffd", "x\ufffd"]
     assert task.text_of([x, t, h]) == "xTH" and task.text_so_far([x, t, x]) == "xTx"
