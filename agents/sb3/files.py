@@ -87,7 +87,10 @@ def save(agent: OnPolicyAlgorithm, path: str | Path) -> Path:
         ConfigurationError: a hyperparameter is neither a number nor a schedule that JSON can hold.
         CheckpointWriteError: see `write_folder`.
     """
-    task = _task(agent.observation_space)
+    env = agent.get_env()  # after set_env, not the one that the policy was made for
+    task = _task(agent.observation_space if env is None else env.observation_space)
+    lm = network_of(agent).lm
+    adapter = task.adapter if task.model is lm else None
     optimizer, layout = split_optimizer(agent.policy.optimizer.state_dict())
     state = {
         "version": VERSION,
@@ -105,8 +108,7 @@ def save(agent: OnPolicyAlgorithm, path: str | Path) -> Path:
     }
 
     def fill(folder: Path) -> None:
-        lm = task.adapter or network_of(agent).lm
-        whole = export_language_model(lm, task.tokenizer, folder) and task.adapter is None
+        whole = export_language_model(adapter or lm, task.tokenizer, folder) and adapter is None
         own = folder / "agent"
         own.mkdir()
         tensors = {k: v.detach().cpu().clone().contiguous() for k, v in agent.policy.state_dict().items()}

@@ -13,8 +13,9 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnvWrapper, VecMonitor, VecNormalize
 
+import agents.sb3
 from agents.sb3 import TextVecEnv
-from lm_env import TextGenerationEnv
+from lm_env import AdaptiveKL, TextGenerationEnv
 from lm_env.errors import ConfigurationError
 
 
@@ -78,6 +79,22 @@ def test_the_first_environment_may_be_gone(options, elsewhere):
     del first
     gc.collect()
     agent.learn(16, KLCheck(second))
+
+
+def test_what_is_saved_after_set_env_is_the_trained_model_and_the_new_environments_kl(options, elsewhere, tmp_path):
+    """The first environment may be gone by then."""
+    first = TextVecEnv(3, **options)
+    agent = make_agent(PPO, first, n_steps=8, n_epochs=1)
+    second = TextVecEnv(3, **{**elsewhere, "beta": AdaptiveKL(0.7, target=1.0)})
+    agent.set_env(second)
+    del first
+    gc.collect()
+    agent.learn(24)
+    saved = agents.sb3.save(agent, tmp_path / "agent")
+    again = agents.sb3.load(PPO, saved, TextVecEnv(3, **{**elsewhere, "beta": AdaptiveKL(0.1, target=1.0)}))
+    for name, tensor in agent.policy.state_dict().items():
+        assert torch.equal(tensor, again.policy.state_dict()[name]), name
+    assert again.get_env().task.kl.beta == second.task.kl.beta
 
 
 def test_back_in_the_first_environment(options, elsewhere):
