@@ -377,7 +377,7 @@ def fill_with(number):
 
 number = 1
 while os.read(0, 1) == b"s":
-    for _ in range(10):
+    for _ in range(9):  # an odd number, so that each round ends with the other state
         number = 3 - number
         write_folder(Path(sys.argv[1]), fill_with(number))
     os.write(1, b"d")
