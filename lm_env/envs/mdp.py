@@ -22,9 +22,10 @@ from lm_env.envs.behavior import LOGPROB_SOURCES, Behavior
 from lm_env.envs.exclusive import OneAtATime
 from lm_env.envs.inputs import checked_tokens
 from lm_env.envs.render import render_state
-from lm_env.envs.state import SlotState, check_state, forked_generators, settings_of
+from lm_env.envs.slots import Slots
+from lm_env.envs.state import SlotState, check_state, forked_generators
 from lm_env.envs.untrained import UntrainedModelWarner
-from lm_env.errors import ConfigurationError, InvalidActionError, ResetNeeded
+from lm_env.errors import InvalidActionError, ResetNeeded
 from lm_env.generation.step_logprobs import StepLogprobs
 from lm_env.objective.rewards import compose_rewards, is_causal
 from lm_env.objective.scoring import check_log_ratios, step_scores
@@ -49,7 +50,7 @@ class StepResult:
     `logprob_source`."""
 
 
-class TextMDP:
+class TextMDP(Slots):
     """n slots over one task.
 
     Args:
@@ -58,20 +59,8 @@ class TextMDP:
     """
 
     def __init__(self, task: Task, slots: int = 1) -> None:
-        check_integer("the number of environments", slots)
-        self.task = task
-        self.slots = slots
-        self.input_ids = np.full((slots, task.max_length), task.pad_token_id, dtype=np.int64)
-        self.lengths = np.ones(slots, dtype=np.int64)
-        self.prompt_lengths = np.ones(slots, dtype=np.int64)
-        self.prompts: list[Prompt | None] = [None] * slots
-        self.running = np.zeros(slots, dtype=bool)
-        self.log_ratios = np.zeros((slots, task.max_new_tokens))
-        self.step_rewards = np.zeros((slots, task.max_new_tokens))
-        self.token_scores = np.zeros((slots, task.max_new_tokens))
-        self.scores = np.zeros(slots)
+        super().__init__(task, slots)
         self.behavior = Behavior(slots)
-        self._rngs = [np.random.default_rng() for _ in range(slots)]
         self._reference = StepLogprobs(task.reference, slots, task.max_length, task.temperature)
         self._own: StepLogprobs | None = None
         self._untrained = UntrainedModelWarner(task)
@@ -81,7 +70,7 @@ class TextMDP:
     def seed(self, slot: int, seed: int) -> None:
         """Reseed a slot's choice of prompts, the only randomness of the MDP."""
         with self._one_at_a_time:
-            self._rngs[slot] = np.random.default_rng(check_integer("seed", seed, low=0))
+            self.generators[slot] = np.random.default_rng(check_integer("seed", seed, low=0))
 
     def reset(self, slots: np.ndarray, prompt: Any = None, seeds: Sequence[int | None] | None = None) -> None:
         """Start new episodes in `slots (k,)`, each with a prompt of its own draw, or with the one given.
@@ -98,25 +87,13 @@ class TextMDP:
             given = None if prompt is None else self.checked_prompt(prompt)
             for slot, seed in zip(slots, seeds or (), strict=seeds is not None):
                 if seed is not None:
-                    self._rngs[slot] = np.random.default_rng(seed)
+                    self.generators[slot] = np.random.default_rng(seed)
             for slot in slots:
-                chosen = given or self.task.prompts.sample(self._rngs[slot], 1)[0]
-                self._begin(slot, chosen)
+                chosen = given or self.task.prompts.sample(self.generators[slot], 1)[0]
+                self.begin(slot, chosen)
             self.behavior.clear(slots)
             for cache in self._caches():
                 cache.reset(slots)
-
-    def _begin(self, slot: int, prompt: Prompt) -> None:
-        length = len(prompt.ids)
-        self.input_ids[slot] = self.task.pad_token_id
-        self.input_ids[slot, :length] = prompt.ids
-        self.lengths[slot] = self.prompt_lengths[slot] = length
-        self.prompts[slot] = prompt
-        self.log_ratios[slot] = 0.0
-        self.step_rewards[slot] = 0.0
-        self.token_scores[slot] = 0.0
-        self.scores[slot] = 0.0
-        self.running[slot] = True
 
     def _caches(self) -> list[StepLogprobs]:
         return [self._reference] if self._own is None else [self._reference, self._own]
@@ -151,7 +128,8 @@ class TextMDP:
         with np.errstate(invalid="ignore"):  # at beta 0 both may be -inf
             log_ratios = logprobs - ref_logprobs
 
-        ids, lengths = self.input_ids[slots], self.lengths[slots] + 1
+        ids = self.input_ids[slots]
+        lengths = self.lengths[slots] + 1
         ids[np.arange(len(slots)), lengths - 1] = tokens
         ended, capped = self.task.ends(ids, self.prompt_lengths[slots], lengths)
         truncated = capped & self.task.cap_truncates
@@ -163,8 +141,10 @@ class TextMDP:
         done = terminated | truncated
         largest = np.maximum(np.abs(self.log_ratios[slots]).max(1), np.abs(log_ratios))
         self._untrained.note(largest, done & (source == LOGPROB_SOURCES.index("model")))
-        self.token_scores[slots, lengths - 1 - self.prompt_lengths[slots]] = token_scores
-        self._commit(slots, tokens, rewards, log_ratios, scores, done)
+        self.append(slots, tokens, rewards=rewards, token_scores=token_scores, log_ratios=log_ratios)
+        self.scores[slots] = scores
+        self.running[slots] = ~done
+        self.behavior.clear(slots)
         info = {
             "score": scores,
             "logprob": logprobs,
@@ -183,26 +163,7 @@ class TextMDP:
             ResetNeeded: it has not been reset yet.
         """
         with self._one_at_a_time:
-            return self._state(slot)
-
-    def _state(self, slot: int) -> SlotState:
-        if check_integer("a slot", slot, low=0) >= self.slots:
-            raise ConfigurationError(f"there is no slot {slot}: there are {self.slots}, the first one is 0")
-        prompt = self.prompts[slot]
-        if prompt is None:
-            raise ResetNeeded(f"slot {slot} stands nowhere yet: call reset first")
-        response = np.array(self.response(slot), dtype=np.int64)
-        return SlotState(
-            prompt=prompt,
-            response=response,
-            rewards=self.step_rewards[slot, : len(response)].copy(),
-            token_scores=self.token_scores[slot, : len(response)].copy(),
-            log_ratios=self.log_ratios[slot, : len(response)].copy(),
-            score=float(self.scores[slot]),
-            running=bool(self.running[slot]),
-            generator=self._rngs[slot].bit_generator.state,
-            settings=settings_of(self.task),
-        )
+            return self.state_of(slot)
 
     def restore_state(self, state: SlotState, slots: np.ndarray) -> None:
         """Let `slots (k,)` stand where a slot of this task once stood.
@@ -216,19 +177,12 @@ class TextMDP:
         """
         with self._one_at_a_time:
             check_state(state, self.task)
-            ids, cached, steps = state.ids, state.cached, len(state.response)
+            ids = state.ids
+            cached = state.cached
             holds = (self.lengths > cached) & (self.input_ids[:, :cached] == ids[:cached]).all(1)
             sources = np.where(holds[slots], slots, np.argmax(np.where(holds, self.lengths, 0)))
             for slot in slots:
-                self._begin(slot, state.prompt)
-                self.input_ids[slot, : len(ids)] = ids
-                self.lengths[slot] = len(ids)
-                self.log_ratios[slot, :steps] = state.log_ratios
-                self.step_rewards[slot, :steps] = state.rewards
-                self.token_scores[slot, :steps] = state.token_scores
-                self.scores[slot] = state.score
-                self.running[slot] = state.running
-                self._rngs[slot].bit_generator.state = state.generator
+                self.put(slot, state)
             self.behavior.clear(slots)
             for cache in self._caches():
                 cache.reset(slots[~holds[sources]])
@@ -247,11 +201,11 @@ class TextMDP:
             ResetNeeded: the slot has not been reset yet.
         """
         with self._one_at_a_time:
-            state = self._state(slot)
+            state = self.state_of(slot)
             fork = TextMDP(self.task, count)
             everyone = np.arange(count)
             fork.restore_state(state, everyone)
-            fork._rngs = forked_generators(state, count)
+            fork.generators = forked_generators(state, count)
             fork.behavior.logprob_fn = self.behavior.logprob_fn
             fork._own = None if self._own is None else fork._new_own()
             for copy, cache in zip(fork._caches(), self._caches(), strict=True):
@@ -271,22 +225,13 @@ class TextMDP:
         ]
         return np.stack(rows)
 
-    def response(self, slot: int) -> list[int]:
-        """The tokens taken so far in a slot."""
-        return self.input_ids[slot, self.prompt_lengths[slot] : self.lengths[slot]].tolist()
-
-    def observation(self, slots: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Fresh copies: `input_ids` int64 (k, L), right-padded, and `length` int64 (k, 1)."""
-        index = slice(None) if slots is None else slots
-        return {"input_ids": self.input_ids[index].copy(), "length": self.lengths[index][:, None].copy()}
-
     def render(self, slot: int, values: str = "kl") -> str:
         """The text of a slot, its tokens colored by `"kl"` (log-ratio to the reference) or `"reward"`.
 
         Raises:
             ResetNeeded: the slot has not been reset yet.
         """
-        return render_state(self._state(slot), self.task.tokenizer, values)
+        return render_state(self.state_of(slot), self.task.tokenizer, values)
 
     # -- the parts of a step --------------------------------------------------------------------------
     def _checked_masks(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
@@ -332,20 +277,3 @@ class TextMDP:
                 self.task, prompts, responses, ended[rows], terminated[rows], self.token_scores[slots[rows]]
             )
         return token_scores, totals
-
-    def _commit(
-        self,
-        slots: np.ndarray,
-        tokens: np.ndarray,
-        rewards: np.ndarray,
-        log_ratios: np.ndarray,
-        scores: np.ndarray,
-        done: np.ndarray,
-    ) -> None:
-        at = self.lengths[slots] - self.prompt_lengths[slots]
-        self.input_ids[slots, self.lengths[slots]] = tokens
-        self.log_ratios[slots, at], self.step_rewards[slots, at] = log_ratios, rewards
-        self.scores[slots] = scores
-        self.lengths[slots] += 1
-        self.running[slots] = ~done
-        self.behavior.clear(slots)

@@ -215,11 +215,11 @@ def test_planted_pickles_are_not_loaded(lm_env_of, tmp_path, name, form):
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "model.safetensors.index.json", "agent/more.safetensors"])
-def test_files_that_transformers_would_read_cannot_be_added(lm_env_of, tmp_path, name):
-    path = PPO(lm_env_of(), **SMALL).save(tmp_path / "agent")
+def test_files_that_transformers_would_read_are_not_read_if_they_were_added(lm_env_of, tmp_path, name):
+    agent = PPO(lm_env_of(), **SMALL)
+    path = agent.save(tmp_path / "agent")
     (path / name).write_text('{"peft_type": "LORA", "target_modules": ["c_attn"], "weight_map": {}}')
-    with pytest.raises(CheckpointCorruptError, match="was added later"):
-        PPO.load(path, lm_env_of())
+    assert_same(agent, PPO.load(path, lm_env_of()))
 
 
 def test_a_note_can_be_added(saved):

@@ -162,7 +162,7 @@ def test_check_agent_of_a_users_own_function(tmp_path):
 
 
 def test_check_agent_on_an_unknown_mdp():
-    fails(ConfigurationError, "'t0' or 'random:SEED', not 't7'", "check-agent", "ppo", "--mdp", "t7")
+    fails(ConfigurationError, "'t0', 'random:SEED' or 'dense:SEED', not 't7'", "check-agent", "ppo", "--mdp", "t7")
 
 
 def test_check_agent_with_a_beta_that_has_no_optimum():

@@ -232,11 +232,16 @@ def test_parts_that_can_be_trained_get_a_reference_of_their_own(text_task, folde
 
 
 # -- agents --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("cls", [PPO, RLOO, BestOfN])
+@pytest.mark.parametrize("cls", [PPO, RLOO])
 def test_an_agent_without_adapters_is_refused(named_task, cls):
     env = TextGenerationEnv(**named_task())
     with pytest.raises(ConfigurationError, match=r"LlamaForCausalLM is quantized.*LoRA"):
         cls(env, **SMALL)
+
+
+def test_best_of_n_trains_nothing_and_needs_no_adapter(named_task):
+    agent = BestOfN(TextGenerationEnv(**named_task()), n=2)
+    assert len(agent.generate(n=3)) == 3
 
 
 def test_trainable_norms_alone_are_no_adapters(text_task, folder):

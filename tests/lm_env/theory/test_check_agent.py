@@ -95,12 +95,9 @@ def test_an_entropy_bonus_is_named():
 class K2Loss(RLOO):
     """The KL as k2 beside the policy loss, with the score alone in the return."""
 
-    def _loss(self, evaluation, rollout, advantages, rows, means):
-        mask = rollout.mask[rows]
-        ref = torch.from_numpy(rollout.scored.ref_logprobs[rows][mask]).to(evaluation.logprobs)
-        return super()._loss(evaluation, rollout, advantages, rows, means) + self.task.kl.beta * k2(
-            evaluation.logprobs, ref
-        )
+    def loss(self, evaluation, batch, advantages):
+        penalty = k2(evaluation.logprobs, batch.ref_logprobs)
+        return super().loss(evaluation, batch, advantages) + self.task.kl.beta * penalty
 
     def update(self, rollout):
         scored = rollout.scored
