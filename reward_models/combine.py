@@ -180,9 +180,9 @@ class Clipped:
 
 
 def _finished(reward: WeightedSum | Affine, columns: dict[str, Any]) -> np.ndarray | None:
-    """Which texts are finished, taken out of the columns where a causal reward was told so; None: all are."""
-    told = columns.pop("response_finished", None) if reward.causal else None
-    return None if told is None else np.array(told, dtype=bool)
+    """Which texts are finished, taken out of the columns that a causal reward is given; None: all are."""
+    finished = columns.pop("response_finished", None) if reward.causal else None
+    return None if finished is None else np.array(finished, dtype=bool)
 
 
 def effective_beta(reward: RewardFunction, beta: float) -> float:

@@ -21,7 +21,7 @@ ROWS, WIDTH = 64, 6
 
 
 def rollout(*, logprobs=-2.0, ref=-2.1, noise=0.5, scores=None, ended=True, lengths=None, seed=0) -> Rollout:
-    """Texts whose logprobs, scores and ends are as told; noise sits on both logprobs alike."""
+    """Texts whose logprobs, scores and ends are as given; noise sits on both logprobs alike."""
     rng = np.random.default_rng(seed)
     lengths = np.arange(ROWS) % WIDTH + 1 if lengths is None else np.full(ROWS, lengths)
     mask = np.arange(lengths.max()) < lengths[:, None]
@@ -137,6 +137,6 @@ def test_log_probs_of_another_distribution_make_the_kl_negative():
     """As top-k does when its samples are given the logprobs of the whole vocabulary."""
     sampled = PPO(make(mdp=TokenMDP.t0()), rollout_episodes=256, slots=256).collect_rollout()
     flattened = sampled.scored.logprobs - 0.5 * sampled.mask  # probabilities that no longer sum to 1
-    told = replace(sampled, scored=replace(sampled.scored, logprobs=flattened))
-    (text,) = EarlyWarning().look(told, {}, False)
+    changed = replace(sampled, scored=replace(sampled.scored, logprobs=flattened))
+    (text,) = EarlyWarning().look(changed, {}, False)
     assert "KL is negative" in text

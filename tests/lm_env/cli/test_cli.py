@@ -140,7 +140,7 @@ def test_check_agent_of_an_unknown_name():
 
 
 def test_check_agent_of_a_users_own_function(tmp_path):
-    """One that puts the exact optimum into the table passes; one that does nothing is told so."""
+    """One that puts the exact optimum into the table passes; one that does nothing gets that verdict."""
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "from lm_env import TokenMDP\n"

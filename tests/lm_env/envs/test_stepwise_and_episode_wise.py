@@ -21,8 +21,8 @@ SLOTS = 4
 
 
 @dataclass
-class Played:
-    """One episode as stepping told it."""
+class SteppedEpisode:
+    """One episode as the steps of the environment showed it."""
 
     prompt: object
     ids: list[int]
@@ -37,28 +37,33 @@ class Played:
         return self.ids[len(self.prompt.ids) :]
 
 
-def draw(env: TextGenerationVectorEnv, rng: np.random.Generator, eos: float) -> np.ndarray:
+def random_actions(env: TextGenerationVectorEnv, rng: np.random.Generator, eos: float) -> np.ndarray:
     masks = env.action_masks()
     actions = np.array([rng.choice(np.flatnonzero(mask)) for mask in masks])
     return np.where((rng.random(len(actions)) < eos) & masks[:, 0], 0, actions)
 
 
-def play(env, episodes: int, seed: int = 0, eos: float = 0.15, publish: float = 0.0) -> list[Played]:
-    """Random play with slots that end and begin on their own; `publish` is the share of slots that tell log pi."""
+def step_randomly(env, count: int, seed: int = 0, eos: float = 0.15, publish: float = 0.0) -> list[SteppedEpisode]:
+    """Step slots at random, each ending and beginning on its own, until so many episodes have ended.
+
+    Args:
+        eos: how often a slot takes the EOS.
+        publish: the share of the slots that publish a logprob, an arbitrary one.
+    """
     rng = np.random.default_rng(seed)
     env.reset(seed=seed)
-    running = [Played(p, p.ids.tolist()) for p in env.mdp.prompts]
-    finished: list[Played] = []
-    while len(finished) < episodes:
-        actions = draw(env, rng, eos)
-        telling = np.flatnonzero(rng.random(env.num_envs) < publish)
-        if len(telling):
-            env.publish(actions[telling], -rng.exponential(2.0, len(telling)), slots=telling)
+    running = [SteppedEpisode(p, p.ids.tolist()) for p in env.mdp.prompts]
+    finished: list[SteppedEpisode] = []
+    while len(finished) < count:
+        actions = random_actions(env, rng, eos)
+        publishing = np.flatnonzero(rng.random(env.num_envs) < publish)
+        if len(publishing):
+            env.publish(actions[publishing], -rng.exponential(2.0, len(publishing)), slots=publishing)
         _, rewards, terminated, truncated, info = env.step(actions)
         for slot, episode in enumerate(running):
             if "_kl" not in info or not info["_kl"][slot]:  # the step that only resets: its action was ignored
                 prompt = env.mdp.prompts[slot]
-                running[slot] = Played(prompt, prompt.ids.tolist())
+                running[slot] = SteppedEpisode(prompt, prompt.ids.tolist())
                 continue
             episode.ids.append(int(actions[slot]))
             episode.rewards.append(rewards[slot])
@@ -70,20 +75,20 @@ def play(env, episodes: int, seed: int = 0, eos: float = 0.15, publish: float = 
     return finished
 
 
-def together(played: list[Played], with_logprobs: bool = False) -> Episodes:
-    """As arrays, with junk in the padding."""
-    lengths = np.array([len(e.ids) for e in played])
-    ids = np.full((len(played), lengths.max() + 3), 10**6)
-    told = np.full((len(played), max(len(e.rewards) for e in played)), np.nan)
-    for row, e in enumerate(played):
+def as_episodes(episodes: list[SteppedEpisode], with_logprobs: bool = False) -> Episodes:
+    """The same episodes as arrays, with arbitrary values in the padding."""
+    lengths = np.array([len(e.ids) for e in episodes])
+    ids = np.full((len(episodes), lengths.max() + 3), 10**6)
+    published = np.full((len(episodes), max(len(e.rewards) for e in episodes)), np.nan)
+    for row, e in enumerate(episodes):
         ids[row, : len(e.ids)] = e.ids
-        told[row, : len(e.logprobs)] = e.logprobs
-    prompt_lengths = np.array([len(e.prompt.ids) for e in played])
-    return Episodes(ids, prompt_lengths, lengths, [e.prompt for e in played], told if with_logprobs else None)
+        published[row, : len(e.logprobs)] = e.logprobs
+    prompt_lengths = np.array([len(e.prompt.ids) for e in episodes])
+    return Episodes(ids, prompt_lengths, lengths, [e.prompt for e in episodes], published if with_logprobs else None)
 
 
-def by_hand(env, episode: Played, told: bool = False) -> list[float]:
-    """The rewards from two plain forwards over this text alone."""
+def rewards_of_plain_forwards(env, episode: SteppedEpisode, published: bool = False) -> list[float]:
+    """The rewards of one text by the formula: two forwards over it alone, unpadded, and the score at its end."""
     task, p, n = env.task, len(episode.prompt.ids), len(episode.ids)
     ids = torch.tensor([episode.ids])
 
@@ -98,11 +103,12 @@ def by_hand(env, episode: Played, told: bool = False) -> list[float]:
     if task.action_mask is not None:
         row = np.array(episode.ids)
         allowed = np.stack([task.action_mask(row[:p], row[p:t]) for t in range(p, n)])
-    logprobs = np.array(episode.logprobs) if told else of_response(task.model, allowed)
+    logprobs = np.array(episode.logprobs) if published else of_response(task.model, allowed)
     rewards = -task.kl.beta * (logprobs - of_response(task.reference))
     ids_of = episode.response
     by_eos = ids_of[-1] in task.eos_token_ids
-    ended = by_eos or any(stop in task.tokenizer.decode(ids_of, skip_special_tokens=True) for stop in task.stop_strings)
+    text = task.tokenizer.decode(ids_of, skip_special_tokens=True) if task.stop_strings else ""
+    ended = by_eos or any(stop in text for stop in task.stop_strings)
     assert ended or len(ids_of) == task.max_new_tokens
     assert episode.terminated == (ended or not task.cap_truncates)
     score = task.reward(prompts=[""], responses=[""], response_ids=[ids_of])[0]
@@ -113,15 +119,18 @@ def by_hand(env, episode: Played, told: bool = False) -> list[float]:
     return rewards.tolist()
 
 
-def compare(env, played: list[Played], told: bool = False, atol: float = 1e-5) -> None:
-    scored = env.score(together(played, told))
-    for row, episode in enumerate(played):
+def assert_both_ways_agree(env, episodes: list[SteppedEpisode], published: bool = False, atol: float = 1e-5) -> None:
+    """`env.score` of the episodes gives what the steps gave, and both give what the formula says."""
+    scored = env.score(as_episodes(episodes, published))
+    for row, episode in enumerate(episodes):
         steps = len(episode.rewards)
         for name in ("rewards", "logprobs", "ref_logprobs"):
             array = getattr(scored, name)
             assert array.dtype == np.float64 and (array[row, steps:] == 0).all()
             np.testing.assert_allclose(array[row, :steps], getattr(episode, name), rtol=0, atol=atol, err_msg=name)
-        np.testing.assert_allclose(episode.rewards, by_hand(env, episode, told), rtol=0, atol=atol)
+        np.testing.assert_allclose(
+            episode.rewards, rewards_of_plain_forwards(env, episode, published), rtol=0, atol=atol
+        )
         assert scored.scores[row] == episode.score
         np.testing.assert_allclose(
             scored.kl[row], np.sum(episode.logprobs) - np.sum(episode.ref_logprobs), atol=10 * atol
@@ -152,48 +161,48 @@ OPTIONS = {
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_both_ways_give_the_same_rewards(kind, options, id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task(kind, **OPTIONS[options]))
-    compare(env, play(env, 12))
+    assert_both_ways_agree(env, step_randomly(env, 12))
 
 
 @pytest.mark.parametrize("kind", ["gpt2-eager", "qwen3", "gpt-neox", "opt", "mistral", "mamba", "cohere"])
 def test_both_ways_agree_whatever_the_model(kind, id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task(kind, temperature=0.7, missing_eos_score=-1.0))
-    compare(env, play(env, 10))
+    assert_both_ways_agree(env, step_randomly(env, 10))
 
 
 @pytest.mark.parametrize("options", ["plain", "cooler", "missing EOS", "truncated"])
 def test_both_ways_agree_on_a_table(options, id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task("table", **OPTIONS[options]))
-    compare(env, play(env, 12))
+    assert_both_ways_agree(env, step_randomly(env, 12))
 
 
 def test_both_ways_agree_in_double_precision(id_task):
     options = id_task("llama", temperature=0.7)
     options["model"].double(), options["reference"].double()
     env = TextGenerationVectorEnv(SLOTS, **options)
-    compare(env, play(env, 8), atol=1e-12)
+    assert_both_ways_agree(env, step_randomly(env, 8), atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "table"])
-def test_both_ways_agree_on_published_log_probs(kind, id_task):
+def test_both_ways_agree_on_published_logprobs(kind, id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task(kind, temperature=0.7))
-    compare(env, play(env, 10, publish=1.0), told=True)
+    assert_both_ways_agree(env, step_randomly(env, 10, publish=1.0), published=True)
 
 
 def test_those_who_publish_now_and_then_get_the_models_log_probs_between(id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task("llama"))
-    played = play(env, 12, publish=0.5)
-    compare(env, played, told=True)
+    episodes = step_randomly(env, 12, publish=0.5)
+    assert_both_ways_agree(env, episodes, published=True)
     silent = TextGenerationVectorEnv(SLOTS, **id_task("llama"))
-    expected = silent.score(together(played))
-    for row, episode in enumerate(played):
+    expected = silent.score(as_episodes(episodes))
+    for row, episode in enumerate(episodes):
         close = np.isclose(episode.logprobs, expected.logprobs[row, : len(episode.logprobs)], atol=1e-5)
         assert close.any() or len(close) < 3  # the unpublished ones; a published one hardly ever hits the true value
     share = np.mean(
         np.concatenate(
             [
                 np.isclose(e.logprobs, expected.logprobs[row, : len(e.logprobs)], atol=1e-5)
-                for row, e in enumerate(played)
+                for row, e in enumerate(episodes)
             ]
         )
     )
@@ -203,10 +212,10 @@ def test_those_who_publish_now_and_then_get_the_models_log_probs_between(id_task
 @pytest.mark.parametrize("extra", [{}, {"missing_eos_score": -1.0, "temperature": 0.7}])
 def test_both_ways_agree_on_text_with_stop_strings(extra, text_task):
     env = TextGenerationVectorEnv(SLOTS, **text_task(stop_strings=["e", "oo", " f"], max_new_tokens=8, **extra))
-    played = play(env, 16, eos=0.03)
-    compare(env, played)
-    texts = [env.task.tokenizer.decode(e.response) for e in played]
-    assert any("e" in text for text in texts) and any(len(e.response) == 8 for e in played)
+    episodes = step_randomly(env, 16, eos=0.03)
+    assert_both_ways_agree(env, episodes)
+    texts = [env.task.tokenizer.decode(e.response) for e in episodes]
+    assert any("e" in text for text in texts) and any(len(e.response) == 8 for e in episodes)
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
@@ -233,9 +242,9 @@ def test_the_single_environment_is_a_slot_of_the_vector(mode, id_task):
 def test_without_a_kl_weight_the_one_reward_is_the_score_at_the_last_token(kind, id_task):
     """gamma = lambda = 1, V = 0, beta = 0: the return at every token of the response is the score."""
     env = TextGenerationVectorEnv(SLOTS, **id_task(kind, beta=0.0))
-    played = play(env, 12)
-    scored = env.score(together(played))
-    for row, episode in enumerate(played):
+    episodes = step_randomly(env, 12)
+    scored = env.score(as_episodes(episodes))
+    for row, episode in enumerate(episodes):
         assert np.flatnonzero(episode.rewards).tolist() == [len(episode.rewards) - 1]
         assert np.flatnonzero(scored.rewards[row]).tolist() == [len(episode.rewards) - 1]
         score = env.task.reward(prompts=[""], responses=[""], response_ids=[episode.response])[0]
@@ -246,10 +255,10 @@ def test_without_a_kl_weight_the_one_reward_is_the_score_at_the_last_token(kind,
 @pytest.mark.parametrize("kind", ["gpt2", "gpt2-eager", "llama", "opt", "mistral", "table"])
 def test_a_policy_that_is_its_reference_pays_exactly_no_kl(kind, id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task(kind, reference=None, temperature=0.7, missing_eos_score=-1.0))
-    played = play(env, 10)
-    scored = env.score(together(played))
+    episodes = step_randomly(env, 10)
+    scored = env.score(as_episodes(episodes))
     assert (scored.logprobs == scored.ref_logprobs).all() and (scored.kl == 0).all()
-    for episode in played:
+    for episode in episodes:
         assert episode.logprobs == episode.ref_logprobs and set(episode.rewards[:-1]) <= {0.0}
         assert episode.rewards[-1] == episode.score
 
@@ -264,7 +273,7 @@ def test_the_missing_eos_score_replaces_the_score(id_task):
     assert env.step(0)[1] == env.task.reward([""], [""], [[5, 0]])[0]
 
 
-def test_each_step_pays_by_the_weight_of_now(id_task):
+def test_each_step_is_paid_at_the_beta_of_that_moment(id_task):
     env = TextGenerationEnv(**id_task())
     env.reset(seed=0)
     for beta in (0.3, 0.7, 0.0):
@@ -312,7 +321,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_weights_that_change_in_the_middle_of_an_episode_tell_the_next_log_prob(kind, change, id_task):
+def test_weights_that_change_in_the_middle_of_an_episode_decide_the_next_logprob(kind, change, id_task):
     options = id_task(kind, temperature=0.7)
     env = TextGenerationVectorEnv(2, **options)
     env.reset(seed=0, options={"prompt": [3, 1, 4]})
@@ -338,12 +347,12 @@ def test_weights_that_change_in_the_middle_of_an_episode_tell_the_next_log_prob(
 def test_training_moves_the_model_and_not_its_reference(id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task("gpt2", reference=None))
     model, reference = env.task.model, env.task.reference
-    play(env, 4)
+    step_randomly(env, 4)
     before = copy.deepcopy(reference.state_dict())
     by_optimizer(torch.optim.Adam)(model)
-    played = play(env, 6)
-    compare(env, played)
+    episodes = step_randomly(env, 6)
+    assert_both_ways_agree(env, episodes)
     assert all(torch.equal(v, before[k]) for k, v in reference.state_dict().items())
     assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert any(episode.logprobs != episode.ref_logprobs for episode in played)
+    assert any(episode.logprobs != episode.ref_logprobs for episode in episodes)
     assert all(p.grad is None and not p.requires_grad for p in reference.parameters())

@@ -126,7 +126,7 @@ def test_an_agent_is_loaded_onto_a_fresh_adapter(id_task, lora, kind, tmp_path):
 
 
 def test_stepping_and_scoring_agree(id_task, lora, kind):
-    """Both gears, after training, with the environment's own model (adapter on) as log pi."""
+    """Stepwise and episode-wise, after training, with the environment's own model (adapter on) as the policy."""
     agent, model, _ = trained(id_task, lora, kind)
     env = TextGenerationVectorEnv(4, **task_options(id_task, model))
     episodes = agent.rollout_episodes(n=4)

@@ -284,15 +284,15 @@ def test_a_model_stays_as_picklable_as_it_was(kind, id_task, rng, make_episodes,
 def test_rows_of_episodes_keep_their_logprobs_in_step(make_episodes, rng):
     episodes = make_episodes(rng, rows=6)
     mask = episodes.response_mask()
-    told = Episodes(
+    given = Episodes(
         episodes.input_ids, episodes.prompt_lengths, episodes.lengths, episodes.prompts, np.where(mask, -1.5, np.nan)
     )
     short = np.argsort(episodes.response_lengths)[:3]
-    part = told[short]
+    part = given[short]
     assert part.logprobs.shape == part.response_mask().shape
-    assert (part.logprobs[part.response_mask()] == -1.5).all() and part.prompts == [told.prompts[i] for i in short]
+    assert (part.logprobs[part.response_mask()] == -1.5).all() and part.prompts == [given.prompts[i] for i in short]
     chosen = np.isin(np.arange(6), short)
-    assert told[chosen].responses() == [r for r, c in zip(told.responses(), chosen, strict=True) if c]
+    assert given[chosen].responses() == [r for r, c in zip(given.responses(), chosen, strict=True) if c]
 
 
 @pytest.mark.parametrize(

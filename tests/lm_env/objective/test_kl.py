@@ -110,7 +110,7 @@ def test_the_adaptive_formula_by_hand():
 
 @pytest.mark.parametrize(("start", "updates"), [(0.15, 196), (5.0, 188)])
 def test_on_t0_the_controller_finds_the_beta_of_its_target(start, updates):
-    """Told the exact KL*(beta) of the optimum each time: beta* .901769 for a target of .5 nats."""
+    """Given the exact KL*(beta) of the optimum each time: beta* .901769 for a target of .5 nats."""
     mdp, target = TokenMDP.t0(), 0.901769
     np.testing.assert_allclose(mdp.optimum(target).KL, 0.5, atol=1e-6)
     controller = AdaptiveKL(start, target=0.5, horizon=10_000)

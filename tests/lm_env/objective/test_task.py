@@ -407,8 +407,8 @@ def test_junk_in_the_padding_of_log_probs_is_not_read(id_task):
     task = Task(**id_task(beta=1.0))
     ids, mask = np.array([[6, 5, EOS], [6, EOS, 5]]), np.array([[True, True], [True, False]])
     for junk in (np.nan, 1e30, -np.inf):
-        told = np.where(mask, -1.0, junk)
-        scored = score_episodes(task, Episodes(ids, np.array([1, 1]), np.array([3, 2]), 2 * [task.prompts[1]], told))
+        given = np.where(mask, -1.0, junk)
+        scored = score_episodes(task, Episodes(ids, np.array([1, 1]), np.array([3, 2]), 2 * [task.prompts[1]], given))
         assert (
             np.isfinite(scored.rewards).all() and scored.rewards[1, 1] == 0 and scored.logprobs[1].tolist() == [-1, 0]
         )
