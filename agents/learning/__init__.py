@@ -1,1 +1,29 @@
-"""The parts of an update: rollouts, policy, critic, advantages, losses, metrics, optimizer steps."""
+"""The parts of an update: rollouts, policy, critic, advantages, losses, metrics, the updater."""
+
+from __future__ import annotations
+
+from agents.learning.advantages import gae, whiten
+from agents.learning.losses import clip_fraction, clipped_policy_loss, clipped_value_loss, entropy
+from agents.learning.metrics import Means, explained_variance
+from agents.learning.policy import Evaluation, ValueHeadPolicy
+from agents.learning.rollout import Rollout, collect
+from agents.learning.updater import MicroBatch, Updater, UpdaterConfig, UpdateStep
+
+__all__ = [
+    "Evaluation",
+    "Means",
+    "MicroBatch",
+    "Rollout",
+    "UpdateStep",
+    "Updater",
+    "UpdaterConfig",
+    "ValueHeadPolicy",
+    "clip_fraction",
+    "clipped_policy_loss",
+    "clipped_value_loss",
+    "collect",
+    "entropy",
+    "explained_variance",
+    "gae",
+    "whiten",
+]

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from lm_env.theory.best_of_n import BestOfN, best_of_n
+from lm_env.theory.ceiling import Ceiling, Estimate, FrontierPoint, ceiling, frontier, pass_rate_ceiling, upper_bound
 from lm_env.theory.check_agent import AgentCheck, check_agent, parse_mdp
 from lm_env.theory.objectives import Objective, fixed_point
+from lm_env.theory.reference_samples import sample_reference_scores
 from lm_env.theory.results import Evaluation, Optimum
 from lm_env.theory.token_env import make_token_env, token_task_options
 from lm_env.theory.token_mdp import TokenMDP
 
 __all__ = [
     "AgentCheck",
+    "BestOfN",
+    "Ceiling",
+    "Estimate",
     "Evaluation",
+    "FrontierPoint",
     "Objective",
     "Optimum",
     "TokenMDP",
+    "best_of_n",
+    "ceiling",
     "check_agent",
     "fixed_point",
+    "frontier",
     "make_token_env",
     "parse_mdp",
+    "pass_rate_ceiling",
+    "sample_reference_scores",
     "token_task_options",
+    "upper_bound",
 ]
