@@ -13,7 +13,6 @@ from torch import Tensor
 
 from agents.base.actor_critic import ActorCritic, ActorCriticConfig, Targets
 from agents.base.config import AgentConfig
-from agents.learning.losses import clipped_value_loss
 from agents.learning.policy import Evaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
@@ -51,6 +50,6 @@ class A2C(ActorCritic):
     def loss(self, evaluation: Evaluation, batch: MicroBatch, targets: Targets) -> Tensor:
         """-A log pi, the value loss and the entropy bonus of each token, (N,)."""
         policy_loss = -batch.tokens(targets.advantages) * evaluation.logprobs
-        value_loss = clipped_value_loss(evaluation.values, batch.old_values, batch.tokens(targets.returns), None)
+        value_loss = self.value_loss(evaluation, batch, targets, None)
         batch.record(policy_loss=policy_loss, value_loss=value_loss)
         return policy_loss + self.config.vf_coef * value_loss - self.entropy_bonus(evaluation)

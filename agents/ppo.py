@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agents.base.actor_critic import ActorCritic, ActorCriticConfig, Targets
 from agents.base.config import AgentConfig
-from agents.learning.losses import clip_fraction, clipped_policy_loss, clipped_value_loss
+from agents.learning.losses import clip_fraction, clipped_policy_loss
 from agents.learning.policy import Evaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
@@ -75,9 +75,7 @@ class PPO(ActorCritic):
         policy_loss = clipped_policy_loss(
             evaluation.logprobs, old_logprobs, batch.tokens(targets.advantages), config.clip_range
         )
-        value_loss = clipped_value_loss(
-            evaluation.values, batch.old_values, batch.tokens(targets.returns), config.clip_range_vf
-        )
+        value_loss = self.value_loss(evaluation, batch, targets, config.clip_range_vf)
         batch.record(
             policy_loss=policy_loss,
             value_loss=value_loss,

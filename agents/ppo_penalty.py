@@ -16,7 +16,6 @@ from torch import Tensor
 
 from agents.base.actor_critic import ActorCritic, ActorCriticConfig, Targets
 from agents.base.config import AgentConfig
-from agents.learning.losses import clipped_value_loss
 from agents.learning.policy import Evaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
@@ -76,9 +75,7 @@ class PPOPenalty(ActorCritic):
         ratio = torch.exp(evaluation.logprobs - old_logprobs)
         step_kl = k3(old_logprobs, evaluation.logprobs)
         policy_loss = -ratio * batch.tokens(targets.advantages) + self.step_coef * step_kl
-        value_loss = clipped_value_loss(
-            evaluation.values, batch.old_values, batch.tokens(targets.returns), self.config.clip_range_vf
-        )
+        value_loss = self.value_loss(evaluation, batch, targets, self.config.clip_range_vf)
         batch.record(policy_loss=policy_loss, value_loss=value_loss)
         return policy_loss + self.config.vf_coef * value_loss - self.entropy_bonus(evaluation)
 

@@ -6,18 +6,23 @@ Shapes: B episodes, T response tokens, N response tokens of a micro-batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from agents.base.agent import BatchedAgent
 from agents.base.config import AgentConfig
 from agents.learning.advantages import gae, whiten
-from agents.learning.losses import entropy
+from agents.learning.critic import CriticSource
+from agents.learning.losses import clipped_value_loss, entropy
 from agents.learning.metrics import explained_variance
 from agents.learning.policy import Evaluation
 from agents.learning.rollout import Rollout
+from agents.learning.score_critic import ScoreCritic
+from agents.learning.updater import MicroBatch
+from agents.run.checkpoint import Checkpoint
 from lm_env.validation import check_numbers
 
 __all__ = ["ActorCritic", "ActorCriticConfig", "Targets"]
@@ -31,6 +36,8 @@ class ActorCriticConfig(AgentConfig):
     """Discount; below 1 the agent no longer maximizes E[score] - beta KL."""
     gae_lambda: float = 0.95
     """1 takes the whole return to come, lower values lean more on the critic."""
+    gae_lambda_end: float | None = None
+    """Where lambda moves linearly until `total_timesteps`; None: it stays."""
     vf_coef: float = 0.1
     """Weight of the value loss beside the policy's."""
     ent_coef: float = 0.0
@@ -42,6 +49,8 @@ class ActorCriticConfig(AgentConfig):
         super().__post_init__()
         check_numbers(self, "gamma", "gae_lambda", low=0.0, high=1.0)
         check_numbers(self, "vf_coef", "ent_coef", low=0.0)
+        if self.gae_lambda_end is not None:
+            check_numbers(self, "gae_lambda_end", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
@@ -57,28 +66,67 @@ class Targets:
 
 
 class ActorCritic(BatchedAgent):
-    """A policy with a value function; an algorithm's own file has its loss and its update."""
+    """A policy with a value function; an algorithm's own file has its loss and its update.
+
+    Args:
+        critic: see `BatchedAgent`; or `"score"`: no network, but a regression on the score of the text so
+            far (`ScoreCritic`), for rewards that are cheap to ask about unfinished texts.
+    """
 
     Config: ClassVar[type[AgentConfig]] = ActorCriticConfig
     config: ActorCriticConfig
+
+    def __init__(
+        self, env: Any, *, critic: CriticSource | ScoreCritic | Literal["score"] | None = None, **options: Any
+    ) -> None:
+        self.score_critic: ScoreCritic | None = None
+        if isinstance(critic, str) and critic == "score":
+            critic = ScoreCritic()
+        if isinstance(critic, ScoreCritic):
+            self.score_critic = critic
+            critic = "none"
+        super().__init__(env, critic=critic, **options)
 
     def targets(self, rollout: Rollout) -> Targets:
         """Advantages and returns of a rollout by generalized advantage estimation."""
         config = self.config
         mask = rollout.mask
+        values = rollout.values
+        if self.score_critic is not None:
+            values = self.score_critic.values(self.task, rollout)
         advantages, returns = gae(
             rollout.scored.rewards,
-            rollout.values,
+            values,
             mask,
             gamma=config.gamma,
-            lam=config.gae_lambda,
+            lam=self.gae_lambda,
             last_values=rollout.last_values,
         )
         metrics = {
-            "explained_variance": explained_variance(rollout.values[mask], returns[mask]),
+            "explained_variance": explained_variance(values[mask], returns[mask]),
             "advantage_std": float(advantages[mask].std()),
         }
         return Targets(whiten(advantages, mask) if config.normalize_advantage else advantages, returns, metrics)
+
+    @property
+    def gae_lambda(self) -> float:
+        """Lambda now: it moves from `gae_lambda` to `gae_lambda_end` as the training goes on."""
+        start = self.config.gae_lambda
+        end = start if self.config.gae_lambda_end is None else self.config.gae_lambda_end
+        return end + (start - end) * self.updater.remaining
+
+    def value_loss(self, evaluation: Evaluation, batch: MicroBatch, targets: Targets, clip: float | None) -> Tensor:
+        """The critic's loss of each token, (N,); zeros where no network is trained as a critic."""
+        if self.policy.value_head is None:
+            return torch.zeros_like(evaluation.logprobs)
+        return clipped_value_loss(evaluation.values, batch.old_values, batch.tokens(targets.returns), clip)
+
+    def state(self) -> Checkpoint:
+        """See `PolicyAgent.state`."""
+        checkpoint = super().state()
+        if self.score_critic is not None:
+            checkpoint.settings["critic"] = {"score": self.score_critic.state()}
+        return checkpoint
 
     @property
     def needs_logits(self) -> bool:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from agents.learning.policy import ValueHeadPolicy
+from agents.learning.score_critic import ScoreCritic
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, UnsupportedModelError
 from lm_env.models.inspection import device_of, facts_of
 from lm_env.objective.task import Task
@@ -130,10 +131,12 @@ def describe_critic(policy: ValueHeadPolicy) -> str | dict[str, Any]:
     }
 
 
-def rebuild_critic(description: str | dict[str, Any]) -> str | RewardCritic:
-    """What `describe_critic` described, its weights at random."""
+def rebuild_critic(description: str | dict[str, Any]) -> str | RewardCritic | ScoreCritic:
+    """What `describe_critic` described, its weights at random; or a `ScoreCritic`, with what it has learned."""
     if isinstance(description, str):
         return description
+    if isinstance(description.get("score"), dict):
+        return ScoreCritic.from_state(description["score"])
     try:
         dtype = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[description["dtype"]]
         config = AutoConfig.for_model(**description["trunk"])
