@@ -31,7 +31,7 @@ from lm_env.theory.ceiling import ceiling, frontier
 from lm_env.theory.reference_samples import sample_reference_scores
 
 # What differs between the agents: how many steps they take on a rollout, and how large those are.  The settings of
-# "ppo-score" were found on other openings than these, the others' by one short sweep of the learning rate.
+# "ppo-score" were found on other openings than these.
 OPTIONS: dict[str, dict[str, Any]] = {
     "a2c": {"learning_rate": 3e-4, "rollout_episodes": 32},
     "grpo": {"learning_rate": 3e-4, "batch_size": 32},
