@@ -24,7 +24,7 @@ check: $(VENV)/.installed-dev  ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed-dev  ## mend what ruff can mend
+format: $(VENV)/.installed-dev  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

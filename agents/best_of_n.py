@@ -61,10 +61,10 @@ class BestOfN(TextAgent):
         return math.log(self.config.n) - (self.config.n - 1) / self.config.n
 
     def learn(self, total_timesteps: int = 0, *args: Any, **kwargs: Any) -> Self:
-        """Nothing to learn; here so that the name of the agent can be swapped."""
+        """Do nothing; present so that `--agent best-of-n` can replace any other agent."""
         return self
 
-    def rollout_episodes(
+    def generate_episodes(
         self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False
     ) -> Episodes:
         """The best of n samples for each prompt.

@@ -1,9 +1,9 @@
 """Proximal policy optimization on whole episodes.
 
 Schulman et al. 2017 (arXiv:1707.06347) with the details of Ziegler et al. 2019 (arXiv:1909.08593):
-the KL penalty is in the rewards, gamma is 1, lambda .95, advantages are whitened over the rollout,
-both losses are clipped, the value loss weighs .1, dropout is off.  Different from there: no reward
-whitening (it would change beta), and advantages are whitened once per rollout, not per minibatch.
+the KL penalty is in the rewards, gamma is 1, lambda is .95, both losses are clipped, the value loss has
+weight .1, dropout is off.  Unlike there, rewards are not whitened (it would change beta), and advantages
+are normalized once per rollout, not per minibatch.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def run(name: str, seed: int, timesteps: int, beta: float) -> Record:
     agent = AGENTS[options.pop("agent", name)](env, seed=seed, **options)
     curve = Curve()
     agent.learn(timesteps, callback=curve, progress_bar=True)
-    result = measure(env.task, agent.rollout_episodes(sentiment.openings("test") * TEXTS_PER_OPENING))
+    result = measure(env.task, agent.generate_episodes(sentiment.openings("test") * TEXTS_PER_OPENING))
     return {"agent": name, "seed": seed, "timesteps": timesteps, "beta": beta, **result, "curve": curve.points}
 
 

@@ -1,4 +1,4 @@
-"""What judges a text: rules, a sentiment lexicon, classifiers, trained preferences, and their sums.
+"""Reward functions: rules, a sentiment lexicon, classifiers, trained preferences, and their sums.
 
 Every reward is a callable `reward(prompts, responses, **columns) -> B floats`
 (`lm_env.objective.rewards.RewardFunction`).  Names are imported when they are first used, so that a rule does not

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from lm_env.objective.rewards import RewardFunction, is_causal, judge_responses, name_of, score_responses
+from lm_env.objective.rewards import RewardFunction, call_reward, is_causal, name_of, score_responses
 from lm_env.objective.scores import Scores
 from lm_env.validation import check_number
 
@@ -74,9 +74,7 @@ class WeightedSum:
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
         """-> float64 (B,), or `Scores` where a part scores tokens."""
         finished = _finished(self, columns)
-        parts = {
-            name: judge_responses(part, prompts, responses, columns, finished) for name, part in self.rewards.items()
-        }
+        parts = {name: call_reward(part, prompts, responses, columns, finished) for name, part in self.rewards.items()}
         self.last_parts = {name: part.totals() for name, part in parts.items()}
         total = Scores(np.zeros(len(responses)))
         for weight, part in zip(self.weights, parts.values(), strict=True):
@@ -119,7 +117,7 @@ class Affine:
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
         """-> float64 (B,), or `Scores` where the reward scores tokens."""
-        raw = judge_responses(self.reward, prompts, responses, columns, _finished(self, columns))
+        raw = call_reward(self.reward, prompts, responses, columns, _finished(self, columns))
         return raw.scaled(self.gain).plus(Scores(np.full(len(responses), self.bias))).simplest()
 
 
@@ -148,7 +146,7 @@ def normalize(reward: RewardFunction, prompts: Sequence[str], responses: Sequenc
 class Clipped:
     """The reward, held between `low` and `high`; beta stays, the optimum is that of the clipped reward.
 
-    Texts beyond a bound are worth the same, so a judge's outliers are not chased.  trlX clips at -10 and
+    All texts beyond a bound score the same, so outliers of the reward are not exploited.  trlX clips at -10 and
     10, DeepSpeed-Chat at -5 and 5, of scores of about unit spread: normalize first.
 
     What is clipped is the score of a whole text, which has no place among scores of tokens: a reward that

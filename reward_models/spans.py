@@ -22,7 +22,7 @@ class KeywordSpans:
 
     A word has ended with the character after it, or with the text: "art" is not found in "artist", and so
     is not paid before the space behind it.  As each score depends on the text up to its token alone, the
-    reward is causal: both ways of running the environment pay it at once.
+    reward is causal: the stepwise and the episode-wise environment both pay it at that token.
 
     Args:
         words: runs of letters, digits and underscores.

@@ -179,8 +179,8 @@ def test_formatting_is_never_switched_off():
 def test_the_readmes_tree_names_each_folder_and_each_file_of_the_packages():
     """Every name in the tree exists, and every folder of the packages is in it."""
     text = (REPOSITORY / "README.md").read_text()
-    tree = re.search(r"## The house\n\n```\n(.*?)```", text, re.S)
-    assert tree, "README.md has no section 'The house' with the tree"
+    tree = re.search(r"## Repository layout\n\n```\n(.*?)```", text, re.S)
+    assert tree, "README.md has no section 'Repository layout' with the tree"
     named: set[Path] = set()
     parents: list[tuple[int, Path]] = []
     for line in tree[1].splitlines():

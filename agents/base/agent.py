@@ -40,8 +40,8 @@ class BatchedAgent(PolicyAgent, ABC):
         env: a text environment, single or vectorized, wrapped or not, or a registered id.  Its task
             gives the model, the prompts, the reward and the KL controller.
         critic: what the values are read from: `"shared"` (the LM's own trunk), `"separate"` (a copy of
-            it), a `RewardModel` (a copy of its trunk; V starts as its score, so let it be the reward
-            that is paid), or `"none"`, the default of agents that need no values.
+            it), a `RewardModel` (a copy of its trunk; V starts as its score, so pass the reward model that
+            the environment uses), or `"none"`, the default of agents that need no values.
         verbose: 1 prints the log as a table after each rollout.
         log_dir: also write progress.csv, and TensorBoard files where it is installed, there.
         options: the fields of the agent's config.
@@ -85,11 +85,11 @@ class BatchedAgent(PolicyAgent, ABC):
                 called once per rollout, after its update, so that an agent saved there can be resumed
                 exactly; False stops the training.  The locals hold `rollout`, and `dones`, one True for
                 each of its episodes.
-            reset_num_timesteps: False goes on counting from where it was, and with the schedule: it
-                falls to 0 at the sum.
+            reset_num_timesteps: with False, `num_timesteps` keeps counting, and the learning-rate schedule
+                reaches 0 at the old count plus `total_timesteps`.
 
         Raises:
-            NonFiniteError: a loss or gradient was NaN or infinite; see there for how to go on.
+            NonFiniteError: a loss or gradient was NaN or infinite; docs/agents.md says how to continue.
             RewardError: the reward function failed; nothing of this rollout has been learned.
         """
         if self.num_rollouts == 0:

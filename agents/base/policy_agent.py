@@ -1,4 +1,4 @@
-"""PolicyAgent: a policy with its updater -- what acts, is saved, and is loaded.  The loop of `learn` is in `agent`."""
+"""PolicyAgent: a policy and its updater, with predict, save and load.  The training loop is in `agent.py`."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ class PolicyAgent(TextAgent):
         actions = tokens.cpu().numpy()
         return (actions[0] if single else actions), None
 
-    # -- what an agent of its own adds to its state ---------------------------------------------------
+    # -- state that a subclass adds ---------------------------------------------------
     def extra_state(self) -> dict[str, Any]:
-        """What an agent has beyond all this, as JSON; saved with it and given to `load_extra_state`."""
+        """State of a subclass that `state` does not cover, as JSON; it is saved and passed to `load_extra_state`."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ class PolicyAgent(TextAgent):
         known = {field.name for field in fields(cls.Config)}
         if unknown := sorted(settings["config"].keys() - known):  # such as log_dir, which would name a place to write
             raise CheckpointMismatchError(
-                f"the config in {place} has an option {unknown[0]!r}, which {cls.Config.__name__} has not"
+                f"the config in {place} has an option {unknown[0]!r}, which {cls.Config.__name__} does not have"
             )
         check_fingerprint(settings["task"], task, place)
         if not _is_exported_whole(task):
@@ -175,7 +175,7 @@ class PolicyAgent(TextAgent):
         return replace(checkpoint, weights={**checkpoint.weights, **exported})
 
     def state(self) -> Checkpoint:
-        """All that training goes on from, apart from the environment."""
+        """Everything needed to resume training, except the environment."""
         updater, layout = self.updater.state()
         settings = {
             "agent": type(self).__name__,

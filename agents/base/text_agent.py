@@ -36,10 +36,10 @@ class TextAgent:
 
     def generate(self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False) -> list[str]:
         """Responses as text to the given prompts, or to n prompts of the task."""
-        episodes = self.rollout_episodes(prompts, n, deterministic)
+        episodes = self.generate_episodes(prompts, n, deterministic)
         return [self.task.text_of(response) for response in episodes.responses()]
 
-    def rollout_episodes(
+    def generate_episodes(
         self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False
     ) -> Episodes:
         """Like `generate`, as `Episodes` with logprobs, ready for `env.score`."""

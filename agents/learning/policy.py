@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
     values: Tensor
     """(N,) V of the state before each token."""
     logits: Tensor | None
-    """(N, V), as sampled from: temperature aside, masks included; None where they were not kept."""
+    """(N, V), masked as in sampling, not yet divided by the temperature; None unless `keep_logits`."""
 
 
 class ValueHeadPolicy(nn.Module):
@@ -67,7 +67,10 @@ class ValueHeadPolicy(nn.Module):
             raise ConfigurationError(f"critic must be 'shared', 'separate', 'none' or a model, not {critic!r}")
         self.lm = lm
         self.temperature = temperature
-        self.critic = copy.deepcopy(lm) if critic == "separate" else None if isinstance(critic, str) else critic
+        if isinstance(critic, nn.Module):
+            self.critic: nn.Module | None = critic
+        else:
+            self.critic = copy.deepcopy(lm) if critic == "separate" else None
         self.value_head = value_head
         if value_head is None and critic != "none":
             self.value_head = self._new_head()

@@ -1,8 +1,8 @@
 """Updater: from per-token losses of a rollout to one step of the optimizer.
 
-An algorithm writes its loss; everything that is hard about a step is here, once: micro-batches, sums
-divided by the tokens of the whole minibatch, bfloat16, gradient checkpointing, clipping, the refusal of
-what is not finite, and the average of the weights.
+An algorithm writes its loss; everything else about a step is here: micro-batches, weighting by
+the tokens of the whole minibatch, bfloat16, gradient checkpointing, gradient clipping, refusing non-finite
+losses and gradients, and the exponential moving average (EMA) of the weights.
 
     with updater.step(rollout, rows) as step:
         for batch in step.micro_batches():
@@ -58,7 +58,7 @@ class UpdaterConfig:
     bf16: bool = False
     """Forwards and backwards of the update under bfloat16 autocast; weights and sums stay fp32."""
     micro_batch_tokens: int = 16_384
-    """Padded tokens per forward of an update.  It decides the memory alone; the gradient is the same."""
+    """Padded tokens per forward of an update.  It affects memory use only; the gradient does not depend on it."""
     gradient_checkpointing: bool = False
     """Layers keep only their inputs for the backward pass: less memory for one more forward, the same gradient."""
 
@@ -167,7 +167,7 @@ class Updater:
 
     # -- on disk --------------------------------------------------------------------------------------
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(the tensors of the optimizer and of the average, how many tensors are trained as JSON).
+        """(tensors of the optimizer and of the weight average, a JSON dict with the number of trained tensors).
 
         The optimizer's options are not part of it: they are the config's.
         """

@@ -1,7 +1,7 @@
 """A training run on disk: safetensors and JSON, never pickle; written whole or not at all, read whole or refused.
 
 A checkpoint's folder is the language model in transformers' layout, and `agent/` with everything else.
-This file knows what lies in the folder; what it means is for the agent that it belongs to.
+This file defines the folder's layout; the agent interprets the contents.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Checkpoint:
     settings: dict[str, Any]
     """JSON; see `FIELDS`."""
     weights: dict[str, Tensor]
-    """The policy's tensors by name, on disk without those of the language model where its own folder holds them."""
+    """The policy's tensors by name.  On disk the language model's are left out if its exported folder holds them."""
     updater: dict[str, Tensor]
     """The tensors of the optimizer and of the average of the weights."""
 

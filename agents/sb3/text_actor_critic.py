@@ -153,9 +153,9 @@ class TextActorCritic:
         return carry(tokens, carried), logprobs
 
     def _check_received(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Refuse to go on where the sampled actions were taken, but not in a `TextVecEnv` and not with their sample.
+        """Raise if the last sampled actions were executed but no `TextVecEnv` received their logprobs.
 
-        The environment that the policy was made for is left out: it asks for the logprobs that it lacks.
+        The policy's first environment is exempt: it asks `logprob_fn` for missing logprobs.
         """
         last = self._last_sample
         if last is None or last.received or self._first_env is None or not last.led_to(ids, lengths):

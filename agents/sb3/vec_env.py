@@ -133,7 +133,7 @@ class TextVecEnv(VecEnv):
 
     def bind_logprob_fn(self, logprob_fn: LogprobFn | None) -> None:
         """Have `logprob_fn(observation, actions) -> logprobs` asked where no policy has published."""
-        self.mdp.behavior.logprob_fn = logprob_fn
+        self.mdp.behavior.bind(logprob_fn)
 
     def set_policy(self, policy: ActingPolicy) -> None:
         """Ask `policy` for the logprobs of actions that it did not sample, where the own model has others.
@@ -150,7 +150,7 @@ class TextVecEnv(VecEnv):
         if policy.temperature != task.temperature and not policy.temperature_given:
             raise ConfigurationError(
                 f"the policy samples at temperature {policy.temperature:g}, and this environment has"
-                f" {task.temperature:g}: make it with the policy's temperature, or choose the policy's own by"
+                f" {task.temperature:g}: create the environment with that temperature, or set the policy's with"
                 " policy_kwargs={'temperature': ...}"
             )
         if policy.lm is not without_wrapper(task.model) or policy.temperature != task.temperature:
@@ -253,8 +253,8 @@ class TextVecEnv(VecEnv):
     def _receive(self, sample: Sample, actions: Any) -> None:
         """Publish the logprobs that the actions carry, where they were sampled for the present texts.
 
-        Actions that were altered after `predict` have others, which `logprob_fn` or the own model gives; those of
-        a rollout must not be altered, and `step` refuses them.
+        Actions altered after `predict` have other logprobs: `logprob_fn` or the environment's model computes them.
+        Actions of a rollout must not be altered; `step` refuses altered ones.
         """
         self.set_policy(sample.policy)
         sample.received = True

@@ -1,4 +1,4 @@
-"""Whole episodes as arrays: what a rollout yields and what `env.score` judges.
+"""Whole episodes as arrays: what a rollout yields and what `env.score` scores.
 
 Shapes: B episodes, P prompt, T response, L = P + T.  Right-padded; the lengths say what is real,
 never a pad id, so pad == eos is no special case.

@@ -34,10 +34,10 @@ def tokens_from_ids(tokenizer: Tokenizer | None, ids: Sequence[int]) -> list[str
 
 
 def piece_ends(text: str, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
-    """T character offsets, never falling: token t brings the text from offset t - 1 (or 0) to offset t.
+    """T character offsets, nondecreasing: token t extends the text from offset t - 1 (or 0) to offset t.
 
-    Only what the text of the first tokens shares with the whole text is settled by them: a character cut
-    in two decodes to a replacement mark, and some tokenizers clean up spaces in hindsight.
+    The offset after t tokens is the length of the common prefix of their decoding and the whole text: a split
+    character decodes to U+FFFD, and some tokenizers remove spaces once the next token is known.
 
     Args:
         text: the text of all T ids; the last offset is its length.

@@ -143,7 +143,8 @@ def load_prompts(
     names = dict.fromkeys(name for draft in drafts for name in draft.columns)
     prompts = []
     for index, draft in enumerate(drafts):
-        text, columns = draft.text, {name: draft.columns.get(name) for name in names}
+        text = draft.text
+        columns = {name: draft.columns.get(name) for name in names}
         ids = _fitted(draft, tokenizer, vocab_size, max_prompt_tokens, overflow)
         if text is None or len(ids) < len(draft.ids):
             text = " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True)
@@ -163,7 +164,7 @@ class _Draft:
     text: str | None = None
     """What the reward will read; None: to be decoded from the ids."""
     ids: list[int] = field(default_factory=list)
-    """Empty: to be had by tokenizing `written`."""
+    """Empty: still to be tokenized from `written`."""
     written: str = ""
     rendered: bool = False
     """`written` came out of a chat template, which has put every special token into it."""

@@ -21,7 +21,7 @@ from lm_env.errors import ConfigurationError, InvalidPromptError
 __all__ = ["read_rows"]
 
 LONGEST_LINE = 2**25
-"""Bytes of a line in a file.  A longer one is read over to its end, and never held as a whole."""
+"""Bytes of a line in a file.  A longer line is skipped to its end without keeping it in memory, and refused."""
 
 _FILE_SUFFIXES = (".txt", ".jsonl", ".json")
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w.%+\[\]:-]+))?")

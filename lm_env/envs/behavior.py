@@ -1,4 +1,4 @@
-"""Where log pi of the tokens taken comes from.
+"""Behavior: logprobs of the acting (behavior) policy, published or computed by a bound function.
 
 Three sources, in this order: the acting policy PUBLISHES it with its actions (free, exact); else a
 bound `logprob_fn` computes it; else the environment's own model does.  An agent that trains other
@@ -101,7 +101,7 @@ class Behavior:
         return waiting, self._logprobs[slots]
 
     def clear(self, slots: np.ndarray) -> None:
-        """What these slots published has been used, or belongs to an episode that is gone."""
+        """Forget what these slots have published, because it was used or the episode is over."""
         self._waiting[slots] = False
 
     def ask(self, observation: dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:

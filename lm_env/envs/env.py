@@ -22,7 +22,7 @@ from lm_env.objective.task import Task, TaskOptions
 
 __all__ = ["TextGenerationEnv"]
 
-ALL = np.zeros(1, dtype=np.int64)
+ONLY_SLOT = np.zeros(1, dtype=np.int64)  # the index array of slot 0
 
 
 class TextGenerationEnv(gymnasium.Env[Any, Any]):
@@ -88,7 +88,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         with self._one_at_a_time:
             chosen = checked_options(options, "prompt")
             seeds = checked_seeds(seed if seed is None else [seed], 1)
-            self.mdp.reset(ALL, chosen.get("prompt"), seeds)
+            self.mdp.reset(ONLY_SLOT, chosen.get("prompt"), seeds)
             super().reset(seed=seeds[0])
             prompt = self.mdp.prompts[0]
             assert prompt is not None
@@ -97,7 +97,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Append one token; see the class for what comes back."""
         with self._one_at_a_time:
-            result = self.mdp.step(ALL, [action])
+            result = self.mdp.step(ONLY_SLOT, [action])
             info = {k: v.tolist()[0] for k, v in result.info.items()}
             terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
             if self.render_mode == "human" and (terminated or truncated):
@@ -128,7 +128,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
 
     def action_masks(self) -> np.ndarray:
         """bool (V,): tokens that may come next."""
-        return self.mdp.action_masks(ALL)[0]
+        return self.mdp.action_masks(ONLY_SLOT)[0]
 
     def publish(self, action: ArrayLike, logprob: ArrayLike) -> None:
         """Announce the logprob (nats) of the action of the coming step, under the policy that sampled it.
@@ -143,7 +143,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         self.mdp.behavior.bind(logprob_fn)
 
     def score(self, episodes: Episodes) -> ScoredEpisodes:
-        """Per-token rewards of whole episodes, equal to stepping through them; see `Task.score`."""
+        """Per-token rewards of whole episodes, equal to stepping through them; see `score_episodes`."""
         return score_episodes(self.task, episodes)
 
     # -- save, restore, fork --------------------------------------------------------------------------
@@ -164,10 +164,10 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         read again at the next step, and logprobs may differ by rounding.
 
         Raises:
-            ConfigurationError: it is none of this task; nothing has changed.
+            ConfigurationError: the state belongs to another task; nothing has changed.
         """
         with self._one_at_a_time:
-            self.mdp.restore_state(state, ALL)
+            self.mdp.restore_state(state, ONLY_SLOT)
 
     def fork(self, n: int) -> TextGenerationVectorEnv:
         """n copies of the episode as it stands, which go on by themselves; see `TextGenerationVectorEnv.fork`."""

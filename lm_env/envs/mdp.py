@@ -1,12 +1,11 @@
 """TextMDP: the batched core.  n slots; here, and nowhere else, an episode is reset, stepped and ended.
 
 State: the text of each slot.  Action: its next token.  Reward of a step: -beta (log pi - log pi_ref)
-of the token just taken, plus what that token is paid: the score when the text ends, or its own score
-where the reward function scores tokens.  A step either happens whole or, when
-anything about it is wrong, not at all.
+of the token just taken, plus the score paid at that token: the text's score when the text ends, or the
+token's own score if the reward function scores tokens.  A step is atomic: if it raises, nothing has changed.
 
-`terminated`: an EOS, a stop string, or the length cap, at which the score is paid as well; with
-`cap_truncates`, the cap is `truncated` and pays none.
+`terminated`: an EOS, a stop string, or the length cap; the score is paid in each case.  With
+`cap_truncates` the cap sets `truncated` instead, and no score is paid.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class TextMDP(Slots):
     """n slots over one task.
 
     Args:
-        task: what to write and how it is judged.
+        task: what to write and how it is scored.
         slots: n.
     """
 
@@ -62,7 +61,7 @@ class TextMDP(Slots):
         super().__init__(task, slots)
         self.behavior = Behavior(slots)
         self._reference = StepLogprobs(task.reference, slots, task.max_length, task.temperature)
-        self._own: StepLogprobs | None = None
+        self._own: StepLogprobs | None = None  # made when no published or bound logprobs are available
         self._untrained = UntrainedModelWarner(task)
         self._one_at_a_time = OneAtATime()
 
@@ -111,7 +110,7 @@ class TextMDP(Slots):
             ResetNeeded: a slot has no running episode.
             InvalidActionError: an action is no token id, or is masked.
             BusyError: another call is under way.
-            PublishedActionsError, RewardError: see there.  In every case nothing has changed.
+            PublishedActionsError, RewardError: see the classes.  In every case the episode state is unchanged.
         """
         with self._one_at_a_time:
             return self._step(slots, actions)
@@ -168,9 +167,9 @@ class TextMDP(Slots):
     def restore_state(self, state: SlotState, slots: np.ndarray) -> None:
         """Let `slots (k,)` stand where a slot of this task once stood.
 
-        A slot that has come from there goes on with its own KV cache, cut back; another one gets a copy
-        of such a slot's rows; and where no slot holds the text, it is read again at the next step, so
-        that logprobs may differ by rounding.
+        A slot whose text begins with the state's text keeps its KV cache, truncated; any other slot gets a copy of
+        such a slot's cache rows.  If no slot holds the text, the next step recomputes it, and logprobs may differ by
+        rounding.
 
         Raises:
             ConfigurationError: not a state of this task; nothing has changed.
@@ -248,7 +247,8 @@ class TextMDP(Slots):
     ) -> tuple[np.ndarray, np.ndarray]:
         """log pi of the tokens (k,) and where it comes from, as indices of `LOGPROB_SOURCES` (k,)."""
         published, logprobs = self.behavior.published(slots, tokens)
-        source = np.where(published, 0, 1 if self.behavior.logprob_fn is not None else 2)
+        fallback = "logprob_fn" if self.behavior.logprob_fn is not None else "model"
+        source = np.where(published, LOGPROB_SOURCES.index("published"), LOGPROB_SOURCES.index(fallback))
         rest = ~published
         if rest.any() and self.behavior.logprob_fn is not None:
             logprobs[rest] = self.behavior.ask(self.observation(slots[rest]), tokens[rest])

@@ -84,7 +84,7 @@ class Slots:
             raise ConfigurationError(f"there is no slot {slot}: there are {self.slots}, the first one is 0")
         prompt = self.prompts[slot]
         if prompt is None:
-            raise ResetNeeded(f"slot {slot} stands nowhere yet: call reset first")
+            raise ResetNeeded(f"slot {slot} has no episode yet: call reset first")
         response = np.array(self.response(slot), dtype=np.int64)
         return SlotState(
             prompt=prompt,

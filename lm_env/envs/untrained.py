@@ -1,8 +1,8 @@
-"""The warning to agents that train other weights than the environment's model and do not say what they sample from.
+"""Warn when an agent trains weights other than the environment's model and does not publish its logprobs.
 
 The KL in the reward is then 0 for ever.  That the model equals its reference proves nothing: every
-training begins that way, and a first rollout may be long.  What gives the mistake away is an optimizer
-that steps, time and again between episodes, on parameters of which none belongs to the model.
+training begins that way, and a first rollout may be long.  The sign of the mistake is an optimizer
+that repeatedly steps, between episodes, on parameters that do not belong to the model.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class UntrainedModelWarner:
             return
         if self._steps_seen is None:  # what was trained before the first step, such as a reward model, is no policy
             self._steps_seen = _steps.count
-        self._updates += self._steps_seen != _steps.count
+        if self._steps_seen != _steps.count:
+            self._updates += 1
         self._steps_seen = _steps.count
         differs = log_ratios >= LOG_RATIO
         if (ended & differs).any():
@@ -74,7 +75,8 @@ def _outside() -> int:
     """The `stacklevel` of the first caller outside this package, seen from the caller of this function."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("lm_env."):
-        level, frame = level + 1, frame.f_back
+        level += 1
+        frame = frame.f_back
     return level
 
 

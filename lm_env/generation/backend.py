@@ -1,4 +1,4 @@
-"""The seam of generation: whoever needs texts asks a `GenerationBackend`, and does not know how they are made.
+"""The interface of generation: callers ask a `GenerationBackend` for texts and do not depend on how they are generated.
 
 Shapes: B episodes, T response tokens.
 """

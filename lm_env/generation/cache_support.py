@@ -1,4 +1,4 @@
-"""Whether the KV cache of slots is right for a model: what its configuration says, then the proof by trying it."""
+"""Whether `SlotDecoder` gives correct logits for a model: first from its configuration, then by a trial run."""
 
 from __future__ import annotations
 
@@ -105,15 +105,15 @@ def _probe_length(model: nn.Module, max_length: int, window: AttentionWindow) ->
 
 @torch.no_grad()
 def _try_it(model: nn.Module, length: int) -> str | None:
-    """Decode three rows of unequal length and compare each with full forwards of it alone.
+    """Decode three rows of unequal length together and compare each with full forwards of that row by itself.
 
-    The shortest begins with one token, so that it differs from the longest wherever the length makes a difference.
+    The shortest row begins with one token, so that any dependence on the length of its neighbors shows.
 
     Args:
         length: that of the longest row after its last token.
     """
     if length < 3:
-        return f"has {facts_of(model).max_positions} positions, too few to need one"
+        return f"has {facts_of(model).max_positions} positions, too few for a KV cache to matter"
     rows = np.arange(3)
     ids = np.arange(3 * length).reshape(3, length) * 7 % facts_of(model).vocab_size
     lengths = np.array([length - 2, max(1, length - 3), 1])

@@ -1,11 +1,11 @@
 """Whole episodes by continuous batching, without favoring short ones.
 
-The prompts are fixed beforehand and every one of them is carried through to its end; a slot that falls
-free takes the next.  (Taking "the first n to finish" instead would favor short texts.)  One forward of
-one token per generated token; the logprobs of sampling, and with a shared trunk the values, are kept and
+The prompts are fixed beforehand and every one of them is carried through to its end; a free slot
+takes the next prompt.  (Taking the first n texts to finish would favor short ones.)  Each generated token costs one
+one-token forward; the logprobs of sampling, and with a shared trunk the values, are kept and
 never computed again.
 
-Shapes: S slots, B episodes, T response tokens, V vocabulary, D hidden.
+Shapes: k slots of a call, B episodes, T response tokens, D hidden width.
 """
 
 from __future__ import annotations

@@ -111,8 +111,11 @@ class SlotDecoder:
         self._device = device_of(self.model)
         tokens = self._tensor(ids[:, :width])
         plan = self._plan
-        plan.slots, plan.positions, plan.ending = self._tensor(slots), None, None
-        plan.past, plan.width = 0, width
+        plan.slots = self._tensor(slots)
+        plan.positions = None
+        plan.ending = None
+        plan.past = 0
+        plan.width = width
         last = (torch.arange(len(slots), device=self._device), self._tensor(lengths) - 1)
         self.lengths[slots] = 0
         # Right pads write keys past the row's length; the row's own tokens overwrite them before they are read.
@@ -133,11 +136,11 @@ class SlotDecoder:
         plan.rows = self._tensor(slots)
         plan.slots = slice(None) if len(slots) == len(self.lengths) else plan.rows
         plan.positions, plan.past, plan.width = positions, width - 1, width
-        level = int(at.min()) + 1 == width
-        plan.column = width - 1 if level and len(slots) == len(self.lengths) else None
+        same_length = int(at.min()) + 1 == width  # all stepped rows hold equally many tokens
+        plan.column = width - 1 if same_length and len(slots) == len(self.lengths) else None
         plan.ending = None
         mask: Tensor | dict[str, Tensor]
-        if level and (window.own or not window.hides(width)):
+        if same_length and (window.own or not window.hides(width)):
             mask = torch.ones((len(slots), width), dtype=torch.long, device=self._device)  # hides nothing: fast kernel
         elif window.own and window.hides(width):
             ending = torch.arange(1 - width, 1, device=self._device) + positions[:, None]
@@ -161,7 +164,8 @@ class SlotDecoder:
     def copy_row(self, source: Self, row: int, targets: np.ndarray, length: int) -> None:
         held = length if source.lengths[row] >= length else 0
         others = self._tensor(targets[targets != row] if source is self else targets)
-        for mine, theirs in zip(self._layers, source._layers, strict=True) if held and len(others) else ():
+        layers = zip(self._layers, source._layers, strict=True)
+        for mine, theirs in layers if held and len(others) else ():
             assert theirs.keys is not None and theirs.values is not None
             if not mine.is_initialized:
                 mine.lazy_initialization(theirs.keys, theirs.values)

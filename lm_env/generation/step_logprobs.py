@@ -1,9 +1,9 @@
 """StepLogprobs: logprobs of the tokens taken in n slots, at the cost of one token's forward a step.
 
 The environment has one for the reference and, for steps whose logprobs are not given to it, one for its
-own model.  It holds no text of its own: the caller shows it the texts of all slots.  A row whose cache is
-one token behind its text takes that token; any other row (a new text, several tokens behind, after a
-failed forward or a change of weights) is computed from its beginning.
+own model.  It stores no text: the caller passes the texts of all slots.  A row whose cache lacks only the last
+token of its text reads that token; any other row (a new text, several tokens missing, after a failed forward or a
+change of weights) is recomputed from the start.
 """
 
 from __future__ import annotations

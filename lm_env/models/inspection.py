@@ -105,14 +105,15 @@ def _probe(model: nn.Module) -> ModelFacts:
     ids = torch.tensor([[0, 1], [0, 0]], device=device_of(model))
     arguments = plain_arguments(accepted, ids)
     trunk = trunk_of(model)
-    with evaluating(model), _loud_head(model):
+    with evaluating(model), _scaled_head(model):
         try:
             # transformers leaves hooks that cannot be pickled on a model that was asked for all its hidden states.
             whole = {"output_hidden_states": True} if trunk is None and "output_hidden_states" in accepted else {}
             out = model(**arguments, **whole)
             logits = out.logits
             states = getattr(out, "hidden_states", None)
-            last = trunk(**arguments).last_hidden_state if trunk is not None else states[-1] if states else None
+            by_hidden_states = states[-1] if states else None
+            last = by_hidden_states if trunk is None else trunk(**arguments).last_hidden_state
         except Exception as error:  # whatever a foreign model raises
             raise UnsupportedModelError(
                 f"{name} does not run as a causal LM: model(input_ids=...) must return .logits (B, L, V); {error}"
@@ -196,7 +197,7 @@ def _head_of(model: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
-def _loud_head(model: nn.Module) -> Iterator[None]:
+def _scaled_head(model: nn.Module) -> Iterator[None]:
     """Inside, the LM head's output is multiplied by 1000.
 
     It shows what a model does to its logits after the head (a soft cap, a scale) even while they are small.
@@ -219,7 +220,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module | Sequence[nn.Module]) -> Iterator[None]:
-    """Dropout off inside a model (or these modules); afterwards each one's training flag as it was."""
+    """Dropout off inside a model (or these modules); afterward each one's training flag as it was."""
     training = [module for module in (model.modules() if isinstance(model, nn.Module) else model) if module.training]
     for module in training:
         module.training = False

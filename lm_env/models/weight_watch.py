@@ -46,7 +46,7 @@ class WeightWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._look()
+        self._take_snapshot()
 
     @torch.no_grad()
     def changed(self) -> bool:
@@ -59,7 +59,7 @@ class WeightWatch:
             and all(map(torch.equal, self._entries(), self._seen_entries))
         )
         if not same:
-            self._look()
+            self._take_snapshot()
         return not same
 
     def _parts(self) -> Iterator[object]:
@@ -79,7 +79,7 @@ class WeightWatch:
         return [torch.cat(views) for views in self._views]
 
     @torch.no_grad()
-    def _look(self) -> None:
+    def _take_snapshot(self) -> None:
         modules = list(self._model.modules())
         self._holders: list[dict[str, Any]] = [m._modules for m in modules if m._modules]
         self._holders += [m._parameters for m in modules if m._parameters]
@@ -89,7 +89,7 @@ class WeightWatch:
         self._views = list(_views_by_kind(self._weights))
         self.ids = {id(p) for p in self._weights}
         self._stepped = False
-        _watches.add(self)  # here, so that a deep copy is announced to as well
+        _watches.add(self)  # registered here, so that a deep copy of the watch is notified as well
         self._seen_parts = list(self._parts())
         self._seen_counts = self._counts()
         self._seen_adapters = adapter_state(self._adapters)

@@ -1,9 +1,9 @@
-"""What is to be written and how it is judged: the task, its reward, its KL penalty."""
+"""What is to be written and how it is scored: the task, its reward, its KL penalty."""
 
 from __future__ import annotations
 
 from lm_env.objective.kl import AdaptiveKL, FixedKL, KLController, full_kl, k1, k2, k3
-from lm_env.objective.rewards import Causal, RewardFunction, compose_rewards, judge_responses, score_responses
+from lm_env.objective.rewards import Causal, RewardFunction, call_reward, compose_rewards, score_responses
 from lm_env.objective.scores import Scores, Span
 from lm_env.objective.scoring import measure_kl, paid_scores, raw_scores, score_episodes
 from lm_env.objective.task import Task, TaskOptions
@@ -18,9 +18,9 @@ __all__ = [
     "Span",
     "Task",
     "TaskOptions",
+    "call_reward",
     "compose_rewards",
     "full_kl",
-    "judge_responses",
     "k1",
     "k2",
     "k3",

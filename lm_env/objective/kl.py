@@ -91,7 +91,7 @@ class FixedKL:
 
 
 class AdaptiveKL:
-    """Proportional control of log beta towards a target KL.
+    """Proportional control of log beta toward a target KL.
 
     beta <- beta (1 + clip(KL / target - 1, -.2, .2) n / horizon), n the number of episodes.
     Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.2; defaults from its public code.

@@ -82,7 +82,7 @@ def resolve_models(
     download: bool,
     quantization_config: Any = None,
 ) -> ResolvedModels:
-    """Models by name are loaded, once, and shared while they are frozen; live ones are taken as they are.
+    """A model given by name is loaded once and shared while frozen; a model object is used as it is.
 
     Without a `reference`, a peft model's own base is the reference, and a quantized model without
     anything to train is its own.
@@ -124,7 +124,7 @@ def _check_apart(model: nn.Module, reference: nn.Module) -> None:
     own = {p.data_ptr() for p in model.parameters() if p.numel()}
     if any(p.data_ptr() in own for p in reference.parameters() if p.numel()):
         raise ConfigurationError(
-            "the reference shares weights with the model, so it would drift with it: leave it out, or pass a copy"
+            "the reference shares weights with the model, so training changes both: leave it out, or pass a copy"
         )
 
 

@@ -20,10 +20,10 @@ from lm_env.objective.scores import Scores, checked_scores, short_repr
 __all__ = [
     "Causal",
     "RewardFunction",
+    "call_reward",
     "compose_rewards",
     "final_scores",
     "is_causal",
-    "judge_responses",
     "name_of",
     "score_responses",
 ]
@@ -49,16 +49,16 @@ class RewardFunction(Protocol):
     The score of a text is the sum of its entry.  A flat list of B numbers is always one number per text: for
     B = 1, the numbers of the text's tokens are `[array]`.  A padded array of two dimensions is refused.
 
-    WHEN the scores of tokens are paid.  The reward of a step may depend on the text up to that step alone, else
-    an agent that credits a token with what follows it maximizes something else than E[score] - beta KL.
+    WHEN the scores of tokens are paid.  The reward of a step must depend only on the text up to that step;
+    otherwise an agent that uses reward-to-go maximizes something other than E[score] - beta KL.
     So a function whose score of each token depends on the text up to that token says so: it has an attribute
     `causal = True`, or is wrapped in `Causal`.  Then each token is paid at once, stepwise and episode-wise alike.
     Without it all scores of a text are paid together at its last token, and a warning says so unless
     the function has `causal = False`.  Either way the score of a text, and so the optimum, is the same.
 
-    A causal function is asked by the stepwise environment at every step, with the text so far, and only the
-    last token's score is new; where an earlier one differs from what was paid, it is refused.  It
-    is given one keyword more: `response_finished`, B bools, False for a text that is still being written or
+    The stepwise environment calls a causal function at every step with the text so far.  Only the last token's
+    score may be new; if an earlier score changes, the step raises RewardValueError.  It
+    gets one more keyword argument: `response_finished`, B bools, False for a text that is still being written or
     that the length cap has cut (`cap_truncates`).  What belongs to the end of a text, such as one number for all of it,
     is paid to finished texts only.  The text so far holds no half characters and no beginning of a stop string.
     """
@@ -105,10 +105,10 @@ def score_responses(
         RewardValueError: a score is missing, not a number, NaN or infinite; the message shows the
             sample.
     """
-    return judge_responses(reward, prompts, responses, columns, warn=False).totals()
+    return call_reward(reward, prompts, responses, columns, warn=False).totals()
 
 
-def judge_responses(
+def call_reward(
     reward: Callable[..., Any],
     prompts: Sequence[str],
     responses: Sequence[str],
@@ -120,8 +120,7 @@ def judge_responses(
     """Call a reward function, check what comes back, and place it where it is paid.
 
     Args:
-        finished: bool (B,); default: all.  About texts under way only a causal function is asked; the
-            others pay them nothing.
+        finished: bool (B,); default: all.  A non-causal function is not called for unfinished texts, which score 0.
         warn: say so where scores of tokens are paid at the end because nothing is declared.
 
     Raises:
@@ -169,22 +168,22 @@ def _asked(
     return checked_scores(name, raw, prompts, responses, None if ids is None else [len(row) for row in ids])
 
 
-def final_scores(token_scores: Array, last: Array, ended: Array, missing_eos_score: float | None) -> Array:
+def final_scores(token_scores: Array, last: Array, keep: Array, missing_eos_score: float | None) -> Array:
     """What is paid at each token: where a text never ended by itself, its whole score is REPLACED.
 
-    The last token takes back what the earlier ones were paid, so that the sum is `missing_eos_score`.
+    The last token is paid `missing_eos_score` minus what the earlier tokens were paid.
     Source: Ziegler et al. 2019 (arXiv:1909.08593), section 3.1.2, penalty -1; None switches it off.
 
     Args:
         token_scores: (B, T), what the reward function gives each token.
         last: (B, T) bool, True at the last token of each text.
-        ended: (B,) bool, whether an EOS or a stop string ended the text.
+        keep: (B,) bool, False where `missing_eos_score` replaces the score.
     """
     if missing_eos_score is None:
         return token_scores
     where: Callable[..., Any] = torch.where if isinstance(token_scores, torch.Tensor) else np.where
     earlier = where(last, 0.0, token_scores).sum(-1)
-    return where(last & ~ended[:, None], missing_eos_score - earlier[:, None], token_scores)
+    return where(last & ~keep[:, None], missing_eos_score - earlier[:, None], token_scores)
 
 
 def compose_rewards(token_scores: Array, logprobs: Array, ref_logprobs: Array, beta: float) -> Array:

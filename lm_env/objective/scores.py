@@ -168,7 +168,7 @@ def _check_parts(name: str, scores: Scores, responses: Sequence[str], lengths: S
 
 
 def _is_number(value: object) -> bool:
-    """Whether the value stands for a whole text, as a number or as something that should have been one."""
+    """Whether the value is a scalar (possibly an invalid one), so that it scores the whole text."""
     return not isinstance(value, list | tuple) and getattr(value, "ndim", 0) == 0
 
 
@@ -219,9 +219,9 @@ def _checked_spans(spans: Iterable[Span], response: str) -> tuple[Span, ...]:
     checked = []
     for span in spans:
         end = len(response) if span.end is None else span.end
-        whole = all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in (span.start, end))
+        are_integers = all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in (span.start, end))
         empty_is_fine = span.end is None  # the end of the text is a place, even where the text is empty
-        if not whole or not 0 <= span.start <= end <= len(response) or (span.start == end and not empty_is_fine):
+        if not are_integers or not 0 <= span.start <= end <= len(response) or (span.start == end and not empty_is_fine):
             raise ValueError(
                 f"{short_repr(span)} holds no characters of this response: 0 <= start < end <= {len(response)} is"
                 " needed, or an end of None"

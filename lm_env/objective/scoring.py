@@ -25,7 +25,7 @@ from lm_env.models.inspection import evaluating
 from lm_env.models.logprobs import response_logprobs, response_outputs, token_logprobs
 from lm_env.objective.episode_checks import check_episodes
 from lm_env.objective.kl import full_kl, k1, k2, k3
-from lm_env.objective.rewards import compose_rewards, final_scores, judge_responses, name_of, score_responses
+from lm_env.objective.rewards import call_reward, compose_rewards, final_scores, name_of, score_responses
 from lm_env.objective.scores import short_repr
 from lm_env.objective.task import Task
 
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 LOGITS_AT_ONCE = 2**24
+"""Largest number of logits (tokens x vocabulary) that `measure_kl` holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def raw_scores(
     """What a reward function gives to finished responses of a task, float64 (B,).
 
     Args:
-        reward: any reward function; the task's own, or another one that judges the same texts.
+        reward: any reward function; the task's own, or another one that scores the same texts.
         responses: the token ids of each response, its EOS included.
 
     Raises:
@@ -91,7 +92,7 @@ def paid_scores(
         task.text_of(ids) if done else task.text_so_far(ids) for ids, done in zip(responses, finished, strict=True)
     ]
     columns = _columns(task, prompts, responses)
-    scores = judge_responses(task.reward, [prompt.text for prompt in prompts], texts, columns, finished)
+    scores = call_reward(task.reward, [prompt.text for prompt in prompts], texts, columns, finished)
     lengths = [len(ids) for ids in responses]
     tokens = scores.on_tokens(lengths, lambda row: piece_ends(texts[row], responses[row], task.text_so_far))
     last = np.arange(tokens.shape[1]) == np.array(lengths, dtype=np.int64)[:, None] - 1

@@ -1,7 +1,7 @@
-"""Task: what is to be written and how it is judged: models, prompts, reward, and where a text ends.
+"""Task: what is to be written and how it is scored: models, prompts, reward, and where a text ends.
 
-Stepwise and episode-wise ways share it: `TextMDP` goes through its texts token by token, and
-`score_episodes` judges whole episodes at once.
+The stepwise and episode-wise paths share it: `TextMDP` goes through its texts token by token, and
+`score_episodes` scores whole episodes at once.
 
 Shapes: B episodes, T response tokens, L all tokens of an episode, V vocabulary, N response tokens of all episodes.
 """
@@ -57,9 +57,9 @@ class Task:
         eos_token_id: ids that end a text; default the tokenizer's; `()`: only the cap ends it.
         stop_strings: strings that end a text; the reward sees the text before them.
         missing_eos_score: paid INSTEAD of the score when the cap ends a text (-1 in
-            arXiv:1909.08593); None: such texts are judged like any other.
+            arXiv:1909.08593); None: such texts are scored like any other.
         cap_truncates: the cap yields `truncated` and pays no score, instead of `terminated` and the
-            score.  Off by default, for with a score paid, an agent must not add a bootstrap value.
+            score.  Off by default: where the score is paid, an agent must not bootstrap from a value.
         temperature: divides the logits of policy and reference.
         action_mask: `f(prompt_ids, response_ids) -> bool (V,)`, tokens that may come next.  Restricts
             the actions and the model's distribution, not the reference's: the optimum is then the
@@ -112,7 +112,7 @@ class Task:
         self.prompt_column = prompt_column
         self.overflow: Overflow = overflow
         self.add_special_tokens = add_special_tokens
-        self.max_prompt_tokens = max_prompt_tokens or self._room(max_new_tokens)
+        self.max_prompt_tokens = max_prompt_tokens or self._room(max_new_tokens)  # provisional: load_prompts reads it
         self.prompts = self.load_prompts(prompts, download=download)
         self.max_prompt_tokens = max_prompt_tokens or max(len(p.ids) for p in self.prompts)
         self.max_new_tokens = max_new_tokens
@@ -154,7 +154,7 @@ class Task:
         return max(min(positions) - max_new_tokens, 1) if positions else 2**31
 
     def as_reference(self) -> AbstractContextManager[Any]:
-        """Inside, `reference` is the reference: where it is the base under `adapter`, the adapter is off."""
+        """A context in which `self.reference` is the reference policy: a shared adapter is switched off."""
         if self.adapter is None or self.reference is not self.model:
             return nullcontext()
         return adapter_off(self.adapter)
@@ -168,7 +168,7 @@ class Task:
         return text[: min(cuts)] if cuts else text
 
     def text_so_far(self, response: Sequence[int]) -> str:
-        """What later tokens cannot change of a response under way: no half character, no beginning of a stop string."""
+        """The settled part of an unfinished response: no partial character, no start of a stop string."""
         text = self.text_of(response)
         if self.tokenizer is None:
             return text

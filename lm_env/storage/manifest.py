@@ -76,7 +76,7 @@ def was_saved_here(folder: Path) -> bool:
 
 
 def looks_saved(folder: Path) -> bool:
-    """Whether the manifest bears a mark of this package, be it a damaged one; that of another program does not."""
+    """Whether the manifest looks like one of this package, even if damaged."""
     try:
         content = (folder / MANIFEST).read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""Read a saved folder: verified, and one save even while others are being written there."""
+"""Read a saved folder: verified, and always from a single save, even while another process saves there."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def _link(source: int, name: str, links: Path) -> None:
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """By what a change of any file is noticed, without reading it."""
+    """(inode, size, mtime) of each file, to detect a change without reading it."""
     found = {}
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):

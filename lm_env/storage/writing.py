@@ -44,7 +44,7 @@ def check_destination(path: str | Path, *, size: int = 0) -> None:
 def write_folder(path: str | Path, fill: Callable[[Path], object]) -> Path:
     """Have `fill(folder)` write files, then put the folder at `path` in one step.
 
-    Of a folder that was saved there before, the files that were saved are deleted and all others stay.
+    If a folder was saved there before, the files listed in its manifest are deleted and all others stay.
     If `path` is a symbolic link, the link stays and the folder it points to is replaced.
 
     Returns:
@@ -157,7 +157,7 @@ def _retire(old: Path, real: Path) -> None:
 
 
 def _others(folder: Path, target: Path, ours: set[Path]) -> list[Path]:
-    """The files, links and whole folders that are not ours; those of a folder that the target has, too, one by one."""
+    """Files, links and folders that were not saved; a folder that `target` also has is listed entry by entry."""
     our_folders = {parent for file in ours for parent in file.parents}
     found: list[Path] = []
     for entry in sorted(folder.iterdir()):

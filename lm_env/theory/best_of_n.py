@@ -38,8 +38,8 @@ def best_of_n(scores: np.ndarray, n: int) -> BestOfN:
     """Score and KL of the best of n samples of the reference, without bias in the score.
 
     The score is the mean over all subsets of n of the samples at hand (an order statistic).  The KL is
-    exact for the distribution of scores at hand: samples that tie share a level, of which best-of-n takes
-    one at random, and samples that do not tie stand for a continuous distribution.
+    exact for the distribution of scores at hand: tied samples count as equal, and best-of-n picks one of them
+    at random; untied samples are treated as draws from a continuous distribution.
 
     Args:
         scores: as in `ceiling`, with at least n samples per prompt; a quarter of them or fewer is advisable.

@@ -1,4 +1,4 @@
-"""The ceiling: how much of E[score] - beta KL can be had at all, estimated from samples of the reference.
+"""The ceiling: the largest attainable E[score] - beta KL, estimated from samples of the reference.
 
 The optimum is pi* = pi_ref exp(score / beta) / Z on any text, so for each prompt
 
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 ENOUGH_ESS = 10.0
-"""Effective samples that a prompt needs, for its tilted mean to be an average of something."""
+"""Effective sample size that a prompt needs for its tilted mean to be usable."""
 ENOUGH_PROMPTS = 0.95
 """The share of the prompts that need them."""
 CLOSE = 0.01
@@ -93,7 +93,6 @@ class Ceiling:
         """Why the estimate is no more than a lower bound, in sentences; empty if it may be used."""
         found = []
         enough = float((self.ess >= ENOUGH_ESS).mean())
-        # Where all scores are alike nothing can be gained and nothing missed.
         if enough < ENOUGH_PROMPTS:
             found.append(
                 f"{1 - enough:.0%} of the prompts have fewer than {ENOUGH_ESS:g} effective samples (least"
@@ -229,7 +228,7 @@ def pass_rate_ceiling(rate: float, beta: float) -> float:
 
 
 def upper_bound(scores: np.ndarray, beta: float, highest: float, rng: np.random.Generator) -> Estimate:
-    """An estimate of J* that errs upwards, from exact samples of the optimum by rejection.
+    """An estimate of J* that errs upward, from exact samples of the optimum by rejection.
 
     A sample of the reference is accepted with probability exp((score - highest) / beta), and what is
     accepted is a sample of pi*.  Under pi*, E[exp(-score / beta)] = 1 / Z, so by Jensen's inequality
@@ -237,7 +236,7 @@ def upper_bound(scores: np.ndarray, beta: float, highest: float, rng: np.random.
     `Ceiling.J_plain`, which is low on average, it brackets J*.
 
     Args:
-        scores: as in `ceiling`; several prompts with no accepted sample are left out of the mean.
+        scores: as in `ceiling`; prompts without an accepted sample are left out of the mean.
         highest: a number that no score can exceed.
 
     Raises:

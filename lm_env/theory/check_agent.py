@@ -1,8 +1,8 @@
 """check_agent: what Gymnasium's `check_env` is for environments, for agents.
 
 Trains an agent on an enumerable MDP, whose optimum of E[score] - beta KL is known in closed form, and
-says how far from it the agent came to rest.  If it rests elsewhere, its policy is held against the
-exact fixed points of known other objectives, and the nearest one is named.
+reports how far from it the agent converged.  If it converged elsewhere, its policy is compared with the
+exact fixed points of other known objectives, and the nearest one is named.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ FAMILIES: tuple[tuple[Objective, str, tuple[float, ...]], ...] = (
     ("reward_rescaled", "scale", (0.9, 0.7, 0.5, 0.35, 0.2, 0.1)),
     ("reward_rescaled", "scale", (1.1, 1.4, 2.0, 3.0, 5.0, 10.0)),
 )
-"""The objectives with a number of their own, and the grid on which it is sought, from a small slip to a gross one."""
+"""The objectives with a number of their own, and the grid on which it is sought, from small to large deviations."""
 
 Train = Callable[[Any, int], nn.Module | None]
 """`train(env, seed)`: trains `env.task.model` in place, or returns the policy's causal LM."""
@@ -82,6 +82,7 @@ class AgentCheck:
     J: float
     gap: float
     R: float
+    """E[score]."""
     KL: float
     tv: float
     passed: bool
@@ -123,7 +124,7 @@ def check_agent(
     logprobs = []
     for seed in range(seeds):
         env = make_token_env(mdp, beta=beta)
-        logprobs.append(_log_probs(mdp, train(env, seed), env.task.model))
+        logprobs.append(_text_logprobs(mdp, train(env, seed), env.task.model))
     best = mdp.optimum(beta)
     results = [mdp.evaluate_trajectories(row, beta) for row in logprobs]
     mean = {field: float(np.mean([getattr(r, field) for r in results])) for field in ("J", "gap", "R", "KL", "tv")}
@@ -161,7 +162,7 @@ def parse_mdp(text: str) -> TokenMDP:
     return replace(flatter, score=lambda ids: (scale * np.asarray(drawn.score(ids))).tolist())
 
 
-def _log_probs(mdp: TokenMDP, returned: object, given: nn.Module) -> np.ndarray:
+def _text_logprobs(mdp: TokenMDP, returned: object, given: nn.Module) -> np.ndarray:
     """logprob (N,) of each text under the trained policy: the model that `train` returned, else the given one."""
     policy = given if returned is None else returned
     if not isinstance(policy, nn.Module):

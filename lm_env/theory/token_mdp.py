@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from lm_env.errors import ConfigurationError
-from lm_env.objective.rewards import Causal, final_scores, judge_responses
+from lm_env.objective.rewards import Causal, call_reward, final_scores
 from lm_env.theory.prefix_tree import (
     TableLM,
     Trajectories,
@@ -140,9 +140,9 @@ class TokenMDP:
     @property
     def reward(self) -> Callable[..., Any]:
         """`score` of each response, before `missing_eos_score`, which the environment pays; causal if dense."""
-        return Causal(self._judge) if self.dense else self._judge
+        return Causal(self._reward) if self.dense else self._reward
 
-    def _judge(
+    def _reward(
         self, prompts: list[str], responses: list[str], response_ids: Sequence[Sequence[int]]
     ) -> list[float | Sequence[float]]:
         return [self.score(ids) for ids in response_ids]
@@ -297,7 +297,7 @@ class TokenMDP:
         ids = [row[:length].tolist() for row, length in zip(tree.tokens, tree.lengths, strict=True)]
         prompts = [self.tokens[self.start_token]] * len(ids)
         responses = self.tokenizer.batch_decode(ids)
-        scores = judge_responses(self.reward, prompts, responses, {"response_ids": ids})
+        scores = call_reward(self.reward, prompts, responses, {"response_ids": ids})
         if scores.spans:
             raise ConfigurationError("the score of a TokenMDP is a number, or one per token, not a list of Spans")
         steps = scores.on_tokens(tree.lengths.tolist(), lambda _: ())

@@ -34,9 +34,9 @@ class TrainingReport:
     losses: list[float]
     """The mean pairwise loss of each update's batch, nats, before that update."""
     train_accuracy: float
-    """On the comparisons trained on, afterwards."""
+    """On the comparisons trained on, afterward."""
     held_out_accuracy: float | None
-    """On those held out, afterwards; None when none were."""
+    """On those held out, afterward; None when none were."""
 
 
 def train_reward_model(

@@ -53,7 +53,7 @@ def test_the_figures_of_best_of_four():
 def test_the_agents_samples_have_that_distribution():
     agent = BestOfN(make(mdp=T0), n=4, slots=2048, seed=1)
     count = 6000
-    episodes = agent.rollout_episodes(n=count)
+    episodes = agent.generate_episodes(n=count)
     assert len(episodes) == count and episodes.logprobs is None
     tokens, lengths = T0.trajectories()
     number = {tuple(row[:n].tolist()): i for i, (row, n) in enumerate(zip(tokens, lengths, strict=True))}
@@ -75,8 +75,8 @@ def test_each_prompt_gets_the_best_of_its_own_samples(id_task):
     prompts = [[1, 2, 3, 4, 5], [6], [8, 9]]
     three = BestOfN(TextGenerationEnv(**id_task()), n=3, seed=5)
     one = BestOfN(TextGenerationEnv(**id_task()), n=1, seed=5)
-    best = three.rollout_episodes(prompts)
-    all_of_them = one.rollout_episodes([p for p in prompts for _ in range(3)])
+    best = three.generate_episodes(prompts)
+    all_of_them = one.generate_episodes([p for p in prompts for _ in range(3)])
     scores = score_episodes(one.task, all_of_them).scores.reshape(3, 3)
     assert (scores.std(1) > 0).all()
     for row in range(3):

@@ -7,7 +7,7 @@ import pytest
 
 from lm_env import Causal, Span
 from lm_env.errors import ConfigurationError
-from lm_env.objective.rewards import is_causal, judge_responses, score_responses
+from lm_env.objective.rewards import call_reward, is_causal, score_responses
 from reward_models import Affine, Clipped, KeywordSpans, Length, WeightedSum, normalize
 
 TEXTS = ["good art, bad artist; ART", "", "art"]
@@ -26,7 +26,7 @@ def last(prompts, responses):
 
 def tokens(reward, finished=None) -> list[list[float]]:
     """What is paid, each text being cut into pieces of equal length."""
-    scores = judge_responses(reward, [""] * 3, TEXTS, COLUMNS, None if finished is None else np.array(finished))
+    scores = call_reward(reward, [""] * 3, TEXTS, COLUMNS, None if finished is None else np.array(finished))
     ends = [np.linspace(0, len(t), len(ids) + 1).astype(int)[1:].tolist() for t, ids in zip(TEXTS, IDS, strict=True)]
     return scores.on_tokens([len(ids) for ids in IDS], ends.__getitem__).tolist()
 

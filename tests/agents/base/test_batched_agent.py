@@ -338,14 +338,14 @@ def test_generate_reads_prompts_as_the_task_does(text_task, tokenizer):
     agent = PPO(TextGenerationEnv(**text_task(prompt_column="story", overflow="truncate", max_prompt_tokens=2)))
     ids = tokenizer("a good film")["input_ids"]
     for prompts in (["a good film"], [{"story": "a good film", "prompt": "x"}], tokenizer(["a good film"]), [ids]):
-        episodes = agent.rollout_episodes(prompts)
+        episodes = agent.generate_episodes(prompts)
         assert [p.ids.tolist() for p in episodes.prompts] == [ids[-2:]] and len(ids) > 2
     with pytest.raises(ConfigurationError, match=r"write one prompt as \[text\]"):
         agent.generate("a good film")
 
 
 def test_generated_episodes_can_be_scored(agent):
-    episodes = agent.rollout_episodes(n=9)
+    episodes = agent.generate_episodes(n=9)
     scored = agent.env.score(episodes)
     np.testing.assert_array_equal(scored.logprobs, episodes.logprobs)
     np.testing.assert_allclose(scored.logprobs, scored.ref_logprobs, rtol=0, atol=1e-5)

@@ -64,7 +64,7 @@ def test_the_loss_is_a_pessimistic_bound(log_ratio, advantage, clip):
     [
         (1.0, 1.0, 3.0, 2.0),  # (1 - 3)^2 / 2
         (1.1, 1.0, 3.0, 1.805),
-        (2.0, 1.0, 3.0, 1.62),  # moved too far towards the target: the error of 1.2 counts, (1.2 - 3)^2 / 2
+        (2.0, 1.0, 3.0, 1.62),  # moved too far toward the target: the error of 1.2 counts, (1.2 - 3)^2 / 2
         (0.0, 1.0, 3.0, 4.5),  # moved away from it: the whole error counts
         (3.0, 1.0, 3.0, 1.62),
     ],

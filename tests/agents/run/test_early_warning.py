@@ -133,7 +133,7 @@ def test_weights_that_change_between_sampling_and_update_are_told(caplog, id_tas
     assert caplog.text.count("update and sampling disagree") == 1
 
 
-def test_log_probs_of_another_distribution_make_the_kl_negative():
+def test_logprobs_of_another_distribution_make_the_kl_negative():
     """As top-k does when its samples are given the logprobs of the whole vocabulary."""
     sampled = PPO(make(mdp=TokenMDP.t0()), rollout_episodes=256, slots=256).collect_rollout()
     flattened = sampled.scored.logprobs - 0.5 * sampled.mask  # probabilities that no longer sum to 1

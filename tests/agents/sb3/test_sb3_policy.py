@@ -46,7 +46,7 @@ def test_rollout_equals_full_forwards_and_env_score(options, make_lm, kind, crit
         np.testing.assert_allclose(logged, logprobs[row, : len(logged)], atol=1e-5)
 
 
-def test_stored_log_probs_and_values_equal_full_forwards(options):
+def test_stored_logprobs_and_values_equal_full_forwards(options):
     env = TextVecEnv(3, **options)
     agent = make_agent(PPO, env, n_steps=15, buffer=None)
     torch.nn.init.normal_(agent.policy.network.value_head.weight)

@@ -148,7 +148,7 @@ def test_a_logprob_fn_that_gives_no_logprobs_is_refused_and_nothing_moves(value,
     assert env.mdp.lengths[0] == before["length"][0]
 
 
-def test_the_models_own_log_prob_is_that_of_a_full_forward(id_task):
+def test_the_models_own_logprob_is_that_of_a_full_forward(id_task):
     options = id_task(temperature=0.7)
     env = TextGenerationEnv(**options)
     env.reset(options={"prompt": [4, 5, 6]})

@@ -178,7 +178,8 @@ def test_both_ways_agree_on_a_table(options, id_task):
 
 def test_both_ways_agree_in_double_precision(id_task):
     options = id_task("llama", temperature=0.7)
-    options["model"].double(), options["reference"].double()
+    options["model"].double()
+    options["reference"].double()
     env = TextGenerationVectorEnv(SLOTS, **options)
     assert_both_ways_agree(env, step_randomly(env, 8), atol=1e-12)
 
@@ -189,7 +190,7 @@ def test_both_ways_agree_on_published_logprobs(kind, id_task):
     assert_both_ways_agree(env, step_randomly(env, 10, publish=1.0), published=True)
 
 
-def test_those_who_publish_now_and_then_get_the_models_log_probs_between(id_task):
+def test_those_who_publish_now_and_then_get_the_models_logprobs_between(id_task):
     env = TextGenerationVectorEnv(SLOTS, **id_task("llama"))
     episodes = step_randomly(env, 12, publish=0.5)
     assert_both_ways_agree(env, episodes, published=True)

@@ -78,7 +78,7 @@ def test_the_reference_stays_the_base_to_the_bit(id_task, lora, kind):
     with agent.task.as_reference():
         assert torch.equal(logits(agent.task.reference), logits(untouched))
     assert not torch.allclose(logits(agent.task.model), logits(untouched), atol=1e-3)  # the policy did change
-    report = measure_kl(agent.task, agent.rollout_episodes(n=32))
+    report = measure_kl(agent.task, agent.generate_episodes(n=32))
     assert report["full"] > 1e-3
 
 
@@ -129,7 +129,7 @@ def test_stepping_and_scoring_agree(id_task, lora, kind):
     """Stepwise and episode-wise, after training, with the environment's own model (adapter on) as the policy."""
     agent, model, _ = trained(id_task, lora, kind)
     env = TextGenerationVectorEnv(4, **task_options(id_task, model))
-    episodes = agent.rollout_episodes(n=4)
+    episodes = agent.generate_episodes(n=4)
     scored = score_episodes(env.task, episodes)
     assert abs(scored.kl).max() > 0.01
     for row in range(4):

@@ -270,7 +270,7 @@ def test_adapters_are_trained_and_nothing_else(lora_env, options):
     changed = {k for k, v in agent.policy.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {n for n, p in agent.policy.named_parameters() if p.requires_grad}
     assert sum("lora_" in k and k.startswith("lm.") for k in changed) == 12  # A and B of 3 layers in 2 blocks
-    assert measure_kl(agent.task, agent.rollout_episodes(n=8))["full"] > 1e-3  # the reference: adapters off
+    assert measure_kl(agent.task, agent.generate_episodes(n=8))["full"] > 1e-3  # the reference: adapters off
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
@@ -279,7 +279,7 @@ def test_a_checkpoint_holds_the_adapters_unmerged(lora_env, tmp_path, critic):
     path = agent.save(tmp_path / "saved")
     assert (path / "adapter_model.safetensors").is_file() and not (path / "model.safetensors").exists()
     again = PPO.load(path, lora_env())
-    episodes = agent.rollout_episodes(n=6)
+    episodes = agent.generate_episodes(n=6)
     for ours, theirs in (
         (response_logprobs(agent.task.model, episodes), response_logprobs(again.task.model, episodes)),
         (agent.policy.values(episodes), again.policy.values(episodes)),

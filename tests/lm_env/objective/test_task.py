@@ -403,7 +403,7 @@ def ended(episodes: Episodes, eos: int) -> Episodes:
     return episodes
 
 
-def test_junk_in_the_padding_of_log_probs_is_not_read(id_task):
+def test_junk_in_the_padding_of_logprobs_is_not_read(id_task):
     task = Task(**id_task(beta=1.0))
     ids, mask = np.array([[6, 5, EOS], [6, EOS, 5]]), np.array([[True, True], [True, False]])
     for junk in (np.nan, 1e30, -np.inf):

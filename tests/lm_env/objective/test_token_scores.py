@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lm_env import Causal, Span
 from lm_env.data.pieces import piece_ends
 from lm_env.errors import RewardValueError
-from lm_env.objective.rewards import is_causal, judge_responses, name_of, score_responses
+from lm_env.objective.rewards import call_reward, is_causal, name_of, score_responses
 from lm_env.objective.scores import Scores
 from lm_env.objective.scoring import paid_scores
 from lm_env.objective.task import Task
@@ -39,7 +39,7 @@ class Fixed:
 def judged(value, count: int = 3, **attributes) -> Scores:
     """What becomes of `value`, returned for texts of 1, 3 and 2 tokens by a causal reward function."""
     reward = Fixed(value, **{"causal": True, **attributes})
-    return judge_responses(reward, ["p"] * count, TEXTS[:count], {"response_ids": IDS[:count]})
+    return call_reward(reward, ["p"] * count, TEXTS[:count], {"response_ids": IDS[:count]})
 
 
 def paid(value) -> list[list[float]]:
@@ -81,7 +81,7 @@ def test_a_span_is_paid_at_the_last_token_that_has_one_of_its_characters():
 
 def test_a_flat_list_is_one_number_per_text_even_where_it_could_be_one_per_token():
     assert judged([1.0, 2.0, 3.0]).tokens == {}
-    one_text = judge_responses(Fixed([1.0], causal=True), ["p"], ["r"], {"response_ids": [[5]]})
+    one_text = call_reward(Fixed([1.0], causal=True), ["p"], ["r"], {"response_ids": [[5]]})
     assert one_text.at_end.tolist() == [1.0] and not one_text.per_token
 
 
@@ -138,7 +138,7 @@ def test_a_padded_array_is_refused_for_its_padding_has_no_mark(value):
 
 def test_the_numbers_of_one_texts_tokens_are_one_entry():
     with pytest.raises(RewardValueError, match=r"3 scores for 1 responses.*one entry, an array"):
-        judge_responses(Fixed([1.0, 2.0, 3.0]), ["p"], ["r"], {"response_ids": [[5, 6, 7]]})
+        call_reward(Fixed([1.0, 2.0, 3.0]), ["p"], ["r"], {"response_ids": [[5, 6, 7]]})
 
 
 # -- sums and multiples ------------------------------------------------------------------------------
@@ -186,13 +186,13 @@ def test_without_a_word_on_when_they_are_known_scores_of_tokens_are_paid_at_the_
     value = [[1.0], [2.0, 0.5, -1.0], 4.0]
     silent = Fixed(value)
     with pytest.warns(UserWarning, match=r"Fixed scores tokens.*lm_env.Causal"):
-        scores = judge_responses(silent, ["p"] * 3, TEXTS, {"response_ids": IDS})
+        scores = call_reward(silent, ["p"] * 3, TEXTS, {"response_ids": IDS})
     assert not scores.per_token and scores.totals().tolist() == [1, 1.5, 4] == judged(value).totals().tolist()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         declared = judged(value, causal=False)
         assert not declared.per_token and declared.totals().tolist() == [1, 1.5, 4]
-        judge_responses(Fixed([1.0, 2.0, 3.0]), ["p"] * 3, TEXTS, {"response_ids": IDS})
+        call_reward(Fixed([1.0, 2.0, 3.0]), ["p"] * 3, TEXTS, {"response_ids": IDS})
         assert score_responses(silent, ["p"] * 3, TEXTS, {"response_ids": IDS}).tolist() == [1, 1.5, 4]
 
 
@@ -202,7 +202,7 @@ def test_causal_wraps_a_function_and_keeps_its_name_and_columns():
 
     wrapped = Causal(counted)
     assert is_causal(wrapped) and not is_causal(counted) and name_of(wrapped) == "counted"
-    scores = judge_responses(wrapped, ["p"] * 3, TEXTS, {"response_ids": IDS, "answer": ["x"] * 3})
+    scores = call_reward(wrapped, ["p"] * 3, TEXTS, {"response_ids": IDS, "answer": ["x"] * 3})
     assert scores.totals().tolist() == [1, 3, 2]
 
 
@@ -214,9 +214,9 @@ def test_only_causal_functions_are_asked_about_texts_under_way():
         return [1.0] * len(responses)
 
     finished = np.array([True, False, True])
-    plain = judge_responses(reward, ["p"] * 3, TEXTS, {"response_ids": IDS}, finished)
-    none = judge_responses(reward, ["p"] * 3, TEXTS, {"response_ids": IDS}, np.zeros(3, bool))
-    causal = judge_responses(Causal(reward), ["p"] * 3, TEXTS, {"response_ids": IDS}, finished)
+    plain = call_reward(reward, ["p"] * 3, TEXTS, {"response_ids": IDS}, finished)
+    none = call_reward(reward, ["p"] * 3, TEXTS, {"response_ids": IDS}, np.zeros(3, bool))
+    causal = call_reward(Causal(reward), ["p"] * 3, TEXTS, {"response_ids": IDS}, finished)
     assert seen == [(["first text", ""], None), (TEXTS, [True, False, True])]
     # One number for a whole text belongs to its end, which the second has not reached.
     assert plain.totals().tolist() == causal.totals().tolist() == [1, 0, 1] and none.totals().tolist() == [0, 0, 0]

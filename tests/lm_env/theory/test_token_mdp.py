@@ -274,7 +274,7 @@ def test_models_at_the_reference():
 
 @given(seeds)
 @few
-def test_table_model_and_its_logits_give_the_same_log_probs(seed):
+def test_table_model_and_its_logits_give_the_same_logprobs(seed):
     mdp = TokenMDP.random(seed, 4, 4)
     logits = random_logits(mdp, seed)
     expected = mdp.trajectory_logprobs(logits)
