@@ -86,7 +86,7 @@ class GRPO(GroupAgent):
             policy_loss=policy_loss,
             clip_fraction=clip_fraction(evaluation.logprobs, old_logprobs, self.config.clip_range),
         )
-        if self.config.kl_in == "reward":
+        if self.config.kl_in == "reward" or self.task.kl.beta == 0:  # at beta 0 the reference may give -inf
             return policy_loss
         penalty = k3(evaluation.logprobs, batch.ref_logprobs)
         batch.record(kl_loss=penalty)

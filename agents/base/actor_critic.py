@@ -36,8 +36,6 @@ class ActorCriticConfig(AgentConfig):
     """Discount; below 1 the agent no longer maximizes E[score] - beta KL."""
     gae_lambda: float = 0.95
     """1 takes the whole return to come, lower values lean more on the critic."""
-    gae_lambda_end: float | None = None
-    """Where lambda moves linearly until `total_timesteps`; None: it stays."""
     vf_coef: float = 0.1
     """Weight of the value loss beside the policy's."""
     ent_coef: float = 0.0
@@ -49,8 +47,6 @@ class ActorCriticConfig(AgentConfig):
         super().__post_init__()
         check_numbers(self, "gamma", "gae_lambda", low=0.0, high=1.0)
         check_numbers(self, "vf_coef", "ent_coef", low=0.0)
-        if self.gae_lambda_end is not None:
-            check_numbers(self, "gae_lambda_end", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ class ActorCritic(BatchedAgent):
             values,
             mask,
             gamma=config.gamma,
-            lam=self.gae_lambda,
+            lam=config.gae_lambda,
             last_values=rollout.last_values,
         )
         metrics = {
@@ -107,13 +103,6 @@ class ActorCritic(BatchedAgent):
             "advantage_std": float(advantages[mask].std()),
         }
         return Targets(whiten(advantages, mask) if config.normalize_advantage else advantages, returns, metrics)
-
-    @property
-    def gae_lambda(self) -> float:
-        """Lambda now: it moves from `gae_lambda` to `gae_lambda_end` as the training goes on."""
-        start = self.config.gae_lambda
-        end = start if self.config.gae_lambda_end is None else self.config.gae_lambda_end
-        return end + (start - end) * self.updater.remaining
 
     def value_loss(self, evaluation: Evaluation, batch: MicroBatch, targets: Targets, clip: float | None) -> Tensor:
         """The critic's loss of each token, (N,); zeros where no network is trained as a critic."""

@@ -27,6 +27,7 @@ from agents.run.training_log import begin_log, make_logger, rollout_metrics
 from lm_env.data.prompts import Prompt
 from lm_env.generation.backend import Sampling
 from lm_env.models.inputs import shuffled_batches
+from lm_env.validation import check_number
 
 __all__ = ["BatchedAgent"]
 
@@ -92,6 +93,7 @@ class BatchedAgent(PolicyAgent, ABC):
             NonFiniteError: a loss or gradient was NaN or infinite; docs/agents.md says how to continue.
             RewardError: the reward function failed; nothing of this rollout has been learned.
         """
+        check_number("total_timesteps", total_timesteps, low=0)
         if self.num_rollouts == 0:
             begin_log(self.logger)
         if reset_num_timesteps:

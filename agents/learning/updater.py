@@ -91,8 +91,6 @@ class Updater:
         trained = trainable_parameters(policy, task)
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, eps=1e-8, fused=True)
         self.ema: AveragedModel | None = averaged_model(policy.lm, config.ema_decay)
-        self.remaining = 1.0
-        """The share of the training that is still ahead."""
         self._checkpointed = recomputable_layers(policy) if config.gradient_checkpointing else []
         self._means = Means()
 
@@ -113,7 +111,6 @@ class Updater:
             remaining: the share of the training that is still ahead, 1 to 0.
             rollouts: how many rollouts there have been, for the warm-up.
         """
-        self.remaining = remaining
         factor = remaining if self.config.lr_schedule == "linear" else 1.0
         if rollouts < self.config.warmup_rollouts:
             factor *= 0.1 + 0.9 * rollouts / self.config.warmup_rollouts

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 
+from lm_env.errors import ConfigurationError
+
 __all__ = ["CallbackLike", "TrainingEnv", "as_callback"]
 
-CallbackLike = Callable[..., Any] | BaseCallback | list[BaseCallback] | None
-"""A callback of stable-baselines3, a list of them, a function `f(locals, globals) -> bool`, or none."""
+CallbackLike = Callable[..., Any] | BaseCallback | Sequence[BaseCallback] | None
+"""A callback of stable-baselines3, a list or tuple of them, a function `f(locals, globals) -> bool`, or none."""
 
 
 class TrainingEnv:
@@ -46,13 +48,17 @@ class _TokenProgressBar(ProgressBarCallback):
 
 def as_callback(callback: CallbackLike) -> BaseCallback:
     """Whatever `learn` was given as one callback."""
-    if isinstance(callback, ProgressBarCallback):
+    if type(callback) is ProgressBarCallback:  # a subclass keeps its own methods
         return _TokenProgressBar()
     if isinstance(callback, CallbackList):
         callback.callbacks = [as_callback(part) for part in callback.callbacks]
         return callback
     if isinstance(callback, BaseCallback):
         return callback
-    if isinstance(callback, list):
+    if isinstance(callback, list | tuple):
         return CallbackList([as_callback(part) for part in callback])
+    if callback is not None and not callable(callback):
+        raise ConfigurationError(
+            f"callback must be a callback, a list of them or a function, not {type(callback).__name__}"
+        )
     return ConvertCallback(callback or (lambda local_variables, global_variables: True))

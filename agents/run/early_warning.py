@@ -35,7 +35,9 @@ class EarlyWarning:
     def _from_rollout(self, rollout: Rollout) -> dict[str, str]:
         scored = rollout.scored
         mask = rollout.mask
-        kl, error = scored.kl.mean(), scored.kl.std() / math.sqrt(len(scored.kl))
+        kl = scored.kl.mean()
+        # At beta 0 the reference may give a token probability 0, and the KL is infinite.
+        error = scored.kl.std() / math.sqrt(len(scored.kl)) if np.isfinite(kl) else math.inf
         entropy = float(-scored.logprobs[mask].mean())
         surprise = float(-scored.ref_logprobs[mask].mean())
         first = {

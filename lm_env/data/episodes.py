@@ -36,6 +36,10 @@ class Episodes:
     """float (B, T): logprobs of the response tokens under the distribution they were sampled from."""
 
     def __post_init__(self) -> None:
+        for name, ndim in (("input_ids", 2), ("prompt_lengths", 1), ("lengths", 1)):
+            object.__setattr__(self, name, _as_array(name, getattr(self, name), "iu", "integers", ndim))
+        if self.logprobs is not None:
+            object.__setattr__(self, "logprobs", _as_array("logprobs", self.logprobs, "f", "floats", 2))
         rows = len(self.input_ids)
         if not (len(self.prompt_lengths) == len(self.lengths) == len(self.prompts) == rows):
             raise ConfigurationError("episodes need one prompt, one prompt length and one length per row of input_ids")
@@ -82,6 +86,23 @@ class Episodes:
     def responses(self) -> list[list[int]]:
         """The response tokens of each row, the EOS included."""
         return [row[p:n].tolist() for row, p, n in zip(self.input_ids, self.prompt_lengths, self.lengths, strict=True)]
+
+
+def _as_array(name: str, values: object, kinds: str, described: str, ndim: int) -> np.ndarray:
+    """The values as an array, integers as int64; arrays, CPU tensors and nested lists are taken.
+
+    Raises:
+        ConfigurationError: the values have another kind of numbers or another number of dimensions.
+    """
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # ragged lists, tensors on a GPU or with a gradient
+        raise ConfigurationError(f"{name} of episodes cannot be made a numpy array: {error}") from error
+    if (array.dtype.kind not in kinds and array.size) or array.ndim != ndim:
+        raise ConfigurationError(
+            f"{name} of episodes must be {described} with {ndim} dimensions, not {array.dtype} with {array.ndim}"
+        )
+    return array.astype(np.int64) if kinds == "iu" else array
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError
 from lm_env.objective.task import Task
 
@@ -27,9 +28,15 @@ def check_episodes(task: Task, episodes: Episodes) -> np.ndarray:
             named beside it, a response that is too long, goes on after an EOS or a stop string or stops without any
             of its ends, a masked token, or logprobs that are none.  The row is named.
     """
+    if not isinstance(episodes, Episodes):
+        raise ConfigurationError(f"env.score takes lm_env.Episodes, not {type(episodes).__name__}")
+    foreign = [prompt for prompt in episodes.prompts if not isinstance(prompt, Prompt)]
+    if foreign:
+        raise ConfigurationError(
+            f"prompts of episodes must be Prompt objects, not {type(foreign[0]).__name__}: take them from"
+            " env.task.prompts, or make them with env.task.load_prompts"
+        )
     ids = episodes.input_ids
-    if ids.dtype.kind not in "iu":
-        raise ConfigurationError(f"input_ids of episodes must be integers, not {ids.dtype}")
     at = np.arange(ids.shape[1])
     real = at < episodes.lengths[:, None]
     in_prompt = at < episodes.prompt_lengths[:, None]

@@ -135,10 +135,12 @@ def checked_scores(
         _check_parts(name, raw, responses, lengths)
         return raw
     assert isinstance(raw, Iterable)
+    if isinstance(raw, torch.Tensor):
+        raw = _numbers_of(name, raw)
     at_end = np.zeros(len(responses))
     tokens = {}
     spans = {}
-    for i, value in enumerate(raw.tolist() if isinstance(raw, torch.Tensor) else raw):
+    for i, value in enumerate(raw):
         try:
             if _is_number(value):
                 at_end[i] = _finite(value)
@@ -146,12 +148,22 @@ def checked_scores(
                 spans[i] = _checked_spans(value, responses[i])
             else:
                 tokens[i] = _checked_tokens(value, None if lengths is None else lengths[i])
-        except ValueError as problem:
+        except (ValueError, TypeError, RuntimeError) as problem:  # torch raises the last two
             raise RewardValueError(
                 f"reward function {name} gave {short_repr(value)} ({type(value).__name__}) for sample {i} "
                 f"(prompt {short_repr(prompts[i])}, response {short_repr(responses[i])}): {problem}"
             ) from None
     return Scores(at_end, tokens, {i: some for i, some in spans.items() if some})
+
+
+def _numbers_of(name: str, raw: torch.Tensor) -> list[Any]:
+    try:
+        numbers: list[Any] = raw.tolist()
+    except Exception as problem:  # a tensor on the meta device or a sparse one
+        raise RewardValueError(
+            f"reward function {name} returned a tensor whose numbers cannot be read: {problem}; return a dense tensor"
+        ) from problem
+    return numbers
 
 
 def _check_parts(name: str, scores: Scores, responses: Sequence[str], lengths: Sequence[int] | None) -> None:

@@ -255,3 +255,14 @@ def test_groups_hold_samples_of_one_prompt(id_task):
 def test_bad_options_are_one_sentence(cls, options, words):
     with pytest.raises(ConfigurationError, match=words):
         build(cls, **options)
+
+
+def test_at_beta_0_grpo_learns_beside_a_reference_that_never_takes_a_token():
+    reference = T0.reference_model(torch.float64)
+    with torch.no_grad():
+        reference.table[:, 1] = -torch.inf
+    env = make(mdp=T0, model=T0.policy_model(torch.float64), reference=reference, beta=0.0)
+    agent = GRPO(env, rollout_episodes=64, learning_rate=0.05)
+    before = env.task.model.table.detach().clone()
+    agent.learn(1000)
+    assert torch.isfinite(env.task.model.table).all() and not torch.equal(before, env.task.model.table)

@@ -18,6 +18,8 @@ from stable_baselines3.common.callbacks import (
 )
 
 from agents import GRPO, PPO
+from lm_env.envs.env import TextGenerationEnv
+from lm_env.errors import ConfigurationError
 from lm_env.tasks.token_mdp import make
 
 SMALL = {"rollout_episodes": 16, "slots": 8}
@@ -124,3 +126,26 @@ def test_the_log_can_be_written_every_so_many_tokens(tmp_path):
     agent.logger.close()
     rows = (Path(tmp_path) / "progress.csv").read_text().splitlines()
     assert len(rows) == 1 + agent.num_rollouts, "each rollout is written once"
+
+
+def test_a_subclass_of_the_progress_bar_keeps_its_own_methods(id_task):
+    class Stop(ProgressBarCallback):
+        def _on_step(self) -> bool:
+            return False
+
+    agent = PPO(TextGenerationEnv(**id_task()), rollout_episodes=8, batch_size=8)
+    agent.learn(10_000, callback=(Stop(),))
+    assert agent.num_rollouts == 1
+
+
+@pytest.mark.parametrize("callback", [3, "log"])
+def test_what_is_no_callback(callback, id_task):
+    agent = PPO(TextGenerationEnv(**id_task()), rollout_episodes=8, batch_size=8)
+    with pytest.raises(ConfigurationError, match="callback must be"):
+        agent.learn(100, callback=callback)
+
+
+@pytest.mark.parametrize("total", ["x", None, float("nan"), -1])
+def test_the_length_of_a_training_is_a_number(total, id_task):
+    with pytest.raises(ConfigurationError, match="total_timesteps"):
+        PPO(TextGenerationEnv(**id_task())).learn(total)

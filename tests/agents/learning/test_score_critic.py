@@ -88,15 +88,6 @@ def test_no_value_loss_is_trained_or_logged(agent):
     assert second["explained_variance"] > -0.5
 
 
-def test_lambda_moves_to_its_end(id_task):
-    agent = PPO(TextGenerationEnv(**id_task()), critic="score", gae_lambda=0.7, gae_lambda_end=1.0, **SMALL)
-    seen = []
-    agent.learn(2000, callback=lambda local, world: seen.append((agent.updater.remaining, agent.gae_lambda)) is None)
-    assert len(seen) > 3 and seen[0] == (1.0, 0.7)
-    for remaining, lam in seen:
-        assert lam == pytest.approx(1.0 - 0.3 * remaining)
-
-
 def test_what_it_has_learned_is_saved_with_the_agent(agent, id_task, tmp_path):
     agent.learn(500)
     again = PPO.load(agent.save(tmp_path / "agent"), TextGenerationEnv(**id_task()))

@@ -183,5 +183,38 @@ def test_a_masked_token_is_refused_with_and_without_logprobs(id_task):
 def test_token_ids_are_integers(id_task):
     task = Task(**id_task())
     fine = row_of(task, 6, 5, EOS, prompt=1)
-    with pytest.raises(ConfigurationError, match="must be integers, not float64"):
+    with pytest.raises(ConfigurationError, match="must be integers with 2 dimensions, not float64"):
         score_episodes(task, replace(fine, input_ids=fine.input_ids.astype(float)))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint64, "list", "tensor"], ids=str)
+def test_any_integers_are_taken_as_token_ids(kind, id_task):
+    task = Task(**id_task())
+    fine = row_of(task, 6, 5, EOS, prompt=1)
+    convert = {"list": np.ndarray.tolist, "tensor": torch.from_numpy}.get(kind, lambda values: values.astype(kind))
+    names = ("input_ids", "prompt_lengths", "lengths")
+    same = replace(fine, **{name: convert(getattr(fine, name)) for name in names})
+    np.testing.assert_array_equal(score_episodes(task, same).rewards, score_episodes(task, fine).rewards)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lengths": np.array([4.0])}, "lengths of episodes must be integers"),
+        ({"input_ids": np.array([1, 2, 3, 0])}, "input_ids of episodes must be integers with 2 dimensions"),
+        ({"input_ids": [[1, 2], [3]]}, "input_ids of episodes cannot be made a numpy array"),
+        ({"logprobs": [["a", "b", "c"]]}, "logprobs of episodes must be floats"),
+        ({"prompts": ["a text"]}, "must be Prompt objects, not str"),
+    ],
+    ids=str,
+)
+def test_what_is_no_array_of_its_kind_is_named(change, words, id_task):
+    task = Task(**id_task())
+    fine = row_of(task, 6, 5, EOS, prompt=1)
+    with pytest.raises(ConfigurationError, match=words):
+        score_episodes(task, replace(fine, **change))
+
+
+def test_only_episodes_are_scored(id_task):
+    with pytest.raises(ConfigurationError, match=r"takes lm_env.Episodes, not NoneType"):
+        score_episodes(Task(**id_task()), None)

@@ -268,3 +268,13 @@ def test_half_a_character_and_the_beginning_of_a_stop_string_are_held_back(text_
     half = e_acute[:1]
     assert [task.text_so_far([x, *half, t, h][:n]) for n in (2, 3, 4)] == ["x", "x\ufffd", "x\ufffd"]
     assert task.text_of([x, t, h]) == "xTH" and task.text_so_far([x, t, x]) == "xTx"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.ones(3, device="meta"), torch.ones(3).to_sparse(), [torch.ones((), device="meta"), 1.0, 1.0]],
+    ids=["meta", "sparse", "one of them meta"],
+)
+def test_tensors_whose_numbers_cannot_be_read(value):
+    with pytest.raises(RewardValueError, match="Fixed"):
+        judged(value)
