@@ -86,4 +86,4 @@ class UnsafeFileError(LMEnvError, ValueError):
 
 
 class NonFiniteError(LMEnvError, FloatingPointError):
-    """A loss or gradient is NaN or infinite; the weights are those of before the update."""
+    """A loss, gradient, weight or logit is NaN or infinite; the weights are those of before the update."""

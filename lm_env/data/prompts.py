@@ -94,6 +94,7 @@ def load_prompts(
     add_special_tokens: bool = True,
     download: bool = False,
     limit: int | None = None,
+    too_long: str = "raise max_prompt_tokens, shorten it, or pass overflow='truncate'",
 ) -> Prompts:
     """Read, tokenize and check prompts.
 
@@ -119,6 +120,7 @@ def load_prompts(
         add_special_tokens: whether the tokenizer adds to a text what it adds by itself (usually a BOS).
         download: allow a hub id to be fetched.
         limit: read only the first `limit` prompts; required where the source does not know its end.
+        too_long: what the error tells the user to do about a longer prompt.
 
     Raises:
         InvalidPromptError: a prompt is empty, too long, no text, ids or chat, or outside the vocabulary;
@@ -145,7 +147,7 @@ def load_prompts(
     for index, draft in enumerate(drafts):
         text = draft.text
         columns = {name: draft.columns.get(name) for name in names}
-        ids = _fitted(draft, tokenizer, vocab_size, max_prompt_tokens, overflow)
+        ids = _fitted(draft, tokenizer, vocab_size, max_prompt_tokens, overflow, too_long)
         if text is None or len(ids) < len(draft.ids):
             text = " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True)
         array = np.array(ids, dtype=np.int64)
@@ -233,7 +235,9 @@ def _tokenize(drafts: list[_Draft], tokenizer: Tokenizer | None, add_special_tok
             draft.ids = ids
 
 
-def _fitted(draft: _Draft, tokenizer: Tokenizer | None, vocab_size: int, size: int, overflow: str) -> list[int]:
+def _fitted(
+    draft: _Draft, tokenizer: Tokenizer | None, vocab_size: int, size: int, overflow: str, remedy: str
+) -> list[int]:
     """Return the ids, inside the vocabulary and at most `size` of them."""
     ids, where = draft.ids, draft.where
     for position, token in enumerate(ids):
@@ -244,7 +248,6 @@ def _fitted(draft: _Draft, tokenizer: Tokenizer | None, vocab_size: int, size: i
     if len(ids) <= size:
         return ids
     if overflow == "error":
-        remedy = "raise max_prompt_tokens, shorten it, or pass overflow='truncate'"
         raise InvalidPromptError(f"{where} has {len(ids)} tokens, more than max_prompt_tokens={size}: {remedy}")
     bos = ids[:1] if tokenizer is not None and ids[0] == tokenizer.bos_token_id else []
     return bos + ids[len(ids) - size + len(bos) :]

@@ -26,9 +26,15 @@ _ROUNDING = 1e-3  # a logprob may be above 0 by so much
 
 
 class Behavior:
-    """Published logprobs of n slots, and a function for those that do not publish."""
+    """Published logprobs of n slots, and a function for those that do not publish.
 
-    def __init__(self, slots: int) -> None:
+    Args:
+        slots: n.
+        vocab_size: V, where it is known: published actions are then token ids below it.
+    """
+
+    def __init__(self, slots: int, vocab_size: int | None = None) -> None:
+        self._vocab_size = vocab_size
         self.logprob_fn: LogprobFn | None = None
         self._waiting = np.zeros(slots, dtype=bool)
         self._actions = np.zeros(slots, dtype=np.int64)
@@ -56,8 +62,8 @@ class Behavior:
             slots: int (k,), each once; all slots by default.
 
         Raises:
-            PublishedActionsError: shapes that do not fit, or a value that is no logprob; what was
-                published before stands.
+            PublishedActionsError: shapes that do not fit, an action that is no token id, or a value that is no
+                logprob; what was published before stands.
         """
         n = len(self._waiting)
         index = np.arange(n) if slots is None else _integers("slots", slots)
@@ -73,6 +79,12 @@ class Behavior:
         repeated = slots is not None and len(np.unique(index)) < len(index)
         if repeated or ((index < 0) | (index >= n)).any():
             raise PublishedActionsError(f"published for slots {index}: each may be there once, from 0 to {n - 1}")
+        outside = (taken < 0) | (taken >= (self._vocab_size or np.inf))
+        if outside.any():
+            allowed = "0 and more are" if self._vocab_size is None else f"0 to {self._vocab_size - 1} are"
+            raise PublishedActionsError(
+                f"published action {taken[outside][0]} of slot {index[outside][0]} is no token id: {allowed}"
+            )
         bad = ~np.isfinite(values) | (values > _ROUNDING)
         if bad.any():
             raise PublishedActionsError(

@@ -59,7 +59,7 @@ class TextMDP(Slots):
 
     def __init__(self, task: Task, slots: int = 1) -> None:
         super().__init__(task, slots)
-        self.behavior = Behavior(slots)
+        self.behavior = Behavior(slots, task.vocab_size)
         self._reference = StepLogprobs(task.reference, slots, task.max_length, task.temperature)
         self._own: StepLogprobs | None = None  # made when no published or bound logprobs are available
         self._untrained = UntrainedModelWarner(task)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from lm_env.data.prompts import Prompt
-from lm_env.envs.state import SlotState, settings_of
+from lm_env.envs.state import SlotState, generator_of, settings_of
 from lm_env.errors import ConfigurationError, ResetNeeded
 from lm_env.objective.task import Task
 from lm_env.validation import check_integer
@@ -102,6 +102,7 @@ class Slots:
         """Let a slot stand where a state says; the state has been checked."""
         ids = state.ids
         steps = len(state.response)
+        generator = generator_of(state)
         self.begin(slot, state.prompt)
         self.input_ids[slot, : len(ids)] = ids
         self.lengths[slot] = len(ids)
@@ -110,4 +111,4 @@ class Slots:
         self.token_scores[slot, :steps] = state.token_scores
         self.scores[slot] = state.score
         self.running[slot] = state.running
-        self.generators[slot].bit_generator.state = state.generator
+        self.generators[slot] = generator

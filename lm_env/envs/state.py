@@ -12,8 +12,11 @@ from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError
 from lm_env.objective.rewards import name_of
 from lm_env.objective.task import Task
+from lm_env.validation import check_number
 
-__all__ = ["SlotState", "check_state", "forked_generators", "settings_of"]
+__all__ = ["SlotState", "check_state", "forked_generators", "generator_of", "settings_of"]
+
+_CHANGED = "the state has been changed since save_state returned it (restore it as it was)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,10 @@ def check_state(state: Any, task: Task) -> None:
     """
     if not isinstance(state, SlotState):
         raise ConfigurationError(f"a state must be one that save_state returned, not a {type(state).__name__}")
+    for name, kind in (("prompt", Prompt), ("settings", Mapping), ("running", bool)):
+        if not isinstance(getattr(state, name), kind):
+            shown = f"its {name} is of type {type(getattr(state, name)).__name__}, not {kind.__name__}"
+            raise ConfigurationError(f"{_CHANGED}: {shown}")
     here = settings_of(task)
     for name, value in here.items():
         if state.settings.get(name) != value:
@@ -89,12 +96,51 @@ def check_state(state: Any, task: Task) -> None:
                 f"the state belongs to another task: its {name} is {state.settings.get(name)!r}, here it is {value!r};"
                 " restore it in an environment like the one that saved it"
             )
+    _check_arrays(state, task)
+    check_number("the score of a state", state.score)
+    generator_of(state)
+    if state.running and _is_over(state, task):
+        raise ConfigurationError(f"{_CHANGED}: its text has come to its end, and yet it is said to be running")
+
+
+def _check_arrays(state: SlotState, task: Task) -> None:
+    """The tokens and the numbers of each token: their types, their lengths, and that the tokens are tokens."""
+    arrays = {"prompt.ids": state.prompt.ids}
+    arrays |= {name: getattr(state, name) for name in ("response", "rewards", "token_scores", "log_ratios")}
+    for name, array in arrays.items():
+        kinds = "iu" if name in ("prompt.ids", "response") else "iuf"
+        if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in kinds:
+            wanted = "integers" if kinds == "iu" else "numbers"
+            raise ConfigurationError(f"{_CHANGED}: its {name} is no array of {wanted}, one for each token")
     steps = len(state.response)
-    fits = len(state.prompt.ids) <= task.max_prompt_tokens and steps <= task.max_new_tokens
+    fits = 1 <= len(state.prompt.ids) <= task.max_prompt_tokens and steps <= task.max_new_tokens
     if not fits or not steps == len(state.rewards) == len(state.token_scores) == len(state.log_ratios):
-        raise ConfigurationError("the state has been changed since save_state returned it: its lengths do not fit")
+        raise ConfigurationError(f"{_CHANGED}: its lengths do not fit")
     if ((state.ids < 0) | (state.ids >= task.vocab_size)).any():
-        raise ConfigurationError("the state has been changed since save_state returned it: it holds no token ids")
+        raise ConfigurationError(f"{_CHANGED}: it holds no token ids")
+
+
+def _is_over(state: SlotState, task: Task) -> bool:
+    """Whether the text holds one of its ends, so that no token can follow."""
+    if not len(state.response):
+        return False
+    ids = state.ids[None]
+    ended, capped = task.ends(ids, np.array([len(state.prompt.ids)]), np.array([ids.shape[1]]))
+    return bool(ended[0] or capped[0] or task.is_eos(state.response).any())
+
+
+def generator_of(state: SlotState) -> np.random.Generator:
+    """The generator of prompts, standing where the state says.
+
+    Raises:
+        ConfigurationError: the state's `generator` is no state of such a generator.
+    """
+    generator = np.random.default_rng()
+    try:
+        generator.bit_generator.state = state.generator
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise ConfigurationError(f"{_CHANGED}: its generator is no state of a NumPy PCG64 generator") from error
+    return generator
 
 
 def forked_generators(state: SlotState, count: int) -> list[np.random.Generator]:

@@ -44,6 +44,7 @@ def why_no_slot_cache(model: nn.Module, max_length: int) -> str | None:
     Raises:
         UnsupportedModelError: the logits after a text depend on the length of the texts beside it, in a way
             that is not known.
+        torch.OutOfMemoryError, MemoryError: the trial did not fit.  It is no verdict; the next call tries again.
     """
     if getattr(model, "kv_cache", True) is False:
         return "declares that it has no KV cache"
@@ -122,6 +123,8 @@ def _try_it(model: nn.Module, length: int) -> str | None:
             decoder = SlotDecoder(model, 3, length)
             logits = [decoder.start(rows, ids, lengths).logits]
             logits += [decoder.step(rows, ids[rows, lengths + i]).logits for i in range(2)]
+        except (torch.OutOfMemoryError, MemoryError):  # this says nothing about the model: nothing is remembered
+            raise
         except Exception as error:  # any failure inside a foreign model means: not this way
             return f"does not run with a per-row cache ({type(error).__name__}: {error})"
         alone = [[_after(model, ids[i : i + 1], n + step) for i, n in enumerate(lengths)] for step in (0, 1, 2)]

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
-from lm_env.errors import ConfigurationError
+from lm_env.errors import ConfigurationError, NonFiniteError
 from lm_env.generation.backend import Generation, Sampling
 from lm_env.generation.decoders import make_decoder
 from lm_env.generation.sampling import sample
@@ -55,7 +55,12 @@ class LocalBackend:
         self._version = 0
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, progress: str | None = None) -> Generation:
-        """See `GenerationBackend.generate`."""
+        """See `GenerationBackend.generate`.
+
+        Raises:
+            ConfigurationError: there are no prompts.
+            NonFiniteError: the model's logits are NaN.
+        """
         if not prompts:
             raise ConfigurationError("there is nothing to write to: give at least one prompt")
         self._version += self._watch.changed()
@@ -69,6 +74,11 @@ class LocalBackend:
                 batch.refill()
                 batch.advance()
                 bar.update(batch.ended - bar.n)
+        if not np.isfinite(batch.logprobs).all():
+            raise NonFiniteError(
+                f"{type(self.model).__name__} gives NaN logits, so no text can be sampled from it: load a checkpoint"
+                " from before its weights became NaN, and lower the learning rate if training made them so"
+            )
         return batch.finished(self._version)
 
 

@@ -159,7 +159,7 @@ def _asked(
         raw = reward(prompts=list(prompts), responses=list(responses), **_accepted(reward, columns))
     except RewardError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a function that ends the program is as wrong as one that raises
         raise RewardError(
             f"reward function {name} raised {type(error).__name__}: {error} (batch of {len(responses)}, "
             f"first response {short_repr(responses[0]) if responses else None})"

@@ -113,7 +113,7 @@ class Task:
         self.overflow: Overflow = overflow
         self.add_special_tokens = add_special_tokens
         self.max_prompt_tokens = max_prompt_tokens or self._room(max_new_tokens)  # provisional: load_prompts reads it
-        self.prompts = self.load_prompts(prompts, download=download)
+        self.prompts = self._own_prompts(prompts, download, max_prompt_tokens, max_new_tokens)
         self.max_prompt_tokens = max_prompt_tokens or max(len(p.ids) for p in self.prompts)
         self.max_new_tokens = max_new_tokens
         self.max_length = self.max_prompt_tokens + max_new_tokens
@@ -138,6 +138,20 @@ class Task:
         Raises:
             InvalidPromptError, ConfigurationError: see `lm_env.load_prompts`.
         """
+        return self._load(source, download)
+
+    def _own_prompts(self, source: Any, download: bool, given: int | None, max_new_tokens: int) -> Prompts:
+        """The task's own prompts; where no limit was given, what is too long is too long for the positions."""
+        if given is not None:
+            return self._load(source, download)
+        return self._load(
+            source,
+            download,
+            too_long=f"this limit comes from the model's positions, of which max_new_tokens={max_new_tokens} are for"
+            " the response, so lower max_new_tokens, shorten the prompt, or pass overflow='truncate'",
+        )
+
+    def _load(self, source: Any, download: bool, **options: Any) -> Prompts:
         return load_prompts(
             source,
             self.tokenizer,
@@ -147,6 +161,7 @@ class Task:
             overflow=self.overflow,
             add_special_tokens=self.add_special_tokens,
             download=download,
+            **options,
         )
 
     def _room(self, max_new_tokens: int) -> int:

@@ -14,8 +14,9 @@ from typing import Any, get_args
 import numpy as np
 from torch import nn
 
-from lm_env.errors import ConfigurationError, NonFiniteError
+from lm_env.errors import ConfigurationError, LMEnvError, NonFiniteError
 from lm_env.models.inspection import evaluating
+from lm_env.objective.rewards import name_of
 from lm_env.theory.objectives import Objective, fixed_point
 from lm_env.theory.token_env import make_token_env
 from lm_env.theory.token_mdp import TokenMDP
@@ -113,7 +114,7 @@ def check_agent(
 
     Raises:
         ConfigurationError: an unknown MDP, no positive beta, seeds < 1, or a `train` that is no function or
-            returns what is no causal LM over the MDP's tokens.
+            returns what is no causal LM over the MDP's tokens, does not take (env, seed), or raises (chained).
         NonFiniteError: the trained policy's logprobs are NaN.
     """
     if not callable(train):
@@ -124,7 +125,7 @@ def check_agent(
     logprobs = []
     for seed in range(seeds):
         env = make_token_env(mdp, beta=beta)
-        logprobs.append(_text_logprobs(mdp, train(env, seed), env.task.model))
+        logprobs.append(_text_logprobs(mdp, _trained(train, env, seed), env.task.model))
     best = mdp.optimum(beta)
     results = [mdp.evaluate_trajectories(row, beta) for row in logprobs]
     mean = {field: float(np.mean([getattr(r, field) for r in results])) for field in ("J", "gap", "R", "KL", "tv")}
@@ -160,6 +161,20 @@ def parse_mdp(text: str) -> TokenMDP:
     scores = flatter.raw_scores()
     scale = SCORE_STD / float(np.sqrt(reference @ (scores - reference @ scores) ** 2))
     return replace(flatter, score=lambda ids: (scale * np.asarray(drawn.score(ids))).tolist())
+
+
+def _trained(train: Train, env: Any, seed: int) -> object:
+    """What `train` returned; its own errors name the function and the signature that is expected."""
+    try:
+        return train(env, seed)
+    except LMEnvError:  # says by itself what is wrong, and what to do
+        raise
+    except (Exception, SystemExit) as error:
+        raised = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigurationError(
+            f"{name_of(train)} raised {raised} when it was called as train(env, seed): correct it, so that it takes an"
+            " environment and an integer and returns the trained causal LM, or None if it is env.task.model"
+        ) from error
 
 
 def _text_logprobs(mdp: TokenMDP, returned: object, given: nn.Module) -> np.ndarray:

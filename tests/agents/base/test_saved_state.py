@@ -142,6 +142,14 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, bad):
     assert torch.isfinite(PPO.load(saved, make()).task.model.table).all()
 
 
+def test_a_model_of_nan_weights_is_named_when_it_is_to_write():
+    agent = PPO(make(), **SMALL)
+    with torch.no_grad():
+        agent.task.model.table.fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match=r"gives NaN logits.*: load a checkpoint from before"):
+        agent.learn(20)
+
+
 def test_a_loss_that_is_infinite_under_finite_gradients_is_refused():
     """An infinite constant has no gradient, so the norm alone would not tell."""
 

@@ -97,6 +97,16 @@ def test_other_actions_than_published_leave_the_environment_unchanged(id_task):
     assert env.step(6)[4]["logprob_source"] == "model"
 
 
+@pytest.mark.parametrize("action", [61, 999, -1])
+def test_what_is_no_token_id_cannot_be_published(action, id_task):
+    env = TextGenerationEnv(**id_task())
+    env.reset(seed=0)
+    env.publish(5, -1.25)
+    with pytest.raises(PublishedActionsError, match=f"action {action} of slot 0 is no token id: 0 to 60 are"):
+        env.publish(action, -1.0)
+    assert env.step(5)[4]["logprob_source"] == "published"
+
+
 def test_what_was_published_before_a_reset_is_gone(id_task):
     env = TextGenerationEnv(**id_task())
     env.reset(seed=0)

@@ -406,6 +406,36 @@ def test_what_is_no_state_is_refused(id_task):
     assert isinstance(state, SlotState)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": None},
+        {"prompt": None},
+        {"rewards": None},
+        {"response": [5]},
+        {"log_ratios": np.zeros((1, 1))},
+        {"generator": {}},
+        {"generator": None},
+        {"score": "s"},
+        {"running": None},
+        {"response": np.array([60])},
+        {name: np.ones(6, int) for name in ("response", "rewards", "token_scores", "log_ratios")},
+    ],
+    ids=["settings", "prompt", "rewards", "list", "rank", "no-generator", "none", "score", "running", "eos", "cap"],
+)
+def test_an_edited_state_is_refused_before_anything_changes(changes, id_task):
+    env = TextGenerationEnv(**id_task(eos_token_id=60))
+    env.reset(seed=0)
+    walk(env, [5])
+    state = env.save_state()
+    env.reset(seed=1)
+    walk(env, [7, 8])
+    before = pickle.dumps(env.save_state())
+    with pytest.raises(ConfigurationError, match="state"):
+        env.restore_state(replace(state, **changes))
+    assert pickle.dumps(env.save_state()) == before
+
+
 def test_slots_and_counts_that_do_not_exist_are_refused(id_task):
     env = TextGenerationVectorEnv(2, **id_task())
     with pytest.raises(ResetNeeded, match="slot 1"):

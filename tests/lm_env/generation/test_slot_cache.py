@@ -324,6 +324,21 @@ def test_a_model_that_only_seems_to_fit_is_found_out_by_trying(make_lm):
     assert "other logits" in (why_no_slot_cache(model, 6) or "")
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_trial_that_ran_out_of_memory_is_made_again(error, make_lm, caplog):
+    model = make_lm("gpt2")
+    facts_of(model)
+
+    def full(module, args):
+        raise error("no memory left")
+
+    hook = model.transformer.register_forward_pre_hook(full)
+    with pytest.raises(error, match="no memory left"):
+        why_no_slot_cache(model, 6)
+    hook.remove()
+    assert why_no_slot_cache(model, 6) is None and not caplog.records
+
+
 def test_too_few_positions_are_an_error_at_construction(make_lm):
     model = make_lm("gpt2", n_positions=8)
     make_decoder(model, 2, 8)

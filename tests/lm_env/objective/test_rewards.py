@@ -171,6 +171,19 @@ def test_an_exception_is_chained_and_the_function_named(error):
     assert isinstance(caught.value, LMEnvError)
 
 
+def test_a_function_that_ends_the_program_is_an_error_and_an_interrupt_is_none():
+    def leave(prompts, responses):
+        raise SystemExit(4)
+
+    def interrupted(prompts, responses):
+        raise KeyboardInterrupt
+
+    with pytest.raises(RewardError, match="leave raised SystemExit: 4"):
+        score_responses(leave, ["p"], ["r"], {})
+    with pytest.raises(KeyboardInterrupt):
+        score_responses(interrupted, ["p"], ["r"], {})
+
+
 def test_a_reward_error_from_inside_stays_itself():
     inner = RewardValueError("part Length gave None")
 

@@ -272,7 +272,8 @@ def test_each_bad_source_is_named(options, error, words, id_task):
 def test_texts_that_do_not_fit_the_positions_are_an_error_at_construction(which, make_lm, id_task):
     short = {which: make_lm("gpt2", n_positions=10)}
     assert Task(**id_task(max_new_tokens=5, **short)).max_length == 10
-    with pytest.raises(InvalidPromptError, match="5 tokens, more than"):  # of five tokens; four have room
+    remedy = "positions, of which max_new_tokens=6 are for the response, so lower max_new_tokens"
+    with pytest.raises(InvalidPromptError, match=f"5 tokens, more than .*{remedy}"):  # of five tokens; four have room
         Task(**id_task(**short))
     with pytest.raises(UnsupportedModelError, match="10 positions and cannot hold 11"):
         Task(**id_task(max_prompt_tokens=5, **short))

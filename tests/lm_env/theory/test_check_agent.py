@@ -351,6 +351,29 @@ def test_what_is_no_policy_is_refused(returned, words):
         check_agent(lambda env, seed: returned(env), seeds=1)
 
 
+def _raising(env, seed):
+    raise KeyError("layer\n7")
+
+
+def _leaving(env, seed):
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        (lambda env: None, r"<lambda> raised TypeError: .*2 were given when .* train\(env, seed\): correct it"),
+        (_raising, r"_raising raised KeyError: 'layer\\n7' when it was called as train\(env, seed\)"),
+        (_leaving, "_leaving raised SystemExit: 3 when"),
+    ],
+    ids=["signature", "raising", "leaving"],
+)
+def test_a_trainer_that_fails_is_named_with_what_it_raised(train, words):
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        check_agent(train, seeds=1)
+    assert "\n" not in str(caught.value) and caught.value.__cause__ is not None
+
+
 def test_a_policy_of_nan_is_no_result():
     def diverge(env, seed):
         with torch.no_grad():
