@@ -135,7 +135,8 @@ class PolicyAgent(TextAgent):
             CheckpointMismatchError: another agent, model or vocabulary; the message names what differs.
 
         Warns:
-            UserWarning: another reward, reference, prompts, ... than when it was saved.
+            UserWarning: another reward, reference, prompts, ... than when it was saved; or another fixed beta,
+                which the saved one replaces.
         """
         env = gymnasium.make(env) if isinstance(env, str) else env
         task = task_of(env)

@@ -128,7 +128,8 @@ def load(algo_class: type[Algorithm], path: str | Path, env: Any, **arguments: A
     """The agent saved at `path`, on `env`, whose model takes the saved weights.
 
     If this raises, no weight of the environment has changed.  A warning tells of another reward,
-    reference, temperature, length cap or other prompts than those of the saved agent.
+    reference, temperature, length cap or other prompts than those of the saved agent, and of another
+    fixed beta, which the saved one replaces.
 
     Args:
         algo_class: `PPO`, `A2C`, ...: the class that was saved.
