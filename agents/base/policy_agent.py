@@ -18,7 +18,6 @@ from agents.learning.randomness import Randomness
 from agents.learning.updater import Updater
 from agents.run.checkpoint import (
     Checkpoint,
-    check_finite,
     folder_of,
     language_model_tensors,
     read_checkpoint,
@@ -27,7 +26,7 @@ from agents.run.checkpoint import (
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError
 from lm_env.generation.generate import LocalBackend
 from lm_env.generation.sampling import sample
-from lm_env.models.export import export_language_model
+from lm_env.models.export import check_finite, export_language_model
 from lm_env.models.logprobs import restrict
 from lm_env.objective.fingerprint import check_fingerprint, task_fingerprint
 from lm_env.objective.task import Task
@@ -115,8 +114,7 @@ class PolicyAgent(TextAgent):
             NonFiniteError: a weight is NaN or infinite; nothing was written.
             CheckpointWriteError: see `lm_env.storage`; what was there before is untouched.
         """
-        for name, tensor in self.policy.state_dict().items():
-            check_finite(name, tensor)
+        check_finite(self.policy.state_dict())
         lm = self.task.adapter or self.task.model
         return write_checkpoint(
             Path(path), self.state(), lambda folder: export_language_model(lm, self.task.tokenizer, folder)
@@ -137,7 +135,8 @@ class PolicyAgent(TextAgent):
             CheckpointMismatchError: another agent, model or vocabulary; the message names what differs.
 
         Warns:
-            UserWarning: another reward, reference, prompts, ... than when it was saved.
+            UserWarning: another reward, reference, prompts, ... than when it was saved; or another fixed beta,
+                which the saved one replaces.
         """
         env = gymnasium.make(env) if isinstance(env, str) else env
         task = task_of(env)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ModelLoadError, NonFiniteError
+from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ModelLoadError
+from lm_env.models.export import check_finite
 from lm_env.models.loading import read_pretrained
 from lm_env.storage import read_json, write_folder
 
@@ -68,8 +68,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, export: Callable[[Path]
         NonFiniteError: a weight is NaN or infinite; nothing was written.
         CheckpointWriteError: see `lm_env.storage.write_folder`.
     """
-    for name, tensor in checkpoint.weights.items():
-        check_finite(name, tensor)
+    check_finite(checkpoint.weights)
 
     def fill(folder: Path) -> None:
         export(folder)
@@ -113,15 +112,6 @@ def language_model_tensors(lm: nn.Module, folder: Path) -> dict[str, Tensor]:
     except ModelLoadError as error:
         raise CheckpointCorruptError(f"the language model cannot be read: {error}") from error
     return saved.state_dict()
-
-
-def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise NonFiniteError for a tensor of weights with a NaN or an infinity."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise NonFiniteError(
-            f"{name} holds NaN or infinite weights, so nothing was saved: load the last checkpoint with a lower"
-            " learning_rate"
-        )
 
 
 def _check_settings(settings: dict[str, Any]) -> None:

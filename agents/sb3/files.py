@@ -37,7 +37,7 @@ from lm_env.errors import (
     LMEnvError,
     UnsafeFileError,
 )
-from lm_env.models.export import export_language_model
+from lm_env.models.export import check_finite, export_language_model
 from lm_env.models.loading import read_pretrained
 from lm_env.models.optimization import join_optimizer, split_optimizer
 from lm_env.objective.fingerprint import check_fingerprint, task_fingerprint
@@ -85,12 +85,14 @@ def save(agent: OnPolicyAlgorithm, path: str | Path) -> Path:
 
     Raises:
         ConfigurationError: a hyperparameter is neither a number nor a schedule that JSON can hold.
+        NonFiniteError: a weight is NaN or infinite; nothing was written.
         CheckpointWriteError: see `write_folder`.
     """
     env = agent.get_env()  # after set_env, not the one that the policy was made for
     task = _task(agent.observation_space if env is None else env.observation_space)
     lm = network_of(agent).lm
     adapter = task.adapter if task.model is lm else None
+    check_finite(agent.policy.state_dict())
     optimizer, layout = split_optimizer(agent.policy.optimizer.state_dict())
     state = {
         "version": VERSION,
@@ -126,7 +128,8 @@ def load(algo_class: type[Algorithm], path: str | Path, env: Any, **arguments: A
     """The agent saved at `path`, on `env`, whose model takes the saved weights.
 
     If this raises, no weight of the environment has changed.  A warning tells of another reward,
-    reference, temperature, length cap or other prompts than those of the saved agent.
+    reference, temperature, length cap or other prompts than those of the saved agent, and of another
+    fixed beta, which the saved one replaces.
 
     Args:
         algo_class: `PPO`, `A2C`, ...: the class that was saved.

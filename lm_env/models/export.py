@@ -1,17 +1,30 @@
-"""The one way in which a language model is written to a folder."""
+"""The one way in which a language model is written to a folder, and the check of weights before that."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lm_env.errors import NonFiniteError
 from lm_env.models.adapters import has_adapter, merged_copy, save_adapter, without_wrapper
 from lm_env.models.loading import is_quantized, without_weight_bars
 
-__all__ = ["export_language_model"]
+__all__ = ["check_finite", "export_language_model"]
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise NonFiniteError if a tensor of weights holds a NaN or an infinity; every `save` asks first."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(
+                f"{name} holds NaN or infinite weights, so nothing was saved: load the last checkpoint with a lower"
+                " learning_rate"
+            )
 
 
 def export_language_model(model: nn.Module, tokenizer: Any, folder: Path) -> bool:

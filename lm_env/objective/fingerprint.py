@@ -152,15 +152,27 @@ def _vocabulary(task: Task) -> str:
 
 
 def _name_of(function: Any) -> str:
-    """The name of a function, or of the class of an object that is called."""
+    """The name of a function, or of the class of an object that is called, with the reward that it wraps."""
     while isinstance(function, partial):
         function = function.func
-    return getattr(function, "__qualname__", type(function).__qualname__)
+    name: str = getattr(function, "__qualname__", type(function).__qualname__)
+    wrapped = _wrapped_reward(function)
+    return name if wrapped is None else f"{name}({_name_of(wrapped)})"
+
+
+def _wrapped_reward(function: Any) -> Any:
+    """What a reward such as `Causal` holds as its `reward`; None where there is no such thing."""
+    wrapped = getattr(function, "__dict__", {}).get("reward")
+    return wrapped if callable(wrapped) else None
 
 
 def _reward_digest(reward: Any) -> str:
-    """The weights of a reward that is a network, or holds networks as its attributes."""
+    """The weights of a reward that is a network, or holds networks as its attributes, or wraps such a reward."""
     held = [reward, *vars(reward).values()] if hasattr(reward, "__dict__") else [reward]
+    wrapped = _wrapped_reward(reward)
+    while wrapped is not None:
+        held += [wrapped, *getattr(wrapped, "__dict__", {}).values()]
+        wrapped = _wrapped_reward(wrapped)
     digests = [weights_digest(part) for part in held if isinstance(part, nn.Module)]
     return ", ".join(dict.fromkeys(digests)) or "none"
 

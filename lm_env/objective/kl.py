@@ -13,6 +13,7 @@ With x = log pi(a|s) - log pi_ref(a|s) of tokens sampled from pi, in nats:
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -86,8 +87,16 @@ class FixedKL:
         return {"kind": "fixed", "beta": self.beta}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back the saved beta; a warning tells if another one was given, which it replaces."""
         _expect(state, "fixed", "beta")
-        self.beta = check_number("beta", state["beta"], low=0.0)
+        saved = check_number("beta", state["beta"], low=0.0)
+        if saved != self.beta:
+            warnings.warn(
+                f"beta differs: {saved} was saved, {self.beta} is given, and training goes on with the one saved; to"
+                " use another, set task.kl.beta of the agent once it is loaded",
+                stacklevel=4,
+            )
+        self.beta = saved
 
 
 class AdaptiveKL:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError
 
-__all__ = ["MANIFEST", "looks_saved", "problem_of", "read_manifest", "was_saved_here", "write_manifest"]
+__all__ = ["MANIFEST", "looks_saved", "problem_of", "read_manifest", "write_manifest"]
 
 MANIFEST = "manifest.json"
 FORMAT = "lm_env"
@@ -64,15 +64,6 @@ def read_manifest(folder: Path) -> dict[str, str]:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
             raise CheckpointCorruptError(f"{file} names a file outside the folder")
     return files
-
-
-def was_saved_here(folder: Path) -> bool:
-    """Whether this package wrote the folder, so that it may replace it."""
-    try:
-        read_manifest(folder)
-    except (CheckpointCorruptError, CheckpointMismatchError):
-        return False
-    return True
 
 
 def looks_saved(folder: Path) -> bool:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from lm_env.errors import CheckpointCorruptError, CheckpointWriteError, LMEnvError
+from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointWriteError, LMEnvError
 from lm_env.storage.lock import FileLock
-from lm_env.storage.manifest import MANIFEST, read_manifest, was_saved_here, write_manifest
+from lm_env.storage.manifest import MANIFEST, read_manifest, write_manifest
 from lm_env.storage.reading import OLD, real_place, sweep_links, workplace_of
 
 __all__ = ["check_destination", "write_folder"]
@@ -89,9 +89,26 @@ def _wrapped(real: Path) -> Iterator[None]:
 
 
 def _check_replaceable(real: Path) -> None:
-    empty = real.is_dir() and not any(real.iterdir())
-    if os.path.lexists(real) and not empty and not was_saved_here(real):
-        raise FileExistsError(f"{real} was not saved by this package; choose another name or remove it")
+    if not os.path.lexists(real):
+        return
+    if _is_around_the_working_directory(real):
+        raise OSError("it is the current working directory or holds it; go to another directory or choose another name")
+    if real.is_dir() and not any(real.iterdir()):
+        return
+    try:
+        read_manifest(real)
+    except CheckpointMismatchError as error:
+        raise FileExistsError(f"{error}, or choose another name") from error
+    except CheckpointCorruptError as error:
+        raise FileExistsError(f"{real} was not saved by this package; choose another name or remove it") from error
+
+
+def _is_around_the_working_directory(real: Path) -> bool:
+    """Whether a save there would rename the folder that this process is in, so that no relative path works any more."""
+    with suppress(OSError):  # it was deleted, or cannot be looked at
+        here = Path.cwd()
+        return any(os.path.samefile(real, folder) for folder in (here, *here.parents))
+    return False
 
 
 @contextmanager
@@ -150,21 +167,26 @@ def _retire(old: Path, real: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(file, target)
     for file in ours:
-        file.unlink(missing_ok=True)
+        if file.is_symlink() or not file.is_dir():  # a folder here is empty by now
+            file.unlink(missing_ok=True)
     (old / MANIFEST).unlink(missing_ok=True)
     for folder, _, _ in os.walk(old, topdown=False):
         os.rmdir(folder)
 
 
 def _others(folder: Path, target: Path, ours: set[Path]) -> list[Path]:
-    """Files, links and folders that were not saved; a folder that `target` also has is listed entry by entry."""
+    """Files, links and folders that were not saved; a folder that `target` also has is listed entry by entry.
+
+    Only files are saved, so that a folder where a saved file lay is somebody else's.
+    """
     our_folders = {parent for file in ours for parent in file.parents}
     found: list[Path] = []
     for entry in sorted(folder.iterdir()):
         shared = entry in our_folders or (target / entry.name).is_dir()
-        if shared and entry.is_dir() and not entry.is_symlink():
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        if shared and is_folder:
             found += _others(entry, target / entry.name, ours)
-        elif entry not in ours:
+        elif is_folder or entry not in ours:
             found.append(entry)
     return found
 

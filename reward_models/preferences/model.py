@@ -29,6 +29,7 @@ from lm_env.errors import (
     ModelLoadError,
     UnsupportedModelError,
 )
+from lm_env.models.export import check_finite
 from lm_env.models.inputs import length_batches, pad_right
 from lm_env.models.loading import (
     default_device,
@@ -255,9 +256,10 @@ class RewardModel:
         The folder is written whole or not at all, with checksums, also over a reward model saved before.
 
         Raises:
+            NonFiniteError: a weight is NaN or infinite; nothing was written.
             CheckpointWriteError: the folder could not be written, or holds something else.
         """
-        state = self.network.state_dict()
+        check_finite(state := self.network.state_dict())
         head = {k: v.detach().cpu().contiguous() for k, v in state.items() if not k.startswith("trunk.")}
         settings = {"version": VERSION, "max_length": self.max_length, "batch_tokens": self.batch_tokens}
 

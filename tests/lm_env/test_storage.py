@@ -256,6 +256,36 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert read_folder(write_folder(tmp_path / "x", fill_with(1)), numbers) == {1}
 
 
+@pytest.mark.parametrize("again", [("a.json", "c"), ("a.json",), ("a.json", "c/d.json")], ids=str)
+def test_a_folder_laid_where_a_saved_file_was_is_kept_and_blocks_no_save(tmp_path, again):
+    place = write_folder(tmp_path / "agent", fill_with(1, ("a.json", "c")))
+    (place / "c").unlink()
+    (place / "c").mkdir()
+    (place / "c" / "thesis.tex").write_text("years of work")
+    for number in (2, 3):
+        write_folder(place, fill_with(number, again))
+        assert read_folder(place, numbers) == {number}
+        assert [p.read_text() for p in place.rglob("thesis.tex")] == ["years of work"]
+        assert os.listdir(place.parent) == ["agent"]
+
+
+@pytest.mark.parametrize("inside", ["", "part"], ids=["itself", "inside"])
+def test_the_working_directory_is_not_replaced(place, monkeypatch, inside):
+    monkeypatch.chdir(place / inside)
+    for write in (lambda: write_folder(place, fill_with(2)), lambda: check_destination(place)):
+        with pytest.raises(CheckpointWriteError, match="is the current working directory or holds it; go to another"):
+            write()
+    assert Path.cwd() == place / inside and read_folder(place, numbers) == {1}
+    assert read_folder(write_folder("run", fill_with(2)), numbers) == {2}
+
+
+def test_an_empty_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointWriteError, match="is the current working directory"):
+        write_folder(".", fill_with(1))
+    assert Path.cwd() == tmp_path and os.listdir(tmp_path) == []
+
+
 # -- failures and rights ----------------------------------------------------------------------------------------------
 def test_whatever_stops_the_writing_nothing_is_left_behind(place):
     def fill(folder: Path) -> None:
@@ -527,7 +557,7 @@ def test_a_later_version_is_no_damage(place):
     for load in (lambda path: read_folder(path, numbers), verify_folder):
         with pytest.raises(CheckpointMismatchError, match=r"in version 2 of the format.*use a newer lm_env"):
             load(place)
-    with pytest.raises(CheckpointWriteError, match="was not saved by this package"):
+    with pytest.raises(CheckpointWriteError, match=r"version 2 of .* a newer lm_env, or choose another name"):
         write_folder(place, fill_with(2))
 
 

@@ -62,6 +62,12 @@ def saved(tmp_path) -> Path:
     return PPO(make(), **SMALL).learn(40).save(tmp_path / "agent")
 
 
+def test_another_fixed_beta_is_a_warning(lm_env_of, tmp_path):
+    path = PPO(lm_env_of(beta=0.3), **SMALL).save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match=r"beta differs: 0\.3 was saved, 0\.9 is given"):
+        assert PPO.load(path, lm_env_of(beta=0.9)).task.kl.beta == 0.3
+
+
 # -- the same again ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("options", [{}, {"critic": "separate"}, {"critic": "none"}, {"ema_decay": 0.9}], ids=str)
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -23,6 +23,7 @@ from lm_env.errors import (
     CheckpointError,
     CheckpointMismatchError,
     ConfigurationError,
+    NonFiniteError,
     UnsafeFileError,
 )
 from lm_env.objective.kl import AdaptiveKL
@@ -62,6 +63,15 @@ def saved(saved_once, text_lm, tmp_path):
     """The same, with a folder and a model of one's own to change."""
     agent, folder, options = saved_once
     return agent, shutil.copytree(folder, tmp_path / "agent"), {**options, "model": text_lm(seed=5)}
+
+
+def test_a_weight_that_is_nan_is_not_saved(options, tmp_path):
+    agent = make_agent(PPO, TextVecEnv(2, **options))
+    with torch.no_grad():
+        next(agent.policy.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="NaN or infinite weights, so nothing was saved"):
+        agents.sb3.save(agent, tmp_path / "agent")
+    assert os.listdir(tmp_path) == []
 
 
 def test_save_and_load(saved):

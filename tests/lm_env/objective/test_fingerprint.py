@@ -11,6 +11,7 @@ from torch import nn
 
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError
 from lm_env.objective.fingerprint import check_fingerprint, compare_fingerprints, task_fingerprint, weights_digest
+from lm_env.objective.rewards import Causal
 from lm_env.objective.task import Task
 
 
@@ -74,6 +75,25 @@ def test_the_weights_of_a_reward_count(text_task):
     prints = [task_fingerprint(Task(**text_task(reward=Network(seed)))) for seed in (0, 0, 1)]
     assert prints[0] == prints[1]
     assert [d.split()[0] for d in compare_fingerprints(prints[0], prints[2])] == ["reward_weights"]
+
+
+def another_reward(prompts, responses):
+    return [1.0] * len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "name"),
+    [
+        (Causal(other_reward), Causal(another_reward), "reward"),
+        (Causal(other_reward), other_reward, "reward"),
+        (Causal(Causal(other_reward)), Causal(Causal(another_reward)), "reward"),
+        (Causal(Network(0)), Causal(Network(1)), "reward_weights"),
+        (Causal(other_reward), Causal(other_reward), None),
+    ],
+)
+def test_what_a_causal_reward_wraps_counts(text_task, a, b, name):
+    prints = [task_fingerprint(Task(**text_task(reward=reward))) for reward in (a, b)]
+    assert [d.split()[0] for d in compare_fingerprints(*prints)] == ([] if name is None else [name])
 
 
 @pytest.mark.parametrize("change", [{"n_head": 2}, {"activation_function": "relu"}], ids=str)

@@ -144,6 +144,13 @@ def test_a_fixed_beta_is_fixed():
     assert controller.beta == 0.3
 
 
+def test_a_saved_fixed_beta_replaces_another_with_a_warning():
+    controller = FixedKL(0.9)
+    with pytest.warns(UserWarning, match=r"beta differs: 0\.3 was saved, 0\.9 is given"):
+        controller.load_state_dict(FixedKL(0.3).state_dict())
+    assert controller.beta == 0.3
+
+
 @pytest.mark.parametrize("make", [lambda: FixedKL(0.25), lambda: AdaptiveKL(0.25, target=2.0, horizon=500)])
 def test_a_saved_controller_goes_on_where_it_was(make):
     first, second = make(), make()

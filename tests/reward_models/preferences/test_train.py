@@ -330,6 +330,16 @@ def test_a_reward_model_is_saved_over_another(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["rm"]
 
 
+@pytest.mark.parametrize("part", ["trunk", "head"])
+def test_a_weight_that_is_infinite_is_not_saved(part, tmp_path):
+    model = reward_model()
+    with torch.no_grad():
+        next(getattr(model.network, part).parameters()).view(-1)[0] = torch.inf
+    with pytest.raises(NonFiniteError, match=rf"{part}.* holds NaN or infinite weights, so nothing was saved"):
+        model.save(tmp_path / "rm")
+    assert not (tmp_path / "rm").exists()
+
+
 def test_a_folder_of_others_is_not_written_into(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointWriteError, match="was not saved by this package"):
