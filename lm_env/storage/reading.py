@@ -225,12 +225,19 @@ def _link(source: int, name: str, links: Path) -> None:
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """(inode, size, mtime) of each file, to detect a change without reading it."""
+    """(inode, size, mtime) of each file, to detect a change without reading it.
+
+    Raises:
+        _Replaced: a folder went away while it was listed.
+    """
     found = {}
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            stat = path.stat()
-            found[str(path)] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    try:
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                found[str(path)] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    except FileNotFoundError:
+        raise _Replaced from None
     return found
 
 

@@ -414,6 +414,21 @@ while os.read(0, 1) == b"s":
 """
 
 
+def test_a_folder_that_goes_away_while_it_is_listed_is_read_again(tmp_path, monkeypatch):
+    path = write_folder(tmp_path / ("a" * 240), fill_with(1, ("a.json", "part/b.json")))
+    list_folder = Path.rglob
+    failures = iter([True, False])
+
+    def vanishing(folder, pattern):
+        if next(failures, False):
+            raise FileNotFoundError(str(folder))
+        return list_folder(folder, pattern)
+
+    monkeypatch.setattr(Path, "rglob", vanishing)
+    assert read_folder(path, lambda folder: (folder / "part/b.json").exists())
+    assert next(failures, None) is None
+
+
 @pytest.mark.parametrize("name", ["agent", "a" * 240], ids=["links", "in place"])
 def test_a_reader_never_mixes_two_saves(tmp_path, name):
     """Another process saves 1 and 2 in turn while this one reads; each reading is one save, and none fails.
