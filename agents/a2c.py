@@ -16,10 +16,12 @@ from agents.base.config import AgentConfig
 from agents.learning.policy import Evaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
+from lm_env.explain import explained
 
 __all__ = ["A2C", "A2CConfig"]
 
 
+@explained
 @dataclass(frozen=True)
 class A2CConfig(ActorCriticConfig):
     """Options of A2C."""

@@ -16,6 +16,7 @@ import numpy as np
 from agents.base.config import make_config
 from agents.base.text_agent import TextAgent
 from lm_env.data.episodes import Episodes
+from lm_env.explain import explained
 from lm_env.generation.backend import Sampling
 from lm_env.generation.generate import LocalBackend
 from lm_env.objective.scoring import score_episodes
@@ -24,6 +25,7 @@ from lm_env.validation import check_integers
 __all__ = ["BestOfN", "BestOfNConfig"]
 
 
+@explained
 @dataclass(frozen=True)
 class BestOfNConfig:
     """Options of best-of-n."""

@@ -21,12 +21,14 @@ from agents.learning.losses import clip_fraction, clipped_policy_loss
 from agents.learning.policy import Evaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
+from lm_env.explain import explained
 from lm_env.objective.kl import k3
 from lm_env.validation import check_choice
 
 __all__ = ["GRPO", "GRPOConfig"]
 
 
+@explained
 @dataclass(frozen=True)
 class GRPOConfig(GroupConfig):
     """Options of GRPO."""

@@ -19,11 +19,13 @@ from agents.learning.losses import clip_fraction, clipped_policy_loss
 from agents.learning.policy import Evaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
+from lm_env.explain import explained
 from lm_env.validation import check_integers, check_numbers
 
 __all__ = ["PPO", "PPOConfig"]
 
 
+@explained
 @dataclass(frozen=True)
 class PPOConfig(ActorCriticConfig):
     """Options of PPO."""

@@ -19,12 +19,14 @@ from agents.base.config import AgentConfig
 from agents.learning.policy import Evaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
+from lm_env.explain import explained
 from lm_env.objective.kl import k3
 from lm_env.validation import check_integers, check_numbers
 
 __all__ = ["PPOPenalty", "PPOPenaltyConfig"]
 
 
+@explained
 @dataclass(frozen=True)
 class PPOPenaltyConfig(ActorCriticConfig):
     """Options of PPO with a penalty on the step."""

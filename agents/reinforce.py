@@ -15,11 +15,13 @@ from agents.learning.critic import CriticSource
 from agents.learning.policy import Evaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
+from lm_env.explain import explained
 from lm_env.validation import check_numbers
 
 __all__ = ["Reinforce", "ReinforceConfig", "ReinforceValue", "ReinforceValueConfig"]
 
 
+@explained
 @dataclass(frozen=True)
 class ReinforceConfig(AgentConfig):
     """Options of REINFORCE with a running-mean baseline."""
@@ -75,6 +77,7 @@ class Reinforce(BatchedAgent):
         self.baseline = None if state["baseline"] is None else float(state["baseline"])
 
 
+@explained
 @dataclass(frozen=True)
 class ReinforceValueConfig(A2CConfig):
     """Options of REINFORCE with a value baseline: A2C with lambda 1."""

@@ -18,10 +18,12 @@ from agents.learning.policy import Evaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
 from lm_env.errors import ConfigurationError
+from lm_env.explain import explained
 
 __all__ = ["RLOO", "RLOOConfig"]
 
 
+@explained
 @dataclass(frozen=True)
 class RLOOConfig(GroupConfig):
     """Options of RLOO."""

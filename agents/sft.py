@@ -21,6 +21,7 @@ from agents.learning.likelihood import add_likelihood_gradient, perplexity, text
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt, load_prompts
 from lm_env.errors import ConfigurationError
+from lm_env.explain import explained
 from lm_env.models.inputs import shuffled_batches
 from lm_env.models.inspection import device_of, evaluating, facts_of
 from lm_env.models.optimization import guarded_step
@@ -29,11 +30,13 @@ from lm_env.validation import check_integers, check_numbers
 __all__ = ["SFTConfig", "SFTReport", "load_demonstrations", "supervised_finetune"]
 
 
+@explained
 @dataclass(frozen=True)
 class SFTConfig:
     """Options of supervised fine-tuning."""
 
     epochs: int = 1
+    """Passes over the demonstrations."""
     batch_size: int = 32
     """Demonstrations per optimizer step."""
     learning_rate: float = 1e-4
@@ -45,6 +48,7 @@ class SFTConfig:
     micro_batch_tokens: int = 16_384
     """Padded tokens per forward; memory only, the gradient is the same."""
     max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
     bf16: bool = False
     """Forwards and backwards under bfloat16 autocast; the weights stay as they are."""
     seed: int = 0

@@ -23,11 +23,13 @@ from agents.learning.rollout import Rollout
 from agents.learning.score_critic import ScoreCritic
 from agents.learning.updater import MicroBatch
 from agents.run.checkpoint import Checkpoint
+from lm_env.explain import explained
 from lm_env.validation import check_numbers
 
 __all__ = ["ActorCritic", "ActorCriticConfig", "Targets"]
 
 
+@explained
 @dataclass(frozen=True)
 class ActorCriticConfig(AgentConfig):
     """Options of the agents with a value function."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from agents.learning.updater import UpdaterConfig
 from lm_env.errors import ConfigurationError
+from lm_env.explain import explained
 from lm_env.validation import check_integers
 
 __all__ = ["AgentConfig", "make_config"]
@@ -15,6 +16,7 @@ __all__ = ["AgentConfig", "make_config"]
 Config = TypeVar("Config")
 
 
+@explained
 @dataclass(frozen=True)
 class AgentConfig(UpdaterConfig):
     """Options that every batched agent has."""

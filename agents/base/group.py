@@ -15,11 +15,13 @@ from agents.base.config import AgentConfig
 from agents.learning.critic import CriticSource
 from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError
+from lm_env.explain import explained
 from lm_env.validation import check_integers, check_numbers
 
 __all__ = ["GroupAgent", "GroupConfig", "group_metrics"]
 
 
+@explained
 @dataclass(frozen=True)
 class GroupConfig(AgentConfig):
     """Options of the agents that compare samples."""

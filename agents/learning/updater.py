@@ -31,6 +31,7 @@ from agents.learning.rollout import Rollout
 from agents.learning.trainable import averaged_model, trainable_parameters
 from lm_env.data.episodes import Episodes
 from lm_env.errors import CheckpointMismatchError, ConfigurationError
+from lm_env.explain import explained
 from lm_env.models.inputs import length_batches
 from lm_env.models.inspection import device_of, evaluating
 from lm_env.models.loading import is_quantized
@@ -41,6 +42,7 @@ from lm_env.validation import check_choice, check_integers, check_numbers
 __all__ = ["MicroBatch", "UpdateStep", "Updater", "UpdaterConfig"]
 
 
+@explained
 @dataclass(frozen=True)
 class UpdaterConfig:
     """How an agent's losses become steps of Adam."""

@@ -107,6 +107,22 @@ def sft(
     )
 
 
+@app.command(
+    # The flags depend on the agent; `lm_env.cli.train` makes and reads them, --help among them.
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
+def train(ctx: typer.Context) -> None:
+    """Train a language model by any agent, on a registered task or on your own model, prompts and reward.
+
+    Every option can stand in a file (--config), under its name with underscores; --no-NAME turns a switch off.
+    The folder of the run gets the resolved options (run.yaml), the log (progress.csv) and the trained model (policy/).
+    """
+    from lm_env.cli.train import call
+
+    call(ctx.args, ctx.command.help)
+
+
 @app.command()
 def sample(
     model: Model = "reviews-3m",

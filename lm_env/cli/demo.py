@@ -22,7 +22,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 import reward_models
 from agents import PPO
 from agents.run.training_log import ProgressFile
-from lm_env.cli.judges import default_prompts, make_judge
 from lm_env.cli.report import SAMPLES, SUMMARY, Curves, Report, plot_curves, say, write_summary
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
@@ -33,6 +32,7 @@ from lm_env.models.loading import load_causal_lm
 from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import raw_scores
 from lm_env.objective.task import Task
+from lm_env.runs.judges import default_prompts, make_judge
 from lm_env.storage import FileLock, check_destination
 from lm_env.tasks.sentiment import openings
 from reward_models import RewardModel

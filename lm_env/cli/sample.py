@@ -12,11 +12,11 @@ __all__ = ["print_samples"]
 
 def print_samples(*, n: int, seed: int, judge: str, prompts: str | None, new_tokens: int, **options: Any) -> None:
     """Sample n texts, score them, and print them token by token against the reference."""
-    from lm_env.cli.judges import default_prompts, make_judge
     from lm_env.envs.render import render_episode, tokens_from_ids
     from lm_env.generation import LocalBackend, Sampling
     from lm_env.objective.scoring import score_episodes
     from lm_env.objective.task import Task
+    from lm_env.runs.judges import default_prompts, make_judge
 
     reward = make_judge(judge, device=options["device"], download=options["download"])
     task = Task(prompts=default_prompts(prompts, "test"), reward=reward, max_new_tokens=new_tokens, **options)

@@ -2,24 +2,26 @@
 
 A peft model wraps a transformers model and puts its adapter's layers into it.  The wrapped model, with
 the adapter's layers in it, has the interface of a plain causal LM, and is what everything else uses.
-peft itself is never imported: a model brings all that is needed.
+peft itself is imported by `add_lora` alone: a model that has an adapter brings all that is needed.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
-from lm_env.errors import UnsupportedModelError
+from lm_env.errors import ConfigurationError, MissingDependencyError, UnsupportedModelError
 
 __all__ = [
     "adapter_layers",
     "adapter_off",
     "adapter_state",
+    "add_lora",
     "base_tensors",
     "has_adapter",
     "merged_copy",
@@ -27,6 +29,50 @@ __all__ = [
     "trains_adapter",
     "without_wrapper",
 ]
+
+
+def add_lora(
+    model: nn.Module,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    targets: str | Sequence[str] = "all-linear",
+) -> nn.Module:
+    """Fresh low-rank adapters on a transformers model (Hu et al. 2021, arXiv:2106.09685); all else is frozen.
+
+    The model given is changed: the adapters' layers are put into it.  It computes what it did, until they are trained.
+
+    Args:
+        rank: of each adapter's two matrices.
+        alpha: the adapters are scaled by alpha / rank; default twice the rank.
+        targets: names of the layers that get one; "all-linear": all but the output layer.
+
+    Returns:
+        the peft model around it.
+
+    Raises:
+        MissingDependencyError: peft is not installed.
+        ConfigurationError: the model has no such layers, or is none of transformers.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingDependencyError("LoRA needs peft: pip install 'lm-env[lora]'") from error
+    if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
+        raise ConfigurationError(f"{type(model).__name__} is none of transformers' models: train it without lora")
+    layers = targets if isinstance(targets, str) else list(targets)
+    scale = 2 * rank if alpha is None else alpha
+    config = peft.LoraConfig(r=rank, lora_alpha=scale, target_modules=layers, task_type="CAUSAL_LM")
+    try:
+        with warnings.catch_warnings():
+            # peft tells that GPT-2's layers hold their weights transposed, and handles it.
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+            return peft.get_peft_model(model, config)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"no adapters for {type(model).__name__} with lora_targets={targets!r} ({reason})"
+        ) from error
 
 
 def has_adapter(model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from lm_env.cli import app, main
-from lm_env.cli.judges import make_judge
+from lm_env.runs.judges import make_judge
 from lm_env.errors import (
     CheckpointCorruptError,
     CheckpointWriteError,

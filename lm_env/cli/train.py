@@ -1,0 +1,163 @@
+"""`lm-env train`: the flags of a run, among them those of the chosen agent, and what is said at its end.
+
+The flags are made from the same descriptions that read a configuration file, so `--learning-rate`, the line
+`learning_rate:` of a file and `lm_env.train(learning_rate=...)` are one option.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lm_env.cli.report import say
+from lm_env.errors import ConfigurationError
+from lm_env.runs.agents import agent_kind, agent_names
+from lm_env.runs.config_files import read_config
+from lm_env.runs.folder import RunFolder
+from lm_env.runs.options import Option
+from lm_env.runs.settings import RunSettings, TrainSettings, options_of, resumed_settings
+from lm_env.runs.train import TrainedRun, train_run
+
+__all__ = ["call", "run_train"]
+
+NO = "no_"
+"""Before the keyword of the flag that turns a switch off."""
+
+Out = Annotated[Path, typer.Option(help="The folder of the run; it must not hold another one.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="A .yaml or .toml file of the options below, without their dashes; flags stand before it."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; begin it if there is none.")]
+Table = Annotated[bool, typer.Option("--table", help="Print the log as a table after each rollout.")]
+
+
+def call(args: Sequence[str], docstring: str | None) -> None:
+    """Read the flags of the command, which depend on the agent named among them, and train.
+
+    Args:
+        args: what stands behind `lm-env train`.
+        docstring: what `--help` begins with.
+    """
+    app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    app.command()(_function(_panels(_agent_named(args)), docstring))
+    typer.main.get_command(app).main(list(args), prog_name="lm-env train", standalone_mode=False)
+
+
+def _function(panels: Mapping[str, Mapping[str, Option]], docstring: str | None) -> Callable[..., None]:
+    """A function with a keyword for every flag, as typer takes one."""
+
+    def command(ctx: typer.Context, *, out: Path, config: Path | None, resume: bool, table: bool, **flags: Any) -> None:
+        known = {name: option for options in panels.values() for name, option in options.items()}
+        given = _given(ctx, known, flags)
+        run_train(given, out=out, config=config, resume=resume, table=table)
+
+    fixed: dict[str, Any] = {"ctx": typer.Context, "out": Out, "config": Config, "resume": Resume, "table": Table}
+    made = {}
+    for panel, options in panels.items():
+        for option in options.values():
+            made |= _flags(option, panel)
+    defaults = {"ctx": inspect.Parameter.empty, "out": inspect.Parameter.empty, "resume": False, "table": False}
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=kind)
+            for name, kind in {**fixed, **made}.items()
+        ]
+    )
+    command.__annotations__ = {**fixed, **made}
+    command.__doc__ = docstring
+    return command
+
+
+def _flags(option: Option, panel: str) -> dict[str, Any]:
+    """Annotations of a flag by its keyword; where it is not given its value is None, so that a file's value can stand.
+
+    A switch has two flags, of which `--help` shows the one that changes something.
+    """
+    default = option.shown_default
+    shown: dict[str, Any] = {
+        "help": option.text if default == "none" else f"{option.text}  [default: {default}]",
+        "rich_help_panel": panel,
+        "show_default": False,
+    }
+    if option.is_switch:
+        on = typer.Option(option.flag, hidden=option.default is True, **shown)
+        off = typer.Option(f"--no-{option.flag[2:]}", hidden=option.default is not True, **shown)
+        return {option.name: Annotated[bool | None, on], f"{NO}{option.name}": Annotated[bool | None, off]}
+    kind = list[str] if option.takes_several else str
+    metavar = "|".join(option.choices) or option.shown_kind.upper()
+    return {option.name: Annotated[kind | None, typer.Option(option.flag, metavar=metavar, **shown)]}
+
+
+def _given(ctx: typer.Context, options: Mapping[str, Option], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, in their own types."""
+    given: dict[str, Any] = {}
+    for name, option in options.items():
+        if flags.get(f"{NO}{name}"):
+            given[name] = False
+        elif flags[name] not in (None, []):
+            try:
+                given[name] = option.parse(flags[name])
+            except ConfigurationError as error:
+                raise typer.BadParameter(str(error), ctx=ctx, param_hint=option.flag) from error
+    return given
+
+
+def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resume: bool, table: bool) -> TrainedRun:
+    """Train by the options given, and say what can be done with the result."""
+    folder = RunFolder(out)
+    goes_on = resume and folder.has_run
+    settings = resumed_settings(folder, config, given) if goes_on else TrainSettings.of(config, **given)
+    where = settings.task.env or f"{settings.task.prompts}, {settings.task.reward}"
+    say("training", f"{settings.run.agent} on {where}, {settings.run.timesteps:,} tokens, into {out}")
+    run = train_run(settings, folder, resume=resume, verbose=int(table), progress_bar=not table)
+    for line in _what_next(run):
+        say("", line)
+    return run
+
+
+def _what_next(run: TrainedRun) -> Iterator[str]:
+    policy = RunFolder(run.folder).policy
+    yield f"the policy is in {policy}: AutoModelForCausalLM.from_pretrained({str(policy)!r}) reads it"
+    prompts = f" --prompts {run.settings.task.prompts}" if run.settings.task.prompts else ""
+    yield f"texts of it:     lm-env sample --model {policy}{prompts}"
+    yield f"the same again:  lm-env train --config {run.folder / 'run.yaml'} --out ANOTHER_FOLDER"
+
+
+def _panels(agent: str) -> dict[str, dict[str, Option]]:
+    """The options by the heading under which `--help` shows them."""
+    run = options_of("run")
+    run["agent"] = _described(run["agent"], f"What learns: {', '.join(agent_names())}. Each has options of its own.")
+    kind = agent_kind(agent)
+    title = f"Options of {agent} (--agent NAME --help shows another's)"
+    return {"Run": run, "Task": options_of("task"), "LoRA": options_of("lora"), title: dict(kind.options)}
+
+
+def _described(option: Option, text: str) -> Option:
+    return Option(option.name, option.kind, option.default, text, option.unset)
+
+
+def _agent_named(args: Sequence[str]) -> str:
+    """The agent that the flags name, or else the file that they name, or the run that they go on with."""
+    if (name := _value_of("--agent", args)) is not None:
+        return name
+    files = [Path(path)] if (path := _value_of("--config", args)) is not None else []
+    if "--resume" in args and (out := _value_of("--out", args)) is not None:
+        files.append(RunFolder(Path(out)).config)
+    for file in files:
+        if file.exists() and isinstance(name := read_config(file).get("agent"), str):
+            return name
+    return RunSettings.agent
+
+
+def _value_of(flag: str, args: Sequence[str]) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2]
+    return None
