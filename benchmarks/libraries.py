@@ -20,12 +20,11 @@ from typing import Any
 import gymnasium
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from train import OTHERS, SB3, measure, train
+from train import OTHERS, measure, train
 
-FROM = {
-    "sb3-ppo": "stable-baselines3",
-    "sb3-a2c": "stable-baselines3",
-    "trpo": "sb3-contrib",
+from agents.sb3.named import SB3_AGENTS
+
+FROM = {name: known.library.replace("_", "-") for name, known in SB3_AGENTS.items()} | {
     "tianshou-ppo": "Tianshou",
     "torchrl-ppo": "TorchRL",
 }
@@ -35,7 +34,7 @@ SLOW = {"trpo": 16}
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--agents", nargs="+", default=["ppo", "a2c", "grpo", "rloo", *SB3, *OTHERS])
+    p.add_argument("--agents", nargs="+", default=["ppo", "a2c", "grpo", "rloo", *SB3_AGENTS, *OTHERS])
     p.add_argument("--timesteps", type=int, default=16_384)
     args = p.parse_args()
     print("| agent | from | tokens/s | score after | KL after |\n|---|---|---|---|---|")

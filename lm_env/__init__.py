@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lm_env.objective.rewards import Causal
     from lm_env.objective.scores import Span
     from lm_env.objective.task import Task
+    from lm_env.runs.train import train
     from lm_env.theory.check_agent import check_agent
     from lm_env.theory.token_mdp import TokenMDP
 
@@ -45,6 +46,7 @@ _HOMES = {
     "load_model": "models",
     "load_prompts": "data",
     "load_tokenizer": "models",
+    "train": "runs",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "load_model",
     "load_prompts",
     "load_tokenizer",
+    "train",
 ]
 
 

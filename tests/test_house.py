@@ -14,6 +14,7 @@ PACKAGES = ("lm_env", "agents", "reward_models")
 
 FLOORS = [
     ["lm_env.cli"],
+    ["lm_env.runs"],
     ["lm_env"],  # the package itself: it names what is public, and registers the tasks
     ["lm_env.tasks"],
     ["agents", "reward_models"],
@@ -24,7 +25,7 @@ FLOORS = [
     ["lm_env.models"],
     ["lm_env.data"],
     ["lm_env.storage"],
-    ["lm_env.validation"],
+    ["lm_env.validation", "lm_env.explain"],
     ["lm_env.errors"],
 ]
 """From the top: each uses only what is below it, and itself."""
@@ -123,11 +124,13 @@ def test_imports_go_down_the_floors_of_the_agents():
     assert not wrong
 
 
-def test_lm_env_knows_neither_agents_nor_reward_models_but_for_the_command_line():
+def test_lm_env_knows_neither_agents_nor_reward_models_but_for_runs_and_the_command_line():
     foreign = {
         (module, target)
         for module, target in imports()
-        if module.startswith("lm_env") and not target.startswith("lm_env") and not module.startswith("lm_env.cli")
+        if module.startswith("lm_env")
+        and not target.startswith("lm_env")
+        and not module.startswith(("lm_env.cli", "lm_env.runs"))
     }
     assert not foreign
 

@@ -57,7 +57,7 @@ def _function(panels: Mapping[str, Mapping[str, Option]], docstring: str | None)
         run_train(given, out=out, config=config, resume=resume, table=table)
 
     fixed: dict[str, Any] = {"ctx": typer.Context, "out": Out, "config": Config, "resume": Resume, "table": Table}
-    made = {}
+    made: dict[str, Any] = {}
     for panel, options in panels.items():
         for option in options.values():
             made |= _flags(option, panel)

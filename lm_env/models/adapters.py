@@ -35,7 +35,7 @@ def add_lora(
     model: nn.Module,
     *,
     rank: int,
-    alpha: float | None = None,
+    alpha: int | None = None,
     targets: str | Sequence[str] = "all-linear",
 ) -> nn.Module:
     """Fresh low-rank adapters on a transformers model (Hu et al. 2021, arXiv:2106.09685); all else is frozen.

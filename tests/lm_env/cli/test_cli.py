@@ -14,7 +14,6 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from lm_env.cli import app, main
-from lm_env.runs.judges import make_judge
 from lm_env.errors import (
     CheckpointCorruptError,
     CheckpointWriteError,
@@ -24,6 +23,7 @@ from lm_env.errors import (
     RunLockedError,
 )
 from lm_env.objective.options import resolve_reward
+from lm_env.runs.judges import make_judge
 from lm_env.storage import FileLock, write_folder
 from reward_models import LexiconSentiment, RewardModel
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from lm_env.cli.demo import DemoConfig, _split
-from lm_env.runs.judges import default_prompts
 from lm_env.errors import ConfigurationError
 from lm_env.objective.task import Task
+from lm_env.runs.judges import default_prompts
 from lm_env.tasks.sentiment import defaults, openings
 from reward_models import LexiconSentiment
 
