@@ -13,6 +13,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
+from agents.learning.policy import ValueHeadPolicy
 from agents.run.evaluation import Evaluation, choose_texts, evaluate_texts, write_samples
 from agents.run.training_log import put_aside
 from lm_env.errors import CheckpointWriteError, ConfigurationError
@@ -148,23 +149,26 @@ class EvaluateTexts(BaseCallback):
 
 
 def _task_of(agent: Any) -> Task:
-    """The task that an agent writes for with the task's own model.
+    """The task that an agent writes for, with the task's own model and temperature.
 
     Raises:
-        ConfigurationError: its policy is not that model.
+        ConfigurationError: its policy is another one.
     """
     task = getattr(agent, "task", None)
     if isinstance(task, Task):
         return task
     env = agent.get_env()
     task = getattr(getattr(env, "unwrapped", env), "task", None)
-    policy = getattr(agent, "policy", None)
-    if not isinstance(task, Task) or getattr(policy, "lm", None) is not without_wrapper(task.model):
-        raise ConfigurationError(
-            f"EvaluateTexts cannot let {type(agent).__name__} with a {type(policy).__name__} write whole texts: give"
-            " it a policy of agents.sb3 on a TextVecEnv, or use stable-baselines3's EvalCallback"
-        )
-    return task
+    network = getattr(agent.policy, "network", None)
+    if isinstance(task, Task) and isinstance(network, ValueHeadPolicy):
+        same_weights = network.lm is without_wrapper(task.model)
+        if same_weights and network.temperature == task.temperature:
+            return task
+    raise ConfigurationError(
+        f"EvaluateTexts cannot let {type(agent).__name__} with a {type(agent.policy).__name__} write whole texts:"
+        " give it a policy of agents.sb3, at the task's temperature, on the TextVecEnv that holds its model; or use"
+        " stable-baselines3's EvalCallback"
+    )
 
 
 def _prepare(samples: Path, fresh: bool) -> None:
