@@ -12,7 +12,8 @@
 | `ppo-penalty` | `PPOPenalty` | PPO, an adaptive KL penalty on the step instead of clipping |
 | | `PPOPtx` | PPO with pretraining texts mixed in; needs `texts` |
 
-Before all of them, `supervised_finetune` makes the model that they start from.
+Before all of them, `supervised_finetune` makes the model that they start from.  `agent.evaluate(prompts)` measures
+an agent, and the callback `EvaluateTexts` does so while it trains.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
 from agents.ppo_ptx import PPOPtx
 from agents.reinforce import Reinforce, ReinforceConfig, ReinforceValue, ReinforceValueConfig
 from agents.rloo import RLOO, RLOOConfig
+from agents.run.evaluation import Evaluation
+from agents.run.evaluation_callback import EvaluateTexts
 from agents.sft import SFTConfig, SFTReport, supervised_finetune
 
 AGENTS: dict[str, Callable[..., Any]] = {
@@ -51,6 +54,8 @@ __all__ = [
     "A2CConfig",
     "BestOfN",
     "BestOfNConfig",
+    "EvaluateTexts",
+    "Evaluation",
     "GRPOConfig",
     "PPOConfig",
     "PPOPenalty",

@@ -15,12 +15,16 @@ import numpy as np
 
 from agents.base.config import make_config
 from agents.base.text_agent import TextAgent
+from agents.run.evaluation import Evaluation, choose_texts, summarize
 from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import Prompt
 from lm_env.explain import explained
 from lm_env.generation.backend import Sampling
 from lm_env.generation.generate import LocalBackend
-from lm_env.objective.scoring import score_episodes
-from lm_env.validation import check_integers
+from lm_env.objective.scoring import episode_scores, measure_episodes
+from lm_env.theory.best_of_n import best_of_n
+from lm_env.theory.ceiling import Ceiling
+from lm_env.validation import check_integer, check_integers
 
 __all__ = ["BestOfN", "BestOfNConfig"]
 
@@ -73,10 +77,40 @@ class BestOfN(TextAgent):
 
         Their logprobs are None: the distribution of the best sample has no cheap density.
         """
-        chosen = self.choose_prompts(prompts, n)
+        best, _ = self._choose(self.choose_prompts(prompts, n), Sampling(self.randomness.sampling, deterministic))
+        return best
+
+    def evaluate(
+        self, prompts: Any = None, n: int | None = None, *, seed: int = 0, ceiling: Ceiling | None = None
+    ) -> Evaluation:
+        """See `TextAgent.evaluate`.
+
+        The KL is that of the best of the samples to the model that they are drawn from, from their ranks with ties
+        (`lm_env.theory.best_of_n`), plus the mean log-ratio of that model to the reference.
+        """
+        task = self.task
+        chosen, n = choose_texts(task, prompts, n, ceiling)
+        drawn = [prompt for prompt in chosen for _ in range(n)]
         size = self.config.n
-        sampling = Sampling(self.randomness.sampling, deterministic)
-        episodes = self.backend.generate([p for p in chosen for _ in range(size)], sampling).episodes
-        scores = score_episodes(self.task, episodes).scores.reshape(-1, size)
-        best = episodes[np.arange(len(chosen)) * size + scores.argmax(1)]
-        return Episodes(best.input_ids, best.prompt_lengths, best.lengths, best.prompts)
+        sampling = Sampling.fixed(len(drawn) * size, task.max_new_tokens, check_integer("seed", seed, low=0))
+        best, scores = self._choose(drawn, sampling)
+        of_ranks = [best_of_n(group[None], size).KL if size > 1 else 0.0 for group in scores.reshape(len(chosen), -1)]
+        distances = measure_episodes(task, best)
+        return summarize(
+            task,
+            best,
+            scores=scores.max(1),
+            kl=np.repeat(of_ranks, n) + distances["k1"],
+            surprise=distances["surprise"],
+            ended=task.ends(best.input_ids, best.prompt_lengths, best.lengths)[0],
+            n=n,
+            ceiling=ceiling,
+        )
+
+    def _choose(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[Episodes, np.ndarray]:
+        """The best of n samples for each of B prompts, without logprobs; and the scores (B, n) of all samples."""
+        size = self.config.n
+        episodes = self.backend.generate([p for p in prompts for _ in range(size)], sampling).episodes
+        scores = episode_scores(self.task, episodes)[0].reshape(-1, size)
+        best = episodes[np.arange(len(prompts)) * size + scores.argmax(1)]
+        return Episodes(best.input_ids, best.prompt_lengths, best.lengths, best.prompts), scores

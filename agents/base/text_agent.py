@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 
 from agents.learning.randomness import Randomness
+from agents.run.evaluation import Evaluation, evaluate_texts
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
 from lm_env.envs.env import TextGenerationEnv
@@ -15,6 +16,7 @@ from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.errors import ConfigurationError
 from lm_env.generation.backend import GenerationBackend, Sampling
 from lm_env.objective.task import Task
+from lm_env.theory.ceiling import Ceiling
 
 __all__ = ["TextAgent", "task_of"]
 
@@ -45,6 +47,25 @@ class TextAgent:
         """Like `generate`, as `Episodes` with logprobs, ready for `env.score`."""
         sampling = Sampling(self.randomness.sampling, deterministic)
         return self.backend.generate(self.choose_prompts(prompts, n), sampling).episodes
+
+    def evaluate(
+        self, prompts: Any = None, n: int | None = None, *, seed: int = 0, ceiling: Ceiling | None = None
+    ) -> Evaluation:
+        """Measure what the agent writes: score, exact KL, J, perplexity, length, with standard errors, and the texts.
+
+        The same seed draws with the same uniform numbers whatever the weights, and no stream of the agent's
+        randomness moves; so evaluations of one run can be compared, and do not change it.
+
+        Args:
+            prompts: anything that `lm_env.load_prompts` takes, best such as are not trained on; None: the first ones
+                of the task's own.
+            n: texts per prompt; None: as many as make at least 256 in all.
+            ceiling: the optimum on the same prompts (`lm_env.theory.task_ceiling`), to say what share is attained.
+
+        Raises:
+            ConfigurationError, InvalidPromptError, RewardError: see `evaluate_texts`.
+        """
+        return evaluate_texts(self.task, self.backend, prompts, n, seed=seed, ceiling=ceiling)
 
     def choose_prompts(self, prompts: Sequence[Any] | None, n: int) -> Sequence[Prompt]:
         """Anything that `lm_env.load_prompts` takes, as prompts of the task; None: n of its own, drawn."""

@@ -1,17 +1,22 @@
-"""What surrounds a training run: checkpoints, callbacks, logs, progress, early warnings."""
+"""What surrounds a training run: checkpoints, callbacks, evaluation, logs, progress, early warnings."""
 
 from __future__ import annotations
 
 from agents.run.callbacks import TrainingEnv, as_callback
 from agents.run.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from agents.run.early_warning import EarlyWarning
+from agents.run.evaluation import Evaluation, evaluate_texts
+from agents.run.evaluation_callback import EvaluateTexts
 from agents.run.training_log import make_logger, rollout_metrics
 
 __all__ = [
     "Checkpoint",
     "EarlyWarning",
+    "EvaluateTexts",
+    "Evaluation",
     "TrainingEnv",
     "as_callback",
+    "evaluate_texts",
     "make_logger",
     "read_checkpoint",
     "rollout_metrics",

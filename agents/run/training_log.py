@@ -31,7 +31,7 @@ from agents.learning.rollout import Rollout
 from lm_env.errors import CheckpointWriteError, RunLockedError
 from lm_env.storage import FileLock
 
-__all__ = ["ProgressFile", "begin_log", "make_logger", "rollout_metrics"]
+__all__ = ["ProgressFile", "begin_log", "make_logger", "put_aside", "rollout_metrics"]
 
 LOCK = ".progress.lock"
 
@@ -52,9 +52,8 @@ class ProgressFile(KVWriter):
 
     def put_aside(self) -> None:
         """Rename what others have written, unless something was added to it already."""
-        if self._columns is None and self.path.exists():
-            names = (self.path.with_name(f"progress.{n}.csv") for n in itertools.count(1))
-            os.rename(self.path, next(name for name in names if not os.path.lexists(name)))
+        if self._columns is None:
+            put_aside(self.path)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Add a line; columns that are new are empty in the lines before it."""
@@ -102,6 +101,13 @@ class ProgressFile(KVWriter):
 
     def _writer(self, file: Any) -> csv.DictWriter:
         return csv.DictWriter(file, self._columns or [], lineterminator="\n")
+
+
+def put_aside(path: Path) -> None:
+    """Rename a file, where there is one, to a free name of its own: progress.csv becomes progress.1.csv."""
+    if path.exists():
+        names = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in itertools.count(1))
+        os.rename(path, next(name for name in names if not os.path.lexists(name)))
 
 
 def make_logger(verbose: int, log_dir: str | Path | None) -> Logger:

@@ -26,6 +26,19 @@ class Sampling:
     """The source of randomness, on the CPU whatever the model's device; None: torch's global one."""
     deterministic: bool = False
     """Take the likeliest token instead of drawing one."""
+    uniforms: np.ndarray | None = None
+    """float (B, max_new_tokens) in [0, 1): the number that each token of each text is drawn with, in place of
+    the generator.  A text then does not depend on those written beside it, and two policies that are given the
+    same numbers write alike as far as they agree."""
+
+    @classmethod
+    def fixed(cls, texts: int, tokens: int, seed: int) -> Sampling:
+        """The same `uniforms` (texts, tokens) at every call, and no other randomness.
+
+        Args:
+            tokens: the task's `max_new_tokens`.
+        """
+        return cls(uniforms=np.random.default_rng(seed).random((texts, tokens), dtype=np.float32))
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,6 @@ class GenerationBackend(Protocol):
             progress: the label of a progress bar over the texts; None shows none.
 
         Raises:
-            ConfigurationError: there are no prompts.
+            ConfigurationError: there are no prompts, or the uniforms have another shape.
         """
         ...

@@ -58,11 +58,14 @@ class LocalBackend:
         """See `GenerationBackend.generate`.
 
         Raises:
-            ConfigurationError: there are no prompts.
+            ConfigurationError: there are no prompts, or the uniforms have another shape.
             NonFiniteError: the model's logits are NaN.
         """
         if not prompts:
             raise ConfigurationError("there is nothing to write to: give at least one prompt")
+        wanted = (len(prompts), self.task.max_new_tokens)
+        if sampling.uniforms is not None and sampling.uniforms.shape != wanted:
+            raise ConfigurationError(f"uniforms have the shape {sampling.uniforms.shape}: (texts, tokens) is {wanted}")
         self._version += self._watch.changed()
         batch = _ContinuousBatch(self, prompts, sampling)
         with (
@@ -146,8 +149,10 @@ class _ContinuousBatch:
         if self.task.action_mask is not None:
             spans = [(self.ids[r], self.prompt_lengths[r], self.lengths[r]) for r in rows]
             logits = restrict(logits, np.stack([self.task.allowed_next(ids[:p], ids[p:n]) for ids, p, n in spans]))
-        tokens, logprobs = sample(logits, self.task.temperature, self.sampling.generator, self.sampling.deterministic)
         at = self.lengths[rows] - self.prompt_lengths[rows]
+        chosen = self.sampling
+        uniform = None if chosen.uniforms is None else torch.from_numpy(chosen.uniforms[rows, at])
+        tokens, logprobs = sample(logits, self.task.temperature, chosen.generator, chosen.deterministic, uniform)
         self.ids[rows, self.lengths[rows]] = tokens.cpu().numpy()
         self.logprobs[rows, at] = logprobs.cpu().numpy()
         if self.value_of is not None and outputs.hidden is not None:

@@ -32,13 +32,18 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def sample(
-    logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, deterministic: bool = False
+    logits: Tensor,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    deterministic: bool = False,
+    uniform: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw a token per row (or take the likeliest).
 
     Args:
         logits: (n, V); -inf masks a token.
         generator: on the CPU, whatever the device, so that a seed means the same everywhere.
+        uniform: float (n,) in [0, 1), to draw with instead of the generator's numbers.
 
     Returns:
         (tokens int64 (n,), logprobs float (n,) in nats, temperature included).
@@ -48,5 +53,6 @@ def sample(
     else:
         scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
         probs = torch.softmax(scaled if temperature == 1.0 else scaled / temperature, -1)
-        tokens = inverse_cdf(probs, torch.rand(len(logits), generator=generator).to(logits.device))
+        drawn = torch.rand(len(logits), generator=generator) if uniform is None else uniform
+        tokens = inverse_cdf(probs, drawn.to(logits.device))
     return tokens, token_logprobs(logits, tokens, temperature)

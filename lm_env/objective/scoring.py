@@ -22,7 +22,7 @@ from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError, RewardValueError
 from lm_env.models.inputs import length_batches
 from lm_env.models.inspection import evaluating
-from lm_env.models.logprobs import response_logprobs, response_outputs, token_logprobs
+from lm_env.models.logprobs import response_logprobs, response_outputs, restrict, token_logprobs
 from lm_env.objective.episode_checks import check_episodes
 from lm_env.objective.kl import full_kl, k1, k2, k3
 from lm_env.objective.rewards import call_reward, compose_rewards, final_scores, name_of, score_responses
@@ -32,6 +32,8 @@ from lm_env.objective.task import Task
 __all__ = [
     "PaidScores",
     "check_log_ratios",
+    "episode_scores",
+    "measure_episodes",
     "measure_kl",
     "paid_scores",
     "raw_scores",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 LOGITS_AT_ONCE = 2**24
-"""Largest number of logits (tokens x vocabulary) that `measure_kl` holds at a time."""
+"""Largest number of logits (tokens x vocabulary) that `measure_episodes` holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,20 @@ def paid_scores(
     if task.missing_eos_score is not None:
         totals[replaced] = task.missing_eos_score
     return PaidScores(tokens, totals)
+
+
+def episode_scores(task: Task, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+    """What whole episodes are paid for their content, without a forward of any model.
+
+    Returns:
+        (scores float64 (B,), ended bool (B,): an EOS or a stop string ended the text).
+
+    Raises:
+        RewardError, RewardValueError: see `score_responses`.
+    """
+    ended, _ = task.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
+    finished = ended | (not task.cap_truncates)
+    return paid_scores(task, episodes.prompts, episodes.responses(), ended, finished).totals, ended
 
 
 def step_scores(
@@ -189,18 +205,40 @@ def measure_kl(task: Task, episodes: Episodes) -> dict[str, float]:
     `full` sums the KL of the next-token distributions over the vocabulary at each response position; its
     expectation over the model's own samples is the KL of the text distributions.
     """
-    totals = dict.fromkeys(("k1", "k2", "k3", "full"), 0.0)
+    found = measure_episodes(task, episodes)
+    return {name: float(found[name].mean()) for name in ("k1", "k2", "k3", "full")}
+
+
+def measure_episodes(task: Task, episodes: Episodes) -> dict[str, np.ndarray]:
+    """How far each episode is from the reference, in one forward of the model and one of the reference.
+
+    Returns:
+        float64 (B,) each, nats, summed over the response tokens: `k1`, `k2`, `k3` and `full` as in `measure_kl`,
+        and `surprise`, -log pi_ref of the response at temperature 1, whose exponential per token is the perplexity.
+    """
+    totals = {name: np.zeros(len(episodes)) for name in ("k1", "k2", "k3", "full", "surprise")}
+    temperature = task.temperature
     with torch.no_grad(), evaluating(task.model), evaluating(task.reference):
         for rows in length_batches(episodes.lengths, max(1, LOGITS_AT_ONCE // task.vocab_size)):
-            outputs, tokens = response_outputs(task.model, episodes[rows])
+            part = episodes[rows]
+            outputs, tokens = response_outputs(task.model, part)
+            allowed = task.allowed_in(part)
+            logits = outputs.logits if allowed is None else restrict(outputs.logits, allowed)
             with task.as_reference():
-                ref_logits = response_outputs(task.reference, episodes[rows])[0].logits.to(outputs.logits.device)
-            logprobs = token_logprobs(outputs.logits, tokens, task.temperature)
-            ref_logprobs = token_logprobs(ref_logits, tokens, task.temperature)
-            for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3)):
-                totals[name] += float(estimator(logprobs, ref_logprobs).sum())
-            totals["full"] += float(full_kl(outputs.logits, ref_logits, task.temperature).sum())
-    return {name: value / len(episodes) for name, value in totals.items()}
+                ref_logits = response_outputs(task.reference, part)[0].logits.to(logits.device)
+            logprobs = token_logprobs(logits, tokens, temperature)
+            ref_logprobs = token_logprobs(ref_logits, tokens, temperature)
+            found = {
+                "k1": k1(logprobs, ref_logprobs),
+                "k2": k2(logprobs, ref_logprobs),
+                "k3": k3(logprobs, ref_logprobs),
+                "full": full_kl(logits, ref_logits, temperature),
+                "surprise": -token_logprobs(ref_logits, tokens),
+            }
+            owners = rows[np.nonzero(part.response_mask())[0]]
+            for name, values in found.items():
+                np.add.at(totals[name], owners, values.double().cpu().numpy())
+    return totals
 
 
 def _columns(task: Task, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> dict[str, list[Any]]:

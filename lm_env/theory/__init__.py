@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from lm_env.theory.best_of_n import BestOfN, best_of_n
-from lm_env.theory.ceiling import Ceiling, Estimate, FrontierPoint, ceiling, frontier, pass_rate_ceiling, upper_bound
+from lm_env.theory.ceiling import Ceiling, FrontierPoint, ceiling, frontier, pass_rate_ceiling, upper_bound
 from lm_env.theory.check_agent import AgentCheck, check_agent, parse_mdp
+from lm_env.theory.estimate import Estimate
 from lm_env.theory.objectives import Objective, fixed_point
 from lm_env.theory.reference_samples import sample_reference_scores
 from lm_env.theory.results import Evaluation, Optimum
+from lm_env.theory.task_ceiling import task_ceiling
 from lm_env.theory.token_env import make_token_env, token_task_options
 from lm_env.theory.token_mdp import TokenMDP
 
@@ -30,6 +32,7 @@ __all__ = [
     "parse_mdp",
     "pass_rate_ceiling",
     "sample_reference_scores",
+    "task_ceiling",
     "token_task_options",
     "upper_bound",
 ]

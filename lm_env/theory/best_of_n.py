@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from lm_env.theory.ceiling import Estimate, checked_scores
+from lm_env.theory.ceiling import ReferenceScores, checked_scores
+from lm_env.theory.estimate import Estimate
 from lm_env.validation import check_integer
 
 __all__ = ["BestOfN", "best_of_n"]
@@ -34,7 +35,7 @@ class BestOfN:
         return self.score.mean - beta * self.KL
 
 
-def best_of_n(scores: np.ndarray, n: int) -> BestOfN:
+def best_of_n(scores: ReferenceScores, n: int) -> BestOfN:
     """Score and KL of the best of n samples of the reference, without bias in the score.
 
     The score is the mean over all subsets of n of the samples at hand (an order statistic).  The KL is
@@ -48,18 +49,21 @@ def best_of_n(scores: np.ndarray, n: int) -> BestOfN:
         ConfigurationError: there are fewer than n samples.
     """
     check_integer("n", n)
-    scores = np.sort(checked_scores(scores), axis=1)
-    count = scores.shape[1]
-    if n > count:
-        raise ConfigurationError(f"best of {n} needs at least {n} samples per prompt, not {count}")
-    # C(i, n-1) / C(count, n): how often the i-th smallest (from 0) is the largest of a subset of n.
-    ranks = np.arange(count)
+    rows = [np.sort(row) for row in checked_scores(scores)]
+    fewest = min(len(row) for row in rows)
+    if n > fewest:
+        raise ConfigurationError(f"best of {n} needs at least {n} samples per prompt, not {fewest}")
+    shares = {count: _largest_of_n(count, n) for count in {len(row) for row in rows}}
+    kl = np.mean([_best_of_n_kl(row, n) for row in rows])
+    return BestOfN(n, Estimate.of(np.array([row @ shares[len(row)] for row in rows])), float(kl))
+
+
+def _largest_of_n(count: int, n: int) -> np.ndarray:
+    """C(i, n-1) / C(count, n), float (count,): how often the i-th smallest (from 0) is the largest of a subset of n."""
     log_share = np.full(count, -np.inf)
-    for i in ranks[n - 1 :]:
-        log_share[i] = _log_choose(int(i), n - 1) - _log_choose(count, n)
-    share = np.exp(log_share)
-    kl = np.mean([_best_of_n_kl(row, n) for row in scores])
-    return BestOfN(n, Estimate.of(scores @ share), float(kl))
+    for i in range(n - 1, count):
+        log_share[i] = _log_choose(i, n - 1) - _log_choose(count, n)
+    return np.exp(log_share)
 
 
 def _log_choose(n: int, k: int) -> float:

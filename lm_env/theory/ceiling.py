@@ -13,7 +13,7 @@ the optimum; where not it is a lower bound.
 Sources: Ziegler et al. 2019 (arXiv:1909.08593), equation 2, for the optimum; Efron and Stein 1981 for the
 jackknife.
 
-Shapes: P prompts, n samples of the reference per prompt.
+Shapes: P prompts, n samples of the reference per prompt; n may differ from prompt to prompt.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_env.errors import ConfigurationError
+from lm_env.theory.estimate import Estimate
 from lm_env.validation import check_number
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
     "pass_rate_ceiling",
     "upper_bound",
 ]
+
+ReferenceScores = np.ndarray | Sequence[np.ndarray]
+"""float (P, n), or P arrays (n,) of their own lengths."""
 
 ENOUGH_ESS = 10.0
 """Effective sample size that a prompt needs for its tilted mean to be usable."""
@@ -47,27 +51,13 @@ UNSEEN = 0.05
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over prompts, and its standard error over prompts."""
-
-    mean: float
-    se: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Estimate:
-        """The mean of values (P,); the error is NaN for a single prompt."""
-        se = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-        return cls(float(values.mean()), se)
-
-
-@dataclass(frozen=True)
 class Ceiling:
     """What can be had at one beta; means over prompts, units of the score, nats per response."""
 
     beta: float
     prompts: int
-    samples: int
-    """n, samples of the reference per prompt."""
+    samples: np.ndarray
+    """int (P,): n of each prompt."""
     J_ref: Estimate
     """The reference's own E[score], whose KL is 0."""
     J: Estimate
@@ -80,6 +70,10 @@ class Ceiling:
     """KL*, (E*[score] - J*) / beta."""
     ess: np.ndarray
     """float (P,): the effective sample size of each prompt, 1 to n."""
+    J_by_prompt: np.ndarray
+    """float (P,): J* of each prompt, jackknifed; its mean is J."""
+    J_ref_by_prompt: np.ndarray
+    """float (P,): the reference's E[score] of each prompt; its mean is J_ref."""
     unseen: float | None = None
     """What J* would gain if texts of the highest possible score had the probability 3 / (P n), which is the most
     that samples without them leave open at 95%; None if no highest score was given."""
@@ -107,29 +101,36 @@ class Ceiling:
             )
         if self.unseen is not None and self.unseen > UNSEEN * gain:
             found.append(
-                f"texts of the highest possible score, too rare for {self.prompts * self.samples} samples, could add"
+                f"texts of the highest possible score, too rare for {self.samples.sum()} samples, could add"
                 f" {self.unseen:.2g} to the gain {gain:.2g}: sample more, or raise beta"
             )
         return found
 
-    def attained(self, J: float, se: float = 0.0) -> Estimate:
+    def attained(self, J: float | np.ndarray, se: float = 0.0) -> Estimate:
         """The share of what can be gained, (J - J_ref) / (J* - J_ref), with its standard error.
 
-        The error combines those of J and of J*, taken as independent; the reference's is left out, for both
-        are measured on the same prompts.
-
         Args:
-            J: E[score] - beta KL of an agent on the same prompts.
-            se: its standard error.
+            J: E[score] - beta KL of an agent on the same prompts: float (P,), one of each prompt in their order,
+                where the error is that of a ratio of means over the same prompts; or their mean alone, where the
+                errors of J and of J* are taken as independent and the reference's is left out.
+            se: the standard error of a mean.
 
         Raises:
-            ConfigurationError: nothing can be gained, because all samples of the reference score alike.
+            ConfigurationError: nothing can be gained, because all samples of the reference score alike; or J is
+                of another number of prompts.
         """
         gain = self.J.mean - self.J_ref.mean
         if gain <= 0:
             raise ConfigurationError(
                 "nothing can be gained over the reference: its samples all score alike, so no share is attained"
             )
+        if isinstance(J, np.ndarray):
+            if J.shape != self.J_by_prompt.shape:
+                raise ConfigurationError(
+                    f"the ceiling is that of {self.prompts} prompts and J has the shape {J.shape}: measure both on the"
+                    " same prompts"
+                )
+            return Estimate.ratio(J - self.J_ref_by_prompt, self.J_by_prompt - self.J_ref_by_prompt)
         share = (J - self.J_ref.mean) / gain
         own = 0.0 if math.isnan(self.J.se) else self.J.se
         return Estimate(share, math.hypot(se, share * own) / gain)
@@ -146,12 +147,12 @@ class FrontierPoint:
     """The median effective sample size; below about 10 the point is a lower bound."""
 
 
-def ceiling(scores: np.ndarray, beta: float, highest: float | None = None) -> Ceiling:
+def ceiling(scores: ReferenceScores, beta: float, highest: float | None = None) -> Ceiling:
     """Estimate the ceiling at a beta.
 
     Args:
-        scores: float (P, n), the paid scores of n >= 2 independent samples of the reference for each of P
-            prompts, drawn at the temperature of the task.
+        scores: float (P, n), or P arrays (n,) of their own lengths: the paid scores of n >= 2 independent samples
+            of the reference for each of P prompts, drawn at the temperature of the task.
         beta: weight of the KL penalty, score per nat.
         highest: a number that no score can exceed, where there is one; then `Ceiling.trusted` also asks what
             texts that were never sampled could add.
@@ -160,9 +161,38 @@ def ceiling(scores: np.ndarray, beta: float, highest: float | None = None) -> Ce
         ConfigurationError: beta is not a positive number, or the scores are not P rows of at least 2 finite numbers.
     """
     check_number("beta", beta, low=0.0, above=True)
-    scores = checked_scores(scores)
+    rows = checked_scores(scores)
+    sizes = np.array([len(row) for row in rows])
+    value, plain, score, ess = np.empty((4, len(rows)))
+    for size in np.unique(sizes):
+        chosen = np.flatnonzero(sizes == size)
+        value[chosen], plain[chosen], score[chosen], ess[chosen] = _tilted(np.stack([rows[i] for i in chosen]), beta)
+    J_ref = np.array([row.mean() for row in rows])
+    J = Estimate.of(value)
+    unseen = None
+    if highest is not None:
+        log_gain = math.log(3 / sizes.sum()) + (highest - J.mean) / beta
+        unseen = beta * float(np.logaddexp(0, log_gain))
+    return Ceiling(
+        beta=float(beta),
+        prompts=len(rows),
+        samples=sizes,
+        J_ref=Estimate.of(J_ref),
+        J=J,
+        J_plain=float(plain.mean()),
+        score=Estimate.of(score),
+        KL=Estimate.of((score - value) / beta),
+        ess=ess,
+        J_by_prompt=value,
+        J_ref_by_prompt=J_ref,
+        unseen=unseen,
+    )
+
+
+def _tilted(scores: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """J* jackknifed, J* plain, E*[score] jackknifed, and the effective sample size, (P,) each, of scores (P, n)."""
     n = scores.shape[1]
-    weights = _tilt(scores, beta)
+    weights = tilt(scores, beta)
     plain = _log_mean_exp(scores, beta)
     tilted = (weights * scores).sum(1)
     # Leave one out: the sums without each sample, and with them both estimates.
@@ -175,29 +205,13 @@ def ceiling(scores: np.ndarray, beta: float, highest: float | None = None) -> Ce
         for column in np.flatnonzero(alone[row]):
             others = np.delete(scores[row], column)[None]
             left_value[row, column] = _log_mean_exp(others, beta)[0]
-            left_score[row, column] = (_tilt(others, beta) * others).sum()
+            left_score[row, column] = (tilt(others, beta) * others).sum()
     value = n * plain - (n - 1) * left_value.mean(1)
     score = n * tilted - (n - 1) * left_score.mean(1)
-    value_mean = Estimate.of(value)
-    unseen = None
-    if highest is not None:
-        log_gain = math.log(3 / scores.size) + (highest - value_mean.mean) / beta
-        unseen = beta * float(np.logaddexp(0, log_gain))
-    return Ceiling(
-        beta=float(beta),
-        prompts=len(scores),
-        samples=n,
-        J_ref=Estimate.of(scores.mean(1)),
-        J=value_mean,
-        J_plain=float(plain.mean()),
-        score=Estimate.of(score),
-        KL=Estimate.of((score - value) / beta),
-        ess=1 / (weights**2).sum(1),
-        unseen=unseen,
-    )
+    return value, plain, score, 1 / (weights**2).sum(1)
 
 
-def frontier(scores: np.ndarray, betas: Sequence[float]) -> list[FrontierPoint]:
+def frontier(scores: ReferenceScores, betas: Sequence[float]) -> list[FrontierPoint]:
     """The largest score that can be had at each KL: the optimum's score over its KL, as beta varies.
 
     Args:
@@ -227,7 +241,7 @@ def pass_rate_ceiling(rate: float, beta: float) -> float:
     return float(beta * np.logaddexp(log_pass, log_fail))
 
 
-def upper_bound(scores: np.ndarray, beta: float, highest: float, rng: np.random.Generator) -> Estimate:
+def upper_bound(scores: ReferenceScores, beta: float, highest: float, rng: np.random.Generator) -> Estimate:
     """An estimate of J* that errs upward, from exact samples of the optimum by rejection.
 
     A sample of the reference is accepted with probability exp((score - highest) / beta), and what is
@@ -242,34 +256,41 @@ def upper_bound(scores: np.ndarray, beta: float, highest: float, rng: np.random.
     Raises:
         ConfigurationError: a score exceeds `highest`, or too few prompts (below half) have an accepted sample.
     """
-    scores = checked_scores(scores)
+    rows = checked_scores(scores)
     check_number("beta", beta, low=0.0, above=True)
-    if scores.max() > highest:
-        raise ConfigurationError(f"a score of {scores.max():g} exceeds highest={highest:g}: give a larger bound")
-    accepted = np.log(rng.random(scores.shape)) < (scores - highest) / beta
+    largest = max(row.max() for row in rows)
+    if largest > highest:
+        raise ConfigurationError(f"a score of {largest:g} exceeds highest={highest:g}: give a larger bound")
+    accepted = [np.log(rng.random(len(row))) < (row - highest) / beta for row in rows]
     bounds = [
         -beta * float(np.logaddexp.reduce(-row[taken] / beta) - math.log(taken.sum()))
-        for row, taken in zip(scores, accepted, strict=True)
+        for row, taken in zip(rows, accepted, strict=True)
         if taken.any()
     ]
-    if len(bounds) < len(scores) / 2:
+    if len(bounds) < len(rows) / 2:
         raise ConfigurationError(
-            f"only {len(bounds)} of {len(scores)} prompts have a sample that rejection accepts: give more samples, or a"
+            f"only {len(bounds)} of {len(rows)} prompts have a sample that rejection accepts: give more samples, or a"
             " lower bound on the scores"
         )
     return Estimate.of(np.array(bounds))
 
 
-def checked_scores(scores: np.ndarray) -> np.ndarray:
-    scores = np.asarray(scores, dtype=np.float64)
-    if scores.ndim != 2 or scores.shape[0] < 1 or scores.shape[1] < 2 or not np.isfinite(scores).all():
+def checked_scores(scores: ReferenceScores) -> list[np.ndarray]:
+    """P arrays (n,) float64.
+
+    Raises:
+        ConfigurationError: there are none, or one has fewer than 2 numbers, or holds one that is not finite.
+    """
+    rows = [np.asarray(row, dtype=np.float64) for row in scores]
+    if not rows or any(row.ndim != 1 or len(row) < 2 or not np.isfinite(row).all() for row in rows):
+        shape = getattr(scores, "shape", f"{len(scores)} rows")
         raise ConfigurationError(
-            f"scores must be finite, (prompts, samples) with at least 2 samples, not of shape {scores.shape}"
+            f"scores must be finite, (prompts, samples) with at least 2 samples of each prompt, not {shape}"
         )
-    return scores
+    return rows
 
 
-def _tilt(scores: np.ndarray, beta: float) -> np.ndarray:
+def tilt(scores: np.ndarray, beta: float) -> np.ndarray:
     """exp(score / beta), each row to sum 1, (P, n)."""
     logits = scores / beta
     weights = np.exp(logits - logits.max(1, keepdims=True))

@@ -13,7 +13,7 @@ import torch
 from lm_env.data.prompts import Prompt
 from lm_env.generation.backend import Sampling
 from lm_env.generation.generate import LocalBackend
-from lm_env.objective.scoring import paid_scores
+from lm_env.objective.scoring import episode_scores
 from lm_env.objective.task import Task
 from lm_env.validation import check_integer
 
@@ -48,6 +48,4 @@ def sample_reference_scores(
     with task.as_reference():
         backend = LocalBackend(task, slots, model=task.reference)
         episodes = backend.generate(drawn, sampling, progress=progress).episodes
-    ended, _ = task.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
-    finished = ended | (not task.cap_truncates)
-    return paid_scores(task, drawn, episodes.responses(), ended, finished).totals.reshape(len(prompts), n)
+    return episode_scores(task, episodes)[0].reshape(len(prompts), n)

@@ -1,0 +1,221 @@
+"""Evaluation: what an agent's texts score, how far from the reference they are, and what share of the optimum that is.
+
+`agent.evaluate(prompts)` measures once; the callback `EvaluateTexts` measures every so often during a training.
+Each text is drawn with uniform numbers of its own, which depend on the seed alone.  So two evaluations differ by
+the weights and not by luck, and no stream of randomness of the training moves.
+
+Shapes: P prompts, n texts per prompt, B = P n texts, T response tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import Prompt
+from lm_env.errors import ConfigurationError
+from lm_env.generation.backend import GenerationBackend, Sampling
+from lm_env.objective.scoring import episode_scores, measure_episodes
+from lm_env.objective.task import Task
+from lm_env.theory.ceiling import Ceiling
+from lm_env.theory.estimate import Estimate
+from lm_env.validation import check_integer, check_number
+
+__all__ = ["Evaluation", "choose_texts", "evaluate_texts", "summarize", "write_samples"]
+
+TEXTS = 256
+"""Texts of an evaluation that nothing is said about: 256 prompts at most, each as often as it takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What an agent does on P prompts; errors are over prompts, or over the texts where there is a single prompt.
+
+    Scores are in their own unit, KL in nats per response unless said otherwise.
+    """
+
+    beta: float
+    """Weight of the KL in J, score per nat."""
+    prompts: int
+    texts: int
+    """In all; the same number for each prompt."""
+    score: Estimate
+    kl: Estimate
+    """The KL to the reference, its next-token distributions summed exactly over the vocabulary."""
+    kl_per_token: Estimate
+    J: Estimate
+    """score - beta KL, what agents are to maximize."""
+    perplexity: Estimate
+    """Of the texts under the reference at temperature 1."""
+    length: Estimate
+    """Response tokens."""
+    ended: Estimate
+    """Share of the texts that an EOS or a stop string ended."""
+    attained: Estimate | None
+    """(J - J_ref) / (J* - J_ref), where a ceiling was given."""
+    J_by_prompt: np.ndarray
+    """float (P,): `Ceiling.attained` takes it."""
+    samples: list[dict[str, Any]]
+    """One row for each text, in the prompts' order: `prompt`, `response`, `score`, `kl`."""
+
+    def metrics(self) -> dict[str, float]:
+        """The means by name, and under NAME_se the standard errors of `score`, `kl`, `J` and `attained`."""
+        estimates = {
+            "score": self.score,
+            "kl": self.kl,
+            "kl_per_token": self.kl_per_token,
+            "J": self.J,
+            "perplexity": self.perplexity,
+            "length": self.length,
+            "ended": self.ended,
+        }
+        if self.attained is not None:
+            estimates["attained"] = self.attained
+        found = {name: estimate.mean for name, estimate in estimates.items()}
+        errors = {f"{name}_se": estimates[name].se for name in ("score", "kl", "J", "attained") if name in estimates}
+        return {**found, **errors}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.texts} texts to {self.prompts} prompts",
+            f"score           {self.score}",
+            f"KL, nats        {self.kl} per response, {self.kl_per_token} per token",
+            f"J               {self.J}, score - {self.beta:g} KL",
+        ]
+        if self.attained is not None:
+            lines.append(f"attained        {self.attained} of the optimum's gain over the reference")
+        lines += [
+            f"perplexity      {self.perplexity} under the reference",
+            f"tokens          {self.length}",
+            f"share ended     {self.ended}",
+        ]
+        return "\n".join(lines)
+
+
+def evaluate_texts(
+    task: Task,
+    backend: GenerationBackend,
+    prompts: Any = None,
+    n: int | None = None,
+    *,
+    seed: int = 0,
+    ceiling: Ceiling | None = None,
+) -> Evaluation:
+    """Let a backend write to prompts, and measure the texts; nothing of the task changes.
+
+    Args:
+        backend: writes with the task's own model.
+        prompts: anything that `lm_env.load_prompts` takes; None: the first ones of the task's own.
+        n: texts per prompt; None: as many as make at least `TEXTS` in all.
+        seed: of the uniform numbers that the texts are drawn with.
+        ceiling: of the same prompts, see `lm_env.theory.task_ceiling`; its beta is then that of J.
+
+    Raises:
+        ConfigurationError: n or the seed cannot work, or the ceiling is that of other prompts.
+        InvalidPromptError: see `lm_env.load_prompts`.
+        RewardError, RewardValueError: the reward function failed.
+    """
+    chosen, n = choose_texts(task, prompts, n, ceiling)
+    drawn = [prompt for prompt in chosen for _ in range(n)]
+    sampling = Sampling.fixed(len(drawn), task.max_new_tokens, check_integer("seed", seed, low=0))
+    episodes = backend.generate(drawn, sampling).episodes
+    scores, ended = episode_scores(task, episodes)
+    distances = measure_episodes(task, episodes)
+    return summarize(
+        task,
+        episodes,
+        scores=scores,
+        kl=distances["full"],
+        surprise=distances["surprise"],
+        ended=ended,
+        n=n,
+        ceiling=ceiling,
+    )
+
+
+def choose_texts(
+    task: Task, prompts: Any, n: int | None, ceiling: Ceiling | None = None
+) -> tuple[Sequence[Prompt], int]:
+    """The prompts of an evaluation, and how many texts are written to each; arguments as in `evaluate_texts`."""
+    if prompts is None:
+        chosen: Sequence[Prompt] = task.prompts.head(TEXTS)
+    elif isinstance(prompts, list | tuple) and prompts and isinstance(prompts[0], Prompt):
+        chosen = prompts
+    else:
+        chosen = list(task.load_prompts(prompts))
+    if ceiling is not None and ceiling.prompts != len(chosen):
+        raise ConfigurationError(
+            f"the ceiling is that of {ceiling.prompts} prompts and the evaluation has {len(chosen)}: make both of the"
+            " same prompts"
+        )
+    return chosen, -(-TEXTS // len(chosen)) if n is None else check_integer("n", n)
+
+
+def summarize(
+    task: Task,
+    episodes: Episodes,
+    *,
+    scores: np.ndarray,
+    kl: np.ndarray,
+    surprise: np.ndarray,
+    ended: np.ndarray,
+    n: int,
+    ceiling: Ceiling | None,
+) -> Evaluation:
+    """Means and errors of measured texts.
+
+    Args:
+        episodes: B = P n, those of one prompt side by side.
+        scores, kl, surprise, ended: (B,); KL and surprise in nats per response.
+    """
+    beta = check_number("beta", task.kl.beta if ceiling is None else ceiling.beta, low=0.0)
+    J = scores - beta * kl if beta else scores
+    tokens = episodes.response_lengths.astype(np.float64)
+    by_prompt = J.reshape(-1, n).mean(1)
+
+    def clusters(values: np.ndarray) -> np.ndarray:
+        """The means of the prompts, (P,); or the texts themselves where there is one prompt."""
+        return values if len(values) == n else values.reshape(-1, n).mean(1)
+
+    def mean(values: np.ndarray) -> Estimate:
+        return Estimate.of(clusters(values.astype(np.float64)))
+
+    log_perplexity = Estimate.ratio(clusters(surprise), clusters(tokens))
+    perplexity = float(np.exp(log_perplexity.mean))
+    texts = zip(episodes.prompts, episodes.responses(), scores.tolist(), kl.tolist(), strict=True)
+    return Evaluation(
+        beta=beta,
+        prompts=len(by_prompt),
+        texts=len(episodes),
+        score=mean(scores),
+        kl=mean(kl),
+        kl_per_token=Estimate.ratio(clusters(kl), clusters(tokens)),
+        J=mean(J),
+        perplexity=Estimate(perplexity, perplexity * log_perplexity.se),
+        length=mean(tokens),
+        ended=mean(ended),
+        attained=None if ceiling is None else ceiling.attained(by_prompt),
+        J_by_prompt=by_prompt,
+        samples=[
+            {"prompt": prompt.text, "response": task.text_of(ids), "score": score, "kl": nats}
+            for prompt, ids, score, nats in texts
+        ],
+    )
+
+
+def write_samples(path: Path, samples: Sequence[dict[str, Any]], timesteps: int) -> None:
+    """Add rows of `Evaluation.samples` to a file of JSON lines, each with the timesteps before it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for row in samples:
+            file.write(json.dumps({"timesteps": timesteps, **row}, ensure_ascii=False) + "\n")
