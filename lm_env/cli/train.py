@@ -7,13 +7,15 @@ The flags are made from the same descriptions that read a configuration file, so
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
-from lm_env.cli.report import say
+from lm_env.cli.report import console, say
 from lm_env.errors import ConfigurationError
 from lm_env.runs.agents import agent_kind, agent_names
 from lm_env.runs.config_files import read_config
@@ -27,13 +29,23 @@ __all__ = ["call", "run_train"]
 NO = "no_"
 """Before the keyword of the flag that turns a switch off."""
 
+MEASURED = {
+    "score": "score",
+    "kl": "KL to the reference, nats per response",
+    "J": "score - beta KL",
+    "attained": "share of the optimum's gain",
+    "length": "tokens per response",
+    "ended": "share of texts that ended by themselves",
+}
+"""What the table at the end shows, by its name in the log."""
+
 Out = Annotated[Path, typer.Option(help="The folder of the run; it must not hold another one.")]
 Config = Annotated[
     Path | None,
     typer.Option(help="A .yaml or .toml file of the options below, without their dashes; flags stand before it."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; begin it if there is none.")]
-Table = Annotated[bool, typer.Option("--table", help="Print the log as a table after each rollout.")]
+AsTable = Annotated[bool, typer.Option("--table", help="Print the log as a table after each rollout.")]
 
 
 def call(args: Sequence[str], docstring: str | None) -> None:
@@ -56,7 +68,7 @@ def _function(panels: Mapping[str, Mapping[str, Option]], docstring: str | None)
         given = _given(ctx, known, flags)
         run_train(given, out=out, config=config, resume=resume, table=table)
 
-    fixed: dict[str, Any] = {"ctx": typer.Context, "out": Out, "config": Config, "resume": Resume, "table": Table}
+    fixed: dict[str, Any] = {"ctx": typer.Context, "out": Out, "config": Config, "resume": Resume, "table": AsTable}
     made: dict[str, Any] = {}
     for panel, options in panels.items():
         for option in options.values():
@@ -115,9 +127,31 @@ def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resum
     where = settings.task.env or f"{settings.task.prompts}, {settings.task.reward}"
     say("training", f"{settings.run.agent} on {where}, {settings.run.timesteps:,} tokens, into {out}")
     run = train_run(settings, folder, resume=resume, verbose=int(table), progress_bar=not table)
+    _show_evaluations(folder.evaluations(), settings)
     for line in _what_next(run):
         say("", line)
     return run
+
+
+def _show_evaluations(found: list[dict[str, float]], settings: TrainSettings) -> None:
+    """The first and the last evaluation side by side."""
+    if not found:
+        return
+    table = Table("", "before", "after", header_style="bold")
+    for name, label in MEASURED.items():
+        if name in found[-1]:
+            cells = [_with_error(row, name) for row in (found[0], found[-1])]
+            table.add_row(label, cells[0], f"[bold]{cells[1]}[/bold]")
+    console.print(table)
+    run = settings.run
+    held_out = run.eval_prompts is not None or run.eval_fraction > 0
+    if settings.task.env is None and not held_out:
+        say("", "measured on prompts that were trained on; eval_prompts or eval_fraction holds some out")
+
+
+def _with_error(row: Mapping[str, float], name: str) -> str:
+    error = row.get(f"{name}_se", math.nan)
+    return f"{row.get(name, math.nan):.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
 
 
 def _what_next(run: TrainedRun) -> Iterator[str]:
