@@ -28,6 +28,7 @@ from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
 from agents.ppo_ptx import PPOPtx
 from agents.reinforce import Reinforce, ReinforceConfig, ReinforceValue, ReinforceValueConfig
 from agents.rloo import RLOO, RLOOConfig
+from agents.run.checkpointing import Checkpointing
 from agents.sft import SFTConfig, SFTReport, supervised_finetune
 
 AGENTS: dict[str, Callable[..., Any]] = {
@@ -51,6 +52,7 @@ __all__ = [
     "A2CConfig",
     "BestOfN",
     "BestOfNConfig",
+    "Checkpointing",
     "GRPOConfig",
     "PPOConfig",
     "PPOPenalty",
