@@ -29,6 +29,7 @@ from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
 from agents.ppo_ptx import PPOPtx
 from agents.reinforce import Reinforce, ReinforceConfig, ReinforceValue, ReinforceValueConfig
 from agents.rloo import RLOO, RLOOConfig
+from agents.run.checkpointing import Checkpointing
 from agents.run.evaluation import Evaluation
 from agents.run.evaluation_callback import EvaluateTexts
 from agents.sft import SFTConfig, SFTReport, supervised_finetune
@@ -54,6 +55,7 @@ __all__ = [
     "A2CConfig",
     "BestOfN",
     "BestOfNConfig",
+    "Checkpointing",
     "EvaluateTexts",
     "Evaluation",
     "GRPOConfig",

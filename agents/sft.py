@@ -6,6 +6,8 @@ arXiv:2203.02155, section 3.5; Stiennon et al. 2020, arXiv:2009.01325, appendix 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
-from agents.base.config import make_config
+from agents.base.config import MEMORY_ONLY, make_config
 from agents.learning.likelihood import add_likelihood_gradient, perplexity, text_episodes
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt, load_prompts
 from lm_env.errors import ConfigurationError
 from lm_env.explain import explained
+from lm_env.models.fitting import fit
 from lm_env.models.inputs import shuffled_batches
 from lm_env.models.inspection import device_of, evaluating, facts_of
-from lm_env.models.optimization import guarded_step
+from lm_env.storage import Checkpointing
 from lm_env.validation import check_integers, check_numbers
 
 __all__ = ["SFTConfig", "SFTReport", "load_demonstrations", "supervised_finetune"]
@@ -124,17 +126,23 @@ def supervised_finetune(
     response_column: str = "response",
     download: bool = False,
     progress_bar: bool = False,
+    checkpoint: Checkpointing | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> SFTReport:
     """Train a causal LM in place; the same seed gives the same weights.  Dropout is off.
 
     Args:
         source, eos_token_id, response_column, download: see `load_demonstrations`.
+        checkpoint: save the run in a folder as it goes, and when Ctrl-C or SIGTERM ends it.
+        resume: go on from the newest checkpoint there, with the model, the data and the options that the run
+            began with; from the beginning where there is none.
         options: the fields of `SFTConfig`.
 
     Raises:
         ConfigurationError: an impossible setting, or too few demonstrations to hold some out.
         NonFiniteError: a gradient is NaN or infinite; the weights are those of before that step.
+        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
     """
     config = make_config(SFTConfig, "supervised_finetune", options)
     facts, rng = facts_of(model), np.random.default_rng(config.seed)
@@ -151,7 +159,7 @@ def supervised_finetune(
     if not any(p.requires_grad for p in model.parameters()):
         model.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so
     before = None if held_out is None else perplexity(model, held_out)
-    losses = _train(model, training, config, rng, progress_bar)
+    losses = _train(model, training, config, rng, progress_bar, checkpoint, resume)
     return SFTReport(losses, before, None if held_out is None else perplexity(model, held_out))
 
 
@@ -166,26 +174,39 @@ def _split(episodes: Episodes, fraction: float, rng: np.random.Generator) -> tup
 
 
 def _train(
-    model: nn.Module, episodes: Episodes, config: SFTConfig, rng: np.random.Generator, progress_bar: bool
+    model: nn.Module,
+    episodes: Episodes,
+    config: SFTConfig,
+    rng: np.random.Generator,
+    progress_bar: bool,
+    checkpoint: Checkpointing | None,
+    resume: bool,
 ) -> list[float]:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
-    batches = list(shuffled_batches(len(episodes), config.batch_size, config.epochs, rng))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=len(batches))
-    losses: list[float] = []
-
     @contextmanager
     def forwards() -> Iterator[None]:
         with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=config.bf16):
             yield
 
-    for rows in tqdm(batches, desc="fine-tuning", unit="step", disable=not progress_bar):
-        optimizer.zero_grad()
-        losses.append(add_likelihood_gradient(model, episodes[rows], 1.0, config.micro_batch_tokens, forwards))
-        guarded_step(optimizer, parameters, config.max_grad_norm, loss=losses[-1])
-        schedule.step()
-    optimizer.zero_grad()
-    return losses
+    options = {name: value for name, value in vars(config).items() if name not in MEMORY_ONLY}
+    return fit(
+        {name: p for name, p in model.named_parameters() if p.requires_grad},
+        list(shuffled_batches(len(episodes), config.batch_size, config.epochs, rng)),
+        lambda rows: add_likelihood_gradient(model, episodes[rows], 1.0, config.micro_batch_tokens, forwards),
+        learning_rate=config.learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        identity={**options, "demonstrations": _digest(episodes)},
+        checkpoint=checkpoint,
+        resume=resume,
+        title="fine-tuning",
+        progress_bar=progress_bar,
+    )
+
+
+def _digest(episodes: Episodes) -> str:
+    """A digest of all tokens, and of what is learned of them."""
+    rows = (row[:n].tolist() for row, n in zip(episodes.input_ids, episodes.lengths, strict=True))
+    content = json.dumps([list(rows), episodes.prompt_lengths.tolist()])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _response_ids(prompt: Prompt, column: str, tokenizer: Any, vocab_size: int) -> Sequence[int]:

@@ -2,6 +2,7 @@
 
 All derive from `LMEnvError`; those that a Gymnasium user would expect as a `ValueError` or as one
 of Gymnasium's own errors derive from that as well, so existing `except` clauses keep working.
+`TrainingInterrupted` is no error but the end that was asked for, and derives from SystemExit.
 """
 
 from __future__ import annotations
@@ -87,3 +88,17 @@ class UnsafeFileError(LMEnvError, ValueError):
 
 class NonFiniteError(LMEnvError, FloatingPointError):
     """A loss, gradient, weight or logit is NaN or infinite; the weights are those of before the update."""
+
+
+class TrainingInterrupted(SystemExit):
+    """A signal ended a training run after a step, and all of it is saved: start it again with `resume=True`.
+
+    Where nobody catches it, the process ends without a traceback and with the exit code 75 (EX_TEMPFAIL of
+    sysexits.h: not finished, try again), which neither a crash (1) nor a kill (130, 137, 143) gives.
+    """
+
+    EXIT_CODE = 75
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = self.EXIT_CODE

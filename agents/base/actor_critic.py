@@ -119,6 +119,17 @@ class ActorCritic(BatchedAgent):
             checkpoint.settings["critic"] = {"score": self.score_critic.state()}
         return checkpoint
 
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """See `PolicyAgent.restore`."""
+        saved = checkpoint.settings["critic"]
+        learned = None
+        if self.score_critic is not None and isinstance(saved, dict) and isinstance(saved.get("score"), dict):
+            learned = ScoreCritic.from_state(saved["score"])
+        super().restore(checkpoint)
+        own = self.score_critic
+        if own is not None and learned is not None and (own.decay, own.ridge) == (learned.decay, learned.ridge):
+            self.score_critic = learned
+
     @property
     def needs_logits(self) -> bool:
         """Whether the loss reads the whole distribution: for the entropy bonus."""

@@ -11,22 +11,28 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
+from agents.base.config import check_same_options
 from agents.base.policy_agent import PolicyAgent
 from agents.learning.critic import CriticSource
 from agents.learning.rollout import Rollout, collect
 from agents.run.callbacks import CallbackLike, TrainingEnv, as_callback
+from agents.run.checkpoint import Checkpoint
+from agents.run.checkpointing import Checkpointing, open_run
 from agents.run.early_warning import EarlyWarning
 from agents.run.progress import ProgressLine
-from agents.run.training_log import begin_log, make_logger, rollout_metrics
+from agents.run.training_log import make_logger, rollout_metrics
 from lm_env.data.prompts import Prompt
 from lm_env.generation.backend import Sampling
 from lm_env.models.inputs import shuffled_batches
+from lm_env.objective.fingerprint import check_same_task
+from lm_env.storage import read_folder
 from lm_env.validation import check_number
 
 __all__ = ["BatchedAgent"]
@@ -78,6 +84,9 @@ class BatchedAgent(PolicyAgent, ABC):
         callback: CallbackLike = None,
         progress_bar: bool = False,
         reset_num_timesteps: bool = True,
+        *,
+        checkpoint: Checkpointing | None = None,
+        resume: bool = False,
     ) -> Self:
         """Roll out and update until `total_timesteps` more tokens have been generated.
 
@@ -88,42 +97,47 @@ class BatchedAgent(PolicyAgent, ABC):
                 each of its episodes.
             reset_num_timesteps: with False, `num_timesteps` keeps counting, and the learning-rate schedule
                 reaches 0 at the old count plus `total_timesteps`.
+            checkpoint: save the run in a folder as it goes, at its end, and when Ctrl-C or SIGTERM ends it.
+            resume: go on from the newest checkpoint in that folder.  `total_timesteps` is then that of the
+                whole run, and the agent is made as it was for the run; a warning names damaged checkpoints
+                that are passed over, and with none there the run starts from the beginning.
 
         Raises:
             NonFiniteError: a loss or gradient was NaN or infinite; docs/agents.md says how to continue.
             RewardError: the reward function failed; nothing of this rollout has been learned.
+            CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `open_run`.
         """
         check_number("total_timesteps", total_timesteps, low=0)
-        if self.num_rollouts == 0:
-            begin_log(self.logger)
-        if reset_num_timesteps:
-            self.num_timesteps = 0
-        total_timesteps += self.num_timesteps
         callbacks = as_callback(callback)
         callbacks.init_callback(self)  # type: ignore[arg-type]  # the parts of SB3's base class that callbacks use
-        callbacks.on_training_start(locals(), globals())
-        with ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar) as line:
-            while self.num_timesteps < total_timesteps:
-                self.updater.schedule(1 - self.num_timesteps / total_timesteps, self.num_rollouts)
-                callbacks.on_rollout_start()
-                started = time.perf_counter()
-                rollout = self.collect_rollout()
-                rolled_out = time.perf_counter()
-                dones = np.ones(len(rollout), dtype=bool)
-                callbacks.update_locals(locals())
-                callbacks.on_rollout_end()
-                metrics = self.update(rollout)
-                seconds = (rolled_out - started, time.perf_counter() - rolled_out)
-                for text in self.early_warning.look(rollout, metrics, self.updater.rounds):
-                    log.warning("%s", text)
-                self._record(rollout, metrics, seconds)
-                line.show(self.num_timesteps, rollout)
-                goes_on = callbacks.on_step()
-                if self.logger.name_to_value:  # a callback such as EvalCallback may have written the log already
-                    self.dump_logs()
-                if not goes_on:
-                    break
-        callbacks.on_training_end()
+        if reset_num_timesteps:
+            self.num_timesteps = 0
+        with open_run(self, callbacks, total_timesteps, checkpoint, resume) as run:
+            total_timesteps = run.end  # as stable-baselines3's callbacks find it among the locals
+            callbacks.on_training_start(locals(), globals())
+            with ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar) as line:
+                while run.goes_on:
+                    self.updater.schedule(1 - self.num_timesteps / total_timesteps, self.num_rollouts)
+                    callbacks.on_rollout_start()
+                    started = time.perf_counter()
+                    rollout = self.collect_rollout()
+                    rolled_out = time.perf_counter()
+                    dones = np.ones(len(rollout), dtype=bool)
+                    callbacks.update_locals(locals())
+                    callbacks.on_rollout_end()
+                    metrics = self.update(rollout)
+                    seconds = (rolled_out - started, time.perf_counter() - rolled_out)
+                    for text in self.early_warning.look(rollout, metrics, self.updater.rounds):
+                        log.warning("%s", text)
+                    self._record(rollout, metrics, seconds)
+                    line.show(self.num_timesteps, rollout)
+                    goes_on = callbacks.on_step()
+                    if self.logger.name_to_value:  # a callback such as EvalCallback may have written the log already
+                        self.dump_logs()
+                    if not goes_on:
+                        break
+                    run.save_if_due()
+            callbacks.on_training_end()
         return self
 
     def collect_rollout(self) -> Rollout:
@@ -154,6 +168,23 @@ class BatchedAgent(PolicyAgent, ABC):
         }
         for name, value in row.items():
             self.logger.record(name, float(value))
+
+    # -- a run that is saved and gone on with ---------------------------------------------------------
+    def write_run(self, path: Path, run: dict[str, Any]) -> Path:
+        """`save`, with the state of the run (JSON) beside the agent's; `load` reads it as well."""
+        checkpoint = self.state()
+        return self.write(path, replace(checkpoint, settings={**checkpoint.settings, "run": run}))
+
+    def read_run(self, path: Path) -> Checkpoint:
+        """The checkpoint of a run that this agent can go on with; nothing is changed yet.
+
+        Raises:
+            CheckpointCorruptError: it is damaged.
+            CheckpointMismatchError: it is of another class, or an option or the task differs; the message names it.
+        """
+        checkpoint = read_folder(path, lambda folder: self._read(folder, path, self.task, check_same_task))
+        check_same_options(checkpoint.settings["config"], self.config, path)
+        return checkpoint
 
     # -- SB3's callbacks and logger look here -------------------------------------------------------------
     def get_env(self) -> Any:

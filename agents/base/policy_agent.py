@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -114,11 +115,18 @@ class PolicyAgent(TextAgent):
             NonFiniteError: a weight is NaN or infinite; nothing was written.
             CheckpointWriteError: see `lm_env.storage`; what was there before is untouched.
         """
+        return self.write(Path(path), self.state())
+
+    def write(self, path: Path, checkpoint: Checkpoint) -> Path:
+        """Write what `state` gave, with the language model beside it; see `save`."""
         check_finite(self.policy.state_dict())
         lm = self.task.adapter or self.task.model
-        return write_checkpoint(
-            Path(path), self.state(), lambda folder: export_language_model(lm, self.task.tokenizer, folder)
-        )
+        return write_checkpoint(path, checkpoint, lambda folder: export_language_model(lm, self.task.tokenizer, folder))
+
+    def saved_bytes(self) -> int:
+        """About how many bytes `save` writes: all weights, two moments of those that are trained, the average."""
+        whole = _bytes(self.policy.state_dict().values()) + _bytes(() if self.ema is None else self.ema.parameters())
+        return whole + 2 * _bytes(p for p in self.policy.parameters() if p.requires_grad)
 
     @classmethod
     def load(cls, path: str | Path, env: Any, **options: Any) -> Self:
@@ -141,7 +149,7 @@ class PolicyAgent(TextAgent):
         env = gymnasium.make(env) if isinstance(env, str) else env
         task = task_of(env)
         place = folder_of(Path(path))
-        checkpoint = read_folder(place, lambda folder: cls._read(folder, place, task))
+        checkpoint = read_folder(place, lambda folder: cls._read(folder, place, task, check_fingerprint))
         settings = checkpoint.settings
         if "critic" not in options:
             options["critic"] = rebuild_critic(settings["critic"])
@@ -150,11 +158,12 @@ class PolicyAgent(TextAgent):
         return agent
 
     @classmethod
-    def _read(cls, folder: Path, place: Path, task: Task) -> Checkpoint:
+    def _read(cls, folder: Path, place: Path, task: Task, check: Callable[[Any, Task, Any], None]) -> Checkpoint:
         """The checkpoint in a verified folder, once it is known to be of this class and to fit the task.
 
         Args:
             place: what the folder is called in messages.
+            check: given the saved fingerprint, the task and the place, refuses a task that does not fit.
         """
         checkpoint = read_checkpoint(folder)
         settings = checkpoint.settings
@@ -167,7 +176,7 @@ class PolicyAgent(TextAgent):
             raise CheckpointMismatchError(
                 f"the config in {place} has an option {unknown[0]!r}, which {cls.Config.__name__} does not have"
             )
-        check_fingerprint(settings["task"], task, place)
+        check(settings["task"], task, place)
         if not _is_exported_whole(task):
             return checkpoint
         exported = {f"lm.{k}": v for k, v in language_model_tensors(task.model, folder).items()}
@@ -246,3 +255,7 @@ def _is_exported_whole(task: Task) -> bool:
 def _plain(tensor: Tensor) -> Tensor:
     """A copy that safetensors can write."""
     return tensor.detach().cpu().clone().contiguous()
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

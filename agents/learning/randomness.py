@@ -1,7 +1,12 @@
-"""The random streams of an agent: prompts, minibatches and sampling each draw from their own."""
+"""The random streams of an agent: prompts, minibatches and sampling each draw from their own.
+
+The global generators of Python, NumPy and PyTorch are not used here; a reward function or a callback may
+use them, so a run that goes on from a checkpoint finds them as they were.
+"""
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -9,7 +14,7 @@ import torch
 
 from lm_env.errors import CheckpointCorruptError
 
-__all__ = ["Randomness"]
+__all__ = ["Randomness", "global_random_state", "set_global_random_state"]
 
 
 class Randomness:
@@ -44,3 +49,36 @@ class Randomness:
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointCorruptError(f"the saved random state is damaged ({error}): use another one") from error
         return streams
+
+
+def global_random_state() -> dict[str, Any]:
+    """Where the global generators of Python, NumPy and PyTorch (CPU and CUDA) stand, as JSON."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": [state.tolist() for state in devices],
+    }
+
+
+def set_global_random_state(state: dict[str, Any]) -> None:
+    """Put the global generators where they stood; those of CUDA devices that are not here are passed over.
+
+    Raises:
+        CheckpointCorruptError: the state is not what `global_random_state` gave.
+    """
+    try:
+        version, numbers, gauss = state["python"]
+        devices = [torch.tensor(one, dtype=torch.uint8) for one in state["cuda"]]
+        cpu = torch.tensor(state["torch"], dtype=torch.uint8)
+        random.setstate((version, tuple(numbers), gauss))
+        np.random.set_state(tuple(state["numpy"]))
+        torch.set_rng_state(cpu)
+        if torch.cuda.is_available():
+            for index, one in enumerate(devices[: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(one, index)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointCorruptError(f"the saved random state is damaged ({error}): use another one") from error

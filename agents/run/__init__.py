@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agents.run.callbacks import TrainingEnv, as_callback
 from agents.run.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from agents.run.checkpointing import Checkpointing
 from agents.run.early_warning import EarlyWarning
 from agents.run.evaluation import Evaluation, evaluate_texts
 from agents.run.evaluation_callback import EvaluateTexts
@@ -11,6 +12,7 @@ from agents.run.training_log import make_logger, rollout_metrics
 
 __all__ = [
     "Checkpoint",
+    "Checkpointing",
     "EarlyWarning",
     "EvaluateTexts",
     "Evaluation",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,15 @@ class EarlyWarning:
     def __init__(self) -> None:
         self._given: set[str] = set()
         self._first: dict[str, float] = {}
-        self._scores: deque[float] = deque(maxlen=5)
+
+    def state(self) -> dict[str, Any]:
+        """Which warnings have been given, and how the run began, as JSON."""
+        return {"given": sorted(self._given), "first": self._first}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self._given = set(state["given"])
+        self._first = dict(state["first"])
 
     def look(self, rollout: Rollout, metrics: dict[str, float], rounds: bool) -> list[str]:
         """The warnings that this rollout and its update give for the first time.
@@ -41,7 +49,7 @@ class EarlyWarning:
         entropy = float(-scored.logprobs[mask].mean())
         surprise = float(-scored.ref_logprobs[mask].mean())
         first = {
-            k: self._first.setdefault(k, v)
+            k: self._first.setdefault(k, float(v))
             for k, v in (("entropy", entropy), ("surprise", surprise), ("score", scored.scores.mean()))
         }
         found = {}

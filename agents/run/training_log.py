@@ -1,7 +1,8 @@
 """What a batched agent writes to its log, by stable-baselines3's logger; docs/metrics.md explains the names.
 
 Unlike stable-baselines3's own, progress.csv is never truncated: an agent that was loaded goes on with
-the file that it finds, and a new one puts it aside as progress.1.csv.
+the file that it finds, and a new one puts it aside as progress.1.csv.  A run that goes on from a
+checkpoint takes back the rows that were written after it (`rewind_log`), so that none is there twice.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from stable_baselines3.common.logger import (
     Image,
     KVWriter,
     Logger,
+    TensorBoardOutputFormat,
     Video,
     configure,
     filter_excluded_keys,
@@ -31,9 +33,11 @@ from agents.learning.rollout import Rollout
 from lm_env.errors import CheckpointWriteError, RunLockedError
 from lm_env.storage import FileLock
 
-__all__ = ["ProgressFile", "begin_log", "make_logger", "put_aside", "rollout_metrics"]
+__all__ = ["ProgressFile", "begin_log", "make_logger", "put_aside", "rewind_log", "rollout_metrics"]
 
 LOCK = ".progress.lock"
+STEP = "time/total_timesteps"
+"""The column that says when a row was written."""
 
 
 class ProgressFile(KVWriter):
@@ -68,6 +72,16 @@ class ProgressFile(KVWriter):
         with self.path.open("a", newline="") as file:
             self._writer(file).writerow({name: str(value) for name, value in values.items()})
 
+    def rewind(self, step: int) -> None:
+        """Take back what was written after `step` timesteps, and half a line of a process that was killed."""
+        self._columns = self._found_columns()
+        if not self._columns:
+            return
+        at = self._columns.index(STEP)
+        rows = self._rows()
+        beyond = (i for i, row in enumerate(rows) if len(row) != len(self._columns or []) or _is_beyond(row[at], step))
+        self._replace(rows[: next(beyond, len(rows))])
+
     def close(self) -> None:
         """Let another writer go on."""
         self._lock.release()
@@ -78,7 +92,7 @@ class ProgressFile(KVWriter):
             return []
         text = self.path.read_text(errors="replace")
         columns = next(csv.reader(text.splitlines()), [])
-        if "time/total_timesteps" not in columns:
+        if STEP not in columns:
             self.put_aside()
             return []
         if not text.endswith("\n"):  # killed in the middle of a line
@@ -87,17 +101,25 @@ class ProgressFile(KVWriter):
         return columns
 
     def _add_columns(self, new: list[str]) -> None:
-        rows = []
-        if self.path.exists():
-            with self.path.open(newline="", errors="replace") as file:
-                rows = list(csv.reader(file))[1:]
+        rows = self._rows()
         self._columns = [*(self._columns or []), *new]
-        wider = self.path.with_name(".progress.csv.new")
-        with wider.open("w", newline="") as file:
+        self._replace([[*row, *[""] * len(new)] for row in rows])
+
+    def _rows(self) -> list[list[str]]:
+        """All lines but the first."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", errors="replace") as file:
+            return list(csv.reader(file))[1:]
+
+    def _replace(self, rows: list[list[str]]) -> None:
+        """Have these rows in the file, in one step."""
+        whole = self.path.with_name(".progress.csv.new")
+        with whole.open("w", newline="") as file:
             writer = self._writer(file)
             writer.writeheader()
-            writer.writer.writerows([*row, *[""] * len(new)] for row in rows)
-        os.replace(wider, self.path)
+            writer.writer.writerows(rows)
+        os.replace(whole, self.path)
 
     def _writer(self, file: Any) -> csv.DictWriter:
         return csv.DictWriter(file, self._columns or [], lineterminator="\n")
@@ -140,6 +162,21 @@ def begin_log(logger: Logger) -> None:
             output.put_aside()
 
 
+def rewind_log(logger: Logger, step: int) -> None:
+    """Take back what was logged after `step` timesteps, for a run that goes on from there.
+
+    TensorBoard's files cannot be cut; they are told that the run has started again, and then what was
+    written for later steps is not shown.  An output format of one's own is asked by its method `rewind(step)`.
+    """
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            folder = output.writer.log_dir
+            output.writer.close()
+            output.writer = type(output.writer)(log_dir=folder, purge_step=step + 1)
+        elif callable(rewind := getattr(output, "rewind", None)):
+            rewind(step)
+
+
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """Means over the episodes of a rollout, under the names that they are logged by."""
     scored = rollout.scored
@@ -151,6 +188,13 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "rollout/length": float(rollout.episodes.response_lengths.mean()),
         "rollout/ended": float(scored.ended.mean()),
     }
+
+
+def _is_beyond(written: str, step: int) -> bool:
+    try:
+        return float(written) > step
+    except ValueError:  # a row without a step, as a callback may write one
+        return False
 
 
 def _lock(folder: Path) -> FileLock:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lm_env.errors import LMEnvError
+from lm_env.errors import LMEnvError, TrainingInterrupted
 
 __all__ = ["app", "main"]
 
@@ -27,6 +27,10 @@ Prompts = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Download = Annotated[bool, typer.Option("--download", help="Allow fetching hub ids; nothing is downloaded otherwise.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run that was stopped or killed; from the start if there is none."),
+]
 JudgeOption = Annotated[
     str,
     typer.Option(help="'lexicon', 'package.module:function', 'file.py:function', or a classifier's folder or hub id."),
@@ -83,6 +87,7 @@ def sft(
     held_out_fraction: Annotated[
         float, typer.Option(help="Share of the data kept for the perplexity before and after.")
     ] = 0.1,
+    resume: Resume = False,
     seed: Seed = 0,
     device: Device = "cpu",
     download: Download = False,
@@ -101,6 +106,7 @@ def sft(
         batch_size=batch_size,
         learning_rate=learning_rate,
         held_out_fraction=held_out_fraction,
+        resume=resume,
         seed=seed,
         device=device,
         download=download,
@@ -245,8 +251,16 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except LMEnvError as error:
-        print(f"lm-env: {error}", file=sys.stderr)
+        print(f"lm-env: {_as_typed(error)}", file=sys.stderr)
         raise SystemExit(1) from None
+    except TrainingInterrupted as stopped:  # all is saved; the exit code is its own
+        print(f"lm-env: {_as_typed(stopped)}", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("lm-env: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _as_typed(message: object) -> str:
+    """A message of the Python interface in the words of the command line."""
+    return str(message).replace("resume=True", "--resume")

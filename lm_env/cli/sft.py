@@ -11,15 +11,18 @@ from agents.sft import supervised_finetune
 from lm_env.cli.report import say
 from lm_env.models.export import export_language_model
 from lm_env.models.loading import load_model, load_tokenizer
-from lm_env.storage import check_destination, write_folder
+from lm_env.storage import Checkpointing, check_destination, remove_checkpoints, write_folder
 
 __all__ = ["run_sft"]
 
 
-def run_sft(*, model: str, data: str, out: Path, device: str, download: bool, **options: Any) -> None:
+def run_sft(*, model: str, data: str, out: Path, device: str, download: bool, resume: bool, **options: Any) -> None:
     """Fine-tune a copy of the model and write it to `out` in transformers' layout.
 
+    On the way it is saved in a folder beside `out`, every ten minutes and when a signal ends it.
+
     Raises:
+        TrainingInterrupted: SIGINT or SIGTERM has come, and all is saved.
         CheckpointWriteError: `out` cannot be written or has no room, found before the training.
         RunLockedError: another process writes there.
     """
@@ -29,9 +32,19 @@ def run_sft(*, model: str, data: str, out: Path, device: str, download: bool, **
     tokenizer = load_tokenizer(model, download=download)
     torch.manual_seed(options["seed"])
     say("supervised fine-tuning", f"{model} on {data}")
-    report = supervised_finetune(lm, tokenizer, data, download=download, progress_bar=True, **options)
-
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    report = supervised_finetune(
+        lm,
+        tokenizer,
+        data,
+        download=download,
+        progress_bar=True,
+        checkpoint=Checkpointing(unfinished),
+        resume=resume,
+        **options,
+    )
     write_folder(out, lambda folder: export_language_model(lm, tokenizer, folder))
+    remove_checkpoints(unfinished)
     if report.perplexity_before is not None:
         before = report.perplexity_before
         after = report.perplexity_after

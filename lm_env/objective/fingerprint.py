@@ -21,7 +21,7 @@ from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError
 from lm_env.models.adapters import base_tensors, without_wrapper
 from lm_env.objective.task import Task
 
-__all__ = ["check_fingerprint", "compare_fingerprints", "task_fingerprint", "weights_digest"]
+__all__ = ["check_fingerprint", "check_same_task", "compare_fingerprints", "task_fingerprint", "weights_digest"]
 
 Fingerprint = dict[str, str | int | float]
 
@@ -101,10 +101,7 @@ def check_fingerprint(saved: Any, task: Task, path: Any, *, replaced: Collection
         CheckpointMismatchError: the weights were saved for a model that computes something else
             (other heads, another activation), or for other tokens.
     """
-    if not isinstance(saved, Mapping) or "vocabulary" not in saved:
-        raise CheckpointCorruptError(f"{path} holds no fingerprint of its task: use another checkpoint")
-    current = task_fingerprint(task)
-    differences = [d for d in compare_fingerprints(saved, current) if not d.startswith(tuple(replaced))]
+    differences = [d for d in _differences(saved, task, path) if not d.startswith(tuple(replaced))]
     meaning = [d for d in differences if d.startswith(("model.", "vocabulary"))]
     if meaning:
         raise CheckpointMismatchError(f"{path} was saved for another model: {'; '.join(meaning)}")
@@ -113,6 +110,26 @@ def check_fingerprint(saved: Any, task: Task, path: Any, *, replaced: Collection
             f"{path} was saved for another task, and training goes on with the one given: {'; '.join(differences)}",
             stacklevel=4,
         )
+
+
+def check_same_task(saved: Any, task: Task, path: Any) -> None:
+    """Refuse any difference between the fingerprint saved at `path` and the task, for a run that goes on.
+
+    Raises:
+        CheckpointCorruptError: `saved` is no fingerprint.
+        CheckpointMismatchError: something differs; the message names it.
+    """
+    if differences := _differences(saved, task, path):
+        raise CheckpointMismatchError(
+            f"the run in {path} has another task: {'; '.join(differences)}; give it the task that it began with (to"
+            " train its weights on another one, load them and call learn)"
+        )
+
+
+def _differences(saved: Any, task: Task, path: Any) -> list[str]:
+    if not isinstance(saved, Mapping) or "vocabulary" not in saved:
+        raise CheckpointCorruptError(f"{path} holds no fingerprint of its task: use another checkpoint")
+    return compare_fingerprints(saved, task_fingerprint(task))
 
 
 @torch.no_grad()

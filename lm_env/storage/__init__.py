@@ -10,20 +10,30 @@ was killed in it:
 So at every moment a whole folder lies at `runs/a` or in `old`.  The loaders look for both, and the
 next save tidies up.  Only files that a manifest lists are ever deleted: whatever else lies in the
 folder moves along.
+
+A training run has a folder of such folders (`CheckpointFolder`), and a signal becomes a save (`StopSignals`).
 """
 
 from __future__ import annotations
 
+from lm_env.storage.checkpoints import CheckpointFolder, Checkpointing, checkpoints_in, remove_checkpoints
+from lm_env.storage.interruption import StopSignals
 from lm_env.storage.lock import FileLock
 from lm_env.storage.reading import is_saved_folder, read_folder, read_json, verify_folder
-from lm_env.storage.writing import check_destination, write_folder
+from lm_env.storage.writing import check_destination, remove_folder, write_folder
 
 __all__ = [
+    "CheckpointFolder",
+    "Checkpointing",
     "FileLock",
+    "StopSignals",
     "check_destination",
+    "checkpoints_in",
     "is_saved_folder",
     "read_folder",
     "read_json",
+    "remove_checkpoints",
+    "remove_folder",
     "verify_folder",
     "write_folder",
 ]

@@ -15,7 +15,7 @@ from lm_env.storage.lock import FileLock
 from lm_env.storage.manifest import MANIFEST, read_manifest, write_manifest
 from lm_env.storage.reading import OLD, real_place, sweep_links, workplace_of
 
-__all__ = ["check_destination", "write_folder"]
+__all__ = ["check_destination", "remove_folder", "write_folder"]
 
 NEW = "new"
 LOCK = "lock"
@@ -76,6 +76,24 @@ def write_folder(path: str | Path, fill: Callable[[Path], object]) -> Path:
             with suppress(OSError):
                 _retire(old, real)
     return Path(path).absolute()
+
+
+def remove_folder(path: str | Path) -> None:
+    """Delete what was saved at `path`, and what a killed save has left beside it; files of others stay.
+
+    Raises:
+        CheckpointWriteError: it cannot be deleted.
+        CheckpointCorruptError: what is at `path` was not saved by this package, and is untouched.
+        RunLockedError: another writer is at work there.
+    """
+    real = real_place(path)
+    with _wrapped(real), _workplace(real) as work:
+        old = work / OLD
+        if real.exists():
+            read_manifest(real)
+            _retire(old, real)
+            os.rename(real, old)  # in one step, so that a reader finds all of it or nothing
+        _retire(old, real)
 
 
 @contextmanager

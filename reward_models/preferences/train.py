@@ -6,17 +6,17 @@ batches of 64 and a cosine learning rate as in Stiennon et al. 2020 (arXiv:2009.
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from lm_env.errors import ConfigurationError
+from lm_env.models.fitting import fit
 from lm_env.models.inputs import length_batches, pad_right, shuffled_batches
-from lm_env.models.optimization import guarded_step
+from lm_env.storage import Checkpointing
 from lm_env.validation import check_integer, check_number
 from reward_models.preferences.losses import pairwise_loss
 from reward_models.preferences.model import RewardModel
@@ -49,6 +49,8 @@ def train_reward_model(
     held_out_fraction: float = 0.1,
     seed: int = 0,
     progress_bar: bool = False,
+    checkpoint: Checkpointing | None = None,
+    resume: bool = False,
 ) -> TrainingReport:
     """Train a reward model in place; the same seed gives the same weights.
 
@@ -61,27 +63,39 @@ def train_reward_model(
             `model.batch_tokens` tokens, whose gradients add up to the whole batch's.
         learning_rate: of Adam, falling to 0 along a cosine.
         held_out_fraction: in [0, 1), of the prompts.
+        checkpoint: save the run in a folder as it goes, and when Ctrl-C or SIGTERM ends it.
+        resume: go on from the newest checkpoint there, with the model, the comparisons and the options that
+            the run began with; from the beginning where there is none.
 
     Raises:
         ConfigurationError: an impossible setting, or too few comparisons to hold some out.
         NonFiniteError: a gradient is NaN or infinite; the weights are those of before that update.
+        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
     """
     _check_settings(epochs, batch_size, learning_rate, held_out_fraction)
     rng = np.random.default_rng(seed)
     training, held_out = _split(comparisons, held_out_fraction, rng)
     pairs = _encode(model, training)
-    updates = epochs * math.ceil(len(pairs) / batch_size)
     model.network.eval()  # no dropout: the scores trained are the scores used
-    parameters = [p for p in model.network.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=updates)
-    losses = []
-    batches = shuffled_batches(len(pairs), batch_size, epochs, rng)
-    for rows in tqdm(batches, total=updates, desc="reward model", disable=not progress_bar):
-        losses.append(_accumulate_gradient(model, [pairs[i] for i in rows]))
-        guarded_step(optimizer, parameters, MAX_GRAD_NORM, loss=losses[-1])
-        optimizer.zero_grad()
-        schedule.step()
+    losses = fit(
+        {name: p for name, p in model.network.named_parameters() if p.requires_grad},
+        list(shuffled_batches(len(pairs), batch_size, epochs, rng)),
+        lambda rows: _accumulate_gradient(model, [pairs[i] for i in rows]),
+        learning_rate=learning_rate,
+        max_grad_norm=MAX_GRAD_NORM,
+        identity={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "held_out_fraction": held_out_fraction,
+            "seed": seed,
+            "comparisons": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16],
+        },
+        checkpoint=checkpoint,
+        resume=resume,
+        title="reward model",
+        progress_bar=progress_bar,
+    )
     held_out_accuracy = _accuracy(model, _encode(model, held_out)) if held_out else None
     return TrainingReport(losses, _accuracy(model, pairs), held_out_accuracy)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import subprocess
 import sys
 
 import pytest
+from paths import REPOSITORY
 from saved_folders import flip
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from agents.sft import supervised_finetune
 from lm_env.cli import app, main
 from lm_env.errors import (
     CheckpointCorruptError,
@@ -22,9 +25,10 @@ from lm_env.errors import (
     ModelLoadError,
     RunLockedError,
 )
+from lm_env.models.loading import load_model, load_tokenizer
 from lm_env.objective.options import resolve_reward
 from lm_env.runs.judges import make_judge
-from lm_env.storage import FileLock, write_folder
+from lm_env.storage import Checkpointing, FileLock, checkpoints_in, write_folder
 from reward_models import LexiconSentiment, RewardModel
 
 COMMANDS = ["demo", "sft", "sample", "check-agent", "envs"]
@@ -328,6 +332,42 @@ def test_sft_refuses_a_folder_that_is_not_its_own_before_it_trains(tmp_path, mod
         tmp_path / "mine",
     )
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_sft_goes_on_where_it_was_killed(tmp_path, model_folder):
+    """The crash happens in the same training, called from Python, whose checkpoints the command then finds."""
+    (tmp_path / "data.txt").write_text("\n".join(f"a good film {i}" for i in range(20)) + "\n")
+    arguments = ["sft", tmp_path / "data.txt", "--model", model_folder, "--batch-size", 4]
+    assert invoke(*arguments, "--out", tmp_path / "whole").exit_code == 0
+    model = load_model(model_folder)
+    unfinished = tmp_path / "resumed.unfinished"
+    model.transformer.register_forward_hook(lambda *_: 1 / 0 if checkpoints_in(unfinished) else None)
+    with pytest.raises(ZeroDivisionError):
+        supervised_finetune(
+            model,
+            load_tokenizer(model_folder),
+            str(tmp_path / "data.txt"),
+            batch_size=4,
+            checkpoint=Checkpointing(unfinished, every=1),
+        )
+    arguments += ["--out", tmp_path / "resumed"]
+    fails(ConfigurationError, "pass resume=True", *arguments)
+    assert invoke(*arguments, "--resume").exit_code == 0
+    assert not unfinished.exists()
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
+    assert weights[0] == weights[1]
+
+
+def test_a_stopped_training_says_how_to_go_on_and_has_its_exit_code():
+    code = (
+        "import lm_env.cli as cli, typer, sys\n"
+        "from lm_env.errors import TrainingInterrupted\n"
+        "@cli.app.command()\n"
+        "def stop(): raise TrainingInterrupted('it is saved: go on with resume=True')\n"
+        "sys.argv = ['lm-env', 'stop']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (75, "lm-env: it is saved: go on with --resume\n")
 
 
 def test_one_flipped_bit_of_a_saved_model_is_an_error_of_one_sentence(tmp_path, model_folder, prompts_file):

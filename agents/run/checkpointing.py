@@ -1,0 +1,202 @@
+"""What `learn` does so that nothing is lost: checkpoints on the way, an end by signal, and going on from there.
+
+    agent.learn(1_000_000, checkpoint=Checkpointing("runs/a", every=50_000, keep=3), resume=True)
+
+A checkpoint is what `agent.save` writes, with the state of the run beside it, so that `load` reads it
+too.  A resumed run ends with the same weights, to the last bit, as one that was never stopped (on the
+CPU, with the same number of threads), and with the same log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from agents.learning.randomness import global_random_state, set_global_random_state
+from agents.run.callbacks import callback_state, restore_callbacks
+from agents.run.checkpoint import Checkpoint
+from agents.run.early_warning import EarlyWarning
+from agents.run.training_log import begin_log, rewind_log
+from lm_env.errors import CheckpointCorruptError, ConfigurationError, TrainingInterrupted
+from lm_env.storage import CheckpointFolder, Checkpointing, StopSignals
+
+__all__ = ["Checkpointing", "Resumable", "TrainingRun", "open_run"]
+
+
+class Resumable(Protocol):
+    """What a run asks of its agent."""
+
+    num_timesteps: int
+    num_rollouts: int
+    logger: Logger
+    early_warning: EarlyWarning
+    task: Any
+
+    def write_run(self, path: Path, run: dict[str, Any]) -> object:
+        """Save the agent, with the state of its run (JSON)."""
+
+    def read_run(self, path: Path) -> Checkpoint:
+        """The checkpoint at `path`, which is of this agent, with these options and this task."""
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take its state back."""
+
+    def saved_bytes(self) -> int:
+        """About how large a checkpoint will be."""
+
+
+class TrainingRun:
+    """One call of `learn`: where it ends, whether it is to stop, and its checkpoints.
+
+    Args:
+        total_timesteps: from `start` on.
+        folder: None: no checkpoints.
+    """
+
+    def __init__(
+        self,
+        agent: Resumable,
+        callbacks: BaseCallback,
+        total_timesteps: int,
+        folder: CheckpointFolder | None = None,
+        stop: StopSignals | None = None,
+    ) -> None:
+        self._agent = agent
+        self._callbacks = callbacks
+        self._total_timesteps = total_timesteps
+        self._folder = folder
+        self._stop = stop
+        self.start = agent.num_timesteps
+
+    @property
+    def end(self) -> int:
+        """The count of timesteps at which the training is done and the learning rate reaches 0."""
+        return self.start + self._total_timesteps
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is another rollout to make: the end is not reached, and no signal has come."""
+        return self._agent.num_timesteps < self.end and (self._stop is None or self._stop.received is None)
+
+    def save_if_due(self) -> None:
+        """Make a checkpoint, if it is time for one."""
+        if self._folder is not None and self._folder.is_due(self._agent.num_timesteps):
+            self._save(self._folder)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint that can be read; with none there, from the beginning."""
+        assert self._folder is not None
+        found = self._folder.newest(self._read)
+        if found is None:
+            return
+        checkpoint = found[1]
+        run = checkpoint.settings["run"]
+        self._agent.restore(checkpoint)
+        self.start = run["start"]
+        self._agent.early_warning.load_state(run["early_warning"])
+        restore_callbacks(self._callbacks, run["callbacks"])
+        if run.get("reward") is not None:
+            self._agent.task.reward.load_state_dict(run["reward"])
+        rewind_log(self._agent.logger, self._agent.num_timesteps)
+        set_global_random_state(run["random"])
+        self._folder.begin(self._agent.num_timesteps)
+
+    def finish(self) -> None:
+        """Save what the last checkpoint lacks.
+
+        Raises:
+            TrainingInterrupted: a signal has come.
+        """
+        folder = self._folder
+        if folder is None:
+            return
+        step = self._agent.num_timesteps
+        signal = self._stop.received if self._stop is not None else None
+        if step != folder.last or (signal is not None and not folder.place(step).exists()):
+            self._save(folder)
+        if signal is not None:
+            raise TrainingInterrupted(
+                f"{signal.name} ended the training at timestep {step} of {self.end}; it is saved in {folder.root}: go"
+                " on with resume=True"
+            )
+
+    def _read(self, path: Path) -> Checkpoint:
+        """The checkpoint at `path`, once it is known to hold a run."""
+        checkpoint = self._agent.read_run(path)
+        run = checkpoint.settings.get("run")
+        names = {"start": int, "callbacks": list, "early_warning": dict, "random": dict}
+        if not isinstance(run, dict) or not all(isinstance(run.get(name), kind) for name, kind in names.items()):
+            raise CheckpointCorruptError(
+                f"{path} holds an agent and not the state of a run, so a run cannot go on from it: load it with `load`"
+            )
+        return checkpoint
+
+    def _save(self, folder: CheckpointFolder) -> None:
+        run = {
+            "start": self.start,
+            "callbacks": callback_state(self._callbacks),
+            "early_warning": self._agent.early_warning.state(),
+            "random": global_random_state(),
+            "reward": _reward_state(self._agent.task.reward),
+        }
+        folder.save(self._agent.num_timesteps, lambda path: self._agent.write_run(path, run))
+
+
+@contextmanager
+def open_run(
+    agent: Resumable,
+    callbacks: BaseCallback,
+    total_timesteps: int,
+    checkpoint: Checkpointing | None,
+    resume: bool,
+) -> Iterator[TrainingRun]:
+    """A call of `learn`: inside, checkpoints can be made and signals wait; at the end what is left is saved.
+
+    Raises:
+        ConfigurationError: `resume` without `checkpoint`, or the folder holds another run's checkpoints.
+        CheckpointMismatchError: the newest checkpoint is of another agent, task or options.
+        CheckpointWriteError: the folder cannot be written or has no room; found before the first rollout.
+        RunLockedError: another run has the folder.
+        TrainingInterrupted: SIGINT or SIGTERM has come, and all is saved.
+    """
+    if checkpoint is None:
+        if resume:
+            raise ConfigurationError("resume=True needs checkpoint=Checkpointing(folder), where the run was saved")
+        _begin_log(agent)
+        yield TrainingRun(agent, callbacks, total_timesteps)
+        return
+    promise = "this rollout and its update are finished, then the run is saved"
+    with CheckpointFolder(checkpoint) as folder, StopSignals(promise) as stop:
+        run = TrainingRun(agent, callbacks, total_timesteps, folder, stop)
+        folder.begin(agent.num_timesteps)
+        if resume:
+            run.resume()
+        else:
+            folder.check_unused(agent.num_timesteps)
+        folder.check_room(agent.saved_bytes())
+        _begin_log(agent)
+        yield run
+        run.finish()
+
+
+def _begin_log(agent: Resumable) -> None:
+    if agent.num_rollouts == 0:
+        begin_log(agent.logger)
+
+
+def _reward_state(reward: Any) -> Any:
+    """What a reward function with a `state_dict` (of JSON) and a `load_state_dict` has in it; None for any other."""
+    if not (callable(getattr(reward, "state_dict", None)) and callable(getattr(reward, "load_state_dict", None))):
+        return None
+    state = reward.state_dict()
+    try:
+        json.dumps(state)
+    except (TypeError, ValueError):  # such as a module's, whose weights are constant
+        return None
+    return state

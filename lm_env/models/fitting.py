@@ -1,0 +1,206 @@
+"""The loop of supervised training: batches in a fixed order, Adam with a cosine schedule, checkpoints on the way.
+
+Fine-tuning and the training of a reward model are this loop with losses of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, TrainingInterrupted
+from lm_env.models.export import check_finite
+from lm_env.models.optimization import guarded_step, join_optimizer, split_optimizer
+from lm_env.storage import CheckpointFolder, Checkpointing, StopSignals, read_folder, read_json, write_folder
+
+__all__ = ["fit"]
+
+VERSION = 1
+STATE = "state.json"
+WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+
+
+def fit(
+    parameters: Mapping[str, nn.Parameter],
+    batches: Sequence[np.ndarray],
+    accumulate: Callable[[np.ndarray], float],
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+    identity: Mapping[str, Any],
+    checkpoint: Checkpointing | None = None,
+    resume: bool = False,
+    title: str = "training",
+    progress_bar: bool = False,
+) -> list[float]:
+    """One step of Adam per batch; the learning rate falls to 0 along a cosine.
+
+    A run that goes on from a checkpoint ends with the same weights, to the last bit, as one that was never
+    stopped (on the CPU, with the same number of threads).
+
+    Args:
+        parameters: what is trained, by name.
+        batches: which samples each step sees, in their order; the same whenever the run is begun again.
+        accumulate: given a batch, adds the gradient of its loss to the parameters, and returns the loss.
+        identity: JSON that tells this run from others (options, digest of the data); a run whose identity
+            differs is not gone on with.
+        checkpoint: save every so many steps, at the end, and when Ctrl-C or SIGTERM ends the run.
+        resume: go on from the newest checkpoint in that folder; from the beginning where there is none.
+
+    Returns:
+        the loss of each step, those before the checkpoint included.
+
+    Raises:
+        NonFiniteError: a loss or gradient is NaN or infinite; the weights are those of before that step.
+        ConfigurationError, CheckpointMismatchError, CheckpointWriteError, RunLockedError: the checkpoints are
+            another run's, or cannot be written.
+        TrainingInterrupted: a signal has come, and all is saved.
+    """
+    run = _Fit(parameters, len(batches), learning_rate, {**identity, "steps": len(batches)})
+    with _saving(run, checkpoint, resume) as saver:
+        for rows in tqdm(batches[run.step :], title, len(batches), initial=run.step, disable=not progress_bar):
+            run.optimizer.zero_grad()
+            run.losses.append(accumulate(rows))
+            guarded_step(run.optimizer, parameters.values(), max_grad_norm, loss=run.losses[-1])
+            run.schedule.step()
+            if saver.saved_and_told_to_stop():
+                break
+        run.optimizer.zero_grad()
+    return run.losses
+
+
+class _Fit:
+    """What changes while a run goes on: the parameters, the optimizer, the schedule, the losses."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], steps: int, learning_rate: float, identity: Mapping[str, Any]
+    ) -> None:
+        self.parameters = parameters
+        self.identity = json.loads(json.dumps(identity))
+        self.optimizer = torch.optim.Adam(list(parameters.values()), lr=learning_rate)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=max(steps, 1))
+        self.losses: list[float] = []
+
+    @property
+    def step(self) -> int:
+        """How many steps have been taken."""
+        return len(self.losses)
+
+    def write(self, path: Path) -> None:
+        """Save the run."""
+        weights = {name: p.detach().cpu().clone().contiguous() for name, p in self.parameters.items()}
+        check_finite(weights)
+        moments, layout = split_optimizer(self.optimizer.state_dict())
+        state = {
+            "version": VERSION,
+            "identity": self.identity,
+            "losses": self.losses,
+            "optimizer": layout,
+            "schedule": self.schedule.state_dict(),
+        }
+
+        def fill(folder: Path) -> None:
+            save_file(weights, folder / WEIGHTS)
+            save_file(moments, folder / OPTIMIZER)
+            (folder / STATE).write_text(json.dumps(state))
+
+        write_folder(path, fill)
+
+    def read(self, path: Path) -> _Saved:
+        """What `write` wrote, which is of this run; nothing is changed."""
+        saved = read_folder(path, _read)
+        if saved.state["version"] > VERSION:
+            raise CheckpointMismatchError(
+                f"{path} has format {saved.state['version']}, and this lm_env reads up to {VERSION}: update lm_env"
+            )
+        theirs = saved.state["identity"]
+        for name in sorted(theirs.keys() | self.identity.keys()):
+            if theirs.get(name) != self.identity.get(name):
+                raise CheckpointMismatchError(
+                    f"{name} differs: the run in {path} has {theirs.get(name)!r}, {self.identity.get(name)!r} is given;"
+                    " a run goes on with the options, the model and the data that it began with"
+                )
+        if {k: v.shape for k, v in saved.weights.items()} != {k: v.shape for k, v in self.parameters.items()}:
+            raise CheckpointMismatchError(f"the weights in {path} are of another model than the one that is given")
+        return saved
+
+    @torch.no_grad()
+    def restore(self, saved: _Saved) -> None:
+        """Take back what `read` gave."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(saved.weights[name])
+        self.optimizer.load_state_dict(join_optimizer(saved.moments, saved.state["optimizer"]))
+        self.schedule.load_state_dict(saved.state["schedule"])
+        self.losses = list(saved.state["losses"])
+
+
+@dataclass(frozen=True)
+class _Saved:
+    state: dict[str, Any]
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+
+def _read(folder: Path) -> _Saved:
+    state = read_json(folder / STATE)
+    kinds = {"version": int, "identity": dict, "losses": list, "optimizer": dict, "schedule": dict}
+    if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
+        raise CheckpointCorruptError(f"{STATE} is not what a training run writes: use another checkpoint")
+    try:
+        return _Saved(state, load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointCorruptError(f"the saved weights cannot be read ({error}): use another checkpoint") from error
+
+
+class _Saver:
+    """The checkpoints of a run, or none."""
+
+    def __init__(self, run: _Fit, folder: CheckpointFolder | None, stop: StopSignals | None) -> None:
+        self._run = run
+        self._folder = folder
+        self._stop = stop
+
+    def saved_and_told_to_stop(self) -> bool:
+        """After a step: save, if it is time to; True once a signal has come."""
+        if self._folder is None or self._stop is None:
+            return False
+        if self._folder.is_due(self._run.step):
+            self._folder.save(self._run.step, self._run.write)
+        return self._stop.received is not None
+
+
+@contextmanager
+def _saving(run: _Fit, checkpoint: Checkpointing | None, resume: bool) -> Iterator[_Saver]:
+    """Inside, checkpoints can be made and signals wait; at the end what is left is saved."""
+    if checkpoint is None:
+        if resume:
+            raise ConfigurationError("resume=True needs checkpoint=Checkpointing(folder), where the run was saved")
+        yield _Saver(run, None, None)
+        return
+    with CheckpointFolder(checkpoint) as folder, StopSignals("this step is finished, then the run is saved") as stop:
+        if not resume:
+            folder.check_unused(0)
+        elif found := folder.newest(run.read):
+            run.restore(found[1])
+            folder.begin(run.step)
+        folder.check_room(3 * sum(p.numel() * p.element_size() for p in run.parameters.values()))
+        yield _Saver(run, folder, stop)
+        if run.step != folder.last or (stop.received is not None and not folder.place(run.step).exists()):
+            folder.save(run.step, run.write)
+        if stop.received is not None and run.step < run.identity["steps"]:
+            raise TrainingInterrupted(
+                f"{stop.received.name} ended the training after step {run.step} of {run.identity['steps']}; it is saved"
+                f" in {folder.root}: go on with resume=True"
+            )
