@@ -137,7 +137,7 @@ class BatchedAgent(PolicyAgent, ABC):
                     if not goes_on:
                         break
                     run.save_if_due()
-            callbacks.on_training_end()
+        callbacks.on_training_end()  # not where a signal has stopped the run, which is to go on
         return self
 
     def collect_rollout(self) -> Rollout:

@@ -5,7 +5,9 @@ It serves the agents of this package and, where their policy is one of `agents.s
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +95,7 @@ class EvaluateTexts(BaseCallback):
         self._backend = LocalBackend(task)
         now = self.model.num_timesteps
         if self.samples is not None:
-            _prepare(self.samples, fresh=now == 0)
+            _prepare(self.samples, now)
         if self.ceiling is None and self._estimates_ceiling:
             self.ceiling = task_ceiling(task, self.prompts, seed=self.seed)
             for doubt in self.ceiling.doubts():
@@ -171,12 +173,24 @@ def _task_of(agent: Any) -> Task:
     )
 
 
-def _prepare(samples: Path, fresh: bool) -> None:
-    """Make the folder, and rename what an earlier run has written there."""
+def _prepare(samples: Path, now: int) -> None:
+    """Make the folder, and rename what an earlier run has written there; drop what a run that goes on will repeat.
+
+    Args:
+        now: the timesteps that the training begins at; rows of later ones were written by a process that was
+            killed after its last checkpoint.
+    """
     try:
         samples.parent.mkdir(parents=True, exist_ok=True)
-        if fresh:
+        if now == 0:
             put_aside(samples)
+        elif samples.exists():
+            lines = samples.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["timesteps"] <= now]
+            if kept != lines:
+                new = samples.with_name(f".{samples.name}.new")
+                new.write_text("".join(kept), encoding="utf-8")
+                os.replace(new, samples)
         samples.open("a").close()
     except OSError as error:
         raise CheckpointWriteError(f"cannot write texts to {samples}: {error}; choose another place") from error
