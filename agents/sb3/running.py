@@ -103,7 +103,7 @@ def _save(agent: Any, folder: CheckpointFolder, learned: int) -> None:
 
 
 def _restored(agent: Any, folder: CheckpointFolder) -> Any:
-    """The agent of the newest checkpoint, with the environment and the log of this one; this one where there is none."""
+    """The agent of the newest checkpoint, with this one's environment and log; this one where there is none."""
     env = agent.get_env()
     found = folder.newest(lambda path: load(type(agent), path, env, verbose=agent.verbose, device=agent.device))
     if found is None:

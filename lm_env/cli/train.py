@@ -23,6 +23,7 @@ from lm_env.runs.folder import RunFolder
 from lm_env.runs.options import Option
 from lm_env.runs.settings import RunSettings, TrainSettings, options_of, resumed_settings
 from lm_env.runs.train import TrainedRun, train_run
+from lm_env.storage import checkpoints_in
 
 __all__ = ["call", "run_train"]
 
@@ -126,6 +127,9 @@ def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resum
     settings = resumed_settings(folder, config, given) if goes_on else TrainSettings.of(config, **given)
     where = settings.task.env or f"{settings.task.prompts}, {settings.task.reward}"
     say("training", f"{settings.run.agent} on {where}, {settings.run.timesteps:,} tokens, into {out}")
+    if goes_on:
+        there = checkpoints_in(folder.checkpoints)
+        say("", f"going on from {there[-1]}" if there else "no checkpoint was made yet: from the beginning")
     run = train_run(settings, folder, resume=resume, verbose=int(table), progress_bar=not table)
     _show_evaluations(folder.evaluations(), settings)
     for line in _what_next(run):
