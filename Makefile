@@ -14,7 +14,7 @@ help:  ## list the targets
 	@echo '  Variables: PYTHON=python3.12 chooses the interpreter, VENV=DIR the virtual environment.'
 
 demo: $(VENV)/.installed  ## the three phases of RLHF on the embedded model, into runs/demo
-	$(BIN)/lm-env demo --out runs/demo
+	$(BIN)/lm-env demo --out runs/demo --resume
 
 test: $(VENV)/.installed-dev  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal

@@ -3,123 +3,125 @@
 A person would compare the samples; here a judge does, by default a lexicon whose words people have
 rated.  PPO sees the trained reward model alone, never the judge: the judge's own score before and
 after (`gold`) tells whether the optimized reward was worth optimizing.
+
+Each phase leaves a file or folder in `out` and is not gone through again once that is there, so that a demo
+that was stopped goes on at the unfinished phase:
+
+    demo.yaml                       the options
+    pairs.jsonl                     two samples of the supervised model to each prompt
+    comparisons.jsonl               which of them the judge prefers
+    reward_model/                   what was learned from the comparisons
+    run.yaml, progress.csv, ...     the training, a folder of `lm-env train`, with policy/ as its result
+    summary.json, samples.md, curves.png
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 
-import reward_models
-from agents import PPO
-from agents.run.training_log import ProgressFile
-from lm_env.cli.report import SAMPLES, SUMMARY, Curves, Report, plot_curves, say, write_summary
-from lm_env.data.episodes import Episodes
-from lm_env.data.prompts import Prompt
-from lm_env.envs.env import TextGenerationEnv
+from lm_env.cli.demo_phases import (
+    REWARD_MODEL,
+    TEMPERATURE,
+    DemoConfig,
+    Gold,
+    Sampled,
+    compare,
+    curves_of,
+    kept,
+    make_task,
+    sample_pairs,
+    split_prompts,
+    train_reward_model,
+    training_settings,
+)
+from lm_env.cli.report import SAMPLES, SUMMARY, Report, plot_curves, say, write_summary
 from lm_env.errors import CheckpointWriteError, ConfigurationError
-from lm_env.generation import LocalBackend, Sampling
-from lm_env.models.loading import load_causal_lm
-from lm_env.models.logprobs import response_logprobs
-from lm_env.objective.scoring import raw_scores
-from lm_env.objective.task import Task
-from lm_env.runs.judges import default_prompts, make_judge
-from lm_env.storage import FileLock, check_destination
-from lm_env.tasks.sentiment import openings
-from reward_models import RewardModel
+from lm_env.runs.config_files import read_config, write_config
+from lm_env.runs.folder import RunFolder, command_line
+from lm_env.runs.judges import make_judge
+from lm_env.runs.train import train_reserved
+from lm_env.storage import check_destination
+from reward_models import Comparison, RewardModel
 
-__all__ = ["DemoConfig", "run_demo"]
+__all__ = ["DemoConfig", "resumed_demo", "run_demo"]
 
-EVALUATION_EPISODES = 256
-POLICY = "policy"
-REWARD_MODEL = "reward_model"
-LOG = "log"
+OPTIONS = "demo.yaml"
 CURVES = "curves.png"
-TEMPERATURE = 0.7  # of sampling, in policy and reference alike (Ziegler et al. 2019)
+MAY_CHANGE = ("device", "download")
 
 
-@dataclass(frozen=True)
-class DemoConfig:
-    """What `lm-env demo --help` explains."""
-
-    out: Path
-    model: str = "reviews-3m"
-    prompts: str | None = None
-    judge: str = "lexicon"
-    beta: float = 0.25
-    comparisons: int = 2048
-    timesteps: int = 120_000
-    new_tokens: int = 32
-    seed: int = 0
-    device: str = "cpu"
-    download: bool = False
-
-
-def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Run the three phases; writes everything to `config.out` and returns the summary.
+def resumed_demo(out: Path, given: dict[str, Any]) -> DemoConfig:
+    """The demo in a folder, to go on with; one with the options given where there is none.
 
     Raises:
+        ConfigurationError: an option given is another one than the demo began with.
+    """
+    begun = read_config(out / OPTIONS) if (out / OPTIONS).exists() else {}
+    known = {name: value for name, value in begun.items() if name in {f.name for f in fields(DemoConfig)}}
+    for name, value in given.items():
+        if name in known and name not in MAY_CHANGE and known[name] != value:
+            raise ConfigurationError(
+                f"{name} is {known[name]!r} in {out} and {value!r} here: a demo goes on as it began; leave it out, or"
+                " choose another folder"
+            )
+    return DemoConfig(out=out, **{**known, **given})
+
+
+def run_demo(config: DemoConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Run the phases that are not finished; writes everything to `config.out` and returns the summary.
+
+    Raises:
+        ConfigurationError: another demo is there, and `resume` is not set.
         CheckpointWriteError: something in `config.out` cannot be written, found before the first phase.
         RunLockedError: another run writes there.
+        TrainingInterrupted: Ctrl-C or SIGTERM has come in a training, and all is saved.
     """
-    with _reserved(config.out):
-        return _run_demo(config)
+    folder = RunFolder(config.out)
+    if not resume and (config.out / OPTIONS).exists():
+        raise ConfigurationError(
+            f"{config.out} holds a demo: go on with it by resume=True, or choose another folder for a new one"
+        )
+    with _reserved(folder, resume):
+        return _run_demo(config, folder, resume)
 
 
-def _run_demo(config: DemoConfig) -> dict[str, Any]:
+def _run_demo(config: DemoConfig, folder: RunFolder, resume: bool) -> dict[str, Any]:
     started = time.time()
     torch.manual_seed(config.seed)
 
     say("1  the supervised model", f"{config.model}, {TEMPERATURE} temperature")
     judge = make_judge(config.judge, device=config.device, download=config.download)
-    supervised = _task(config, judge)
-    _check_room(config.out, supervised.model)
-    training_prompts, test_prompts = _split(config, supervised)
-    before = _Sampled(supervised, test_prompts, config.seed)
+    supervised = make_task(config, judge)
+    folder.check_room(4 * 4 * sum(p.numel() for p in supervised.model.parameters()))  # policy, moments, reward model
+    training_prompts, test_prompts = split_prompts(config, supervised)
+    if not (config.out / OPTIONS).exists():
+        remark = "The options of this demo; `lm-env demo --out FOLDER --resume` goes on with it."
+        write_config(config.out / OPTIONS, config.options(), {"command": command_line()}, remark=remark)
+    pairs = kept(config.out / "pairs.jsonl", lambda: sample_pairs(config, supervised, training_prompts))
 
     say(
         "2  a reward model from comparisons",
         f"{config.comparisons} pairs of its samples, preferred by the judge '{config.judge}'",
     )
-    rm, accuracy, pairs = _reward_model(config, supervised, training_prompts, judge)
-    say("", f"{pairs} comparisons without ties; held-out accuracy {accuracy:.3f}")
+    compared = kept(config.out / "comparisons.jsonl", lambda: compare(config, pairs, judge))
+    accuracy = train_reward_model(config, supervised, pairs, [Comparison(**row) for row in compared], resume)
+    rm = RewardModel.load(config.out / REWARD_MODEL, device=config.device)
+    say("", f"{len(compared)} comparisons without ties; held-out accuracy {accuracy:.3f}")
 
     say("3  PPO against the reward model", f"beta {config.beta:g}, {config.timesteps:,} tokens")
-    env = TextGenerationEnv(
-        model=copy.deepcopy(supervised.model),
-        reference=supervised.model,
-        tokenizer=supervised.tokenizer,
-        prompts=[{"prompt": p.text, **p.columns} for p in training_prompts],
-        reward=rm,
-        beta=config.beta,
-        max_prompt_tokens=supervised.max_prompt_tokens,
-        max_new_tokens=config.new_tokens,
-        temperature=TEMPERATURE,
-    )
-    agent = PPO(
-        env,
-        learning_rate=2e-4,
-        rollout_episodes=256,
-        slots=128,
-        batch_size=64,
-        n_epochs=2,
-        seed=config.seed,
-        log_dir=config.out / LOG,
-    )
-    curves = _Watch(judge)
-    agent.learn(config.timesteps, callback=curves, progress_bar=True)
-    agent.logger.close()
+    settings = training_settings(config, supervised, training_prompts, test_prompts)
+    if not folder.is_finished:
+        train_reserved(settings, folder, resume=resume, progress_bar=True, callbacks=[Gold(judge)])
+    trained = make_task(config, judge, model=str(folder.policy), reference=supervised.reference)
 
-    after = _Sampled(env.task, test_prompts, config.seed)
+    before, after = (Sampled(task, test_prompts, config.seed) for task in (supervised, trained))
     report = Report(before.metrics(rm, judge), after.metrics(rm, judge), before.rows(judge), after.rows(judge))
     say("4  before and after", f"{len(test_prompts)} prompts that PPO did not see")
     report.show()
@@ -128,183 +130,27 @@ def _run_demo(config: DemoConfig) -> dict[str, Any]:
         **report.summary(),
         "seconds": round(time.time() - started, 1),
         "seed": config.seed,
-        "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
+        "config": {**config.options(), "out": str(config.out)},
     }
-    agent.save(config.out / POLICY)
-    rm.save(config.out / REWARD_MODEL)
-    plot_curves(curves.curves, config.out / CURVES)
+    plot_curves(curves_of(folder), config.out / CURVES)
     write_summary(config.out, summary, report)
     say(
         "",
-        f"{summary['seconds']:.0f} s; everything is in {config.out}: try  lm-env sample --model {config.out / POLICY}",
+        f"{summary['seconds']:.0f} s; everything is in {config.out}: try  lm-env sample --model {folder.policy}",
     )
     return summary
 
 
-# -- the phases --------------------------------------------------------------------------------------
-def _task(config: DemoConfig, judge: Any) -> Task:
-    model, tokenizer = load_causal_lm(config.model, config.device, config.download)
-    return Task(
-        model=model,
-        tokenizer=tokenizer,
-        prompts=default_prompts(config.prompts, "train", "test"),
-        reward=judge,
-        beta=config.beta,
-        max_new_tokens=config.new_tokens,
-        temperature=TEMPERATURE,
-        download=config.download,
-    )
-
-
-def _split(config: DemoConfig, task: Task) -> tuple[list[Prompt], list[Prompt]]:
-    """(prompts to train on, EVALUATION_EPISODES prompts to test on); apart where there are enough.
-
-    The package's own openings have a fixed test split, which comes last; of other prompts a third is drawn.
-    """
-    order = np.random.default_rng(config.seed).permutation(len(task.prompts))
-    cut = min(len(order) // 3, EVALUATION_EPISODES)
-    if config.prompts is None:
-        cut = len(openings("test"))
-        order = np.arange(len(order))[::-1]
-    if cut == 0:
-        raise ConfigurationError(
-            f"{len(order)} prompts are too few: a third of them is kept for the test, so give at least 3"
-        )
-    test = [task.prompts[int(i)] for i in np.resize(order[:cut], EVALUATION_EPISODES)]
-    return [task.prompts[int(i)] for i in order[cut:]], test
-
-
-def _reward_model(config: DemoConfig, task: Task, prompts: list[Prompt], judge: Any) -> tuple[RewardModel, float, int]:
-    """(trained reward model, its held-out accuracy, comparisons without ties)."""
-    drawn = [prompts[i % len(prompts)] for i in range(config.comparisons)]
-    episodes = _sample(task, [*drawn, *drawn], config.seed + 1)
-    responses = episodes.responses()
-    texts = [task.text_of(r) for r in responses]
-    half = config.comparisons
-    columns: dict[str, list[Any]] = {name: [p.columns.get(name) for p in drawn] for name in task.prompts.columns}
-    comparisons = reward_models.label_comparisons(
-        [p.text for p in drawn],
-        texts[:half],
-        texts[half:],
-        judge,
-        prompt_ids=[p.ids.tolist() for p in drawn],
-        response_ids_a=responses[:half],
-        response_ids_b=responses[half:],
-        **columns,
-    )
-    if len(comparisons) < 20:
-        raise ConfigurationError(
-            f"only {len(comparisons)} of {half} comparisons were no ties: the judge '{config.judge}' scores most"
-            " samples alike"
-        )
-    trunk: Any = task.model
-    rm = RewardModel.from_causal_lm(trunk, task.tokenizer, seed=config.seed)
-    report = reward_models.train_reward_model(
-        rm,
-        comparisons,
-        epochs=2,
-        batch_size=32,
-        learning_rate=3e-4,
-        held_out_fraction=0.15,
-        seed=config.seed,
-        progress_bar=True,
-    )
-    ids = {"prompt_ids": [p.ids.tolist() for p in drawn], "response_ids": responses[:half]}
-    rm.normalize([p.text for p in drawn], texts[:half], **ids)  # samples of the supervised model: mean 0, std 1
-    assert report.held_out_accuracy is not None
-    return rm, report.held_out_accuracy, len(comparisons)
-
-
-class _Watch(BaseCallback):
-    """Notes reward, KL, and the judge's score of each rollout, which PPO does not see."""
-
-    def __init__(self, judge: Any) -> None:
-        super().__init__()
-        self.judge, self.curves = judge, Curves()
-
-    def _on_step(self) -> bool:
-        agent: Any = self.model
-        rollout = self.locals["rollout"]
-        task = agent.task
-        gold = _score(self.judge, task, rollout.episodes)
-        self.curves.add(agent.num_timesteps, rollout.scored.scores.mean(), gold.mean(), rollout.scored.kl.mean())
-        agent.logger.record("rollout/gold", float(gold.mean()))
-        return True
-
-
-def _sample(task: Task, prompts: list[Prompt], seed: int) -> Episodes:
-    """A response of the task's model to each prompt, behind a progress bar."""
-    sampling = Sampling(torch.Generator().manual_seed(seed))
-    return LocalBackend(task, 128).generate(prompts, sampling, progress="   sampling").episodes
-
-
-# -- measuring ---------------------------------------------------------------------------------------
-class _Sampled:
-    """Responses of the task's model to fixed prompts, and what is measured of them."""
-
-    def __init__(self, task: Task, prompts: list[Prompt], seed: int) -> None:
-        self.task = task
-        self.episodes = _sample(task, prompts, seed)
-        self.texts = [task.text_of(r) for r in self.episodes.responses()]
-
-    def metrics(self, rm: RewardModel, judge: Any) -> dict[str, float]:
-        """Means over the responses; KL in nats per response, perplexity per token under the reference at T = 1."""
-        task = self.task
-        episodes = self.episodes
-        assert episodes.logprobs is not None
-        reference = response_logprobs(task.reference, episodes, task.temperature)
-        plain = response_logprobs(task.reference, episodes)
-        return {
-            "rm_score": float(_score(rm, task, episodes).mean()),
-            "gold": float(_score(judge, task, episodes).mean()),
-            "kl": float((episodes.logprobs - reference).sum(1).mean()),
-            "perplexity": float(np.exp(-plain.sum() / episodes.response_lengths.sum())),
-            "distinct2": distinct(self.texts, 2),
-        }
-
-    def rows(self, judge: Any) -> list[tuple[str, str, float]]:
-        """(prompt, response, judge's score) of each."""
-        gold = _score(judge, self.task, self.episodes)
-        return [(p.text, text, float(g)) for p, text, g in zip(self.episodes.prompts, self.texts, gold, strict=True)]
-
-
-def distinct(texts: list[str], n: int) -> float:
-    """Distinct n-grams of words over all n-grams (Li et al. 2016, arXiv:1510.03055)."""
-    grams = [tuple(words[i : i + n]) for t in texts for words in [t.split()] for i in range(len(words) - n + 1)]
-    return len(set(grams)) / max(len(grams), 1)
-
-
-def _score(reward: Any, task: Task, episodes: Episodes) -> np.ndarray:
-    return raw_scores(reward, task, episodes.prompts, episodes.responses())
-
-
 @contextmanager
-def _reserved(out: Path) -> Iterator[None]:
-    """Inside, the folder is this run's alone; what could not be written there at the end is an error at once."""
-    lock = None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", out)
-        for name in (POLICY, REWARD_MODEL):
-            check_destination(out / name)
-        ProgressFile(out / LOG).close()
-        for file in (out / CURVES, out / SUMMARY, out / SAMPLES):
-            if file.exists():
-                file.open("ab").close()
-    except OSError as error:  # CheckpointWriteError and RunLockedError among them
-        if lock is not None:
-            lock.release()
-        kind = type(error) if isinstance(error, CheckpointWriteError) else CheckpointWriteError
-        raise kind(f"cannot write to {out}: {error}; choose another --out") from error
-    try:
+def _reserved(folder: RunFolder, resume: bool) -> Iterator[None]:
+    """Inside, the folder is this demo's alone; what could not be written there at the end is an error at once."""
+    with folder.reserve(resume=resume):
+        try:
+            check_destination(folder.path / REWARD_MODEL)
+            for file in (folder.path / CURVES, folder.path / SUMMARY, folder.path / SAMPLES):
+                if file.exists():
+                    file.open("ab").close()
+        except OSError as error:
+            kind = type(error) if isinstance(error, CheckpointWriteError) else CheckpointWriteError
+            raise kind(f"cannot write to {folder.path}: {error}; choose another folder") from error
         yield
-    finally:
-        lock.release()
-
-
-def _check_room(out: Path, model: Any) -> None:
-    """Raise CheckpointWriteError where the disk has no room for what will be saved.
-
-    It is the policy, two moments of it, and the reward model; all in fp32 at the most.
-    """
-    check_destination(out / POLICY, size=4 * 4 * sum(p.numel() for p in model.parameters()))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lm_env.objective.options import resolve_reward
+from lm_env.storage import is_saved_folder
 from lm_env.tasks.sentiment import Split, openings
 
 __all__ = ["default_prompts", "make_judge"]
 
 
 def make_judge(spec: str, *, device: str, download: bool) -> Any:
-    """`lexicon`, `package.module:function`, `file.py:function`, or a classifier's folder or hub id.
+    """`lexicon`, `package.module:function`, `file.py:function`, or the folder of a reward model, or a classifier's folder or hub id.
 
     Raises:
         ConfigurationError, ModelLoadError: it cannot be had.
@@ -23,6 +25,8 @@ def make_judge(spec: str, *, device: str, download: bool) -> Any:
     module, _, name = spec.rpartition(":")
     if (module and name.isidentifier()) or spec.endswith(".py"):
         return resolve_reward(spec)
+    if is_saved_folder(spec) and (Path(spec) / "reward_model.json").exists():
+        return reward_models.RewardModel.load(spec, device=device)
     return reward_models.SequenceClassifierReward(spec, device=device, download=download)
 
 

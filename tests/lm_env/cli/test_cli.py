@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -434,20 +435,49 @@ def test_the_demo_end_to_end_on_a_users_own_model(tmp_path, model_folder, prompt
     shown = invoke(*command, "-n", 1, "--new-tokens", 3)
     assert shown.exit_code == 0, shown.exception
     RewardModel.load(out / "reward_model")
-    # The same again puts the log aside, and replaces what it has saved.
-    first = (out / "log" / "progress.csv").read_text()
+    # It is not begun anew, and what is finished is shown again from what was kept.
+    refused = demo(tmp_path, model_folder, prompts_file, judge_file)
+    assert isinstance(refused.exception, ConfigurationError) and "holds a demo: go on" in str(refused.exception)
+    kept = {p: p.read_bytes() for p in (out / "policy").rglob("*") if p.is_file()}
+    again = invoke("demo", "--out", out, "--resume")
+    assert again.exit_code == 0, (again.exception, again.output)
+    shown = json.loads((out / "summary.json").read_text())
+    assert {k: v for k, v in shown.items() if k != "seconds"} == {k: v for k, v in summary.items() if k != "seconds"}
+    assert kept == {p: p.read_bytes() for p in (out / "policy").rglob("*") if p.is_file()}
+    changed = invoke("demo", "--out", out, "--resume", "--beta", 0.5)
+    assert isinstance(changed.exception, ConfigurationError) and "beta is 0.25 in" in str(changed.exception)
+
+
+@pytest.mark.slow
+def test_a_demo_goes_on_at_the_phase_that_was_not_finished(tmp_path, model_folder, prompts_file, judge_file):
+    """Whatever it was stopped in, its result is that of a demo that ran through."""
     assert demo(tmp_path, model_folder, prompts_file, judge_file).exit_code == 0
-    assert (out / "log" / "progress.1.csv").read_text() == first
+    whole = tmp_path / "out"
+    made = ["pairs.jsonl", "comparisons.jsonl", "reward_model", "policy"]  # in this order
+    for number, first_missing in enumerate(made):
+        part = tmp_path / first_missing
+        part.mkdir()
+        names = ["demo.yaml", *made[:number], *(["reward_model.json"] if "reward_model" in made[:number] else [])]
+        for name in names:
+            source = whole / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, part / name)
+        result = invoke("demo", "--out", part, "--resume")
+        assert result.exit_code == 0, (result.exception, result.output)
+        assert plain(result.output).replace("\n", "").count("kept:") == number
+        assert (part / "policy" / "model.safetensors").read_bytes() == (
+            whole / "policy" / "model.safetensors"
+        ).read_bytes()
+        assert (part / "samples.md").read_text() == (whole / "samples.md").read_text()
 
 
 def test_an_unwritable_folder_is_told_at_the_start(tmp_path, model_folder, prompts_file, judge_file):
     (tmp_path / "file").write_text("in the way")
     result = demo(tmp_path, model_folder, prompts_file, judge_file, out=tmp_path / "file" / "out")
-    assert isinstance(result.exception, CheckpointWriteError) and "--out" in str(result.exception)
+    assert isinstance(result.exception, CheckpointWriteError) and "choose another folder" in str(result.exception)
     assert "supervised model" not in result.output  # nothing had begun
 
 
-UNUSABLE = ["policy/thesis.tex", "reward_model/thesis.tex", "policy", "log", "curves.png/x", "samples.md/x"]
+UNUSABLE = ["policy/thesis.tex", "reward_model/thesis.tex", "policy", "progress.csv", "curves.png/x", "samples.md/x"]
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
@@ -456,7 +486,7 @@ def test_what_cannot_be_written_at_the_end_is_told_at_the_start(tmp_path, model_
     file.parent.mkdir(parents=True)
     file.write_text("years of work")
     result = demo(tmp_path, model_folder, prompts_file, judge_file)
-    assert isinstance(result.exception, CheckpointWriteError) and "--out" in str(result.exception)
+    assert isinstance(result.exception, CheckpointWriteError) and "choose another folder" in str(result.exception)
     assert name.split("/")[0] in str(result.exception)
     assert "supervised model" not in result.output  # nothing had begun
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [file], "nothing is left behind"

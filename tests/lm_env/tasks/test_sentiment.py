@@ -10,7 +10,7 @@ import gymnasium
 import pandas as pd
 import pytest
 
-from lm_env.cli.demo import DemoConfig, _split
+from lm_env.cli.demo_phases import DemoConfig, split_prompts
 from lm_env.errors import ConfigurationError
 from lm_env.objective.task import Task
 from lm_env.runs.judges import default_prompts
@@ -78,6 +78,6 @@ def test_an_unknown_split_is_named():
 
 def test_the_demo_trains_on_the_one_split_and_tests_on_the_other(tmp_path):
     task = Task(**defaults(prompts=default_prompts(None, "train", "test")))
-    training, testing = _split(DemoConfig(tmp_path), task)
+    training, testing = split_prompts(DemoConfig(tmp_path), task)
     assert sorted(p.text for p in training) == sorted(TRAIN)
     assert {p.text for p in testing} == set(TEST)
