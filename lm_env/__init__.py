@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lm_env.envs.vector_env import TextGenerationVectorEnv
     from lm_env.models.loading import load_model, load_tokenizer
     from lm_env.objective.kl import AdaptiveKL, FixedKL
+    from lm_env.objective.patience import PatientReward
     from lm_env.objective.rewards import Causal
     from lm_env.objective.scores import Span
     from lm_env.objective.task import Task
@@ -36,6 +37,7 @@ _HOMES = {
     "Causal": "objective",
     "Episodes": "data",
     "FixedKL": "objective",
+    "PatientReward": "objective",
     "ScoredEpisodes": "data",
     "Span": "objective",
     "Task": "objective",
@@ -54,6 +56,7 @@ __all__ = [
     "Causal",
     "Episodes",
     "FixedKL",
+    "PatientReward",
     "ScoredEpisodes",
     "Span",
     "Task",

@@ -58,6 +58,10 @@ class RewardValueError(RewardError, ValueError):
     """The reward function returned something else than one finite number per sample."""
 
 
+class RewardTimeoutError(RewardError, TimeoutError):
+    """The reward function did not answer before its deadline."""
+
+
 class UnsafePathError(LMEnvError, ValueError):
     """A path found in data leaves the folder it belongs to."""
 

@@ -91,7 +91,7 @@ class ActorCritic(BatchedAgent):
         mask = rollout.mask
         values = rollout.values
         if self.score_critic is not None:
-            values = self.score_critic.values(self.task, rollout)
+            values = self.score_critic.values(self.task, rollout, self.reward)
         advantages, returns = gae(
             rollout.scored.rewards,
             values,

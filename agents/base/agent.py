@@ -32,6 +32,7 @@ from lm_env.data.prompts import Prompt
 from lm_env.generation.backend import Sampling
 from lm_env.models.inputs import shuffled_batches
 from lm_env.objective.fingerprint import check_same_task
+from lm_env.objective.patience import OnRewardError, patient
 from lm_env.storage import read_folder
 from lm_env.validation import check_number
 
@@ -51,6 +52,10 @@ class BatchedAgent(PolicyAgent, ABC):
             the environment uses), or `"none"`, the default of agents that need no values.
         verbose: 1 prints the log as a table after each rollout.
         log_dir: also write progress.csv, and TensorBoard files where it is installed, there.
+        on_reward_error: what happens in a rollout when the reward function raises, hangs, or returns what are no
+            scores: `"raise"` ends the training; `"retry"` asks three times, with pauses, and then raises;
+            `"skip"` leaves the texts at which it fails out of the update and counts them in the log.
+        reward_deadline: seconds that a call of the reward function may take; see `lm_env.PatientReward`.
         options: the fields of the agent's config.
     """
 
@@ -61,9 +66,12 @@ class BatchedAgent(PolicyAgent, ABC):
         critic: CriticSource | None = None,
         verbose: int = 0,
         log_dir: str | Path | None = None,
+        on_reward_error: OnRewardError = "raise",
+        reward_deadline: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(env, critic=critic, **options)
+        self.reward = patient(self.task.reward, on_reward_error, reward_deadline)
         self.verbose = verbose
         self.early_warning = EarlyWarning()
         self.logger: Logger = make_logger(verbose, log_dir)
@@ -125,7 +133,7 @@ class BatchedAgent(PolicyAgent, ABC):
                     dones = np.ones(len(rollout), dtype=bool)
                     callbacks.update_locals(locals())
                     callbacks.on_rollout_end()
-                    metrics = self.update(rollout)
+                    metrics = self.update(rollout) if len(rollout) else {}
                     seconds = (rolled_out - started, time.perf_counter() - rolled_out)
                     for text in self.early_warning.look(rollout, metrics, self.updater.rounds):
                         log.warning("%s", text)
@@ -141,13 +149,28 @@ class BatchedAgent(PolicyAgent, ABC):
         return self
 
     def collect_rollout(self) -> Rollout:
-        """Sample and score `rollout_episodes` episodes, and give their mean KL to the KL controller."""
-        prompts = self.draw_prompts()
-        rollout = collect(self.backend, self.policy, self.task, prompts, Sampling(self.randomness.sampling))
+        """Sample and score `rollout_episodes` episodes, and give their mean KL to the KL controller.
+
+        Episodes whose score could not be had are left out; there may be none left.
+        """
+        sampling = Sampling(self.randomness.sampling)
+        rollout = collect(self.backend, self.policy, self.task, self.draw_prompts(), sampling, self.reward)
         self.num_timesteps += int(rollout.episodes.response_lengths.sum())
         self.num_rollouts += 1
-        self.task.kl.update(float(rollout.scored.kl.mean()), len(prompts))
+        failed = rollout.scored.failed
+        if failed is not None and failed.any():
+            rollout = rollout[self.usable(~failed)]
+        if len(rollout):
+            self.task.kl.update(float(rollout.scored.kl.mean()), len(rollout))
         return rollout
+
+    def usable(self, scored: np.ndarray) -> np.ndarray:
+        """Which episodes of a rollout are learned from, bool (B,).
+
+        Args:
+            scored: bool (B,), those whose score could be had.
+        """
+        return scored
 
     def minibatches(self, rollout: Rollout, batch_size: int, n_epochs: int) -> Iterator[np.ndarray]:
         """`n_epochs` random cuts of the rollout into batches of `batch_size` episodes."""
@@ -158,6 +181,7 @@ class BatchedAgent(PolicyAgent, ABC):
         tokens = int(rollout.episodes.response_lengths.sum())
         row = {
             **rollout_metrics(rollout),
+            **self._skipped(rollout),
             "rollout/beta": self.task.kl.beta,
             **{f"train/{name}": value for name, value in metrics.items()},
             "train/learning_rate": self.updater.learning_rate,
@@ -168,6 +192,13 @@ class BatchedAgent(PolicyAgent, ABC):
         }
         for name, value in row.items():
             self.logger.record(name, float(value))
+
+    def _skipped(self, rollout: Rollout) -> dict[str, float]:
+        """What to log of a reward function that may fail: episodes left out, and failed calls since the last row."""
+        if self.reward is None:
+            return {}
+        errors, self.reward.errors = self.reward.errors, 0
+        return {"rollout/skipped": self.config.rollout_episodes - len(rollout), "rollout/reward_errors": errors}
 
     # -- a run that is saved and gone on with ---------------------------------------------------------
     def write_run(self, path: Path, run: dict[str, Any]) -> Path:

@@ -58,6 +58,10 @@ class GroupAgent(BatchedAgent):
         drawn = self.task.prompts.sample(self.randomness.prompts, config.rollout_episodes // config.group_size)
         return [prompt for prompt in drawn for _ in range(config.group_size)]
 
+    def usable(self, scored: np.ndarray) -> np.ndarray:
+        """Whole groups alone: the others have too few samples to compare."""
+        return scored.reshape(-1, self.config.group_size).all(1).repeat(self.config.group_size)
+
 
 def group_metrics(returns: np.ndarray, advantages: np.ndarray) -> dict[str, float]:
     """What to log of the groups.

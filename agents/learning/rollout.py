@@ -6,8 +6,9 @@ Shapes: B episodes, T response tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,20 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.episodes)
 
+    def __getitem__(self, rows: np.ndarray) -> Rollout:
+        """The given episodes, in that order; indices, or a bool mask."""
+        episodes = self.episodes[rows]
+        width = episodes.response_mask().shape[1]
+        scored = self.scored[rows]
+        narrow = {name: value[:, :width] for name, value in vars(scored).items() if getattr(value, "ndim", 0) == 2}
+        return replace(
+            self,
+            episodes=episodes,
+            values=self.values[rows, :width],
+            last_values=self.last_values[rows],
+            scored=replace(scored, **narrow),
+        )
+
     @property
     def mask(self) -> np.ndarray:
         """bool (B, T)."""
@@ -49,14 +64,19 @@ def collect(
     task: Task,
     prompts: Sequence[Prompt],
     sampling: Sampling,
+    reward: Callable[..., Any] | None = None,
 ) -> Rollout:
-    """Sample an episode for each prompt, then score them all: reference, values and reward in one pass each."""
+    """Sample an episode for each prompt, then score them all: reference, values and reward in one pass each.
+
+    Args:
+        reward: see `score_episodes`.
+    """
     generation = backend.generate(prompts, sampling)
     episodes = generation.episodes
     started = time.perf_counter()
     values = policy.values(episodes) if generation.values is None else generation.values
     last_values = np.zeros(len(episodes))
-    scored = score_episodes(task, episodes)
+    scored = score_episodes(task, episodes, reward)
     if task.cap_truncates and not scored.ended.all():
         cut = np.flatnonzero(~scored.ended)
         part = episodes[cut]

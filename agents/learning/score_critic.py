@@ -14,6 +14,7 @@ Shapes: B episodes, T response tokens, F features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,17 +45,21 @@ class ScoreCritic:
         self._gram = np.zeros((FEATURES, FEATURES))
         self._moments = np.zeros(FEATURES)
 
-    def values(self, task: Task, rollout: Rollout) -> np.ndarray:
+    def values(self, task: Task, rollout: Rollout, reward: Callable[..., Any] | None = None) -> np.ndarray:
         """The value before each token, float64 (B, T), 0 in the padding; and take the rollout into account.
 
         The weights are those of the rollouts before this one; the very first one is fitted to itself, with
         a handful of weights for thousands of tokens.
 
+        Args:
+            reward: the task's own reward function in another wrapping.  A text so far whose score cannot be had
+                counts as 0; the values are a baseline, so that this costs accuracy and no bias.
+
         Raises:
             RewardError, RewardValueError: the reward function cannot be asked about unfinished texts.
         """
         mask = rollout.mask
-        features = self._features(prefix_scores(task, rollout), mask, task.max_new_tokens)
+        features = self._features(prefix_scores(task, rollout, reward), mask, task.max_new_tokens)
         returns = np.where(mask, rollout.scored.rewards, 0.0)[:, ::-1].cumsum(1)[:, ::-1]
         first = not self._moments.any() and not self._gram.any()
         if not first:
@@ -103,7 +108,7 @@ class ScoreCritic:
         return critic
 
 
-def prefix_scores(task: Task, rollout: Rollout) -> np.ndarray:
+def prefix_scores(task: Task, rollout: Rollout, reward: Callable[..., Any] | None = None) -> np.ndarray:
     """What the reward function gives to each text as it was BEFORE each of its tokens, float64 (B, T)."""
     mask = rollout.mask
     rows, steps = np.nonzero(mask)
@@ -111,5 +116,5 @@ def prefix_scores(task: Task, rollout: Rollout) -> np.ndarray:
     prefixes = [responses[row][:step] for row, step in zip(rows.tolist(), steps.tolist(), strict=True)]
     prompts = [rollout.episodes.prompts[row] for row in rows.tolist()]
     result = np.zeros(mask.shape)
-    result[mask] = raw_scores(task.reward, task, prompts, prefixes)
+    result[mask] = raw_scores(task.reward if reward is None else reward, task, prompts, prefixes)
     return result

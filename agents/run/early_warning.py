@@ -35,6 +35,8 @@ class EarlyWarning:
             metrics: what `update` returned.
             rounds: whether the update's logprobs differ from sampling's by rounding, as in bfloat16.
         """
+        if not len(rollout):
+            return []
         found = {**self._from_rollout(rollout), **self._from_update(metrics, rounds)}
         new = {kind: text for kind, text in found.items() if kind not in self._given}
         self._given |= new.keys()

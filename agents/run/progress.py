@@ -25,7 +25,8 @@ class ProgressLine:
 
     def show(self, timesteps: int, rollout: Rollout) -> None:
         """Move the bar to `timesteps`."""
-        self._bar.set_postfix_str(
-            f"score {rollout.scored.scores.mean():.3f}  KL {rollout.scored.kl.mean():.2f}", refresh=False
-        )
+        if len(rollout):
+            self._bar.set_postfix_str(
+                f"score {rollout.scored.scores.mean():.3f}  KL {rollout.scored.kl.mean():.2f}", refresh=False
+            )
         self._bar.update(min(timesteps, self._bar.total or timesteps) - self._bar.n)

@@ -178,7 +178,9 @@ def rewind_log(logger: Logger, step: int) -> None:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Means over the episodes of a rollout, under the names that they are logged by."""
+    """Means over the episodes of a rollout, under the names that they are logged by; nothing of an empty one."""
+    if not len(rollout):
+        return {}
     scored = rollout.scored
     return {
         "rollout/score": float(scored.scores.mean()),

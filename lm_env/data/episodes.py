@@ -123,6 +123,13 @@ class ScoredEpisodes:
     token_scores: np.ndarray
     """float64 (B, T): the score paid at each token, all of it at the last one unless the reward function scores
     tokens; 0 in the padding."""
+    failed: np.ndarray | None = None
+    """bool (B,): episodes whose score could not be had, and which a trainer leaves out; None: of none it is known."""
+
+    def __getitem__(self, rows: np.ndarray) -> ScoredEpisodes:
+        """The given rows, in that order; indices, or a bool mask.  The padding stays as wide as it is."""
+        columns = {name: value[rows] for name, value in vars(self).items() if value is not None}
+        return replace(self, **columns)
 
     @property
     def kl(self) -> np.ndarray:

@@ -20,6 +20,7 @@ from lm_env.objective.scores import Scores, checked_scores, short_repr
 __all__ = [
     "Causal",
     "RewardFunction",
+    "ask_reward",
     "call_reward",
     "compose_rewards",
     "final_scores",
@@ -144,7 +145,29 @@ def call_reward(
             stacklevel=2,
         )
     at_end[rows] = scores.totals()
-    return Scores(at_end)
+    return Scores(at_end, failed=frozenset(rows[i] for i in scores.failed))
+
+
+def ask_reward(
+    reward: Callable[..., Any],
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+) -> Any:
+    """What the function returns, not yet checked, for the columns that it takes.
+
+    Raises:
+        RewardError: it raised (chained).
+    """
+    try:
+        return reward(prompts=list(prompts), responses=list(responses), **_accepted(reward, columns))
+    except RewardError:
+        raise
+    except (Exception, SystemExit) as error:  # a function that ends the program is as wrong as one that raises
+        raise RewardError(
+            f"reward function {name_of(reward)} raised {type(error).__name__}: {error} (batch of {len(responses)}, "
+            f"first response {short_repr(responses[0]) if responses else None})"
+        ) from error
 
 
 def _asked(
@@ -154,18 +177,9 @@ def _asked(
     columns: Mapping[str, Sequence[Any]],
 ) -> Scores:
     """What the function returned, checked."""
-    name = name_of(reward)
-    try:
-        raw = reward(prompts=list(prompts), responses=list(responses), **_accepted(reward, columns))
-    except RewardError:
-        raise
-    except (Exception, SystemExit) as error:  # a function that ends the program is as wrong as one that raises
-        raise RewardError(
-            f"reward function {name} raised {type(error).__name__}: {error} (batch of {len(responses)}, "
-            f"first response {short_repr(responses[0]) if responses else None})"
-        ) from error
+    raw = ask_reward(reward, prompts, responses, columns)
     ids = columns.get("response_ids")
-    return checked_scores(name, raw, prompts, responses, None if ids is None else [len(row) for row in ids])
+    return checked_scores(name_of(reward), raw, prompts, responses, None if ids is None else [len(row) for row in ids])
 
 
 def final_scores(token_scores: Array, last: Array, keep: Array, missing_eos_score: float | None) -> Array:

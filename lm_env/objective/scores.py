@@ -17,7 +17,7 @@ import torch
 
 from lm_env.errors import RewardValueError
 
-__all__ = ["Scores", "Span", "checked_scores", "short_repr"]
+__all__ = ["Scores", "Span", "checked_rows", "checked_scores", "short_repr"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Scores:
     """Text -> float64 (T_i,), paid token by token; texts without such scores are absent."""
     spans: Mapping[int, tuple[Span, ...]] = field(default_factory=dict)
     """Text -> its spans; texts without spans are absent."""
+    failed: frozenset[int] = frozenset()
+    """Texts whose score could not be had; they have the score 0, which must not be used."""
 
     def __len__(self) -> int:
         return len(self.at_end)
@@ -80,6 +82,22 @@ class Scores:
             tokens[row] = tokens[row] + values if row in tokens else values
         spans = {row: (*self.spans.get(row, ()), *other.spans.get(row, ())) for row in {*self.spans, *other.spans}}
         return Scores(self.at_end + other.at_end, tokens, spans)
+
+    def placed(self, rows: Sequence[int], other: Scores) -> Scores:
+        """These scores, with those of `other` at the given texts; `failed` stays as it is here."""
+        at_end = self.at_end.copy()
+        at_end[rows] = other.at_end
+        tokens = {**self.tokens, **{rows[i]: values for i, values in other.tokens.items()}}
+        spans = {**self.spans, **{rows[i]: values for i, values in other.spans.items()}}
+        return Scores(at_end, tokens, spans, self.failed)
+
+    def without(self, failed: Iterable[int]) -> Scores:
+        """These scores, with 0 for the texts that failed."""
+        gone = frozenset(failed)
+        at_end = self.at_end.copy()
+        at_end[sorted(gone)] = 0.0
+        tokens = {i: values for i, values in self.tokens.items() if i not in gone}
+        return Scores(at_end, tokens, {i: some for i, some in self.spans.items() if i not in gone}, self.failed | gone)
 
     def simplest(self) -> np.ndarray | Scores:
         """float64 (B,) where every score is paid at the end of its text, else the scores as they are."""
@@ -154,6 +172,28 @@ def checked_scores(
                 f"(prompt {short_repr(prompts[i])}, response {short_repr(responses[i])}): {problem}"
             ) from None
     return Scores(at_end, tokens, {i: some for i, some in spans.items() if some})
+
+
+def checked_rows(
+    name: str, raw: object, prompts: Sequence[str], responses: Sequence[str], lengths: Sequence[int] | None
+) -> Scores:
+    """Like `checked_scores`, but a text whose own score is not sound is in `Scores.failed`.
+
+    Raises:
+        RewardValueError: it cannot be told which score belongs to which text.
+    """
+    if isinstance(raw, Scores) or not isinstance(raw, Iterable) or isinstance(raw, str | bytes | Mapping | Set):
+        return checked_scores(name, raw, prompts, responses, lengths)
+    rows = list(raw)
+    failed = []
+    if len(rows) == len(responses):
+        for i, value in enumerate(rows):
+            try:
+                checked_scores(name, [value], [prompts[i]], [responses[i]], None if lengths is None else [lengths[i]])
+            except RewardValueError:
+                failed.append(i)
+                rows[i] = 0.0
+    return checked_scores(name, rows, prompts, responses, lengths).without(failed)
 
 
 def _numbers_of(name: str, raw: torch.Tensor) -> list[Any]:

@@ -53,6 +53,8 @@ class PaidScores:
     """float64 (B, T): at each token; 0 in the padding."""
     totals: np.ndarray
     """float64 (B,): for each text."""
+    failed: np.ndarray
+    """bool (B,): texts whose score could not be had; see `SkippingReward`."""
 
 
 def raw_scores(
@@ -77,6 +79,7 @@ def paid_scores(
     responses: Sequence[Sequence[int]],
     ended: np.ndarray,
     finished: np.ndarray | None = None,
+    reward: Callable[..., Any] | None = None,
 ) -> PaidScores:
     """What is paid: the reward function's scores, unless a missing EOS replaces them.
 
@@ -85,6 +88,7 @@ def paid_scores(
         ended: bool (B,), whether an EOS or a stop string ended the text.
         finished: bool (B,), default all: the others are under way, or cut by a cap that truncates, and are
             paid for their tokens but not for their end.
+        reward: the task's own reward function in another wrapping; default: as it is.
 
     Raises:
         RewardError, RewardValueError: see `score_responses`.
@@ -94,7 +98,9 @@ def paid_scores(
         task.text_of(ids) if done else task.text_so_far(ids) for ids, done in zip(responses, finished, strict=True)
     ]
     columns = _columns(task, prompts, responses)
-    scores = call_reward(task.reward, [prompt.text for prompt in prompts], texts, columns, finished)
+    scores = call_reward(
+        task.reward if reward is None else reward, [prompt.text for prompt in prompts], texts, columns, finished
+    )
     lengths = [len(ids) for ids in responses]
     tokens = scores.on_tokens(lengths, lambda row: piece_ends(texts[row], responses[row], task.text_so_far))
     last = np.arange(tokens.shape[1]) == np.array(lengths, dtype=np.int64)[:, None] - 1
@@ -103,7 +109,8 @@ def paid_scores(
     totals = scores.totals()
     if task.missing_eos_score is not None:
         totals[replaced] = task.missing_eos_score
-    return PaidScores(tokens, totals)
+    failed = np.isin(np.arange(len(responses)), list(scores.failed))
+    return PaidScores(tokens, totals, failed)
 
 
 def episode_scores(task: Task, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
@@ -153,11 +160,14 @@ def step_scores(
     return scores.totals - paid.sum(1), scores.totals
 
 
-def score_episodes(task: Task, episodes: Episodes) -> ScoredEpisodes:
+def score_episodes(task: Task, episodes: Episodes, reward: Callable[..., Any] | None = None) -> ScoredEpisodes:
     """Per-token rewards of whole episodes, equal to those of stepping through them.
 
     The policy's logprobs are `episodes.logprobs` where given, else the task's model gives them.  The
     reference and the model run once over each sequence, batched by length.
+
+    Args:
+        reward: the task's own reward function in another wrapping, such as `SkippingReward`; default: as it is.
 
     Raises:
         ConfigurationError: an episode that `step` cannot make, see `check_episodes`, or a token that the
@@ -176,9 +186,9 @@ def score_episodes(task: Task, episodes: Episodes) -> ScoredEpisodes:
     tokens = np.fromiter(chain.from_iterable(responses), dtype=np.int64)
     check_log_ratios(task, tokens, logprobs[mask], ref_logprobs[mask])
     finished = ended | (not task.cap_truncates)
-    paid = paid_scores(task, episodes.prompts, responses, ended, finished)
+    paid = paid_scores(task, episodes.prompts, responses, ended, finished, reward)
     rewards = compose_rewards(paid.tokens, logprobs, ref_logprobs, task.kl.beta)
-    return ScoredEpisodes(rewards, paid.totals, logprobs, ref_logprobs, ended, paid.tokens)
+    return ScoredEpisodes(rewards, paid.totals, logprobs, ref_logprobs, ended, paid.tokens, paid.failed)
 
 
 def check_log_ratios(task: Task, tokens: np.ndarray, logprobs: np.ndarray, ref_logprobs: np.ndarray) -> None:

@@ -222,12 +222,16 @@ class CheckpointFolder:
         return aside
 
     def _sweep(self) -> None:
-        """Remove what saves that were killed have left of checkpoints that are not there."""
+        """Remove what killed saves have left: half of a checkpoint, or the work folder of a whole one."""
         there = set(checkpoints_in(self.root))
         for entry in os.listdir(self.root):
-            match = _WORKPLACE.fullmatch(entry)
-            if match and (path := self.root / match[1]) not in there:
-                remove_folder(path)
+            if match := _WORKPLACE.fullmatch(entry):
+                path = self.root / match[1]
+                with suppress(CheckpointError):  # a damaged one, which `newest` passes over
+                    if path in there:
+                        check_destination(path)
+                    else:
+                        remove_folder(path)
 
 
 def _name(step: int) -> str:

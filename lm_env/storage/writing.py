@@ -187,9 +187,11 @@ def _retire(old: Path, real: Path) -> None:
     for file in ours:
         if file.is_symlink() or not file.is_dir():  # a folder here is empty by now
             file.unlink(missing_ok=True)
-    (old / MANIFEST).unlink(missing_ok=True)
     for folder, _, _ in os.walk(old, topdown=False):
-        os.rmdir(folder)
+        if folder != str(old):
+            os.rmdir(folder)
+    (old / MANIFEST).unlink(missing_ok=True)
+    old.rmdir()
 
 
 def _others(folder: Path, target: Path, ours: set[Path]) -> list[Path]:

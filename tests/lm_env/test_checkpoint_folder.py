@@ -142,12 +142,15 @@ warnings.simplefilter("ignore")
 
 
 def save(folder, step):
-    fill = lambda new: (new / "state.json").write_text(json.dumps({"n": step}))
+    def fill(new):
+        (new / "part").mkdir()
+        (new / "part" / "state.json").write_text(json.dumps({"n": step}))
+
     folder.save(step, lambda path: write_folder(path, fill))
 
 
 def read(path):
-    return read_folder(path, lambda held: read_json(held / "state.json")["n"])
+    return read_folder(path, lambda held: read_json(held / "part" / "state.json")["n"])
 
 
 points = 0
