@@ -20,7 +20,7 @@ from lm_env.errors import CheckpointWriteError, ConfigurationError
 from lm_env.objective.task import Task
 from lm_env.theory.best_of_n import best_of_n
 from lm_env.theory.ceiling import Ceiling, ceiling, frontier
-from lm_env.theory.reference_samples import sample_reference_scores
+from lm_env.theory.task_ceiling import enough_reference_scores
 
 __all__ = ["CeilingReport", "measure_ceiling", "plot_ceiling", "run_ceiling", "show_ceiling"]
 
@@ -36,6 +36,7 @@ def run_ceiling(
     options: dict[str, Any],
     *,
     samples: int,
+    most: int | None,
     prompts: int,
     seed: int,
     highest: float | None,
@@ -57,6 +58,7 @@ def run_ceiling(
         task,
         task.kl.beta,
         samples=samples,
+        most=most,
         prompts=prompts,
         seed=seed,
         highest=highest,
@@ -81,13 +83,25 @@ def _prepare(out: Path) -> None:
 
 
 def measure_ceiling(
-    task: Task, beta: float, *, samples: int, prompts: int, seed: int, highest: float | None, progress: bool
+    task: Task,
+    beta: float,
+    *,
+    samples: int,
+    most: int | None = None,
+    prompts: int,
+    seed: int,
+    highest: float | None,
+    progress: bool,
 ) -> CeilingReport:
-    """Sample the reference on the task's first prompts, and estimate what can be had at beta."""
+    """Sample the reference on the task's first prompts, and estimate what can be had at beta.
+
+    Args:
+        samples, most: of each prompt, see `enough_reference_scores`.
+    """
     started = time.perf_counter()
     chosen = task.prompts.head(prompts)
     label = "sampling the reference" if progress else None
-    scores = sample_reference_scores(task, chosen, samples, seed=seed, progress=label)
+    scores = enough_reference_scores(task, chosen, beta, samples=samples, most=most, seed=seed, progress=label)
     found = ceiling(scores, beta, highest)
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= max(1, samples // 4)]
     best = [best_of_n(scores, n) for n in sizes]
@@ -95,6 +109,7 @@ def measure_ceiling(
         "beta": beta,
         "prompts": len(chosen),
         "samples": samples,
+        "samples_in_all": int(found.samples.sum()),
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 1),
         "ceiling": _as_json(found),
@@ -132,9 +147,9 @@ def show_ceiling(report: CeilingReport) -> None:
         "100%",
     )
     console.print(
-        f"beta {report['beta']:g}, {report['prompts']} prompts x {report['samples']} samples of the reference,"
-        f" {report['seconds']:g} s; effective samples per prompt: median {found['ess_median']:.1f},"
-        f" least {found['ess_least']:.1f}"
+        f"beta {report['beta']:g}, {report['prompts']} prompts; {report['samples']} samples of the reference for each and"
+        f" more where needed, {report['samples_in_all']} in all; {report['seconds']:g} s; effective samples per prompt:"
+        f" median {found['ess_median']:.1f}, least {found['ess_least']:.1f}"
     )
     console.print(table)
     for doubt in report["doubts"]:

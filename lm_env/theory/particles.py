@@ -156,7 +156,7 @@ class _Swarm:
     def __init__(self, task: Task, prompts: Sequence[Prompt], beta: float, particles: int, runs: int) -> None:
         self.task, self.beta, self.particles, self.runs = task, beta, particles, runs
         owner = np.repeat(np.arange(len(prompts)), runs * particles)
-        self.prompts = [prompts[i] for i in owner]
+        self.prompts = [prompts[i] for i in owner.tolist()]
         own = np.array([len(p.ids) for p in prompts])
         width = int(own.max()) + task.max_new_tokens
         first = np.full((len(prompts), width), task.pad_token_id, dtype=np.int64)

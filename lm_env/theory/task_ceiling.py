@@ -64,8 +64,8 @@ def enough_reference_scores(
 ) -> list[np.ndarray]:
     """Scores of samples of the reference, more of them for prompts whose best texts are rare.
 
-    Every prompt gets `samples`; then those with an effective sample size below `MARGIN` times what the ceiling needs
-    get as many again as they have, and so on.
+    Every prompt gets `samples`; then those with an effective sample size below `MARGIN` times what the ceiling needs,
+    and those whose samples all score alike, get as many again as they have, and so on.
 
     Args:
         beta: where the effective sample size is measured, score per nat.
@@ -86,7 +86,7 @@ def enough_reference_scores(
     few = list(range(len(prompts)))
     size = samples
     while 2 * size <= most:
-        few = [i for i in few if effective_samples(scores[i], beta) < MARGIN * ENOUGH_ESS]
+        few = [i for i in few if np.ptp(scores[i]) == 0 or effective_samples(scores[i], beta) < MARGIN * ENOUGH_ESS]
         if not few:
             break
         label = progress and f"{progress}: {len(few)} prompts need more"

@@ -7,12 +7,16 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lm_env.envs.env import TextGenerationEnv
 from lm_env.errors import ConfigurationError
 from lm_env.theory.best_of_n import best_of_n
 from lm_env.theory.ceiling import ceiling, frontier, pass_rate_ceiling, upper_bound
+from lm_env.theory.task_ceiling import enough_reference_scores, task_ceiling
+from lm_env.theory.token_env import make_token_env
 from lm_env.theory.token_mdp import TokenMDP
 
 T0 = TokenMDP.t0()
@@ -120,6 +124,86 @@ def test_the_frontier_rises_with_the_kl():
         assert (point.KL, point.score) == pytest.approx((exact.KL, exact.R), abs=0.03)
 
 
+# -- more samples where they are needed ------------------------------------------------------------------
+def mixed_task(beta: float):
+    """Texts of one token, worth 1; after the first prompt as likely as not, after the second one time in 200."""
+    model = TokenMDP(("A", "EOS"), 2, np.zeros((3, 2)), lambda ids: 0.0, eos_id=1).policy_model()
+
+    class TwoPrompts(torch.nn.Module):
+        kv_cache = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.tensor([[0.0, 0.0], [math.log(1 / 199), 0.0]]))
+
+        def forward(self, input_ids, **_):
+            logits = self.table[input_ids[:, :1].expand_as(input_ids)]
+            return type(model(input_ids))(logits=logits)
+
+    return TextGenerationEnv(
+        model=TwoPrompts(),
+        prompts=[[0], [1]],
+        reward=lambda prompts, responses, response_ids: [float(ids[0] == 0) for ids in response_ids],
+        eos_token_id=(),
+        max_new_tokens=1,
+        beta=beta,
+    ).task
+
+
+def test_prompts_with_rare_best_texts_get_more_samples():
+    """And then the closed form is met at both prompts, which the first samples alone would not do."""
+    beta = 0.2
+    task = mixed_task(beta)
+    prompts = list(task.prompts)
+    scores = enough_reference_scores(task, prompts, beta, samples=50, most=3200)
+    assert len(scores[0]) == 50 and len(scores[1]) in (400, 800, 1600, 3200)
+    found = ceiling(scores, beta)
+    assert found.ess.min() >= 20
+    exact = [pass_rate_ceiling(0.5, beta), pass_rate_ceiling(1 / 200, beta)]
+    assert found.J_by_prompt == pytest.approx(exact, abs=0.08)
+    assert found.samples.tolist() == [50, len(scores[1])]
+    few = enough_reference_scores(task, prompts, beta, samples=50, most=50)
+    assert [len(row) for row in few] == [50, 50]
+    np.testing.assert_array_equal(few[0], scores[0])
+    assert task_ceiling(task, prompts, samples=50, most=3200).J_by_prompt.tolist() == found.J_by_prompt.tolist()
+
+
+def test_prompts_whose_samples_all_score_alike_get_more():
+    """Their effective sample size is large, and says nothing."""
+    task = mixed_task(0.2)
+    [row] = enough_reference_scores(task, [task.prompts[1]], 0.2, samples=4, most=64)
+    assert not row[:4].any() and len(row) > 4
+
+
+def test_rows_of_their_own_lengths_count_as_rows_alone():
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal(n) for n in (40, 90, 40, 7)]
+    together = ceiling(rows, 0.7)
+    for i, row in enumerate(rows):
+        alone = ceiling(row[None], 0.7)
+        assert together.J_by_prompt[i] == pytest.approx(alone.J.mean, rel=1e-12)
+        assert together.ess[i] == pytest.approx(alone.ess[0])
+    parts = [best_of_n(row[None], 4) for row in rows]
+    assert best_of_n(rows, 4).score.mean == pytest.approx(np.mean([part.score.mean for part in parts]))
+    assert pytest.approx(np.mean([part.KL for part in parts])) == best_of_n(rows, 4).KL
+
+
+def test_samples_that_all_score_alike_say_nothing():
+    found = ceiling(np.zeros((3, 50)), 0.1)
+    assert not found.trusted and "score alike" in found.doubts()[0]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sampling_until_there_are_enough_covers_the_truth(seed):
+    """End to end on random MDPs: the model writes, the reward scores, J* is within its interval."""
+    mdp = TokenMDP.random(seed)
+    task = make_token_env(mdp, beta=1.0).task
+    found = task_ceiling(task, [task.prompts[0]] * 20, samples=32)
+    assert found.trusted and abs(found.J.mean - mdp.optimum(1.0).J) < 4 * found.J.se < 0.3
+    share = found.attained(np.full(20, mdp.optimum(1.0).J))
+    assert abs(share.mean - 1) < 4 * share.se
+
+
 # -- best of n -------------------------------------------------------------------------------------------
 def test_best_of_four_on_t0():
     """The exact figures: score .744440 at a KL of .574706, below log 4 - 3/4 = .636 because scores tie."""
@@ -192,6 +276,11 @@ def test_the_share_attained():
         (lambda: upper_bound(np.ones((2, 4)), 1.0, 0.5, np.random.default_rng(0)), "exceeds"),
         (lambda: upper_bound(np.zeros((9, 4)), 0.01, 1.0, np.random.default_rng(0)), "rejection accepts"),
         (lambda: ceiling(np.ones((2, 4)), 1.0).attained(1.0), "nothing can be gained"),
+        (lambda: ceiling([], 1.0), "at least 2 samples"),
+        (lambda: ceiling([np.arange(3.0), np.arange(1.0)], 1.0), "at least 2 samples"),
+        (lambda: ceiling(np.eye(4), 1.0).attained(np.zeros(3)), "same prompts"),
+        (lambda: enough_reference_scores(mixed_task(1.0), [], 1.0, samples=8, most=4), "most must be"),
+        (lambda: task_ceiling(mixed_task(0.0)), "beta must be a finite number above 0"),
     ],
 )
 def test_bad_input_is_one_sentence(call, words):
