@@ -182,9 +182,9 @@ def ceiling_command(
     task: Annotated[str, typer.Argument(help="A registered environment.")] = "lm_env/Sentiment-v0",
     model: Annotated[str | None, typer.Option(help="The reference; default: the task's own model.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the KL penalty.  [default: the task's]")] = None,
-    samples: Annotated[int, typer.Option(help="Samples of the reference per prompt.", min=2)] = 64,
+    samples: Annotated[int, typer.Option(help="Samples of the reference per prompt to start with.", min=2)] = 64,
     most: Annotated[
-        int | None, typer.Option(help="Of a prompt whose best texts are rare.  [default: 16 times --samples]")
+        int | None, typer.Option(help="Samples per prompt where fewer cannot be trusted.  [default: 16 x --samples]")
     ] = None,
     prompts: Annotated[int, typer.Option(help="How many of the task's prompts.", min=1)] = 128,
     split: Annotated[str | None, typer.Option(help="Which of the task's prompts, where it has splits: test.")] = None,

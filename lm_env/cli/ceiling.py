@@ -101,7 +101,10 @@ def measure_ceiling(
     started = time.perf_counter()
     chosen = task.prompts.head(prompts)
     label = "sampling the reference" if progress else None
-    scores = enough_reference_scores(task, chosen, beta, samples=samples, most=most, seed=seed, progress=label)
+    scores = enough_reference_scores(
+        task, chosen, beta, samples=samples, most=most, seed=seed, highest=highest, progress=label
+    )
+    samples = scores.shape[1]
     found = ceiling(scores, beta, highest)
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= max(1, samples // 4)]
     best = [best_of_n(scores, n) for n in sizes]
@@ -109,7 +112,6 @@ def measure_ceiling(
         "beta": beta,
         "prompts": len(chosen),
         "samples": samples,
-        "samples_in_all": int(found.samples.sum()),
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 1),
         "ceiling": _as_json(found),
@@ -147,9 +149,9 @@ def show_ceiling(report: CeilingReport) -> None:
         "100%",
     )
     console.print(
-        f"beta {report['beta']:g}, {report['prompts']} prompts; {report['samples']} samples of the reference for each and"
-        f" more where needed, {report['samples_in_all']} in all; {report['seconds']:g} s; effective samples per prompt:"
-        f" median {found['ess_median']:.1f}, least {found['ess_least']:.1f}"
+        f"beta {report['beta']:g}, {report['prompts']} prompts x {report['samples']} samples of the reference,"
+        f" {report['seconds']:g} s; effective samples per prompt: median {found['ess_median']:.1f},"
+        f" least {found['ess_least']:.1f}"
     )
     console.print(table)
     for doubt in report["doubts"]:

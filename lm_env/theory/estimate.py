@@ -13,7 +13,7 @@ import numpy as np
 
 from lm_env.errors import ConfigurationError
 
-__all__ = ["Estimate", "ReferenceScores", "checked_scores", "effective_samples", "tilt", "tilted"]
+__all__ = ["Estimate", "ReferenceScores", "checked_scores", "tilt", "tilted"]
 
 ReferenceScores = np.ndarray | Sequence[np.ndarray]
 """float (P, n), or P arrays (n,) of their own lengths."""
@@ -91,11 +91,6 @@ def tilt(scores: np.ndarray, beta: float) -> np.ndarray:
     logits = scores / beta
     weights = np.exp(logits - logits.max(1, keepdims=True))
     return weights / weights.sum(1, keepdims=True)
-
-
-def effective_samples(scores: np.ndarray, beta: float) -> float:
-    """The effective sample size of scores (n,) at a beta, 1 to n."""
-    return float(1 / (tilt(scores[None], beta) ** 2).sum())
 
 
 def _log_mean_exp(scores: np.ndarray, beta: float) -> np.ndarray:
