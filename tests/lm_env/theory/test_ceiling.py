@@ -167,6 +167,7 @@ def test_sampling_goes_on_until_the_ceiling_can_be_trusted():
     few = enough_reference_scores(task, prompts, beta, samples=25, most=49)
     assert few.shape == (10, 25), "never more than the most that was asked for"
     np.testing.assert_array_equal(few, scores[:, :25])
+    assert not np.array_equal(scores[:, :25], scores[:, 25:50]), "the new samples are no copies of the first"
 
 
 def test_rows_of_their_own_lengths_count_as_rows_alone():
