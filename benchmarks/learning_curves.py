@@ -21,14 +21,10 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import AGENTS
-from lm_env.data.episodes import Episodes
-from lm_env.models.logprobs import response_logprobs
-from lm_env.objective.scoring import measure_kl, score_episodes
-from lm_env.objective.task import Task
 from lm_env.tasks import sentiment
 from lm_env.theory.best_of_n import best_of_n
 from lm_env.theory.ceiling import ceiling, frontier
-from lm_env.theory.reference_samples import sample_reference_scores
+from lm_env.theory.task_ceiling import enough_reference_scores
 
 # What differs between the agents: how many steps they take on a rollout, and how large those are.  The settings of
 # "ppo-score" were found on other openings than these.
@@ -70,13 +66,14 @@ def make_task(split: sentiment.Split, beta: float) -> Any:
 
 
 def measure_what_can_be_had(beta: float, samples: int) -> Record:
-    """The ceiling, its frontier and best-of-n on the held-out openings."""
+    """The ceiling, its frontier and best-of-n on the held-out openings, from as many samples as the ceiling takes."""
     task = make_task("test", beta).task
-    scores = sample_reference_scores(task, list(task.prompts), samples, progress="the ceiling")
+    scores = enough_reference_scores(task, list(task.prompts), beta, samples=samples, progress="the ceiling")
     found = ceiling(scores, beta)
     best = {n: best_of_n(scores, n) for n in (1, 2, 4, 8, 16)}
     return {
-        "samples": samples,
+        "at_least": samples,
+        "samples": scores.shape[1],
         "beta": beta,
         "J_ref": found.J_ref.mean,
         "J": found.J.mean,
@@ -90,17 +87,6 @@ def measure_what_can_be_had(beta: float, samples: int) -> Record:
     }
 
 
-def measure(task: Task, episodes: Episodes) -> dict[str, float]:
-    """Score, exact KL (nats per response) and perplexity under the reference."""
-    scored = score_episodes(task, episodes)
-    plain = response_logprobs(task.reference, episodes)
-    return {
-        "score": float(scored.scores.mean()),
-        "kl": measure_kl(task, episodes)["full"],
-        "perplexity": float(np.exp(-plain.sum() / episodes.response_lengths.sum())),
-    }
-
-
 def run(name: str, seed: int, timesteps: int, beta: float) -> Record:
     """Train one agent and measure it."""
     env = make_task("train", beta)
@@ -108,8 +94,9 @@ def run(name: str, seed: int, timesteps: int, beta: float) -> Record:
     agent = AGENTS[options.pop("agent", name)](env, seed=seed, **options)
     curve = Curve()
     agent.learn(timesteps, callback=curve, progress_bar=True)
-    result = measure(env.task, agent.generate_episodes(sentiment.openings("test") * TEXTS_PER_OPENING))
-    return {"agent": name, "seed": seed, "timesteps": timesteps, "beta": beta, **result, "curve": curve.points}
+    found = agent.evaluate(sentiment.openings("test"), TEXTS_PER_OPENING, seed=seed).metrics()
+    measured = {key: found[key] for key in ("score", "kl", "perplexity")}
+    return {"agent": name, "seed": seed, "timesteps": timesteps, "beta": beta, **measured, "curve": curve.points}
 
 
 def kept(path: Path, settings: Record, make: Any) -> Record:
@@ -204,14 +191,14 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--timesteps", type=int, default=60_000, help="tokens per run")
     p.add_argument("--beta", type=float, default=0.1)
-    p.add_argument("--samples", type=int, default=96, help="of the supervised model per opening, for the optimum")
+    p.add_argument("--samples", type=int, default=96, help="of the supervised model per opening, at least")
     p.add_argument("--out", type=Path, default=Path("runs/curves"), help="a folder for the runs' records")
     p.add_argument("--plot", type=Path, help="write the picture here")
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     possible = kept(
         args.out / "ceiling.json",
-        {"samples": args.samples, "beta": args.beta},
+        {"at_least": args.samples, "beta": args.beta},
         lambda: measure_what_can_be_had(args.beta, args.samples),
     )
     runs = {

@@ -148,7 +148,7 @@ def choose_texts(
     elif isinstance(prompts, list | tuple) and prompts and isinstance(prompts[0], Prompt):
         chosen = prompts
     else:
-        chosen = list(task.load_prompts(prompts))
+        chosen = list(task.load_prompts(prompts, any_length=True))
     if ceiling is not None and ceiling.prompts != len(chosen):
         raise ConfigurationError(
             f"the ceiling is that of {ceiling.prompts} prompts and the evaluation has {len(chosen)}: make both of the"

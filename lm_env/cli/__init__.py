@@ -209,7 +209,10 @@ def ceiling_command(
     task: Annotated[str, typer.Argument(help="A registered environment.")] = "lm_env/Sentiment-v0",
     model: Annotated[str | None, typer.Option(help="The reference; default: the task's own model.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the KL penalty.  [default: the task's]")] = None,
-    samples: Annotated[int, typer.Option(help="Samples of the reference per prompt.", min=2)] = 64,
+    samples: Annotated[int, typer.Option(help="Samples of the reference per prompt to start with.", min=2)] = 64,
+    most: Annotated[
+        int | None, typer.Option(help="Samples per prompt where fewer cannot be trusted.  [default: 16 x --samples]")
+    ] = None,
     prompts: Annotated[int, typer.Option(help="How many of the task's prompts.", min=1)] = 128,
     split: Annotated[str | None, typer.Option(help="Which of the task's prompts, where it has splits: test.")] = None,
     highest: Annotated[float | None, typer.Option(help="A number that no score can exceed, if there is one.")] = None,
@@ -230,6 +233,7 @@ def ceiling_command(
         task,
         {**given, "device": device, "download": download},
         samples=samples,
+        most=most,
         prompts=prompts,
         seed=seed,
         highest=highest,

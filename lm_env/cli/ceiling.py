@@ -20,7 +20,7 @@ from lm_env.errors import CheckpointWriteError, ConfigurationError
 from lm_env.objective.task import Task
 from lm_env.theory.best_of_n import best_of_n
 from lm_env.theory.ceiling import Ceiling, ceiling, frontier
-from lm_env.theory.reference_samples import sample_reference_scores
+from lm_env.theory.task_ceiling import enough_reference_scores
 
 __all__ = ["CeilingReport", "measure_ceiling", "plot_ceiling", "run_ceiling", "show_ceiling"]
 
@@ -36,6 +36,7 @@ def run_ceiling(
     options: dict[str, Any],
     *,
     samples: int,
+    most: int | None,
     prompts: int,
     seed: int,
     highest: float | None,
@@ -57,6 +58,7 @@ def run_ceiling(
         task,
         task.kl.beta,
         samples=samples,
+        most=most,
         prompts=prompts,
         seed=seed,
         highest=highest,
@@ -81,13 +83,28 @@ def _prepare(out: Path) -> None:
 
 
 def measure_ceiling(
-    task: Task, beta: float, *, samples: int, prompts: int, seed: int, highest: float | None, progress: bool
+    task: Task,
+    beta: float,
+    *,
+    samples: int,
+    most: int | None = None,
+    prompts: int,
+    seed: int,
+    highest: float | None,
+    progress: bool,
 ) -> CeilingReport:
-    """Sample the reference on the task's first prompts, and estimate what can be had at beta."""
+    """Sample the reference on the task's first prompts, and estimate what can be had at beta.
+
+    Args:
+        samples, most: of each prompt, see `enough_reference_scores`.
+    """
     started = time.perf_counter()
     chosen = task.prompts.head(prompts)
     label = "sampling the reference" if progress else None
-    scores = sample_reference_scores(task, chosen, samples, seed=seed, progress=label)
+    scores = enough_reference_scores(
+        task, chosen, beta, samples=samples, most=most, seed=seed, highest=highest, progress=label
+    )
+    samples = scores.shape[1]
     found = ceiling(scores, beta, highest)
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= max(1, samples // 4)]
     best = [best_of_n(scores, n) for n in sizes]

@@ -132,13 +132,17 @@ class Task:
         pad = getattr(self.tokenizer, "pad_token_id", None)
         self.pad_token_id = int(pad) if pad is not None and pad < self.vocab_size else 0
 
-    def load_prompts(self, source: Any, *, download: bool = False) -> Prompts:
+    def load_prompts(self, source: Any, *, download: bool = False, any_length: bool = False) -> Prompts:
         """Other prompts, read as the task's own are: the same tokenizer, column, limit and special tokens.
+
+        Args:
+            any_length: allow prompts beyond `max_prompt_tokens` as far as the models' positions go; for callers
+                that write whole texts, as an evaluation does, and hand none of them to `reset` or `score`.
 
         Raises:
             InvalidPromptError, ConfigurationError: see `lm_env.load_prompts`.
         """
-        return self._load(source, download)
+        return self._load(source, download, any_length=any_length)
 
     def _own_prompts(self, source: Any, download: bool, given: int | None, max_new_tokens: int) -> Prompts:
         """The task's own prompts; where no limit was given, what is too long is too long for the positions."""
@@ -151,12 +155,12 @@ class Task:
             " the response, so lower max_new_tokens, shorten the prompt, or pass overflow='truncate'",
         )
 
-    def _load(self, source: Any, download: bool, **options: Any) -> Prompts:
+    def _load(self, source: Any, download: bool, any_length: bool = False, **options: Any) -> Prompts:
         return load_prompts(
             source,
             self.tokenizer,
             vocab_size=self.vocab_size,
-            max_prompt_tokens=self.max_prompt_tokens,
+            max_prompt_tokens=self._room(self.max_new_tokens) if any_length else self.max_prompt_tokens,
             prompt_column=self.prompt_column,
             overflow=self.overflow,
             add_special_tokens=self.add_special_tokens,

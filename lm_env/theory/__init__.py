@@ -7,9 +7,10 @@ from lm_env.theory.ceiling import Ceiling, FrontierPoint, ceiling, frontier, pas
 from lm_env.theory.check_agent import AgentCheck, check_agent, parse_mdp
 from lm_env.theory.estimate import Estimate
 from lm_env.theory.objectives import Objective, fixed_point
+from lm_env.theory.particles import Twist, particle_ceiling, run_particles
 from lm_env.theory.reference_samples import sample_reference_scores
 from lm_env.theory.results import Evaluation, Optimum
-from lm_env.theory.task_ceiling import task_ceiling
+from lm_env.theory.task_ceiling import enough_reference_scores, task_ceiling
 from lm_env.theory.token_env import make_token_env, token_task_options
 from lm_env.theory.token_mdp import TokenMDP
 
@@ -23,14 +24,18 @@ __all__ = [
     "Objective",
     "Optimum",
     "TokenMDP",
+    "Twist",
     "best_of_n",
     "ceiling",
     "check_agent",
+    "enough_reference_scores",
     "fixed_point",
     "frontier",
     "make_token_env",
     "parse_mdp",
+    "particle_ceiling",
     "pass_rate_ceiling",
+    "run_particles",
     "sample_reference_scores",
     "task_ceiling",
     "token_task_options",

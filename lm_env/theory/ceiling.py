@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from lm_env.theory.estimate import Estimate
+from lm_env.theory.estimate import Estimate, ReferenceScores, checked_scores, tilted
 from lm_env.validation import check_number
 
 __all__ = [
@@ -37,15 +37,14 @@ __all__ = [
     "upper_bound",
 ]
 
-ReferenceScores = np.ndarray | Sequence[np.ndarray]
-"""float (P, n), or P arrays (n,) of their own lengths."""
-
 ENOUGH_ESS = 10.0
 """Effective sample size that a prompt needs for its tilted mean to be usable."""
 ENOUGH_PROMPTS = 0.95
 """The share of the prompts that need them."""
 CLOSE = 0.01
 """The largest gap between the plain and the jackknifed estimate, in units of J* - J_ref."""
+ROUNDING = 1e-9
+"""A gain below this, in units of beta, is none."""
 UNSEEN = 0.05
 """The most that texts which no sample holds may add to J*, in units of J* - J_ref."""
 
@@ -93,6 +92,12 @@ class Ceiling:
                 f" {self.ess.min():.1f}): sample more, or raise beta"
             )
         gain = self.J.mean - self.J_ref.mean
+        if gain <= ROUNDING * self.beta:
+            found.append(
+                "all samples of a prompt score alike, so nothing is known of what could be gained: sample more, or give"
+                " a reward that tells the reference's texts apart"
+            )
+            return found
         gap = abs(self.J.mean - self.J_plain)
         if gap > CLOSE * gain:
             found.append(
@@ -120,7 +125,7 @@ class Ceiling:
                 of another number of prompts.
         """
         gain = self.J.mean - self.J_ref.mean
-        if gain <= 0:
+        if gain <= ROUNDING * self.beta:
             raise ConfigurationError(
                 "nothing can be gained over the reference: its samples all score alike, so no share is attained"
             )
@@ -166,49 +171,49 @@ def ceiling(scores: ReferenceScores, beta: float, highest: float | None = None) 
     value, plain, score, ess = np.empty((4, len(rows)))
     for size in np.unique(sizes):
         chosen = np.flatnonzero(sizes == size)
-        value[chosen], plain[chosen], score[chosen], ess[chosen] = _tilted(np.stack([rows[i] for i in chosen]), beta)
-    J_ref = np.array([row.mean() for row in rows])
-    J = Estimate.of(value)
-    unseen = None
-    if highest is not None:
-        log_gain = math.log(3 / sizes.sum()) + (highest - J.mean) / beta
-        unseen = beta * float(np.logaddexp(0, log_gain))
-    return Ceiling(
+        value[chosen], plain[chosen], score[chosen], ess[chosen] = tilted(np.stack([rows[i] for i in chosen]), beta)
+    return assemble(
         beta=float(beta),
-        prompts=len(rows),
         samples=sizes,
-        J_ref=Estimate.of(J_ref),
-        J=J,
+        J_ref=np.array([row.mean() for row in rows]),
+        J=value,
         J_plain=float(plain.mean()),
-        score=Estimate.of(score),
-        KL=Estimate.of((score - value) / beta),
+        score=score,
         ess=ess,
-        J_by_prompt=value,
-        J_ref_by_prompt=J_ref,
-        unseen=unseen,
+        highest=highest,
     )
 
 
-def _tilted(scores: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """J* jackknifed, J* plain, E*[score] jackknifed, and the effective sample size, (P,) each, of scores (P, n)."""
-    n = scores.shape[1]
-    weights = tilt(scores, beta)
-    plain = _log_mean_exp(scores, beta)
-    tilted = (weights * scores).sum(1)
-    # Leave one out: the sums without each sample, and with them both estimates.
-    rest = 1 - weights
-    with np.errstate(divide="ignore", invalid="ignore"):
-        left_value = plain[:, None] + beta * (np.log(rest) - math.log1p(-1 / n))
-        left_score = (tilted[:, None] - weights * scores) / rest
-    alone = rest < 1e-9  # one sample carries all the weight: what the others say must be computed afresh
-    for row in np.flatnonzero(alone.any(1)):
-        for column in np.flatnonzero(alone[row]):
-            others = np.delete(scores[row], column)[None]
-            left_value[row, column] = _log_mean_exp(others, beta)[0]
-            left_score[row, column] = (tilt(others, beta) * others).sum()
-    value = n * plain - (n - 1) * left_value.mean(1)
-    score = n * tilted - (n - 1) * left_score.mean(1)
-    return value, plain, score, 1 / (weights**2).sum(1)
+def assemble(
+    *,
+    beta: float,
+    samples: np.ndarray,
+    J_ref: np.ndarray,
+    J: np.ndarray,
+    J_plain: float,
+    score: np.ndarray,
+    ess: np.ndarray,
+    highest: float | None,
+) -> Ceiling:
+    """A ceiling from what is known of each prompt, (P,) each; `highest` as in `ceiling`."""
+    unseen = None
+    if highest is not None:
+        log_gain = math.log(3 / samples.sum()) + (highest - float(J.mean())) / beta
+        unseen = beta * float(np.logaddexp(0, log_gain))
+    return Ceiling(
+        beta=beta,
+        prompts=len(J),
+        samples=samples,
+        J_ref=Estimate.of(J_ref),
+        J=Estimate.of(J),
+        J_plain=J_plain,
+        score=Estimate.of(score),
+        KL=Estimate.of((score - J) / beta),
+        ess=ess,
+        J_by_prompt=J,
+        J_ref_by_prompt=J_ref,
+        unseen=unseen,
+    )
 
 
 def frontier(scores: ReferenceScores, betas: Sequence[float]) -> list[FrontierPoint]:
@@ -273,30 +278,3 @@ def upper_bound(scores: ReferenceScores, beta: float, highest: float, rng: np.ra
             " lower bound on the scores"
         )
     return Estimate.of(np.array(bounds))
-
-
-def checked_scores(scores: ReferenceScores) -> list[np.ndarray]:
-    """P arrays (n,) float64.
-
-    Raises:
-        ConfigurationError: there are none, or one has fewer than 2 numbers, or holds one that is not finite.
-    """
-    rows = [np.asarray(row, dtype=np.float64) for row in scores]
-    if not rows or any(row.ndim != 1 or len(row) < 2 or not np.isfinite(row).all() for row in rows):
-        shape = getattr(scores, "shape", f"{len(scores)} rows")
-        raise ConfigurationError(
-            f"scores must be finite, (prompts, samples) with at least 2 samples of each prompt, not {shape}"
-        )
-    return rows
-
-
-def tilt(scores: np.ndarray, beta: float) -> np.ndarray:
-    """exp(score / beta), each row to sum 1, (P, n)."""
-    logits = scores / beta
-    weights = np.exp(logits - logits.max(1, keepdims=True))
-    return weights / weights.sum(1, keepdims=True)
-
-
-def _log_mean_exp(scores: np.ndarray, beta: float) -> np.ndarray:
-    """beta log mean exp(score / beta) of each row, (P,)."""
-    return beta * (np.logaddexp.reduce(scores / beta, axis=1) - math.log(scores.shape[1]))

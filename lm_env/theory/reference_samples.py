@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from lm_env.data.prompts import Prompt
+from lm_env.errors import ConfigurationError
 from lm_env.generation.backend import Sampling
 from lm_env.generation.generate import LocalBackend
 from lm_env.objective.scoring import episode_scores
 from lm_env.objective.task import Task
 from lm_env.validation import check_integer
 
-__all__ = ["sample_reference_scores"]
+__all__ = ["check_unmasked", "sample_reference_scores"]
 
 
 def sample_reference_scores(
@@ -40,12 +41,23 @@ def sample_reference_scores(
         float64 (P, n), ready for `ceiling`, `frontier` and `best_of_n`.
 
     Raises:
+        ConfigurationError: the task masks tokens, see `check_unmasked`.
         RewardError, RewardValueError: the task's reward function failed.
     """
     check_integer("n", n)
+    check_unmasked(task)
     drawn = [prompt for prompt in prompts for _ in range(n)]
     sampling = Sampling(torch.Generator().manual_seed(seed))
     with task.as_reference():
         backend = LocalBackend(task, slots, model=task.reference)
         episodes = backend.generate(drawn, sampling, progress=progress).episodes
     return episode_scores(task, episodes)[0].reshape(len(prompts), n)
+
+
+def check_unmasked(task: Task) -> None:
+    """Raise ConfigurationError where a task masks tokens, so that its optimum is no tilted reference."""
+    if task.action_mask is not None:
+        raise ConfigurationError(
+            "the ceiling is not estimated for a task with an action_mask: its optimum is the reference conditioned on"
+            " the allowed texts, and what is sampled under the mask follows another distribution"
+        )

@@ -1,15 +1,28 @@
-"""The ceiling of a task on some prompts, in one call."""
+"""The ceiling of a task on some prompts in one call, from as many samples as it takes.
+
+The number of samples is doubled for all prompts alike.  To draw more for those alone whose effective sample size is
+low would be cheaper, and wrong: a prompt whose best texts have not been sampled has a high one, so of prompts that are
+alike those would stop that have missed them, and the mean would be low.
+
+Shapes: P prompts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from lm_env.data.prompts import Prompt
 from lm_env.objective.task import Task
 from lm_env.theory.ceiling import Ceiling, ceiling
 from lm_env.theory.reference_samples import sample_reference_scores
+from lm_env.validation import check_integer, check_number
 
-__all__ = ["task_ceiling"]
+__all__ = ["enough_reference_scores", "task_ceiling"]
+
+GROWTH = 16
+"""The most samples per prompt where nothing is said about them, in units of those at the start."""
 
 
 def task_ceiling(
@@ -17,6 +30,7 @@ def task_ceiling(
     prompts: Sequence[Prompt] | None = None,
     *,
     samples: int = 96,
+    most: int | None = None,
     seed: int = 0,
     highest: float | None = None,
     progress: str | None = None,
@@ -25,10 +39,52 @@ def task_ceiling(
 
     Args:
         prompts: None: all of the task's own.
-        samples: of the reference for each prompt.
-        highest: see `ceiling`.
-        progress: the label of a progress bar; None shows none.
+        samples, most, seed, highest, progress: see `enough_reference_scores`.
+
+    Raises:
+        ConfigurationError: beta is 0, at which there is no ceiling; a number cannot work; or the task masks tokens.
+        RewardError, RewardValueError: the task's reward function failed.
     """
     chosen = list(task.prompts) if prompts is None else prompts
-    scores = sample_reference_scores(task, chosen, samples, seed=seed, progress=progress)
-    return ceiling(scores, task.kl.beta, highest)
+    beta = task.kl.beta
+    scores = enough_reference_scores(
+        task, chosen, beta, samples=samples, most=most, seed=seed, highest=highest, progress=progress
+    )
+    return ceiling(scores, beta, highest)
+
+
+def enough_reference_scores(
+    task: Task,
+    prompts: Sequence[Prompt],
+    beta: float,
+    *,
+    samples: int = 96,
+    most: int | None = None,
+    seed: int = 0,
+    highest: float | None = None,
+    progress: str | None = None,
+) -> np.ndarray:
+    """Scores of samples of the reference, twice as many again and again until the ceiling can be trusted.
+
+    Args:
+        beta: of the ceiling, score per nat.
+        samples: of each prompt at the start, at least 2.
+        most: of each prompt in the end, if the ceiling is still not to be trusted; None: 16 times `samples`.
+        highest: see `ceiling`.
+        progress: the label of a progress bar over the texts of each round; None shows none.
+
+    Returns:
+        float64 (P, n), ready for `ceiling`, `frontier` and `best_of_n`.
+
+    Raises:
+        ConfigurationError, RewardError, RewardValueError: see `task_ceiling`.
+    """
+    check_number("beta", beta, low=0.0, above=True)
+    check_integer("samples", samples, low=2)
+    most = GROWTH * samples if most is None else check_integer("most", most, low=samples)
+    scores = sample_reference_scores(task, prompts, samples, seed=seed, progress=progress)
+    while 2 * scores.shape[1] <= most and not ceiling(scores, beta, highest).trusted:
+        size = scores.shape[1]
+        new = sample_reference_scores(task, prompts, size, seed=seed + size, progress=progress)
+        scores = np.concatenate([scores, new], axis=1)
+    return scores

@@ -190,6 +190,15 @@ def reference_draws(count: int) -> np.ndarray:
     return np.random.default_rng(0).choice(len(p), size=count, p=p / p.sum())
 
 
+@pytest.mark.parametrize("cls", [PPO, BestOfN])
+def test_held_out_prompts_may_be_longer_than_those_of_the_task(cls, id_task):
+    """As far as the model's positions go, of which there are 64."""
+    agent = cls(TextGenerationEnv(**id_task(prompts=[[1], [2]])))
+    assert agent.evaluate([[1] * 20, [2]], n=3).prompts == 2
+    with pytest.raises(InvalidPromptError, match="59 tokens"):
+        agent.evaluate([[1] * 59])
+
+
 # -- the same uniform numbers ------------------------------------------------------------------------------
 def test_a_text_does_not_depend_on_those_beside_it(id_task):
     task = TextGenerationEnv(**id_task(prompts=PROMPTS)).task

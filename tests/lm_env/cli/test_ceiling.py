@@ -33,6 +33,13 @@ def test_a_number_that_cannot_be_trusted_is_called_a_lower_bound():
     assert "a lower bound only" in result.output
 
 
+@pytest.mark.parametrize(("options", "samples"), [([], 128), (["--most", "16"], 16)])
+def test_samples_are_doubled_as_long_as_the_number_cannot_be_trusted(options, samples, tmp_path):
+    command = ["ceiling", "lm_env/TokenMDP-v0", "--samples", "8", "--beta", "0.02", "--out", str(tmp_path), *options]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert json.loads((tmp_path / "ceiling.json").read_text())["samples"] == samples
+
+
 @pytest.mark.parametrize(
     ("command", "error", "words"),
     [

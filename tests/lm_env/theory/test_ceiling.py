@@ -7,12 +7,16 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lm_env.envs.env import TextGenerationEnv
 from lm_env.errors import ConfigurationError
 from lm_env.theory.best_of_n import best_of_n
 from lm_env.theory.ceiling import ceiling, frontier, pass_rate_ceiling, upper_bound
+from lm_env.theory.task_ceiling import enough_reference_scores, task_ceiling
+from lm_env.theory.token_env import make_token_env
 from lm_env.theory.token_mdp import TokenMDP
 
 T0 = TokenMDP.t0()
@@ -120,6 +124,86 @@ def test_the_frontier_rises_with_the_kl():
         assert (point.KL, point.score) == pytest.approx((exact.KL, exact.R), abs=0.03)
 
 
+# -- more samples where they are needed ------------------------------------------------------------------
+def mixed_task(beta: float):
+    """Texts of one token, worth 1; after the first prompt as likely as not, after the second one time in 200."""
+    model = TokenMDP(("A", "EOS"), 2, np.zeros((3, 2)), lambda ids: 0.0, eos_id=1).policy_model()
+
+    class TwoPrompts(torch.nn.Module):
+        kv_cache = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.tensor([[0.0, 0.0], [math.log(1 / 199), 0.0]]))
+
+        def forward(self, input_ids, **_):
+            logits = self.table[input_ids[:, :1].expand_as(input_ids)]
+            return type(model(input_ids))(logits=logits)
+
+    return TextGenerationEnv(
+        model=TwoPrompts(),
+        prompts=[[0], [1]],
+        reward=lambda prompts, responses, response_ids: [float(ids[0] == 0) for ids in response_ids],
+        eos_token_id=(),
+        max_new_tokens=1,
+        beta=beta,
+    ).task
+
+
+def test_sampling_goes_on_until_the_ceiling_can_be_trusted():
+    """And then the closed form is met at both prompts, which the first samples alone would not do."""
+    beta = 0.2
+    task = mixed_task(beta)
+    prompts = list(task.prompts) * 5
+    scores = enough_reference_scores(task, prompts, beta, samples=25, most=25 * 2**9)
+    count = scores.shape[1]
+    assert ceiling(scores, beta).trusted and 25 < count < 25 * 2**9
+    assert not ceiling(scores[:, : count // 2], beta).trusted
+    found = task_ceiling(task, prompts, samples=25, most=25 * 2**9)
+    exact = [pass_rate_ceiling(0.5, beta), pass_rate_ceiling(1 / 200, beta)]
+    for which, wanted in enumerate(exact):
+        mine = found.J_by_prompt[which::2]
+        assert abs(mine.mean() - wanted) < 4 * mine.std(ddof=1) / math.sqrt(5)
+    few = enough_reference_scores(task, prompts, beta, samples=25, most=49)
+    assert few.shape == (10, 25), "never more than the most that was asked for"
+    np.testing.assert_array_equal(few, scores[:, :25])
+    assert not np.array_equal(scores[:, :25], scores[:, 25:50]), "the new samples are no copies of the first"
+
+
+def test_rows_of_their_own_lengths_count_as_rows_alone():
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal(n) for n in (40, 90, 40, 7)]
+    together = ceiling(rows, 0.7)
+    for i, row in enumerate(rows):
+        alone = ceiling(row[None], 0.7)
+        assert together.J_by_prompt[i] == pytest.approx(alone.J.mean, rel=1e-12)
+        assert together.ess[i] == pytest.approx(alone.ess[0])
+    parts = [best_of_n(row[None], 4) for row in rows]
+    assert best_of_n(rows, 4).score.mean == pytest.approx(np.mean([part.score.mean for part in parts]))
+    assert pytest.approx(np.mean([part.KL for part in parts])) == best_of_n(rows, 4).KL
+
+
+def test_samples_that_all_score_alike_say_nothing():
+    found = ceiling(np.zeros((3, 50)), 0.1)
+    assert not found.trusted and "score alike" in found.doubts()[0]
+
+
+def test_the_ceiling_of_a_task_covers_the_truth():
+    """End to end on random MDPs: the model writes, the reward scores; about 19 in 20 intervals hold J*."""
+    covered = trusted = 0
+    for seed in range(12):
+        mdp = TokenMDP.random(seed, vocab_size=4)
+        task = make_token_env(mdp, beta=2.0).task
+        found = task_ceiling(task, [task.prompts[0]] * 20, samples=100, seed=seed)
+        exact = mdp.optimum(2.0).J
+        trusted += found.trusted
+        covered += abs(found.J.mean - exact) <= 2.1 * found.J.se  # Student's t with 19 degrees of freedom
+        share = found.attained(np.full(20, exact))
+        assert abs(share.mean - 1) < 5 * share.se
+    # Binomial(12, .95): 9 or fewer once in 50 runs.
+    assert covered >= 9 and trusted >= 9
+
+
 # -- best of n -------------------------------------------------------------------------------------------
 def test_best_of_four_on_t0():
     """The exact figures: score .744440 at a KL of .574706, below log 4 - 3/4 = .636 because scores tie."""
@@ -192,6 +276,11 @@ def test_the_share_attained():
         (lambda: upper_bound(np.ones((2, 4)), 1.0, 0.5, np.random.default_rng(0)), "exceeds"),
         (lambda: upper_bound(np.zeros((9, 4)), 0.01, 1.0, np.random.default_rng(0)), "rejection accepts"),
         (lambda: ceiling(np.ones((2, 4)), 1.0).attained(1.0), "nothing can be gained"),
+        (lambda: ceiling([], 1.0), "at least 2 samples"),
+        (lambda: ceiling([np.arange(3.0), np.arange(1.0)], 1.0), "at least 2 samples"),
+        (lambda: ceiling(np.eye(4), 1.0).attained(np.zeros(3)), "same prompts"),
+        (lambda: enough_reference_scores(mixed_task(1.0), [], 1.0, samples=8, most=4), "most must be"),
+        (lambda: task_ceiling(mixed_task(0.0)), "beta must be a finite number above 0"),
     ],
 )
 def test_bad_input_is_one_sentence(call, words):
