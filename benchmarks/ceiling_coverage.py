@@ -107,6 +107,28 @@ def coverage(betas: Sequence[float], mdps: int) -> None:
             )
 
 
+def own_stopping(beta: float, mdps: int) -> None:
+    """Print the error of J* where each prompt gets more samples until its own effective sample size is 20."""
+    errors = []
+    for seed in range(mdps):
+        mdp = TokenMDP.random(seed)
+        probabilities = np.exp(mdp.trajectory_logprobs(mdp.reference_logits))
+        rng = np.random.default_rng(seed)
+        drawn = rng.choice(mdp.scores(), size=(2 * PROMPTS, 1536), p=probabilities / probabilities.sum())
+        rows = []
+        for row in drawn:
+            n = 96
+            while n < len(row) and ceiling(row[None, :n], beta).ess[0] < 20:
+                n *= 2
+            rows.append(row[:n])
+        gain = mdp.optimum(beta).J - float(probabilities @ mdp.scores())
+        errors.append((ceiling(rows, beta).J.mean - mdp.optimum(beta).J) / gain)
+    spread = np.std(errors) / np.sqrt(mdps)
+    print(
+        f"beta {beta:g}, each prompt stopped on its own: error of J* {np.mean(errors):+.1%} +- {spread:.1%} of the gain"
+    )
+
+
 def text(openings: int, samples: int, most: int, beta: float, with_particles: bool) -> None:
     """Print what more and more samples, and particles, say of held-out openings of the sentiment task."""
     task = sentiment.make(split="test", max_prompt_tokens=40, beta=beta).task
@@ -164,6 +186,8 @@ def main() -> None:
         text(args.openings, args.samples, args.most, args.beta, args.particles)
     else:
         coverage(args.betas, args.mdps)
+        for beta in args.betas:
+            own_stopping(beta, args.mdps)
 
 
 if __name__ == "__main__":
