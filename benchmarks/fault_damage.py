@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fault_kills import SMALL, text_env, tiny_gpt2
+from fault_kills import SMALL, table_of, text_env, tiny_gpt2
 from stable_baselines3 import PPO as SB3PPO
 
 import agents.sb3
@@ -42,6 +42,7 @@ def loaders(place: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
     PPO(env, batch_size=4, **SMALL).learn(40).save(place / "agent")
     vec_env = TextVecEnv.from_env(text_env(tiny_gpt2()))
     agents.sb3.save(SB3PPO(CausalLMPolicy, vec_env, n_steps=8, batch_size=4), place / "sb3")
+    lm: Any
     lm, tokenizer = load_causal_lm("reviews-3m")
     RewardModel.from_causal_lm(lm, tokenizer).save(place / "reward_model")
     write_folder(place / "model", lambda folder: export_language_model(tiny_gpt2(), None, folder))
@@ -135,7 +136,7 @@ def unwritable(root: Path) -> list[Row]:
 
 def two_writers(root: Path) -> list[Row]:
     options = Checkpointing(root / "run", every=1)
-    rows = []
+    rows: list[Row] = []
 
     def second(local: Any, _: Any) -> bool:
         if not rows:
@@ -154,13 +155,12 @@ def changed(root: Path) -> list[Row]:
         "another reward": lambda: PPO(make(reward=lambda prompts, responses: [0.0] * len(responses)), **SMALL),
         "another vocabulary": lambda: PPO(make(mdp_seed=0), **SMALL),
     }
-    return [
-        _tried(
-            f"resumed with {name}",
-            lambda make_agent=make_agent: make_agent().learn(80, checkpoint=options, resume=True),
-        )
-        for name, make_agent in others.items()
-    ]
+    rows = []
+    for name, make_agent in others.items():
+        agent = make_agent()
+        go_on = lambda agent=agent: agent.learn(80, checkpoint=options, resume=True)  # noqa: E731
+        rows.append(_tried(f"resumed with {name}", go_on))
+    return rows
 
 
 def pickles(root: Path) -> list[Row]:
@@ -231,18 +231,18 @@ def reader_beside_a_writer(reads: int) -> list[Row]:
                 step += 1
                 agent.num_timesteps = step
                 with torch.no_grad():
-                    agent.task.model.table.fill_(float(step))
+                    table_of(agent).fill_(float(step))
                 agent.save(path)
         reader_env = make()
         good, seen = 0, set()
         try:
             with torch.no_grad():
-                agent.task.model.table.zero_()
+                table_of(agent).zero_()
             for _ in range(reads):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # that an older folder was taken
                     loaded = PPO.load(path, reader_env)
-                table = loaded.task.model.table.detach().numpy()
+                table = table_of(loaded).detach().numpy()
                 whole = np.unique(table).size == 1 and table.flat[0] == loaded.num_timesteps
                 good += bool(whole) or loaded.num_timesteps == 0
                 seen.add(loaded.num_timesteps)

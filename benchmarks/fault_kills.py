@@ -36,7 +36,7 @@ def letters(prompts: list[str], responses: list[str], response_ids: list[list[in
     return [sum((t + 1) * (i + 1) for i, t in enumerate(ids)) / 1000 for ids in response_ids]
 
 
-def tiny_gpt2(**options: Any) -> torch.nn.Module:
+def tiny_gpt2(**options: Any) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -123,6 +123,12 @@ def _run(name: str, folder: Path, kill_after: float | None) -> Any:
 
 
 # -- in saving -----------------------------------------------------------------------------------------
+def table_of(agent: PPO) -> torch.Tensor:
+    """The weights of the model of a TokenMDP."""
+    model: Any = agent.task.model
+    return model.table
+
+
 class Saver:
     """An agent whose weights and counter say at which step they were saved."""
 
@@ -136,7 +142,7 @@ class Saver:
     def save(self, folder: CheckpointFolder) -> None:
         self.agent.num_timesteps = self.step
         with torch.no_grad():
-            self.agent.task.model.table.fill_(float(self.step))
+            table_of(self.agent).fill_(float(self.step))
         folder.save(self.step, self.agent.save)
 
     def recovered(self, at_least: int) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,12 +24,26 @@ from lm_env.models.export import check_finite
 from lm_env.models.optimization import guarded_step, join_optimizer, split_optimizer
 from lm_env.storage import CheckpointFolder, Checkpointing, StopSignals, read_folder, read_json, write_folder
 
-__all__ = ["fit"]
+__all__ = ["Stopping", "fit"]
 
 VERSION = 1
 STATE = "state.json"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+STOPPING = "stopping.safetensors"
+
+
+class Stopping(Protocol):
+    """What may end a run before its last batch, such as a held-out loss that no longer falls."""
+
+    def stops(self, step: int) -> bool:
+        """Asked after each step."""
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All that it remembers: JSON, and tensors by name."""
+
+    def load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
 
 
 def fit(
@@ -40,6 +54,7 @@ def fit(
     learning_rate: float,
     max_grad_norm: float,
     identity: Mapping[str, Any],
+    stopping: Stopping | None = None,
     checkpoint: Checkpointing | None = None,
     resume: bool = False,
     title: str = "training",
@@ -56,6 +71,7 @@ def fit(
         accumulate: given a batch, adds the gradient of its loss to the parameters, and returns the loss.
         identity: JSON that tells this run from others (options, digest of the data); a run whose identity
             differs is not gone on with.
+        stopping: may end the run early; its state is saved with the run's.
         checkpoint: save every so many steps, at the end, and when Ctrl-C or SIGTERM ends the run.
         resume: go on from the newest checkpoint in that folder; from the beginning where there is none.
 
@@ -68,14 +84,16 @@ def fit(
             another run's, or cannot be written.
         TrainingInterrupted: a signal has come, and all is saved.
     """
-    run = _Fit(parameters, len(batches), learning_rate, {**identity, "steps": len(batches)})
+    run = _Fit(parameters, len(batches), learning_rate, {**identity, "steps": len(batches)}, stopping)
     with _saving(run, checkpoint, resume) as saver:
-        for rows in tqdm(batches[run.step :], title, len(batches), initial=run.step, disable=not progress_bar):
+        left = [] if run.stopped else batches[run.step :]
+        for rows in tqdm(left, title, len(batches), initial=run.step, disable=not progress_bar):
             run.optimizer.zero_grad()
             run.losses.append(accumulate(rows))
             guarded_step(run.optimizer, parameters.values(), max_grad_norm, loss=run.losses[-1])
             run.schedule.step()
-            if saver.saved_and_told_to_stop():
+            run.stopped = stopping is not None and stopping.stops(run.step)
+            if saver.saved_and_told_to_stop() or run.stopped:
                 break
         run.optimizer.zero_grad()
     return run.losses
@@ -85,9 +103,16 @@ class _Fit:
     """What changes while a run goes on: the parameters, the optimizer, the schedule, the losses."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], steps: int, learning_rate: float, identity: Mapping[str, Any]
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        steps: int,
+        learning_rate: float,
+        identity: Mapping[str, Any],
+        stopping: Stopping | None,
     ) -> None:
         self.parameters = parameters
+        self.stopping = stopping
+        self.stopped = False
         self.identity = json.loads(json.dumps(identity))
         self.optimizer = torch.optim.Adam(list(parameters.values()), lr=learning_rate)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=max(steps, 1))
@@ -103,17 +128,21 @@ class _Fit:
         weights = {name: p.detach().cpu().clone().contiguous() for name, p in self.parameters.items()}
         check_finite(weights)
         moments, layout = split_optimizer(self.optimizer.state_dict())
+        remembered, tensors = ({}, {}) if self.stopping is None else self.stopping.state()
         state = {
             "version": VERSION,
             "identity": self.identity,
             "losses": self.losses,
             "optimizer": layout,
             "schedule": self.schedule.state_dict(),
+            "stopping": remembered,
+            "stopped": self.stopped,
         }
 
         def fill(folder: Path) -> None:
             save_file(weights, folder / WEIGHTS)
             save_file(moments, folder / OPTIMIZER)
+            save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, folder / STOPPING)
             (folder / STATE).write_text(json.dumps(state))
 
         write_folder(path, fill)
@@ -144,6 +173,9 @@ class _Fit:
         self.optimizer.load_state_dict(join_optimizer(saved.moments, saved.state["optimizer"]))
         self.schedule.load_state_dict(saved.state["schedule"])
         self.losses = list(saved.state["losses"])
+        self.stopped = saved.state["stopped"]
+        if self.stopping is not None:
+            self.stopping.load_state(saved.state["stopping"], saved.stopping)
 
 
 @dataclass(frozen=True)
@@ -151,15 +183,17 @@ class _Saved:
     state: dict[str, Any]
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
+    stopping: dict[str, Tensor]
 
 
 def _read(folder: Path) -> _Saved:
     state = read_json(folder / STATE)
     kinds = {"version": int, "identity": dict, "losses": list, "optimizer": dict, "schedule": dict}
+    kinds |= {"stopping": dict, "stopped": bool}
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise CheckpointCorruptError(f"{STATE} is not what a training run writes: use another checkpoint")
     try:
-        return _Saved(state, load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER))
+        return _Saved(state, *(load_file(folder / name) for name in (WEIGHTS, OPTIMIZER, STOPPING)))
     except (OSError, SafetensorError) as error:
         raise CheckpointCorruptError(f"the saved weights cannot be read ({error}): use another checkpoint") from error
 
@@ -199,7 +233,7 @@ def _saving(run: _Fit, checkpoint: Checkpointing | None, resume: bool) -> Iterat
         yield _Saver(run, folder, stop)
         if run.step != folder.last or (stop.received is not None and not folder.place(run.step).exists()):
             folder.save(run.step, run.write)
-        if stop.received is not None and run.step < run.identity["steps"]:
+        if stop.received is not None and run.step < run.identity["steps"] and not run.stopped:
             raise TrainingInterrupted(
                 f"{stop.received.name} ended the training after step {run.step} of {run.identity['steps']}; it is saved"
                 f" in {folder.root}: go on with resume=True"

@@ -71,6 +71,36 @@ def test_a_signal_saves_after_the_step(tmp_path):
     assert regression(**place) == regression()
 
 
+class StopsAt:
+    """Ends the run after a step, and remembers how often it was asked."""
+
+    def __init__(self, last: int) -> None:
+        self.last, self.asked, self.best = last, 0, torch.zeros(2)
+
+    def stops(self, step: int) -> bool:
+        self.asked += 1
+        self.best = self.best + step
+        return step == self.last
+
+    def state(self):
+        return {"asked": self.asked}, {"best": self.best}
+
+    def load_state(self, state, tensors):
+        self.asked, self.best = state["asked"], tensors["best"]
+
+
+def test_a_run_that_was_ended_early_stays_ended_and_its_judge_remembers(tmp_path):
+    whole = regression(stopping=StopsAt(6))
+    assert len(whole[1]) == 6
+    place = {"checkpoint": Checkpointing(tmp_path, every=1), "resume": True}
+    with pytest.raises(Crash):
+        regression(5, crash, stopping=StopsAt(6), **place)
+    for _ in range(2):
+        judge = StopsAt(6)
+        assert regression(stopping=judge, **place) == whole
+        assert judge.asked == 6 and judge.best.tolist() == [21.0, 21.0]
+
+
 def test_another_run_is_refused(tmp_path):
     place = {"checkpoint": Checkpointing(tmp_path)}
     regression(**place)
