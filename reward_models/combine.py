@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,10 @@ class WeightedSum:
         self.weights = [float(weight) for weight in weights]
         self.rewards = dict(zip(_distinct([name_of(reward) for reward in rewards]), rewards, strict=True))
         self.last_parts: dict[str, np.ndarray] = {}
+
+    def __repr__(self) -> str:
+        terms = " + ".join(f"{w:g} * {part!r}" for w, part in zip(self.weights, self.rewards.values(), strict=True))
+        return f"WeightedSum({terms})"
 
     @property
     def causal(self) -> bool:
@@ -114,6 +118,11 @@ class Affine:
     def causal(self) -> bool:
         """As the reward inside."""
         return is_causal(self.reward)
+
+    @property
+    def last_parts(self) -> Mapping[str, np.ndarray]:
+        """Those of the reward inside, neither scaled nor shifted."""
+        return getattr(self.reward, "last_parts", {})
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
         """-> float64 (B,), or `Scores` where the reward scores tokens."""
@@ -171,6 +180,11 @@ class Clipped:
                 f"{name_of(self.reward)} scores tokens as they come, and only the score of a whole text can be clipped:"
                 " clip its numbers inside it"
             )
+
+    @property
+    def last_parts(self) -> Mapping[str, np.ndarray]:
+        """Those of the reward inside, not clipped."""
+        return getattr(self.reward, "last_parts", {})
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
         """-> float64 (B,); a score that is NaN or infinite is an error, not a bound."""

@@ -6,8 +6,8 @@ never a pad id, so pad == eos is no special case.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -123,6 +123,9 @@ class ScoredEpisodes:
     token_scores: np.ndarray
     """float64 (B, T): the score paid at each token, all of it at the last one unless the reward function scores
     tokens; 0 in the padding."""
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Name -> float64 (B,): the unweighted scores of the parts of a sum of rewards (`RewardFunction.last_parts`);
+    NaN where a text was not scored.  Empty for a reward without parts."""
 
     @property
     def kl(self) -> np.ndarray:
