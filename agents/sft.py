@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from agents.base.config import make_config
 from agents.learning.likelihood import add_likelihood_gradient, perplexity, text_episodes
@@ -24,6 +23,7 @@ from lm_env.errors import ConfigurationError
 from lm_env.models.inputs import shuffled_batches
 from lm_env.models.inspection import device_of, evaluating, facts_of
 from lm_env.models.optimization import guarded_step
+from lm_env.progress import tracked
 from lm_env.validation import check_integers, check_numbers
 
 __all__ = ["SFTConfig", "SFTReport", "load_demonstrations", "supervised_finetune"]
@@ -175,7 +175,7 @@ def _train(
         with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=config.bf16):
             yield
 
-    for rows in tqdm(batches, desc="fine-tuning", unit="step", disable=not progress_bar):
+    for rows in tracked(batches, "fine-tuning", enabled=progress_bar):
         optimizer.zero_grad()
         losses.append(add_likelihood_gradient(model, episodes[rows], 1.0, config.micro_batch_tokens, forwards))
         guarded_step(optimizer, parameters, config.max_grad_norm, loss=losses[-1])

@@ -17,12 +17,15 @@ from typing import Any, Self
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
+from agents.base.description import run_settings
 from agents.base.policy_agent import PolicyAgent
 from agents.learning.critic import CriticSource
 from agents.learning.rollout import Rollout, collect
 from agents.run.callbacks import CallbackLike, TrainingEnv, as_callback
 from agents.run.early_warning import EarlyWarning
 from agents.run.progress import ProgressLine
+from agents.run.records import Recorder
+from agents.run.trackers import LogTo
 from agents.run.training_log import begin_log, make_logger, rollout_metrics
 from lm_env.data.prompts import Prompt
 from lm_env.generation.backend import Sampling
@@ -44,7 +47,9 @@ class BatchedAgent(PolicyAgent, ABC):
             it), a `RewardModel` (a copy of its trunk; V starts as its score, so pass the reward model that
             the environment uses), or `"none"`, the default of agents that need no values.
         verbose: 1 prints the log as a table after each rollout.
-        log_dir: also write progress.csv, and TensorBoard files where it is installed, there.
+        log_dir: also write progress.csv, sample texts, early warnings and a page to look at there, and
+            TensorBoard files where it is installed; docs/looking.md.
+        log_to: trackers that get the log as well: "wandb", "mlflow", or a list of names and of writers.
         options: the fields of the agent's config.
     """
 
@@ -55,12 +60,14 @@ class BatchedAgent(PolicyAgent, ABC):
         critic: CriticSource | None = None,
         verbose: int = 0,
         log_dir: str | Path | None = None,
+        log_to: LogTo = (),
         **options: Any,
     ) -> None:
         super().__init__(env, critic=critic, **options)
         self.verbose = verbose
         self.early_warning = EarlyWarning()
-        self.logger: Logger = make_logger(verbose, log_dir)
+        self.recorder = Recorder()
+        self.logger: Logger = make_logger(verbose, log_dir, log_to)
 
     # -- what an agent defines ----------------------------------------------------------------------
     @abstractmethod
@@ -98,6 +105,7 @@ class BatchedAgent(PolicyAgent, ABC):
             begin_log(self.logger)
         if reset_num_timesteps:
             self.num_timesteps = 0
+        self.recorder.begin(self.logger, run_settings(self))
         total_timesteps += self.num_timesteps
         callbacks = as_callback(callback)
         callbacks.init_callback(self)  # type: ignore[arg-type]  # the parts of SB3's base class that callbacks use
@@ -106,6 +114,7 @@ class BatchedAgent(PolicyAgent, ABC):
             while self.num_timesteps < total_timesteps:
                 self.updater.schedule(1 - self.num_timesteps / total_timesteps, self.num_rollouts)
                 callbacks.on_rollout_start()
+                before = self.num_timesteps
                 started = time.perf_counter()
                 rollout = self.collect_rollout()
                 rolled_out = time.perf_counter()
@@ -116,7 +125,9 @@ class BatchedAgent(PolicyAgent, ABC):
                 seconds = (rolled_out - started, time.perf_counter() - rolled_out)
                 for text in self.early_warning.look(rollout, metrics, self.updater.rounds):
                     log.warning("%s", text)
+                    self.recorder.warn(self.logger, self.num_timesteps, text)
                 self._record(rollout, metrics, seconds)
+                self.recorder.rollout(self.logger, self.task, rollout, before, self.num_rollouts)
                 line.show(self.num_timesteps, rollout)
                 goes_on = callbacks.on_step()
                 if self.logger.name_to_value:  # a callback such as EvalCallback may have written the log already
@@ -124,6 +135,7 @@ class BatchedAgent(PolicyAgent, ABC):
                 if not goes_on:
                     break
         callbacks.on_training_end()
+        self.recorder.end(self.logger, self.task)
         return self
 
     def collect_rollout(self) -> Rollout:

@@ -9,11 +9,16 @@ from __future__ import annotations
 import csv
 import gc
 import itertools
+import logging
+import math
 import os
+from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.logger import (
     Figure,
     FormatUnsupportedError,
@@ -28,10 +33,15 @@ from stable_baselines3.common.logger import (
 )
 
 from agents.learning.rollout import Rollout
+from agents.run.records import RunFiles
+from agents.run.trackers import LogTo, tracker
 from lm_env.errors import CheckpointWriteError, RunLockedError
+from lm_env.report import RUN_FILES
 from lm_env.storage import FileLock
 
-__all__ = ["ProgressFile", "begin_log", "make_logger", "rollout_metrics"]
+__all__ = ["ProgressFile", "begin_log", "make_logger", "rollout_metrics", "standard_error"]
+
+log = logging.getLogger(__name__)
 
 LOCK = ".progress.lock"
 
@@ -51,10 +61,9 @@ class ProgressFile(KVWriter):
         self._columns: list[str] | None = None  # not looked yet
 
     def put_aside(self) -> None:
-        """Rename what others have written, unless something was added to it already."""
-        if self._columns is None and self.path.exists():
-            names = (self.path.with_name(f"progress.{n}.csv") for n in itertools.count(1))
-            os.rename(self.path, next(name for name in names if not os.path.lexists(name)))
+        """Rename what others have written, and what belongs to it, unless something was added to it already."""
+        if self._columns is None:
+            put_files_aside(self.path.parent, [self.path.name, *RUN_FILES])
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Add a line; columns that are new are empty in the lines before it."""
@@ -80,7 +89,7 @@ class ProgressFile(KVWriter):
         text = self.path.read_text(errors="replace")
         columns = next(csv.reader(text.splitlines()), [])
         if "time/total_timesteps" not in columns:
-            self.put_aside()
+            put_files_aside(self.path.parent, [self.path.name])
             return []
         if not text.endswith("\n"):  # killed in the middle of a line
             with self.path.open("a") as file:
@@ -104,27 +113,58 @@ class ProgressFile(KVWriter):
         return csv.DictWriter(file, self._columns or [], lineterminator="\n")
 
 
-def make_logger(verbose: int, log_dir: str | Path | None) -> Logger:
-    """A table on stdout if verbose; files in `log_dir`, TensorBoard's where it is installed.
+def put_files_aside(folder: Path, names: Sequence[str]) -> None:
+    """Rename those of the files that are there, all with the same number: progress.csv becomes progress.1.csv."""
+    there = [name for name in names if (folder / name).exists()]
+    for number in itertools.count(1) if there else ():
+        numbered = [folder / f"{Path(name).stem}.{number}{Path(name).suffix}" for name in names]
+        if not any(os.path.lexists(path) for path in numbered):
+            for name in there:
+                os.rename(folder / name, folder / f"{Path(name).stem}.{number}{Path(name).suffix}")
+            return
+
+
+def make_logger(verbose: int, log_dir: str | Path | None, log_to: LogTo = ()) -> Logger:
+    """A table on stdout if verbose; files in `log_dir`, TensorBoard's where it is installed; trackers.
+
+    Args:
+        log_to: "wandb", "mlflow", or outputs of one's own, see `tracker`.
 
     Raises:
+        ConfigurationError: there is no such tracker, or it refuses to begin a run.
+        MissingDependencyError: its package is not installed.
         RunLockedError: another agent writes its log there.
         CheckpointWriteError: `log_dir` cannot be written.
     """
+    names = [log_to] if isinstance(log_to, str | KVWriter) else list(log_to)
+    trackers = [tracker(name) for name in names]
     if log_dir is None:
-        return configure(None, ["stdout"] if verbose else [])
+        logger = configure(None, ["stdout"] if verbose else [])
+        logger.output_formats += trackers
+        return logger
     folder = str(log_dir)
     try:
-        formats: list[KVWriter] = [ProgressFile(Path(folder))]
+        formats: list[KVWriter] = [ProgressFile(Path(folder)), RunFiles(Path(folder))]
         if verbose:
             formats.append(make_output_format("stdout", folder))
         if find_spec("tensorboard"):
             formats.append(make_output_format("tensorboard", folder))
+        else:
+            _tell_without_tensorboard()
     except RunLockedError:
         raise
     except OSError as error:
         raise CheckpointWriteError(f"cannot write the log to {folder}: {error}; choose another log_dir") from error
-    return Logger(folder=folder, output_formats=formats)
+    return Logger(folder=folder, output_formats=[*formats, *trackers])
+
+
+@cache
+def _tell_without_tensorboard() -> None:
+    """Once in a process."""
+    log.warning(
+        "TensorBoard is not installed, so log_dir gets progress.csv, samples.jsonl and report.html and no files of"
+        " TensorBoard's: pip install 'lm-env[tensorboard]'"
+    )
 
 
 def begin_log(logger: Logger) -> None:
@@ -135,16 +175,37 @@ def begin_log(logger: Logger) -> None:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Means over the episodes of a rollout, under the names that they are logged by."""
+    """Means over the episodes of a rollout, under the names that they are logged by; `_se` is a standard error."""
     scored = rollout.scored
+    rewards = scored.rewards.sum(1)
+    prompts = [prompt.text for prompt in rollout.episodes.prompts]
     return {
         "rollout/score": float(scored.scores.mean()),
-        "rollout/reward": float(scored.rewards.sum(1).mean()),
+        "rollout/score_se": standard_error(scored.scores, prompts),
+        **{f"rollout/score/{name}": float(np.nanmean(values)) for name, values in scored.parts.items()},
+        "rollout/reward": float(rewards.mean()),
+        "rollout/reward_se": standard_error(rewards, prompts),
         "rollout/kl": float(scored.kl.mean()),
+        "rollout/kl_se": standard_error(scored.kl, prompts),
         "rollout/entropy": float(-scored.logprobs[rollout.mask].mean()),
         "rollout/length": float(rollout.episodes.response_lengths.mean()),
         "rollout/ended": float(scored.ended.mean()),
     }
+
+
+def standard_error(values: np.ndarray, prompts: Sequence[str]) -> float:
+    """The standard error of the mean of `values` (B,), where texts of the same prompt are not independent.
+
+    The sandwich estimator over clusters: with C prompts and s_c the sum of the deviations of prompt c,
+    sqrt(C / (C - 1) sum_c s_c^2) / B.  One text per prompt gives the usual standard error.  NaN for a single prompt.
+    Source: Cameron and Miller 2015, "A Practitioner's Guide to Cluster-Robust Inference", section II.
+    """
+    _, cluster = np.unique(prompts, return_inverse=True)
+    count = int(cluster.max()) + 1
+    if count < 2 or not np.isfinite(values).all():
+        return math.nan
+    sums = np.bincount(cluster, weights=values - values.mean())
+    return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(values))
 
 
 def _lock(folder: Path) -> FileLock:

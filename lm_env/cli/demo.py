@@ -22,8 +22,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 import reward_models
 from agents import PPO
 from agents.run.training_log import ProgressFile
+from lm_env.cli.before_after import SAMPLES, SUMMARY, BeforeAfter, Curves, plot_curves, write_summary
+from lm_env.cli.console import say
 from lm_env.cli.judges import default_prompts, make_judge
-from lm_env.cli.report import SAMPLES, SUMMARY, Curves, Report, plot_curves, say, write_summary
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
 from lm_env.envs.env import TextGenerationEnv
@@ -33,6 +34,7 @@ from lm_env.models.loading import load_causal_lm
 from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import raw_scores
 from lm_env.objective.task import Task
+from lm_env.report import REPORT_FILE, write_report
 from lm_env.storage import FileLock, check_destination
 from lm_env.tasks.sentiment import openings
 from reward_models import RewardModel
@@ -120,7 +122,7 @@ def _run_demo(config: DemoConfig) -> dict[str, Any]:
     agent.logger.close()
 
     after = _Sampled(env.task, test_prompts, config.seed)
-    report = Report(before.metrics(rm, judge), after.metrics(rm, judge), before.rows(judge), after.rows(judge))
+    report = BeforeAfter(before.metrics(rm, judge), after.metrics(rm, judge), before.rows(judge), after.rows(judge))
     say("4  before and after", f"{len(test_prompts)} prompts that PPO did not see")
     report.show()
     summary = {
@@ -134,9 +136,11 @@ def _run_demo(config: DemoConfig) -> dict[str, Any]:
     rm.save(config.out / REWARD_MODEL)
     plot_curves(curves.curves, config.out / CURVES)
     write_summary(config.out, summary, report)
+    page = write_report(config.out)
     say(
         "",
-        f"{summary['seconds']:.0f} s; everything is in {config.out}: try  lm-env sample --model {config.out / POLICY}",
+        f"{summary['seconds']:.0f} s; everything is in {config.out}: look at {page}, and try  lm-env sample --model"
+        f" {config.out / POLICY}",
     )
     return summary
 
@@ -227,7 +231,8 @@ class _Watch(BaseCallback):
         rollout = self.locals["rollout"]
         task = agent.task
         gold = _score(self.judge, task, rollout.episodes)
-        self.curves.add(agent.num_timesteps, rollout.scored.scores.mean(), gold.mean(), rollout.scored.kl.mean())
+        before = agent.num_timesteps - int(rollout.episodes.response_lengths.sum())
+        self.curves.add(before, rollout.scored.scores.mean(), gold.mean(), rollout.scored.kl.mean())
         agent.logger.record("rollout/gold", float(gold.mean()))
         return True
 
@@ -288,7 +293,7 @@ def _reserved(out: Path) -> Iterator[None]:
         for name in (POLICY, REWARD_MODEL):
             check_destination(out / name)
         ProgressFile(out / LOG).close()
-        for file in (out / CURVES, out / SUMMARY, out / SAMPLES):
+        for file in (out / CURVES, out / SUMMARY, out / SAMPLES, out / REPORT_FILE):
             if file.exists():
                 file.open("ab").close()
     except OSError as error:  # CheckpointWriteError and RunLockedError among them

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import torch
 
-from lm_env.errors import RewardError
+from lm_env.errors import RewardError, RewardValueError
 from lm_env.objective.scores import Scores, checked_scores, short_repr
 
 __all__ = [
@@ -112,8 +112,8 @@ def parts_of(reward: object, count: int) -> dict[str, np.ndarray]:
         wrong = [short_repr(parts)]
     if wrong:
         raise RewardValueError(
-            f"last_parts of the reward function {name_of(reward)} must be a dict of {count} numbers by name, one for each"
-            f" text of its last call, which {wrong[0]} is not"
+            f"last_parts of the reward function {name_of(reward)} must hold {count} numbers under each name, one for"
+            f" each text of its last call, which {wrong[0]} does not"
         )
     return found
 

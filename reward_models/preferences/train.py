@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lm_env.errors import ConfigurationError
 from lm_env.models.inputs import length_batches, pad_right, shuffled_batches
 from lm_env.models.optimization import guarded_step
+from lm_env.progress import tracked
 from lm_env.validation import check_integer, check_number
 from reward_models.preferences.losses import pairwise_loss
 from reward_models.preferences.model import RewardModel
@@ -77,7 +77,7 @@ def train_reward_model(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=updates)
     losses = []
     batches = shuffled_batches(len(pairs), batch_size, epochs, rng)
-    for rows in tqdm(batches, total=updates, desc="reward model", disable=not progress_bar):
+    for rows in tracked(batches, "reward model", total=updates, enabled=progress_bar):
         losses.append(_accumulate_gradient(model, [pairs[i] for i in rows]))
         guarded_step(optimizer, parameters, MAX_GRAD_NORM, loss=losses[-1])
         optimizer.zero_grad()
