@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from lm_env.errors import ConfigurationError
+from lm_env.objective.description import reward_in_words
 from lm_env.objective.rewards import RewardFunction, call_reward, is_causal, name_of, score_responses
 from lm_env.objective.scores import Scores
 from lm_env.validation import check_number
@@ -67,8 +68,9 @@ class WeightedSum:
         self.last_parts: dict[str, np.ndarray] = {}
 
     def __repr__(self) -> str:
-        terms = " + ".join(f"{w:g} * {part!r}" for w, part in zip(self.weights, self.rewards.values(), strict=True))
-        return f"WeightedSum({terms})"
+        pairs = zip(self.weights, self.rewards.values(), strict=True)
+        terms = " ".join(f"{'-' if w < 0 else '+'} {abs(w):g} * {reward_in_words(reward)}" for w, reward in pairs)
+        return f"WeightedSum({terms.removeprefix('+ ')})"
 
     @property
     def causal(self) -> bool:

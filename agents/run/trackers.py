@@ -61,7 +61,7 @@ class Tracker(RunWriter):
         try:
             send()
         except Exception as error:  # a service that is down must not end a training of days
-            text = f"{type(error).__name__}: {error}"
+            text = f"{type(error).__name__}: {_in_short(error)}"
             if text not in self._told:
                 log.warning("%s did not take what was logged, and training goes on: %s", self.package, text)
             self._told.add(text)
@@ -89,7 +89,7 @@ class WandbWriter(Tracker):
             self.run = self.module.init(**options) if self._owns else self.module.run
         except Exception as error:
             raise ConfigurationError(
-                f"wandb does not begin a run ({error}): log in with `wandb login`, or set WANDB_MODE=offline"
+                f"wandb does not begin a run ({_in_short(error)}): log in with `wandb login`, or set WANDB_MODE=offline"
             ) from error
         self.run.define_metric("time/total_timesteps")
         self.run.define_metric("*", step_metric="time/total_timesteps")
@@ -142,7 +142,8 @@ class MLflowWriter(Tracker):
             self._id: str = (self.module.start_run(**options) if self._owns else active).info.run_id
         except Exception as error:
             raise ConfigurationError(
-                f"mlflow does not begin a run ({error}): check MLFLOW_TRACKING_URI, or end the run that is under way"
+                f"mlflow does not begin a run ({_in_short(error)}): check MLFLOW_TRACKING_URI, such as"
+                " sqlite:///mlflow.db"
             ) from error
 
     def send_numbers(self, numbers: dict[str, float], step: int) -> None:
@@ -210,6 +211,12 @@ def mlflow_name(name: str) -> str:
     """A name that each of MLflow's stores takes; one slash at the most, since `a/b` and `a/b/c` exclude each other."""
     first, slash, rest = name.partition("/")
     return re.sub(r"[^\w.\- /]", "_", first + slash + rest.replace("/", "."))
+
+
+def _in_short(error: BaseException) -> str:
+    """The error in one line."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def _is_number(value: object) -> bool:

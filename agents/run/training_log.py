@@ -194,13 +194,15 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 
 
 def standard_error(values: np.ndarray, prompts: Sequence[str]) -> float:
-    """The standard error of the mean of `values` (B,), where texts of the same prompt are not independent.
+    """The standard error of the mean of `values` (B,): over prompts, or over texts where there is a single prompt.
 
-    The sandwich estimator over clusters: with C prompts and s_c the sum of the deviations of prompt c,
-    sqrt(C / (C - 1) sum_c s_c^2) / B.  One text per prompt gives the usual standard error.  NaN for a single prompt.
+    Texts of the same prompt are not independent of each other, hence the sandwich estimator over clusters: with C
+    prompts and s_c the sum of the deviations of prompt c, sqrt(C / (C - 1) sum_c s_c^2) / B.  One text per prompt
+    gives the usual standard error; a single text gives NaN.
     Source: Cameron and Miller 2015, "A Practitioner's Guide to Cluster-Robust Inference", section II.
     """
     _, cluster = np.unique(prompts, return_inverse=True)
+    cluster = cluster if cluster.any() else np.arange(len(values))
     count = int(cluster.max()) + 1
     if count < 2 or not np.isfinite(values).all():
         return math.nan

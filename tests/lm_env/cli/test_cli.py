@@ -27,7 +27,7 @@ from lm_env.objective.options import resolve_reward
 from lm_env.storage import FileLock, write_folder
 from reward_models import LexiconSentiment, RewardModel
 
-COMMANDS = ["demo", "sft", "sample", "check-agent", "envs"]
+COMMANDS = ["demo", "sft", "sample", "check-agent", "envs", "report"]
 
 
 def invoke(*arguments: object):
@@ -66,6 +66,7 @@ def test_help_of(command):
         "sample": "--temperature",
         "check-agent": "--mdp",
         "envs": "--help",
+        "report": "--out",
     }[command]
     assert expected in options
 
