@@ -5,12 +5,20 @@ from __future__ import annotations
 from agents.run.callbacks import TrainingEnv, as_callback
 from agents.run.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from agents.run.early_warning import EarlyWarning
+from agents.run.records import RunFiles, RunWriter
+from agents.run.samples import Sample
+from agents.run.trackers import MLflowWriter, WandbWriter
 from agents.run.training_log import make_logger, rollout_metrics
 
 __all__ = [
     "Checkpoint",
     "EarlyWarning",
+    "MLflowWriter",
+    "RunFiles",
+    "RunWriter",
+    "Sample",
     "TrainingEnv",
+    "WandbWriter",
     "as_callback",
     "make_logger",
     "read_checkpoint",

@@ -173,9 +173,14 @@ class Chart:
         return [*ends, *beside]
 
     @property
+    def neighbors(self) -> int:
+        """How many numbers of the log a point of the longest line stands for."""
+        return max((points_together(len(line.y)) for line in self.lines), default=1)
+
+    @property
     def words(self) -> str:
         """The chart for those who do not see it."""
-        said = [f"{self.title}: {self.y_label} over {self.x_label}."]
+        said = [f"{self.title}: {self.y_label or self.title} over {self.x_label}."]
         for line in self.lines:
             if len(line.y):
                 begin, end = short_number(line.y[0]), short_number(line.y[-1])
@@ -193,12 +198,16 @@ class Chart:
         return "M" + " L".join(places) if places else ""
 
 
+def points_together(count: int) -> int:
+    """How many neighbors of a line of `count` points are drawn as one."""
+    return max(1, math.ceil((count - 2) / MOST_POINTS))
+
+
 def thinned(line: Line) -> Line:
     """A line of at most `MOST_POINTS` points: the first and the last as they are, between them means of neighbors."""
-    inner = len(line.y) - 2
-    if inner <= MOST_POINTS:
+    inner, size = len(line.y) - 2, points_together(len(line.y))
+    if size == 1:
         return line
-    size = math.ceil(inner / MOST_POINTS)
     cuts = [(0, 1), *((i, min(i + size, inner + 1)) for i in range(1, inner + 1, size)), (inner + 1, inner + 2)]
     se = None
     if line.se is not None:

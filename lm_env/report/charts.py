@@ -47,7 +47,7 @@ def main_charts(run: Run) -> list[Chart]:
     charts = []
     if score or held_score:
         lines = [_line("in training", score, "a"), _line("held out", held_score, "b")]
-        lines += [_line("judge, unseen", progress.curve("rollout/gold"), "c"), *level]
+        lines += [_line("judge", progress.curve("rollout/gold"), "c"), *level]
         charts.append(Chart("Score", TOKENS, "mean score", lines))
     if kl or held_kl:
         lines = [_line("in training", kl, "a"), _line("held out", held_kl, "b")]
@@ -68,7 +68,7 @@ def part_charts(run: Run) -> list[Chart]:
     """One small chart for each part of a sum of rewards, unweighted; each has a scale of its own."""
     prefix = "rollout/score/"
     curves = [(name.removeprefix(prefix), run.progress.curve(name)) for name in run.progress.names(prefix)]
-    return [Chart(name, TOKENS, "mean score", [_line("", curve, "a")], **SMALL) for name, curve in curves]  # type: ignore[arg-type]
+    return [Chart(name, TOKENS, "", [_line("", curve, "a")], **SMALL) for name, curve in curves]  # type: ignore[arg-type]
 
 
 def health_charts(run: Run) -> list[Chart]:
@@ -91,10 +91,10 @@ def _score_against_kl(run: Run, score: Curve, kl: Curve) -> Chart | None:
     lines = [Line("", [p[0] for p in pairs], [p[1] for p in pairs], kind="path")]
     marks = [Mark("start", *pairs[0], kind="a"), Mark("end", *pairs[-1], kind="a", shape="star")]
     frontier = _frontier(run)
-    note = "Each point is a rollout."
+    note = ""
     if frontier:
         lines.append(Line("best possible", [p[0] for p in frontier], [p[1] for p in frontier], kind="ref"))
-        note = "Each point is a rollout; the upper line is the most score that a KL can buy."
+        note = "The dashed line is the most score that a KL can buy."
     return Chart(
         "Score against KL",
         "KL to the reference, nats per response",

@@ -37,7 +37,7 @@ class NumberRow:
 
 def subtitle(run: Run) -> str:
     """What was trained, on what: "PPO on lm_env/Sentiment-v0"."""
-    agent = run.options.get("agent") or run.settings.get("agent")
+    agent = run.settings.get("agent") or run.options.get("agent")
     where = run.options.get("env") or run.settings.get("env") or _config(run).get("model")
     if agent is None and _config(run):
         agent = "PPO"  # the demo of this package

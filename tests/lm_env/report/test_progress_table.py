@@ -102,6 +102,7 @@ def test_a_long_line_keeps_its_ends_its_mean_and_a_smaller_error():
     ys = [float(i % 7) for i in range(1002)]
     line = thinned(Line("a", range(1002), ys, [0.7] * 1002))
     assert len(line.y) < 160 and (line.y[0], line.y[-1]) == (ys[0], ys[-1]) and (line.x[0], line.x[-1]) == (0, 1001)
+    assert Chart("T", "x", "y", [Line("a", range(1002), ys)]).neighbors == 7
     assert line.se[1] == pytest.approx(0.7 / math.sqrt(7))  # seven neighbors make a point
     assert sum(y * 7 for y in line.y[1:142]) == pytest.approx(sum(ys[1:988]))
 
