@@ -16,10 +16,11 @@ from stable_baselines3.common.logger import Logger
 from agents import GRPO, PPO
 from agents.run.records import RunFiles
 from agents.run.samples import PER_ROLLOUT, Sample, SampleChooser, samples_as_markdown
-from agents.run.training_log import ProgressFile, make_logger, standard_error
+from agents.run.training_log import ProgressFile, make_logger, rollout_metrics, standard_error
 from lm_env.data.pieces import tokens_from_ids
 from lm_env.envs.env import TextGenerationEnv
-from lm_env.errors import CheckpointWriteError
+from lm_env.errors import CheckpointWriteError, RewardValueError
+from lm_env.objective.rewards import parts_of
 from lm_env.tasks.token_mdp import make
 from reward_models import WeightedSum
 
@@ -201,6 +202,34 @@ def test_the_parts_of_a_sum_are_logged_and_nothing_is_computed_twice(cls, tmp_pa
         assert float(row["rollout/score"]) == pytest.approx(2.0 * parts[0] + 0.5 * parts[1])
     texts = lines_of(tmp_path / "samples.jsonl")
     assert all(t["score"] == pytest.approx(2 * t["parts"]["Counted"] + 0.5 * t["parts"]["Counted_2"]) for t in texts)
+
+
+def test_texts_that_were_not_scored_have_no_parts(tmp_path):
+    """With `cap_truncates`, a text that the cap has cut is not scored: it has no parts, and no mean counts it."""
+    env = TextGenerationEnv(
+        **{**vars_of_task(), "reward": WeightedSum([(2.0, Counted(1.0))]), "cap_truncates": True, "max_new_tokens": 2}
+    )
+    agent = PPO(env, log_dir=tmp_path, **SMALL)
+    rollout = agent.collect_rollout()
+    ended = rollout.scored.ended
+    parts = rollout.scored.parts["Counted"]
+    assert 0 < ended.sum() < len(ended) and np.isnan(parts[~ended]).all()
+    np.testing.assert_allclose(2.0 * parts[ended], rollout.scored.scores[ended])
+    assert rollout_metrics(rollout)["rollout/score/Counted"] == pytest.approx(parts[ended].mean())
+    agent.logger.close()
+
+
+def test_parts_that_do_not_fit_the_texts_are_refused():
+    def reward(prompts, responses):
+        return [1.0] * len(responses)
+
+    reward.last_parts = {"mine": [1.0, 2.0, 3.0]}
+    assert parts_of(reward, 3)["mine"].tolist() == [1.0, 2.0, 3.0]
+    with pytest.raises(RewardValueError, match="last_parts of the reward function reward must hold 4 numbers"):
+        parts_of(reward, 4)
+    reward.last_parts = 3
+    with pytest.raises(RewardValueError, match="which 3 does not"):
+        parts_of(reward, 4)
 
 
 def test_a_standard_error_of_independent_texts():

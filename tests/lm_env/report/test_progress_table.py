@@ -91,6 +91,7 @@ def test_names_at_the_lines_never_overlap_and_all_is_within_the_picture(lines):
     chart = Chart("T", "x", "y", [Line(f"n{i}", range(len(ys)), ys) for i, ys in enumerate(lines)])
     places = sorted(label.y for label in chart.labels)
     assert all(b - a > 14.9 for a, b in pairwise(places))
+    assert chart.top <= places[0] and places[-1] <= chart.height - chart.bottom
     for path, _ in [*chart.paths, *chart.bands]:
         for place in path.strip("MZ ").split(" L"):
             x, y = map(float, place.split())
