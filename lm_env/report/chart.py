@@ -168,7 +168,7 @@ class Chart:
         for mark in self.marks:
             x, y = self.px(mark.x), self.py(mark.y)
             far = x > self.left + 0.75 * (self.width - self.left - self.right) and self.right < 60
-            away = -12 if mark.shape == "star" else 14
+            away = -12 if mark.shape == "star" or y + 20 > self.height - self.bottom else 14
             beside.append(Placed(x - 8 if far else x + 8, y + away, mark.label, mark.kind, "end" if far else "start"))
         return [*ends, *beside]
 

@@ -38,7 +38,8 @@ class NumberRow:
 def subtitle(run: Run) -> str:
     """What was trained, on what: "PPO on lm_env/Sentiment-v0"."""
     agent = run.settings.get("agent") or run.options.get("agent")
-    where = run.options.get("env") or run.settings.get("env") or _config(run).get("model")
+    registered = run.options.get("env") or run.settings.get("env") or ""
+    where = registered if "/" in str(registered) else _first(_model(run), registered or None)
     if agent is None and _config(run):
         agent = "PPO"  # the demo of this package
     if agent is None:
@@ -50,7 +51,7 @@ def facts_of_run(run: Run) -> list[tuple[str, str]]:
     """(name, value): model, reward, beta, seed and length of the run, as far as they are known."""
     task = run.settings.get("task", {})
     task = task if isinstance(task, dict) else {}
-    model = task.get("model") or run.options.get("model") or _config(run).get("model")
+    model = _model(run)
     if model and isinstance(task.get("parameters"), int):
         model = f"{model}, {_millions(task['parameters'])} parameters"
     reward = task.get("reward") or run.options.get("reward") or _config(run).get("judge")
@@ -224,6 +225,13 @@ def _plus_minus(curve: Curve, index: int) -> str:
     decimals = max(0, 1 - math.floor(math.log10(error))) if f"{error:.0e}"[0] == "1" else -math.floor(math.log10(error))
     decimals = min(max(decimals, 0), 6)
     return f"{value:,.{decimals}f} \u00b1 {error:,.{decimals}f}".replace("-", "\u2212")
+
+
+def _model(run: Run) -> Any:
+    """What the model was asked for by, or else its class."""
+    task = run.settings.get("task", {})
+    class_name = task.get("model") if isinstance(task, dict) else None
+    return _first(run.options.get("model"), _config(run).get("model"), class_name)
 
 
 def _time(moment: object) -> str | None:

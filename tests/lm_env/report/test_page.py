@@ -270,7 +270,10 @@ def test_the_folder_of_a_demo(folder):
     config = {"model": "reviews-3m", "judge": "lexicon", "beta": 0.25, "out": "runs/demo", "prompts": None}
     summary = {"gold_before": 0.1, "gold_after": 0.6, "seed": 3, "config": config}
     (folder / "summary.json").write_text(json.dumps(summary))
+    task = {"model": "LlamaForCausalLM", "parameters": 3_412_345}
+    (folder / "log" / "run.json").write_text(json.dumps({"agent": "PPO", "env": "TextGenerationEnv", "task": task}))
     words = Tags(render_report(read_run(folder))).words
+    assert "reviews-3m, 3.41M parameters" in words
     assert "PPO on reviews-3m" in words and "judge\u2019s score, held out" in words
     assert "lm-env demo --model reviews-3m --reward lexicon --beta 0.25 --out runs/demo" in words
 
