@@ -110,7 +110,10 @@ class BatchedAgent(PolicyAgent, ABC):
         callbacks = as_callback(callback)
         callbacks.init_callback(self)  # type: ignore[arg-type]  # the parts of SB3's base class that callbacks use
         callbacks.on_training_start(locals(), globals())
-        with ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar) as line:
+        with (
+            self.recorder.kept_on_failure(self.logger, self.task),
+            ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar) as line,
+        ):
             while self.num_timesteps < total_timesteps:
                 self.updater.schedule(1 - self.num_timesteps / total_timesteps, self.num_rollouts)
                 callbacks.on_rollout_start()

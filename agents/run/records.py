@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,16 @@ class Recorder:
         self._write_samples(logger, task)
         for writer in _writers(logger):
             writer.end()
+
+    @contextmanager
+    def kept_on_failure(self, logger: Logger, task: Task) -> Iterator[None]:
+        """If a training is interrupted or fails inside, its last texts and its pages are written all the same."""
+        try:
+            yield
+        except BaseException:
+            with suppress(CheckpointWriteError):
+                self.end(logger, task)
+            raise
 
     def _write_samples(self, logger: Logger, task: Task) -> None:
         writers, boards = _writers(logger), _boards(logger)

@@ -117,7 +117,7 @@ def headline(run: Run) -> list[str]:
     if not score:
         reward = progress.curve("rollout/ep_rew_mean")
         if not reward:
-            return ["The log has no scores yet."]
+            return ["The log holds neither scores nor rewards of episodes."]
         return [f"The mean reward of an episode {_moved(reward)}."]
     where = " on held-out prompts" if held_out else ""
     kl = progress.curve("eval/kl") if held_out else progress.curve("rollout/kl")

@@ -19,7 +19,7 @@ from agents.run.samples import PER_ROLLOUT, Sample, SampleChooser, samples_as_ma
 from agents.run.training_log import ProgressFile, make_logger, rollout_metrics, standard_error
 from lm_env.data.pieces import tokens_from_ids
 from lm_env.envs.env import TextGenerationEnv
-from lm_env.errors import CheckpointWriteError, RewardValueError
+from lm_env.errors import CheckpointWriteError, RewardError, RewardValueError
 from lm_env.objective.rewards import parts_of
 from lm_env.tasks.token_mdp import make
 from reward_models import WeightedSum
@@ -88,6 +88,30 @@ def test_the_log_changes_nothing_of_the_training(tmp_path):
     agents[1].logger.close()
     for one, other in zip(*(agent.policy.state_dict().values() for agent in agents), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_training_that_fails_leaves_its_page_and_its_last_texts(error, tmp_path):
+    calls = []
+
+    def reward(prompts, responses):
+        calls.append(1)
+        if len(calls) == 35:
+            raise error("enough")
+        return [float(i) for i in range(len(responses))]
+
+    env = TextGenerationEnv(**{**vars_of_task(), "reward": reward})
+    agent = PPO(env, log_dir=tmp_path, **SMALL)
+    with pytest.raises((RewardError, KeyboardInterrupt), match="enough"):
+        agent.learn(10**6)
+    agent.logger.close()
+    assert "Score against KL" in (tmp_path / "report.html").read_text()
+    steps = [
+        float(row["time/total_timesteps"])
+        for row in csv.DictReader((tmp_path / "progress.csv").read_text().splitlines())
+    ]
+    # The 34th rollout is none of those whose texts are kept anyway.  It began where the 33rd had ended.
+    assert len(steps) == 34 and lines_of(tmp_path / "samples.jsonl")[-1]["timesteps"] == steps[32]
 
 
 def test_a_new_run_puts_all_files_of_another_aside_under_one_number(tmp_path):
