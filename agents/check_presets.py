@@ -9,10 +9,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from agents import AGENTS
 from lm_env.errors import ConfigurationError, MissingDependencyError
+from lm_env.progress import Progress
 from lm_env.theory.check_agent import Train
 
 __all__ = ["CHECKED", "trainer"]
@@ -44,12 +43,12 @@ def _sb3(name: str, steps: int, options: dict[str, Any], env: Any, seed: int, *,
     )
 
     def on_step(*_: Any) -> bool:
-        bar.update(agent.num_timesteps - bar.n)
+        shown.update(agent.num_timesteps - shown.done)
         if "target_kl" in options:  # TRPO's learning rate is the critic's alone: its steps are to fall to 0 as well
             agent.target_kl = options["target_kl"] * max(0.0, 1 - agent.num_timesteps / steps) ** 2
         return True
 
-    with tqdm(total=steps, unit="tok", unit_scale=True, disable=not progress) as bar:
+    with Progress(steps, name, enabled=progress) as shown:
         agent.learn(steps, callback=on_step)
 
 

@@ -90,6 +90,10 @@ class UnsafeFileError(LMEnvError, ValueError):
     """A file would have to be unpickled, which runs code: refused."""
 
 
+class LogReadError(LMEnvError, ValueError):
+    """The log of a run is damaged, or is none; the message names the file, the line and the remedy."""
+
+
 class NonFiniteError(LMEnvError, FloatingPointError):
     """A loss, gradient, weight or logit is NaN or infinite; the weights are those of before the update."""
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from lm_env.errors import ConfigurationError, UnsupportedModelError
 from lm_env.models.inputs import length_batches
 from lm_env.models.loading import default_device, load_pretrained, load_tokenizer
+from lm_env.objective.description import parameters_in_words
 
 __all__ = ["SequenceClassifierReward"]
 
@@ -88,6 +89,12 @@ class SequenceClassifierReward:
         self.output = output
         self.template = template
         self.batch_tokens = batch_tokens
+
+    def __repr__(self) -> str:
+        labels = getattr(self.model.config, "id2label", None) or {}
+        label = labels.get(self.label, self.label)
+        model = f"{type(self.model).__name__} with {parameters_in_words(self.model)}"
+        return f"SequenceClassifierReward({model}, label {label!r}, {self.output})"
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Sequence[Any]) -> np.ndarray:

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lm_env.errors import ConfigurationError
+from lm_env.objective.description import reward_in_words
 from lm_env.objective.rewards import RewardFunction, call_reward, is_causal, name_of, score_responses
 from lm_env.objective.scores import Scores
 from lm_env.validation import check_number
@@ -65,6 +66,11 @@ class WeightedSum:
         self.weights = [float(weight) for weight in weights]
         self.rewards = dict(zip(_distinct([name_of(reward) for reward in rewards]), rewards, strict=True))
         self.last_parts: dict[str, np.ndarray] = {}
+
+    def __repr__(self) -> str:
+        pairs = zip(self.weights, self.rewards.values(), strict=True)
+        terms = " ".join(f"{'-' if w < 0 else '+'} {abs(w):g} * {reward_in_words(reward)}" for w, reward in pairs)
+        return f"WeightedSum({terms.removeprefix('+ ')})"
 
     @property
     def causal(self) -> bool:
@@ -114,6 +120,11 @@ class Affine:
     def causal(self) -> bool:
         """As the reward inside."""
         return is_causal(self.reward)
+
+    @property
+    def last_parts(self) -> Mapping[str, np.ndarray]:
+        """Those of the reward inside, neither scaled nor shifted."""
+        return getattr(self.reward, "last_parts", {})
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
         """-> float64 (B,), or `Scores` where the reward scores tokens."""
@@ -171,6 +182,11 @@ class Clipped:
                 f"{name_of(self.reward)} scores tokens as they come, and only the score of a whole text can be clipped:"
                 " clip its numbers inside it"
             )
+
+    @property
+    def last_parts(self) -> Mapping[str, np.ndarray]:
+        """Those of the reward inside, not clipped."""
+        return getattr(self.reward, "last_parts", {})
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
         """-> float64 (B,); a score that is NaN or infinite is an error, not a bound."""

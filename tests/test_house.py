@@ -13,11 +13,12 @@ from paths import REPOSITORY
 PACKAGES = ("lm_env", "agents", "reward_models")
 
 FLOORS = [
-    ["lm_env.cli"],
+    ["lm_env.cli", "lm_env.__main__"],
     ["lm_env.runs"],
     ["lm_env"],  # the package itself: it names what is public, and registers the tasks
     ["lm_env.tasks"],
     ["agents", "reward_models"],
+    ["lm_env.report"],
     ["lm_env.theory"],
     ["lm_env.envs"],
     ["lm_env.generation"],
@@ -25,6 +26,7 @@ FLOORS = [
     ["lm_env.models"],
     ["lm_env.data"],
     ["lm_env.storage"],
+    ["lm_env.progress"],
     ["lm_env.validation", "lm_env.explain"],
     ["lm_env.errors"],
 ]

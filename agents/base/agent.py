@@ -19,6 +19,7 @@ import numpy as np
 from stable_baselines3.common.logger import Logger
 
 from agents.base.config import check_same_options
+from agents.base.description import run_settings
 from agents.base.policy_agent import PolicyAgent
 from agents.learning.critic import CriticSource
 from agents.learning.rollout import Rollout, collect
@@ -27,6 +28,8 @@ from agents.run.checkpoint import Checkpoint
 from agents.run.checkpointing import Checkpointing, open_run
 from agents.run.early_warning import EarlyWarning
 from agents.run.progress import ProgressLine
+from agents.run.records import Recorder
+from agents.run.trackers import LogTo
 from agents.run.training_log import make_logger, rollout_metrics
 from lm_env.data.prompts import Prompt
 from lm_env.generation.backend import Sampling
@@ -51,7 +54,9 @@ class BatchedAgent(PolicyAgent, ABC):
             it), a `RewardModel` (a copy of its trunk; V starts as its score, so pass the reward model that
             the environment uses), or `"none"`, the default of agents that need no values.
         verbose: 1 prints the log as a table after each rollout.
-        log_dir: also write progress.csv, and TensorBoard files where it is installed, there.
+        log_dir: also write progress.csv, sample texts, early warnings and a page to look at there, and
+            TensorBoard files where it is installed; docs/looking.md.
+        log_to: trackers that get the log as well: "wandb", "mlflow", or a list of names and of writers.
         on_reward_error: what happens in a rollout when the reward function raises, hangs, or returns what are no
             scores: `"raise"` ends the training; `"retry"` asks three times, with pauses, and then raises;
             `"skip"` leaves the texts at which it fails out of the update and counts them in the log.
@@ -66,6 +71,7 @@ class BatchedAgent(PolicyAgent, ABC):
         critic: CriticSource | None = None,
         verbose: int = 0,
         log_dir: str | Path | None = None,
+        log_to: LogTo = (),
         on_reward_error: OnRewardError = "raise",
         reward_deadline: float | None = None,
         **options: Any,
@@ -74,7 +80,8 @@ class BatchedAgent(PolicyAgent, ABC):
         self.reward = patient(self.task.reward, on_reward_error, reward_deadline)
         self.verbose = verbose
         self.early_warning = EarlyWarning()
-        self.logger: Logger = make_logger(verbose, log_dir)
+        self.recorder = Recorder()
+        self.logger: Logger = make_logger(verbose, log_dir, log_to)
 
     # -- what an agent defines ----------------------------------------------------------------------
     @abstractmethod
@@ -120,13 +127,18 @@ class BatchedAgent(PolicyAgent, ABC):
         callbacks.init_callback(self)  # type: ignore[arg-type]  # the parts of SB3's base class that callbacks use
         if reset_num_timesteps:
             self.num_timesteps = 0
-        with open_run(self, callbacks, total_timesteps, checkpoint, resume) as run:
+        with (
+            open_run(self, callbacks, total_timesteps, checkpoint, resume) as run,
+            self.recorder.kept_on_failure(self.logger, self.task),
+        ):
             total_timesteps = run.end  # as stable-baselines3's callbacks find it among the locals
+            self.recorder.begin(self.logger, run_settings(self))
             callbacks.on_training_start(locals(), globals())
             with ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar) as line:
                 while run.goes_on:
                     self.updater.schedule(1 - self.num_timesteps / total_timesteps, self.num_rollouts)
                     callbacks.on_rollout_start()
+                    before = self.num_timesteps
                     started = time.perf_counter()
                     rollout = self.collect_rollout()
                     rolled_out = time.perf_counter()
@@ -137,7 +149,9 @@ class BatchedAgent(PolicyAgent, ABC):
                     seconds = (rolled_out - started, time.perf_counter() - rolled_out)
                     for text in self.early_warning.look(rollout, metrics, self.updater.rounds):
                         log.warning("%s", text)
+                        self.recorder.warn(self.logger, self.num_timesteps, text)
                     self._record(rollout, metrics, seconds)
+                    self.recorder.rollout(self.logger, self.task, rollout, before, self.num_rollouts)
                     line.show(self.num_timesteps, rollout)
                     goes_on = callbacks.on_step()
                     if self.logger.name_to_value:  # a callback such as EvalCallback may have written the log already
@@ -146,6 +160,7 @@ class BatchedAgent(PolicyAgent, ABC):
                         break
                     run.save_if_due()
         callbacks.on_training_end()  # not where a signal has stopped the run, which is to go on
+        self.recorder.end(self.logger, self.task)
         return self
 
     def collect_rollout(self) -> Rollout:

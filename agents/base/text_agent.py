@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium
 
+from agents.base.description import agent_in_words
 from agents.learning.randomness import Randomness
 from agents.run.evaluation import Evaluation, evaluate_texts
 from lm_env.data.episodes import Episodes
@@ -35,6 +36,9 @@ class TextAgent:
         self.env = gymnasium.make(env) if isinstance(env, str) else env
         self.task = task_of(self.env)
         self.randomness = Randomness(seed)
+
+    def __repr__(self) -> str:
+        return agent_in_words(self)
 
     def generate(self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False) -> list[str]:
         """Responses as text to the given prompts, or to n prompts of the task."""

@@ -8,6 +8,9 @@ from agents.run.checkpointing import Checkpointing
 from agents.run.early_warning import EarlyWarning
 from agents.run.evaluation import Evaluation, evaluate_texts
 from agents.run.evaluation_callback import EvaluateTexts
+from agents.run.records import RunFiles, RunWriter
+from agents.run.samples import Sample
+from agents.run.trackers import MLflowWriter, WandbWriter
 from agents.run.training_log import make_logger, rollout_metrics
 
 __all__ = [
@@ -16,7 +19,12 @@ __all__ = [
     "EarlyWarning",
     "EvaluateTexts",
     "Evaluation",
+    "MLflowWriter",
+    "RunFiles",
+    "RunWriter",
+    "Sample",
     "TrainingEnv",
+    "WandbWriter",
     "as_callback",
     "evaluate_texts",
     "make_logger",

@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from agents.learning.policy import ValueHeadPolicy
 from agents.run.evaluation import Evaluation, choose_texts, evaluate_texts, write_samples
-from agents.run.training_log import put_aside
+from agents.run.training_log import put_files_aside
 from lm_env.errors import CheckpointWriteError, ConfigurationError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.adapters import without_wrapper
@@ -183,7 +183,7 @@ def _prepare(samples: Path, now: int) -> None:
     try:
         samples.parent.mkdir(parents=True, exist_ok=True)
         if now == 0:
-            put_aside(samples)
+            put_files_aside(samples.parent, [samples.name])
         elif samples.exists():
             lines = samples.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["timesteps"] <= now]

@@ -10,11 +10,16 @@ from __future__ import annotations
 import csv
 import gc
 import itertools
+import logging
+import math
 import os
+from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.logger import (
     Figure,
     FormatUnsupportedError,
@@ -30,10 +35,23 @@ from stable_baselines3.common.logger import (
 )
 
 from agents.learning.rollout import Rollout
+from agents.run.records import RunFiles
+from agents.run.trackers import LogTo, tracker
 from lm_env.errors import CheckpointWriteError, RunLockedError
+from lm_env.report import RUN_FILES
 from lm_env.storage import FileLock
 
-__all__ = ["ProgressFile", "begin_log", "make_logger", "put_aside", "rewind_log", "rollout_metrics"]
+__all__ = [
+    "ProgressFile",
+    "begin_log",
+    "make_logger",
+    "put_files_aside",
+    "rewind_log",
+    "rollout_metrics",
+    "standard_error",
+]
+
+log = logging.getLogger(__name__)
 
 LOCK = ".progress.lock"
 STEP = "time/total_timesteps"
@@ -55,9 +73,9 @@ class ProgressFile(KVWriter):
         self._columns: list[str] | None = None  # not looked yet
 
     def put_aside(self) -> None:
-        """Rename what others have written, unless something was added to it already."""
+        """Rename what others have written, and what belongs to it, unless something was added to it already."""
         if self._columns is None:
-            put_aside(self.path)
+            put_files_aside(self.path.parent, [self.path.name, *RUN_FILES])
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Add a line; columns that are new are empty in the lines before it."""
@@ -93,7 +111,7 @@ class ProgressFile(KVWriter):
         text = self.path.read_text(errors="replace")
         columns = next(csv.reader(text.splitlines()), [])
         if STEP not in columns:
-            self.put_aside()
+            put_files_aside(self.path.parent, [self.path.name])
             return []
         if not text.endswith("\n"):  # killed in the middle of a line
             with self.path.open("a") as file:
@@ -125,34 +143,58 @@ class ProgressFile(KVWriter):
         return csv.DictWriter(file, self._columns or [], lineterminator="\n")
 
 
-def put_aside(path: Path) -> None:
-    """Rename a file, where there is one, to a free name of its own: progress.csv becomes progress.1.csv."""
-    if path.exists():
-        names = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in itertools.count(1))
-        os.rename(path, next(name for name in names if not os.path.lexists(name)))
+def put_files_aside(folder: Path, names: Sequence[str]) -> None:
+    """Rename those of the files that are there, all with the same number: progress.csv becomes progress.1.csv."""
+    there = [name for name in names if (folder / name).exists()]
+    for number in itertools.count(1) if there else ():
+        numbered = [folder / f"{Path(name).stem}.{number}{Path(name).suffix}" for name in names]
+        if not any(os.path.lexists(path) for path in numbered):
+            for name in there:
+                os.rename(folder / name, folder / f"{Path(name).stem}.{number}{Path(name).suffix}")
+            return
 
 
-def make_logger(verbose: int, log_dir: str | Path | None) -> Logger:
-    """A table on stdout if verbose; files in `log_dir`, TensorBoard's where it is installed.
+def make_logger(verbose: int, log_dir: str | Path | None, log_to: LogTo = ()) -> Logger:
+    """A table on stdout if verbose; files in `log_dir`, TensorBoard's where it is installed; trackers.
+
+    Args:
+        log_to: "wandb", "mlflow", or outputs of one's own, see `tracker`.
 
     Raises:
+        ConfigurationError: there is no such tracker, or it refuses to begin a run.
+        MissingDependencyError: its package is not installed.
         RunLockedError: another agent writes its log there.
         CheckpointWriteError: `log_dir` cannot be written.
     """
+    names = [log_to] if isinstance(log_to, str | KVWriter) else list(log_to)
+    trackers = [tracker(name) for name in names]
     if log_dir is None:
-        return configure(None, ["stdout"] if verbose else [])
+        logger = configure(None, ["stdout"] if verbose else [])
+        logger.output_formats += trackers
+        return logger
     folder = str(log_dir)
     try:
-        formats: list[KVWriter] = [ProgressFile(Path(folder))]
+        formats: list[KVWriter] = [ProgressFile(Path(folder)), RunFiles(Path(folder))]
         if verbose:
             formats.append(make_output_format("stdout", folder))
         if find_spec("tensorboard"):
             formats.append(make_output_format("tensorboard", folder))
+        else:
+            _tell_without_tensorboard()
     except RunLockedError:
         raise
     except OSError as error:
         raise CheckpointWriteError(f"cannot write the log to {folder}: {error}; choose another log_dir") from error
-    return Logger(folder=folder, output_formats=formats)
+    return Logger(folder=folder, output_formats=[*formats, *trackers])
+
+
+@cache
+def _tell_without_tensorboard() -> None:
+    """Once in a process."""
+    log.warning(
+        "TensorBoard is not installed, so log_dir gets progress.csv, samples.jsonl and report.html and no files of"
+        " TensorBoard's: pip install 'lm-env[tensorboard]'"
+    )
 
 
 def begin_log(logger: Logger) -> None:
@@ -178,14 +220,23 @@ def rewind_log(logger: Logger, step: int) -> None:
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Means over the episodes of a rollout, under the names that they are logged by; nothing of an empty one."""
+    """Means over the episodes of a rollout, under the names that they are logged by; nothing of an empty one.
+
+    A name that ends in `_se` is the standard error of the mean without it.
+    """
     if not len(rollout):
         return {}
     scored = rollout.scored
+    rewards = scored.rewards.sum(1)
+    prompts = [prompt.text for prompt in rollout.episodes.prompts]
     return {
         "rollout/score": float(scored.scores.mean()),
-        "rollout/reward": float(scored.rewards.sum(1).mean()),
+        "rollout/score_se": standard_error(scored.scores, prompts),
+        **{f"rollout/score/{name}": float(np.nanmean(values)) for name, values in scored.parts.items()},
+        "rollout/reward": float(rewards.mean()),
+        "rollout/reward_se": standard_error(rewards, prompts),
         "rollout/kl": float(scored.kl.mean()),
+        "rollout/kl_se": standard_error(scored.kl, prompts),
         "rollout/entropy": float(-scored.logprobs[rollout.mask].mean()),
         "rollout/length": float(rollout.episodes.response_lengths.mean()),
         "rollout/ended": float(scored.ended.mean()),
@@ -197,6 +248,23 @@ def _is_beyond(written: str, step: int) -> bool:
         return float(written) > step
     except ValueError:  # a row without a step, as a callback may write one
         return False
+
+
+def standard_error(values: np.ndarray, prompts: Sequence[str]) -> float:
+    """The standard error of the mean of `values` (B,): over prompts, or over texts where there is a single prompt.
+
+    Texts of the same prompt are not independent of each other, hence the sandwich estimator over clusters: with C
+    prompts and s_c the sum of the deviations of prompt c, sqrt(C / (C - 1) sum_c s_c^2) / B.  One text per prompt
+    gives the usual standard error; a single text gives NaN.
+    Source: Cameron and Miller 2015, "A Practitioner's Guide to Cluster-Robust Inference", section II.
+    """
+    _, cluster = np.unique(prompts, return_inverse=True)
+    cluster = cluster if cluster.any() else np.arange(len(values))
+    count = int(cluster.max()) + 1
+    if count < 2 or not np.isfinite(values).all():
+        return math.nan
+    sums = np.bincount(cluster, weights=values - values.mean())
+    return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(values))
 
 
 def _lock(folder: Path) -> FileLock:

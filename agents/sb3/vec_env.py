@@ -26,6 +26,7 @@ from lm_env.envs.mdp import StepResult, TextMDP
 from lm_env.envs.spaces import action_space, observation_space
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import without_wrapper
+from lm_env.objective.description import env_in_words
 from lm_env.objective.task import Task, TaskOptions
 from lm_env.validation import check_integer
 
@@ -113,6 +114,9 @@ class TextVecEnv(VecEnv):
         self._policy_logprob_fn: LogprobFn | None = None
         space = TextSpace(cast(spaces.Dict, observation_space(task, flat=False)), self)
         super().__init__(num_envs, space, action_space(task))
+
+    def __repr__(self) -> str:
+        return env_in_words(self)
 
     @property
     def task(self) -> Task:

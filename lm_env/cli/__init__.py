@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from lm_env import __version__
+from lm_env.cli.report import report
 from lm_env.errors import LMEnvError, TrainingInterrupted
 
 __all__ = ["app", "main"]
@@ -19,6 +21,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # in which [score] is text; in rich's own markup it is a tag, and not printed
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"lm-env {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Model = Annotated[str, typer.Option(help="'reviews-3m' (embedded), a folder in transformers' layout, or a hub id.")]
@@ -253,6 +271,9 @@ def envs() -> None:
     for name, module in lm_env.tasks.modules().items():
         assert name in gymnasium.registry
         console.print(f"[bold]{name}[/bold]  {module}")
+
+
+app.command()(report)
 
 
 def main() -> None:

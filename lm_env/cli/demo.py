@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 
+from lm_env.cli.before_after import SAMPLES, SUMMARY, BeforeAfter, plot_curves, write_summary
+from lm_env.cli.console import say
 from lm_env.cli.demo_phases import (
     REWARD_MODEL,
     TEMPERATURE,
@@ -41,8 +43,8 @@ from lm_env.cli.demo_phases import (
     train_reward_model,
     training_settings,
 )
-from lm_env.cli.report import SAMPLES, SUMMARY, Report, plot_curves, say, write_summary
 from lm_env.errors import CheckpointWriteError, ConfigurationError
+from lm_env.report import write_report
 from lm_env.runs.config_files import read_config, write_config
 from lm_env.runs.folder import RunFolder, command_line
 from lm_env.runs.judges import make_judge
@@ -122,7 +124,7 @@ def _run_demo(config: DemoConfig, folder: RunFolder, resume: bool) -> dict[str, 
     trained = make_task(config, judge, model=str(folder.policy), reference=supervised.reference)
 
     before, after = (Sampled(task, test_prompts, config.seed) for task in (supervised, trained))
-    report = Report(before.metrics(rm, judge), after.metrics(rm, judge), before.rows(judge), after.rows(judge))
+    report = BeforeAfter(before.metrics(rm, judge), after.metrics(rm, judge), before.rows(judge), after.rows(judge))
     say("4  before and after", f"{len(test_prompts)} prompts that PPO did not see")
     report.show()
     summary = {
@@ -134,9 +136,11 @@ def _run_demo(config: DemoConfig, folder: RunFolder, resume: bool) -> dict[str, 
     }
     plot_curves(curves_of(folder), config.out / CURVES)
     write_summary(config.out, summary, report)
+    page = write_report(config.out)
     say(
         "",
-        f"{summary['seconds']:.0f} s; everything is in {config.out}: try  lm-env sample --model {folder.policy}",
+        f"{summary['seconds']:.0f} s; everything is in {config.out}: look at {page}, and try  lm-env sample --model"
+        f" {folder.policy}",
     )
     return summary
 

@@ -1,124 +1,26 @@
-"""What a run shows at its end: a table, samples side by side, a plot, a summary."""
+"""`lm-env report`: a run as one page."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import typer
 
-__all__ = ["SAMPLES", "SUMMARY", "Curves", "Report", "plot_curves", "say", "write_summary"]
-
-SUMMARY = "summary.json"
-SAMPLES = "samples.md"
-
-console = Console()
-
-LABELS = {
-    "rm_score": ("reward model score", "what PPO maximized; 0 and std 1 for the supervised model"),
-    "gold": ("judge's score", "which PPO never saw"),
-    "kl": ("KL to the reference", "nats per response"),
-    "perplexity": ("perplexity", "of the samples, under the reference"),
-    "distinct2": ("distinct-2", "share of distinct word pairs"),
-}
-
-SampleRow = tuple[str, str, float]
+__all__ = ["report"]
 
 
-def say(title: str, text: str) -> None:
-    """A heading of a phase, or a remark in it."""
-    console.print(f"[bold cyan]{title}[/bold cyan]  {escape(text)}" if title else f"   {escape(text)}")
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of lm-env train or lm-env demo, or the log_dir of an agent.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The file to write.  [default: report.html in the folder]")] = None,
+) -> None:
+    """Make one self-contained HTML page of a run: curves, score against KL, texts before and after, warnings, settings.
 
+    The page needs no network and runs no script.  lm-env train and lm-env demo make it at their end; this
+    command makes it again, or while a run is under way.
+    """
+    from lm_env.report import write_report
 
-@dataclass(frozen=True)
-class Report:
-    """The same prompts before and after training."""
-
-    before: dict[str, float]
-    after: dict[str, float]
-    samples_before: list[SampleRow]
-    samples_after: list[SampleRow]
-
-    def summary(self) -> dict[str, float]:
-        """Flat, for summary.json: NAME_before and NAME_after, and `kl` (which is 0 before)."""
-        flat = {
-            f"{k}_{when}": v
-            for k in self.before
-            if k != "kl"
-            for when, v in (("before", self.before[k]), ("after", self.after[k]))
-        }
-        return {**flat, "kl": self.after["kl"]}
-
-    def show(self, samples: int = 4) -> None:
-        """Print the table and a few samples."""
-        table = Table("", "before", "after", "", header_style="bold")
-        for key, (name, note) in LABELS.items():
-            table.add_row(name, f"{self.before[key]:.3f}", f"[bold]{self.after[key]:.3f}[/bold]", f"[dim]{note}[/dim]")
-        console.print(table)
-        texts = Table("prompt", "before", "after", header_style="bold", show_lines=True)
-        for (prompt, old, old_gold), (_, new, new_gold) in list(
-            zip(self.samples_before, self.samples_after, strict=True)
-        )[:samples]:
-            texts.add_row(f"[dim]{escape(prompt)}[/dim]", _marked(old, old_gold), _marked(new, new_gold))
-        console.print(texts)
-
-    def markdown(self) -> str:
-        """Table and all samples, for reading later."""
-        lines = ["| | before | after |", "|---|---|---|"]
-        lines += [
-            f"| {name} ({note}) | {self.before[k]:.3f} | {self.after[k]:.3f} |" for k, (name, note) in LABELS.items()
-        ]
-        lines += ["", "| prompt | before | judge | after | judge |", "|---|---|---|---|---|"]
-        for (prompt, old, old_gold), (_, new, new_gold) in zip(self.samples_before, self.samples_after, strict=True):
-            cells = (prompt, old, f"{old_gold:+.2f}", new, f"{new_gold:+.2f}")
-            lines.append("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |")
-        return "\n".join(lines) + "\n"
-
-
-def _marked(text: str, gold: float) -> str:
-    color = "green" if gold > 0.05 else "red" if gold < -0.05 else "yellow"
-    return f"{escape(text.strip())}\n[{color}]{gold:+.2f}[/{color}]"
-
-
-@dataclass
-class Curves:
-    """One point per rollout."""
-
-    timesteps: list[float] = field(default_factory=list)
-    rm_score: list[float] = field(default_factory=list)
-    gold: list[float] = field(default_factory=list)
-    kl: list[float] = field(default_factory=list)
-
-    def add(self, timesteps: float, rm_score: float, gold: float, kl: float) -> None:
-        """Append a rollout's means."""
-        for column, value in ((self.timesteps, timesteps), (self.rm_score, rm_score), (self.gold, gold), (self.kl, kl)):
-            column.append(float(value))
-
-
-def plot_curves(curves: Curves, path: Path) -> None:
-    """Reward-model score, the judge's score, and KL over generated tokens, as PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(curves.timesteps, curves.rm_score, color="tab:blue", label="reward model (optimized)")
-    left.plot(curves.timesteps, curves.gold, color="tab:green", label="judge (never seen)")
-    left.set(xlabel="generated tokens", ylabel="mean score per rollout", title="reward")
-    left.legend(frameon=False)
-    right.plot(curves.timesteps, curves.kl, color="tab:red")
-    right.set(xlabel="generated tokens", ylabel="nats per response", title="KL to the reference")
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
-    figure.savefig(path, dpi=140)
-
-
-def write_summary(out: Path, summary: dict[str, Any], report: Report) -> None:
-    """summary.json and samples.md."""
-    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-    (out / SAMPLES).write_text(report.markdown())
+    print(f"the page is in {write_report(folder, out)}")

@@ -12,7 +12,7 @@ __all__ = ["print_samples"]
 
 def print_samples(*, n: int, seed: int, judge: str, prompts: str | None, new_tokens: int, **options: Any) -> None:
     """Sample n texts, score them, and print them token by token against the reference."""
-    from lm_env.envs.render import render_episode, tokens_from_ids
+    from lm_env.envs.render import print_render, render_episode, tokens_from_ids
     from lm_env.generation import LocalBackend, Sampling
     from lm_env.objective.scoring import score_episodes
     from lm_env.objective.task import Task
@@ -28,4 +28,4 @@ def print_samples(*, n: int, seed: int, judge: str, prompts: str | None, new_tok
         start, end = episodes.prompt_lengths[i], episodes.lengths[i]
         tokens = tokens_from_ids(task.tokenizer, episodes.input_ids[i, :end].tolist())[start:]
         ratios = (scored.logprobs - scored.ref_logprobs)[i, : len(tokens)].tolist()
-        print(render_episode(prompt.text, tokens, ratios, score=float(scored.scores[i]), color=None), end="\n\n")
+        print_render(render_episode(prompt.text, tokens, ratios, score=float(scored.scores[i])), end="\n\n")

@@ -6,8 +6,8 @@ never a pad id, so pad == eos is no special case.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -123,13 +123,16 @@ class ScoredEpisodes:
     token_scores: np.ndarray
     """float64 (B, T): the score paid at each token, all of it at the last one unless the reward function scores
     tokens; 0 in the padding."""
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Name -> float64 (B,): the unweighted scores of the parts of a sum of rewards (`RewardFunction.last_parts`);
+    NaN where a text was not scored.  Empty for a reward without parts."""
     failed: np.ndarray | None = None
     """bool (B,): episodes whose score could not be had, and which a trainer leaves out; None: of none it is known."""
 
     def __getitem__(self, rows: np.ndarray) -> ScoredEpisodes:
         """The given rows, in that order; indices, or a bool mask.  The padding stays as wide as it is."""
-        columns = {name: value[rows] for name, value in vars(self).items() if value is not None}
-        return replace(self, **columns)
+        arrays = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays, parts={name: values[rows] for name, values in self.parts.items()})
 
     @property
     def kl(self) -> np.ndarray:

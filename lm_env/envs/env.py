@@ -13,10 +13,11 @@ from lm_env.envs.behavior import LogprobFn
 from lm_env.envs.exclusive import OneAtATime
 from lm_env.envs.inputs import checked_options, checked_seeds
 from lm_env.envs.mdp import TextMDP
-from lm_env.envs.render import RENDER_MODES, checked_render_mode
+from lm_env.envs.render import RENDER_MODES, checked_render_mode, print_render
 from lm_env.envs.spaces import action_space, flatten, observation_space
 from lm_env.envs.state import SlotState
 from lm_env.envs.vector_env import TextGenerationVectorEnv
+from lm_env.objective.description import env_in_words
 from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task, TaskOptions
 
@@ -66,6 +67,9 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         self.action_space = action_space(self.task)
         self._one_at_a_time = OneAtATime()
 
+    def __repr__(self) -> str:
+        return env_in_words(self)
+
     @property
     def task(self) -> Task:
         """The resolved options: model, reference, tokenizer, prompts, reward, KL controller."""
@@ -101,7 +105,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
             info = {k: v.tolist()[0] for k, v in result.info.items()}
             terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
             if self.render_mode == "human" and (terminated or truncated):
-                print(self.mdp.render(0, self.render_values))
+                print_render(self.mdp.render(0, self.render_values))
             return self.observation(), float(result.rewards[0]), terminated, truncated, info
 
     def observation(self) -> Any:
@@ -123,7 +127,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         text = self.mdp.render(0, self.render_values)
         if self.render_mode == "ansi":
             return text
-        print(text)
+        print_render(text)
         return None
 
     def action_masks(self) -> np.ndarray:

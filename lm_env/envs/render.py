@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -21,7 +22,7 @@ from lm_env.envs.state import SlotState
 from lm_env.errors import ConfigurationError
 from lm_env.validation import check_choice
 
-__all__ = ["RENDER_MODES", "checked_render_mode", "render_episode", "render_state", "tokens_from_ids"]
+__all__ = ["RENDER_MODES", "checked_render_mode", "print_render", "render_episode", "render_state", "tokens_from_ids"]
 
 RENDER_MODES = ["ansi", "human"]
 
@@ -33,6 +34,8 @@ _SMALLEST_SCALE = 0.1  # rounding noise in the logprobs must not be blown up to 
 
 # C0, DEL and C1 controls, the separators and direction marks that reorder a line, lone surrogates.
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_COLOR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def render_state(state: SlotState, tokenizer: Tokenizer | None, values: str = "kl") -> str:
@@ -103,6 +106,17 @@ def render_episode(
             ends = (_styled(f" {end:+.2f} ", _style(end, scale), color) for end in (-scale, scale))
             summary.append(f"{quantity} " + " 0 ".join(ends))
     return "\n".join([*lines, " | ".join(summary)] if summary else lines)
+
+
+def print_render(text: str, end: str = "\n") -> None:
+    """Print what one of the functions above returned: with its colors in a terminal, and without them elsewhere.
+
+    The environment variables NO_COLOR and FORCE_COLOR (which a pager may want) decide otherwise.
+    """
+    colored = sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
+    if not colored or os.environ.get("NO_COLOR"):
+        text = _COLOR_CODE.sub("", text)  # the text's own control characters were written out, so these are ours
+    print(text, end=end)
 
 
 def checked_render_mode(mode: str | None, values: str) -> str | None:

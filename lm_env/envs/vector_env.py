@@ -16,10 +16,11 @@ from lm_env.envs.behavior import LogprobFn
 from lm_env.envs.exclusive import OneAtATime
 from lm_env.envs.inputs import as_array, checked_options, checked_seeds, checked_slots
 from lm_env.envs.mdp import TextMDP
-from lm_env.envs.render import RENDER_MODES, checked_render_mode
+from lm_env.envs.render import RENDER_MODES, checked_render_mode, print_render
 from lm_env.envs.spaces import action_space, flatten, observation_space
 from lm_env.envs.state import SlotState
 from lm_env.errors import ConfigurationError, InvalidActionError
+from lm_env.objective.description import env_in_words
 from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task, TaskOptions
 from lm_env.validation import check_integer
@@ -87,6 +88,9 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._one_at_a_time = OneAtATime()
 
+    def __repr__(self) -> str:
+        return env_in_words(self)
+
     @property
     def task(self) -> Task:
         """The resolved options: model, reference, tokenizer, prompts, reward, KL controller."""
@@ -137,7 +141,7 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
             info |= self._reset_info(fresh)
         done = np.flatnonzero(terminated | truncated)
         if len(done) and self.render_mode == "human":
-            print("\n".join(mdp.render(int(slot), self.render_values) for slot in done))
+            print_render("\n".join(mdp.render(int(slot), self.render_values) for slot in done))
         if len(done) and self.autoreset_mode is AutoresetMode.SAME_STEP:
             info = self._final_info(done, result.info)
             mdp.reset(done)
@@ -161,7 +165,7 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
             return None
         texts = tuple(self.mdp.render(slot, self.render_values) for slot in range(self.num_envs))
         if self.render_mode == "human":
-            print("\n".join(texts))
+            print_render("\n".join(texts))
             return None
         return texts
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
@@ -27,6 +26,7 @@ from lm_env.models.inspection import evaluating
 from lm_env.models.logprobs import Outputs, restrict
 from lm_env.models.weight_watch import WeightWatch
 from lm_env.objective.task import Task
+from lm_env.progress import Progress
 
 __all__ = ["LocalBackend"]
 
@@ -71,12 +71,12 @@ class LocalBackend:
         with (
             torch.no_grad(),
             evaluating(self.model),
-            tqdm(total=len(prompts), desc=progress, unit="text", leave=False, disable=progress is None) as bar,
+            Progress(len(prompts), progress or "", unit="text", leave=False, enabled=progress is not None) as shown,
         ):
             while batch.busy():
                 batch.refill()
                 batch.advance()
-                bar.update(batch.ended - bar.n)
+                shown.update(batch.ended - shown.done)
         if not np.isfinite(batch.logprobs).all():
             raise NonFiniteError(
                 f"{type(self.model).__name__} gives NaN logits, so no text can be sampled from it: load a checkpoint"

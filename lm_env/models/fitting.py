@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, TrainingInterrupted
 from lm_env.models.export import check_finite
 from lm_env.models.optimization import guarded_step, join_optimizer, split_optimizer
+from lm_env.progress import tracked
 from lm_env.storage import CheckpointFolder, Checkpointing, StopSignals, read_folder, read_json, write_folder
 
 __all__ = ["Stopping", "fit"]
@@ -87,7 +87,7 @@ def fit(
     run = _Fit(parameters, len(batches), learning_rate, {**identity, "steps": len(batches)}, stopping)
     with _saving(run, checkpoint, resume) as saver:
         left = [] if run.stopped else batches[run.step :]
-        for rows in tqdm(left, title, len(batches), initial=run.step, disable=not progress_bar):
+        for rows in tracked(left, title, total=len(batches), initial=run.step, enabled=progress_bar):
             run.optimizer.zero_grad()
             run.losses.append(accumulate(rows))
             guarded_step(run.optimizer, parameters.values(), max_grad_norm, loss=run.losses[-1])

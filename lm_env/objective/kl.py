@@ -80,6 +80,9 @@ class FixedKL:
     def __init__(self, beta: float = 0.1) -> None:
         self.beta = check_number("beta", beta, low=0.0)
 
+    def __repr__(self) -> str:
+        return f"FixedKL(beta={self.beta:g})"
+
     def update(self, kl: float, episodes: int) -> None:
         pass
 
@@ -115,6 +118,9 @@ class AdaptiveKL:
         self.beta = check_number("beta", beta, low=0.0, above=True)
         self.target = check_number("target", target, low=0.0, above=True)
         self.horizon = check_number("horizon", horizon, low=0.0, above=True)
+
+    def __repr__(self) -> str:
+        return f"AdaptiveKL(beta={self.beta:.4g}, target={self.target:g}, horizon={self.horizon:g})"
 
     def update(self, kl: float, episodes: int) -> None:
         if not math.isfinite(kl):

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from lm_env.errors import ConfigurationError, RewardError, RewardTimeoutError, RewardValueError
-from lm_env.objective.rewards import ask_reward, name_of
+from lm_env.objective.rewards import ask_reward, name_of, parts_of
 from lm_env.objective.scores import Scores, checked_rows, checked_scores
 from lm_env.validation import check_choice, check_integer, check_number
 
@@ -76,6 +76,11 @@ class PatientReward:
     def causal(self) -> bool:
         """What the reward function says of itself; AttributeError where it says nothing."""
         return self.reward.causal  # type: ignore[attr-defined]
+
+    @property
+    def last_parts(self) -> Mapping[str, Any]:
+        """The parts of the scores of the last call, where the reward function is a sum of others."""
+        return getattr(self.reward, "last_parts", None) or {}
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> Scores:
         """The scores of the reward function, checked.
@@ -134,11 +139,18 @@ class SkippingReward(PatientReward):
 
     def __init__(self, reward: Callable[..., Any], *, deadline: float | None = None) -> None:
         super().__init__(reward, deadline=deadline, attempts=1)
+        self._parts: dict[str, np.ndarray] = {}
+
+    @property
+    def last_parts(self) -> Mapping[str, Any]:
+        """See `PatientReward`; NaN for texts that could not be scored."""
+        return self._parts
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> Scores:
         """The scores of those texts that could be scored."""
         total = Scores(np.zeros(len(responses)))
         failed: list[int] = []
+        self._parts = {}
         waiting = deque([np.arange(len(responses))] if len(responses) else [])
         calls = 0
         while waiting:
@@ -159,6 +171,8 @@ class SkippingReward(PatientReward):
                 continue
             failed += [rows[i] for i in scores.failed]
             total = total.placed(rows, scores)
+            for name, values in parts_of(self.reward, len(rows)).items():
+                self._parts.setdefault(name, np.full(len(responses), np.nan))[rows] = values
         if failed:
             log.warning("%d of %d texts are skipped", len(failed), len(responses))
         return total.without(failed)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import torch
 
-from lm_env.errors import RewardError
+from lm_env.errors import RewardError, RewardValueError
 from lm_env.objective.scores import Scores, checked_scores, short_repr
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "final_scores",
     "is_causal",
     "name_of",
+    "parts_of",
     "score_responses",
 ]
 
@@ -62,6 +63,9 @@ class RewardFunction(Protocol):
     gets one more keyword argument: `response_finished`, B bools, False for a text that is still being written or
     that the length cap has cut (`cap_truncates`).  What belongs to the end of a text, such as one number for all of it,
     is paid to finished texts only.  The text so far holds no half characters and no beginning of a stop string.
+
+    A function that adds several scores may keep them in an attribute `last_parts`: name -> one number for each text of
+    its last call.  They are logged as `rollout/score/NAME`, and nothing is computed twice.
     """
 
     def __call__(
@@ -80,6 +84,11 @@ class Causal:
     def __name__(self) -> str:
         return name_of(self.reward)
 
+    @property
+    def last_parts(self) -> Mapping[str, np.ndarray]:
+        """Those of the reward inside."""
+        return getattr(self.reward, "last_parts", {})
+
     def __call__(self, prompts: list[str], responses: list[str], **columns: Any) -> Any:
         """What the reward function returns, given the columns that it takes."""
         return self.reward(prompts=prompts, responses=responses, **_accepted(self.reward, columns))
@@ -88,6 +97,26 @@ class Causal:
 def is_causal(reward: object) -> bool:
     """Whether the function declares that each token's score depends on the text up to that token alone."""
     return bool(getattr(reward, "causal", False))
+
+
+def parts_of(reward: object, count: int) -> dict[str, np.ndarray]:
+    """The parts of the scores of a reward's last call, name -> float64 (count,); none for most rewards.
+
+    Raises:
+        RewardValueError: `last_parts` is no dict of `count` numbers by name.
+    """
+    parts = getattr(reward, "last_parts", None) or {}
+    try:
+        found = {str(name): np.asarray(values, dtype=np.float64) for name, values in parts.items()}
+        wrong = [name for name, values in found.items() if values.shape != (count,)]
+    except (AttributeError, TypeError, ValueError):
+        wrong = [short_repr(parts)]
+    if wrong:
+        raise RewardValueError(
+            f"last_parts of the reward function {name_of(reward)} must hold {count} numbers under each name, one for"
+            f" each text of its last call, which {wrong[0]} does not"
+        )
+    return found
 
 
 def score_responses(

@@ -25,7 +25,15 @@ from lm_env.models.inspection import evaluating
 from lm_env.models.logprobs import response_logprobs, response_outputs, restrict, token_logprobs
 from lm_env.objective.episode_checks import check_episodes
 from lm_env.objective.kl import full_kl, k1, k2, k3
-from lm_env.objective.rewards import call_reward, compose_rewards, final_scores, name_of, score_responses
+from lm_env.objective.rewards import (
+    call_reward,
+    compose_rewards,
+    final_scores,
+    is_causal,
+    name_of,
+    parts_of,
+    score_responses,
+)
 from lm_env.objective.scores import short_repr
 from lm_env.objective.task import Task
 
@@ -53,6 +61,8 @@ class PaidScores:
     """float64 (B, T): at each token; 0 in the padding."""
     totals: np.ndarray
     """float64 (B,): for each text."""
+    parts: dict[str, np.ndarray]
+    """Name -> float64 (B,): the scores that a sum of rewards is made of; NaN where a text was not scored."""
     failed: np.ndarray
     """bool (B,): texts whose score could not be had; see `SkippingReward`."""
 
@@ -98,9 +108,9 @@ def paid_scores(
         task.text_of(ids) if done else task.text_so_far(ids) for ids, done in zip(responses, finished, strict=True)
     ]
     columns = _columns(task, prompts, responses)
-    scores = call_reward(
-        task.reward if reward is None else reward, [prompt.text for prompt in prompts], texts, columns, finished
-    )
+    reward = task.reward if reward is None else reward
+    scores = call_reward(reward, [prompt.text for prompt in prompts], texts, columns, finished)
+    parts = _parts(reward, finished)
     lengths = [len(ids) for ids in responses]
     tokens = scores.on_tokens(lengths, lambda row: piece_ends(texts[row], responses[row], task.text_so_far))
     last = np.arange(tokens.shape[1]) == np.array(lengths, dtype=np.int64)[:, None] - 1
@@ -110,7 +120,7 @@ def paid_scores(
     if task.missing_eos_score is not None:
         totals[replaced] = task.missing_eos_score
     failed = np.isin(np.arange(len(responses)), list(scores.failed))
-    return PaidScores(tokens, totals, failed)
+    return PaidScores(tokens, totals, parts, failed)
 
 
 def episode_scores(task: Task, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +198,7 @@ def score_episodes(task: Task, episodes: Episodes, reward: Callable[..., Any] | 
     finished = ended | (not task.cap_truncates)
     paid = paid_scores(task, episodes.prompts, responses, ended, finished, reward)
     rewards = compose_rewards(paid.tokens, logprobs, ref_logprobs, task.kl.beta)
-    return ScoredEpisodes(rewards, paid.totals, logprobs, ref_logprobs, ended, paid.tokens, paid.failed)
+    return ScoredEpisodes(rewards, paid.totals, logprobs, ref_logprobs, ended, paid.tokens, paid.parts, paid.failed)
 
 
 def check_log_ratios(task: Task, tokens: np.ndarray, logprobs: np.ndarray, ref_logprobs: np.ndarray) -> None:
@@ -249,6 +259,18 @@ def measure_episodes(task: Task, episodes: Episodes) -> dict[str, np.ndarray]:
             for name, values in found.items():
                 np.add.at(totals[name], owners, values.double().cpu().numpy())
     return totals
+
+
+def _parts(reward: Callable[..., Any], finished: np.ndarray) -> dict[str, np.ndarray]:
+    """The parts of the scores just asked for; a function that is not causal was asked about finished texts alone."""
+    asked = np.ones_like(finished) if is_causal(reward) else finished
+    if not asked.any():
+        return {}
+    parts = {}
+    for name, values in parts_of(reward, int(asked.sum())).items():
+        parts[name] = np.full(len(finished), np.nan)
+        parts[name][asked] = values
+    return parts
 
 
 def _columns(task: Task, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> dict[str, list[Any]]:

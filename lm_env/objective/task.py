@@ -21,6 +21,7 @@ from lm_env.data.prompts import Overflow, Prompts, load_prompts
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import adapter_off
 from lm_env.models.inspection import check_positions, facts_of
+from lm_env.objective.description import name_of_model, task_in_words
 from lm_env.objective.kl import KLController, make_controller
 from lm_env.objective.options import (
     ActionMask,
@@ -99,6 +100,7 @@ class Task:
     ) -> None:
         check_limits(max_prompt_tokens, max_new_tokens, missing_eos_score, temperature, cap_truncates)
         resolved = resolve_models(model, reference, tokenizer, device, download, quantization_config)
+        self.model_name = name_of_model(model)
         self.model = resolved.model
         self.reference = resolved.reference
         self.adapter = resolved.adapter
@@ -131,6 +133,9 @@ class Task:
         self.action_mask = action_mask
         pad = getattr(self.tokenizer, "pad_token_id", None)
         self.pad_token_id = int(pad) if pad is not None and pad < self.vocab_size else 0
+
+    def __repr__(self) -> str:
+        return f"Task({task_in_words(self)})"
 
     def load_prompts(self, source: Any, *, download: bool = False, any_length: bool = False) -> Prompts:
         """Other prompts, read as the task's own are: the same tokenizer, column, limit and special tokens.

@@ -32,7 +32,7 @@ from lm_env.runs.judges import make_judge
 from lm_env.storage import Checkpointing, FileLock, checkpoints_in, write_folder
 from reward_models import LexiconSentiment, RewardModel
 
-COMMANDS = ["demo", "sft", "sample", "check-agent", "envs"]
+COMMANDS = ["demo", "sft", "sample", "check-agent", "envs", "report"]
 
 
 def invoke(*arguments: object):
@@ -71,6 +71,7 @@ def test_help_of(command):
         "sample": "--temperature",
         "check-agent": "--mdp",
         "envs": "--help",
+        "report": "--out",
     }[command]
     assert expected in options
 

@@ -1,0 +1,226 @@
+"""What a run keeps besides its table of numbers: its settings, sample texts, early warnings, and a page to look at.
+
+Every output of the logger that is a `RunWriter` gets them; TensorBoard gets settings and texts as text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+
+from agents.learning.rollout import Rollout
+from agents.run.samples import Sample, SampleChooser, samples_as_markdown
+from lm_env.errors import CheckpointWriteError
+from lm_env.objective.task import Task
+from lm_env.report import RUN_FILE, SAMPLES_FILE, WARNINGS_FILE, write_report
+
+__all__ = ["Recorder", "RunFiles", "RunWriter"]
+
+log = logging.getLogger(__name__)
+
+
+class RunWriter(KVWriter):
+    """An output of the logger that also takes what is not a number; a subclass overrides what it has a place for."""
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Take a row of the table of numbers."""
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        """Take what the run was started with, as JSON; called once by each process that trains."""
+
+    def write_samples(self, samples: Sequence[Sample]) -> None:
+        """Take texts of one rollout."""
+
+    def write_warning(self, timesteps: int, text: str) -> None:
+        """Take one early warning."""
+
+    def watched_prompts(self) -> list[str]:
+        """The prompts whose texts were written first, where a run is gone on with."""
+        return []
+
+    def end(self) -> None:
+        """The training is over, for now."""
+
+    def close(self) -> None:
+        """Let go of whatever is held."""
+
+
+class RunFiles(RunWriter):
+    """run.json, samples.jsonl and warnings.jsonl beside progress.csv, and report.html at the end.
+
+    A run that is gone on with adds to what is there.  The lock of progress.csv guards the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        """Write run.json, whole or not at all."""
+        new = self.folder / f".{RUN_FILE}.new"
+        with _told(self.folder):
+            new.write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
+            os.replace(new, self.folder / RUN_FILE)
+
+    def write_samples(self, samples: Sequence[Sample]) -> None:
+        """Add a line for each text."""
+        self._add(SAMPLES_FILE, [asdict(sample) for sample in samples])
+
+    def write_warning(self, timesteps: int, text: str) -> None:
+        """Add a line."""
+        self._add(WARNINGS_FILE, [{"timesteps": timesteps, "warning": text}])
+
+    def watched_prompts(self) -> list[str]:
+        """The prompts of the first rollout in samples.jsonl; none where the file is not one of ours."""
+        prompts: list[str] = []
+        try:
+            with (self.folder / SAMPLES_FILE).open(encoding="utf-8") as file:
+                rows = [json.loads(line) for line, _ in zip(file, range(32), strict=False)]
+            prompts = [str(row["prompt"]) for row in rows if row["timesteps"] == rows[0]["timesteps"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+        return prompts
+
+    def rewind(self, step: int) -> None:
+        """Take back the texts and warnings that come after `step` timesteps, for a run that goes on from there."""
+        for name in (SAMPLES_FILE, WARNINGS_FILE):
+            path = self.folder / name
+            if path.exists():
+                with _told(self.folder):
+                    kept = [line for line in path.read_bytes().splitlines() if not _is_beyond(line, step)]
+                    new = path.with_name(f".{name}.new")
+                    new.write_bytes(b"".join(line + b"\n" for line in kept))
+                    os.replace(new, path)
+
+    def end(self) -> None:
+        """Write report.html; a page that cannot be made is a warning, and never ends a run."""
+        if not (self.folder / "progress.csv").exists():
+            return
+        try:
+            write_report(self.folder)
+        except Exception as error:
+            log.warning("no report.html was written to %s: %s", self.folder, error)
+
+    def _add(self, name: str, rows: list[dict[str, Any]]) -> None:
+        path = self.folder / name
+        with _told(self.folder), path.open("ab+") as file:
+            if file.tell() and not _ends_in_newline(path):  # a run was killed in the middle of a line
+                file.write(b"\n")
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=True).encode() + b"\n")
+
+
+class Recorder:
+    """Decides when settings, texts and warnings of a training go to the outputs of its logger."""
+
+    def __init__(self) -> None:
+        self._chooser: SampleChooser | None = None
+        self._waiting: tuple[Rollout, int] | None = None
+
+    def begin(self, logger: Logger, settings: dict[str, Any]) -> None:
+        """A training begins, or goes on."""
+        writers = _writers(logger)
+        for writer in writers:
+            writer.write_settings(settings)
+        if self._chooser is None:
+            watched = [prompt for writer in writers for prompt in writer.watched_prompts()]
+            self._chooser = SampleChooser(watched)
+            text = "```json\n" + json.dumps(settings, indent=2, default=str) + "\n```"
+            for board in _boards(logger):
+                board.writer.add_text("settings", text, 0)
+
+    def rollout(self, logger: Logger, task: Task, rollout: Rollout, timesteps: int, number: int) -> None:
+        """A rollout has been learned from.
+
+        Args:
+            timesteps: tokens generated before it.
+            number: of the rollout, counted from 1.
+        """
+        self._waiting = (rollout, timesteps)
+        if SampleChooser.due(number):
+            self._write_samples(logger, task)
+
+    def warn(self, logger: Logger, timesteps: int, text: str) -> None:
+        """An early warning was given."""
+        for writer in _writers(logger):
+            writer.write_warning(timesteps, text)
+        for board in _boards(logger):
+            board.writer.add_text("warnings", text, timesteps)
+
+    def end(self, logger: Logger, task: Task) -> None:
+        """A training ends: its last rollout's texts are written, if they were not, and the pages are made."""
+        self._write_samples(logger, task)
+        for writer in _writers(logger):
+            writer.end()
+
+    @contextmanager
+    def kept_on_failure(self, logger: Logger, task: Task) -> Iterator[None]:
+        """If a training is interrupted or fails inside, its last texts and its pages are written all the same."""
+        try:
+            yield
+        except BaseException:
+            with suppress(CheckpointWriteError):
+                self.end(logger, task)
+            raise
+
+    def _write_samples(self, logger: Logger, task: Task) -> None:
+        writers, boards = _writers(logger), _boards(logger)
+        if self._waiting is None or not (writers or boards):
+            return
+        rollout, timesteps = self._waiting
+        self._waiting = None
+        self._chooser = self._chooser or SampleChooser()
+        samples = self._chooser.take(task, rollout, timesteps)
+        for writer in writers:
+            writer.write_samples(samples)
+        for board in boards:
+            board.writer.add_text("samples", samples_as_markdown(samples), timesteps)
+
+
+class _told:
+    """What cannot be written to the folder becomes a CheckpointWriteError that names it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise CheckpointWriteError(
+                f"cannot write the log to {self._folder}: {error}; make room there, or choose another log_dir"
+            ) from error
+
+
+def _writers(logger: Logger) -> list[RunWriter]:
+    return [output for output in logger.output_formats if isinstance(output, RunWriter)]
+
+
+def _boards(logger: Logger) -> list[TensorBoardOutputFormat]:
+    return [output for output in logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
+
+
+def _is_beyond(line: bytes, step: int) -> bool:
+    """Whether a line will be written again by a run that goes on from `step`.
+
+    A text of a rollout is noted at the timesteps before the rollout, a text of an evaluation at those after it.
+    """
+    try:
+        row = json.loads(line)
+        return bool(row["timesteps"] > step or (row["timesteps"] == step and "log_ratios" in row))
+    except (ValueError, KeyError, TypeError):  # cut off when the process was killed
+        return True
+
+
+def _ends_in_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
