@@ -119,13 +119,11 @@ def _run(name: str, folder: Path, rollouts: int | None = None, pause: float = 0.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         started = 0.0
-        seen = 0
-        for line in process.stdout:
+        for number, line in enumerate(process.stdout, start=1):
             started = started or time.monotonic()
             if line.startswith("done"):
                 return (time.monotonic() - started, *line.split()[1:])
-            seen += 1
-            if seen == rollouts:
+            if number == rollouts:
                 time.sleep(pause)
                 process.kill()
         if rollouts is not None and process.wait() == -signal.SIGKILL:
