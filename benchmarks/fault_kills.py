@@ -27,7 +27,7 @@ from lm_env.storage import CheckpointFolder, checkpoints_in
 from lm_env.tasks.token_mdp import make
 
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.chmod", "os.truncate"}
-TOKENS = 400
+TOKENS = 600
 SMALL: dict[str, Any] = {"rollout_episodes": 8, "slots": 8, "learning_rate": 1e-2}
 
 
@@ -40,7 +40,11 @@ def tiny_gpt2(**options: Any) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, **options))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=61, bos_token_id=0, eos_token_id=0, n_embd=32, n_layer=2, n_head=4, n_positions=64, **options
+        )
+    )
 
 
 def text_env(model: torch.nn.Module, **options: Any) -> TextGenerationEnv:
@@ -93,31 +97,36 @@ def killed_trainings(kills: int, rng: random.Random) -> list[tuple[str, str, str
     rows = []
     for name in TRAININGS:
         with tempfile.TemporaryDirectory() as place:
-            whole = _run(name, Path(place) / "whole", None)
+            whole = _run(name, Path(place) / "whole")
+            pause = whole[0] / TOKENS * SMALL["rollout_episodes"] * 4  # about as long as a rollout and its checkpoint
             done = 0
             for _ in range(kills):
-                done += _run(name, Path(place) / "killed", rng.uniform(0, 0.9 * whole[0])) is None
-            resumed = _run(name, Path(place) / "killed", None)
+                done += _run(name, Path(place) / "killed", rng.randint(1, 3), rng.uniform(0, pause)) is None
+            resumed = _run(name, Path(place) / "killed")
         same = "the same, and the log has the same rows" if resumed[1:] == whole[1:] else "DIFFERENT"
         rows.append((f"kill -9 in training, {name}", f"{done} kills", f"final weights, optimizer and counters: {same}"))
         print(rows[-1], file=sys.stderr)
     return rows
 
 
-def _run(name: str, folder: Path, kill_after: float | None) -> Any:
-    """(seconds of training, digest, lines of the log); None if it was killed."""
+def _run(name: str, folder: Path, rollouts: int | None = None, pause: float = 0.0) -> Any:
+    """(seconds of training, digest, lines of the log); None if it was killed.
+
+    Args:
+        rollouts: kill it so many seconds (`pause`) after its n-th rollout; None: not at all.
+    """
     command = [sys.executable, __file__, "train", name, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         started = 0.0
-        for line in process.stdout:
+        for number, line in enumerate(process.stdout, start=1):
             started = started or time.monotonic()
             if line.startswith("done"):
                 return (time.monotonic() - started, *line.split()[1:])
-            if kill_after is not None and time.monotonic() - started >= kill_after:
-                time.sleep(random.random() * 0.05)
+            if number == rollouts:
+                time.sleep(pause)
                 process.kill()
-        if kill_after is not None and process.wait() == -signal.SIGKILL:
+        if rollouts is not None and process.wait() == -signal.SIGKILL:
             return None
     raise RuntimeError(f"{name} ended with the exit code {process.returncode}")
 

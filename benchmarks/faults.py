@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small counts, unless others are given")
     parser.add_argument("--kills", type=int, help="kills while saving [200; quick 30]")
-    parser.add_argument("--training-kills", type=int, help="kills of each training [5; quick 1]")
+    parser.add_argument("--training-kills", type=int, help="kills of each training [3; quick 1]")
     parser.add_argument("--flips", type=int, help="flipped bits per loader [300; quick 40]")
     parser.add_argument("--reads", type=int, help="reads beside a writer [500; quick 50]")
     parser.add_argument("--minutes", type=float, help="of training with a failing reward [30; quick 0.5]")
@@ -70,7 +70,7 @@ def main() -> None:
     parts: dict[str, Callable[[], list[Row]]] = {
         "saves": lambda: killed_saves(int(count(options.kills, 200, 30)), rng),
         "events": killed_at_events,
-        "trainings": lambda: killed_trainings(int(count(options.training_kills, 5, 1)), rng),
+        "trainings": lambda: killed_trainings(int(count(options.training_kills, 3, 1)), rng),
         "flips": lambda: flipped_bits(int(count(options.flips, 300, 40)), rng),
         "reader": lambda: reader_beside_a_writer(int(count(options.reads, 500, 50))),
         "errors": named_errors,

@@ -180,9 +180,9 @@ def test_the_optimum_attains_all_of_it():
         optimum.table.copy_(torch.tensor(T0.optimum(0.5).policy_logits))
     env = make(mdp=T0, model=optimum)
     most = ceiling(np.tile(T0.scores()[reference_draws(20_000)], (1, 1)), 0.5)
-    assert PPO(env).evaluate(n=8000, ceiling=most).attained.mean == pytest.approx(1, abs=0.05)
-    reference = PPO(make(mdp=T0)).evaluate(n=8000, ceiling=most)
-    assert reference.attained.mean == pytest.approx(0, abs=0.05)
+    assert PPO(env).evaluate(n=4000, ceiling=most).attained.mean == pytest.approx(1, abs=0.07)
+    reference = PPO(make(mdp=T0)).evaluate(n=4000, ceiling=most)
+    assert reference.attained.mean == pytest.approx(0, abs=0.07)
 
 
 def reference_draws(count: int) -> np.ndarray:
@@ -366,13 +366,13 @@ def test_evaluate_policy_measures_the_same_j():
     returns, _ = evaluate_policy(
         agent,
         make(mdp=T0, model=model),
-        n_eval_episodes=400,
+        n_eval_episodes=200,
         deterministic=False,
         return_episode_rewards=True,
         warn=False,
     )
     exact = T0.evaluate(model, beta=0.5)
-    assert abs(np.mean(returns) - exact.J) < 4 * np.std(returns) / 20
+    assert abs(np.mean(returns) - exact.J) < 4 * np.std(returns) / np.sqrt(200)
     assert abs(agent.evaluate(n=2000).J.mean - exact.J) < 0.1
 
 

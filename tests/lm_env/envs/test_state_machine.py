@@ -124,8 +124,17 @@ class Program(RuleBasedStateMachine):
         self.rewards.append(reward)
         self.running = not (terminated or truncated)
         assert math.isfinite(reward) and not truncated
-        assert terminated == (bool(self.env.task.is_eos(np.array(token))) or len(self.tokens) == HORIZON)
-        assert not terminated or info["score"] == sum(self.tokens)
+        ended = bool(self.env.task.is_eos(np.array(token)))
+        assert terminated == (ended or len(self.tokens) == HORIZON)
+        if terminated:
+            assert info["score"] == (sum(self.tokens) if ended else self.env.task.missing_eos_score)
+
+    @rule(seed=st.integers(0, 5), tokens=st.lists(st.integers(0, V - 2), min_size=1, max_size=HORIZON))
+    def write(self, seed: int, tokens: list[int]) -> None:
+        """A text of several tokens, none of which ends it."""
+        self.reset(seed)
+        for token in tokens:
+            self.step(token)
 
     @precondition(lambda self: self.tokens and not self.running)
     @rule()

@@ -127,7 +127,7 @@ def test_texts_go_on_from_the_cache_of_those_they_were_drawn_from(make_lm, cache
     if not cached:
         task.reference.kv_cache = False
     runs = run_particles(
-        task, list(task.prompts), misleading_twist(beta), beta, particles=8, runs=1500, seed=2, slots=10**6
+        task, list(task.prompts), misleading_twist(beta), beta, particles=8, runs=600, seed=2, slots=10**6
     )
     for prompt, log_z in zip(task.prompts, runs.log_z, strict=True):
         total = 0.0
