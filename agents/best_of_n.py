@@ -19,7 +19,7 @@ from lm_env.data.episodes import Episodes
 from lm_env.generation.backend import Sampling
 from lm_env.generation.generate import LocalBackend
 from lm_env.objective.scoring import score_episodes
-from lm_env.validation import check_integers
+from lm_env.validation import check_field_types, check_integers
 
 __all__ = ["BestOfN", "BestOfNConfig"]
 
@@ -36,6 +36,7 @@ class BestOfNConfig:
     """The seed of prompts and sampling."""
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         check_integers(self, "n", "slots")
         check_integers(self, "seed", low=0)
 

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from lm_env.errors import InvalidPromptError
+from lm_env.errors import ConfigurationError, InvalidPromptError
 
-__all__ = ["Tokenizer", "encode_texts"]
+__all__ = ["Tokenizer", "check_tokenizer", "encode_texts"]
 
 _AT_ONCE = 1024  # texts
 
@@ -26,6 +26,19 @@ class Tokenizer(Protocol):
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
 
     def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> Any: ...
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise ConfigurationError unless it is None or can do what a `Tokenizer` does."""
+    if tokenizer is None:
+        return
+    missing = [name for name in ("bos_token_id", "eos_token_id", "decode") if not hasattr(tokenizer, name)]
+    if missing or not callable(tokenizer):
+        lacks = f"it has no {missing[0]}" if missing else "it cannot be called"
+        raise ConfigurationError(
+            f"the tokenizer is of type {type(tokenizer).__name__}, and {lacks}: give a tokenizer of transformers, or"
+            " the name of one"
+        )
 
 
 def encode_texts(

@@ -18,7 +18,9 @@ from lm_env.envs.spaces import action_space, flatten, observation_space
 from lm_env.envs.state import SlotState
 from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.objective.scoring import score_episodes
+from lm_env.objective.options import check_task_options
 from lm_env.objective.task import Task, TaskOptions
+from lm_env.validation import check_flag
 
 __all__ = ["TextGenerationEnv"]
 
@@ -33,7 +35,8 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
     - Reward: -beta (log pi - log pi_ref) of the token just taken, nats times beta; plus the reward
       function's score when the text ends.
     - `terminated`: an EOS, a stop string, or the length cap (the score is paid there too, so nothing
-      is left to bootstrap; do not add a `TimeLimit`).  `truncated`: the cap, with `cap_truncates`.
+      is left to bootstrap).  `truncated`: the cap, with `cap_truncates`.  A `TimeLimit` is not needed, and cuts
+      texts whose score is then never paid: choose the length with `max_new_tokens`.
     - `info`: `score`, `logprob`, `ref_logprob`, `kl` (of this token, nats) and `logprob_source`, where log pi
       comes from: `"published"`, `"logprob_fn"` or `"model"`.
 
@@ -60,6 +63,8 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
     ) -> None:
         self.render_mode = checked_render_mode(render_mode, render_values)
         self.render_values = render_values
+        check_flag("flat", flat)
+        check_task_options(task)
         self.mdp = TextMDP(Task(**task), slots=1)
         self.flat = flat
         self.observation_space = observation_space(self.task, flat)

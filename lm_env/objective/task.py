@@ -26,6 +26,7 @@ from lm_env.objective.options import (
     ActionMask,
     TaskOptions,
     check_limits,
+    checked_action_mask,
     resolve_eos,
     resolve_models,
     resolve_reward,
@@ -128,7 +129,7 @@ class Task:
         self.missing_eos_score = missing_eos_score
         self.cap_truncates = cap_truncates
         self.temperature = float(temperature)
-        self.action_mask = action_mask
+        self.action_mask = checked_action_mask(action_mask)
         pad = getattr(self.tokenizer, "pad_token_id", None)
         self.pad_token_id = int(pad) if pad is not None and pad < self.vocab_size else 0
 

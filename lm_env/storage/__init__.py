@@ -15,12 +15,13 @@ folder moves along.
 from __future__ import annotations
 
 from lm_env.storage.lock import FileLock
-from lm_env.storage.reading import is_saved_folder, read_folder, read_json, verify_folder
+from lm_env.storage.reading import folder_of, is_saved_folder, read_folder, read_json, verify_folder
 from lm_env.storage.writing import check_destination, write_folder
 
 __all__ = [
     "FileLock",
     "check_destination",
+    "folder_of",
     "is_saved_folder",
     "read_folder",
     "read_json",
