@@ -6,7 +6,8 @@ arXiv:2203.02155, section 3.5; Stiennon et al. 2020, arXiv:2009.01325, appendix 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +18,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from agents.base.config import make_config
-from agents.learning.likelihood import add_likelihood_gradient, perplexity, text_episodes
+from agents.learning.likelihood import add_likelihood_gradient, perplexity
+from agents.run.early_stopping import EarlyStopping, HeldOutLoss
+from lm_env.data.demonstrations import read_demonstrations
 from lm_env.data.episodes import Episodes
-from lm_env.data.prompts import Prompt, load_prompts
 from lm_env.errors import ConfigurationError
 from lm_env.models.inputs import shuffled_batches
 from lm_env.models.inspection import device_of, evaluating, facts_of
 from lm_env.models.optimization import guarded_step
-from lm_env.validation import check_integers, check_numbers
+from lm_env.models.packing import check_packing
+from lm_env.validation import check_field_types, check_integers, check_numbers
 
 __all__ = ["SFTConfig", "SFTReport", "load_demonstrations", "supervised_finetune"]
 
@@ -47,16 +50,30 @@ class SFTConfig:
     max_grad_norm: float = 1.0
     bf16: bool = False
     """Forwards and backwards under bfloat16 autocast; the weights stay as they are."""
+    packing: bool = False
+    """Read several demonstrations side by side in a row, without padding; the gradient is the same."""
+    patience: int | None = None
+    """Stop after so many measurements in a row on what is held out without a lower loss, and keep the best weights."""
+    eval_steps: int | None = None
+    """Steps between two such measurements; default one pass over the demonstrations."""
     seed: int = 0
     """The seed of what is held out, and of the batches."""
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         check_integers(self, "epochs", "batch_size", "micro_batch_tokens")
         check_integers(self, "seed", low=0)
         check_numbers(self, "learning_rate", "max_grad_norm", low=0.0, above=True)
         check_numbers(self, "held_out_fraction", low=0.0, high=0.99)
         if self.max_tokens is not None:
             check_integers(self, "max_tokens", low=2)
+        for name in ("patience", "eval_steps"):
+            if getattr(self, name) is not None:
+                check_integers(self, name)
+        if self.patience is not None and not self.held_out_fraction:
+            raise ConfigurationError("patience looks at the demonstrations held out: raise held_out_fraction above 0")
+        if self.eval_steps is not None and self.patience is None:
+            raise ConfigurationError("eval_steps says when to look whether to stop: give patience as well")
 
 
 @dataclass(frozen=True)
@@ -68,47 +85,13 @@ class SFTReport:
     perplexity_before: float | None
     perplexity_after: float | None
     """Per response token of the demonstrations held out; None when none were."""
+    held_out_losses: tuple[HeldOutLoss, ...] = ()
+    """With `patience`: the loss on what is held out in the course of the training, nats per token."""
 
 
-def load_demonstrations(
-    source: Any,
-    tokenizer: Any,
-    *,
-    vocab_size: int,
-    max_tokens: int,
-    eos_token_id: int | None = None,
-    response_column: str = "response",
-    download: bool = False,
-) -> Episodes:
-    """Read demonstrations as episodes.
-
-    Args:
-        source: what `load_prompts` takes.  Rows with a `response_column` (text, or token ids) are
-            prompts and what to answer; others are whole texts, learned from their second token on.
-        max_tokens: longer ones lose their end, and the EOS with it.
-        eos_token_id: put behind each; default the tokenizer's.
-
-    Raises:
-        InvalidPromptError: see `load_prompts`.
-        ConfigurationError: a response that is neither text nor ids, or nothing is left to learn of one.
-    """
-    prompts = load_prompts(source, tokenizer, vocab_size=vocab_size, max_prompt_tokens=2**31 - 1, download=download)
-    eos = getattr(tokenizer, "eos_token_id", None) if eos_token_id is None else eos_token_id
-    end = [] if eos is None else [int(eos)]
-    answered = response_column in prompts.columns
-    rows = []
-    given = []
-    for prompt in prompts:
-        response = _response_ids(prompt, response_column, tokenizer, vocab_size) if answered else []
-        row = [*prompt.ids.tolist(), *response, *end][:max_tokens]
-        given.append(len(prompt.ids) if answered else 1)
-        if len(row) <= given[-1]:
-            raise ConfigurationError(
-                f"demonstration {prompt.index} has nothing to learn: its prompt has {given[-1]} tokens, and"
-                f" max_tokens={max_tokens} leaves {len(row)}; raise max_tokens, or drop it"
-            )
-        rows.append(row)
-    return text_episodes(list(prompts), rows, given)
+def load_demonstrations(source: Any, tokenizer: Any, **options: Any) -> Episodes:
+    """Read demonstrations as episodes whose responses are learned; see `read_demonstrations` for all else."""
+    return read_demonstrations(source, tokenizer, **options).episodes
 
 
 def supervised_finetune(
@@ -117,38 +100,65 @@ def supervised_finetune(
     source: Any,
     *,
     eos_token_id: int | None = None,
-    response_column: str = "response",
+    prompt_column: str | None = None,
+    response_column: str | None = None,
+    separator: str = "",
     download: bool = False,
     progress_bar: bool = False,
+    show: Callable[[str], object] | None = None,
     **options: Any,
 ) -> SFTReport:
     """Train a causal LM in place; the same seed gives the same weights.  Dropout is off.
 
     Args:
-        source, eos_token_id, response_column, download: see `load_demonstrations`.
+        source, eos_token_id, prompt_column, response_column, separator, download: see `read_demonstrations`.
+        show: is given, before anything is learned, a few lines that say what will be, with a decoded example;
+            `print` shows them.
         options: the fields of `SFTConfig`.
 
     Raises:
-        ConfigurationError: an impossible setting, or too few demonstrations to hold some out.
+        ConfigurationError: an impossible setting, too few demonstrations to hold some out, or rows of which it is not
+            clear what is to be learned.
+        UnsupportedModelError: texts are to be packed, and the model lets them see each other.
         NonFiniteError: a gradient is NaN or infinite; the weights are those of before that step.
     """
     config = make_config(SFTConfig, "supervised_finetune", options)
     facts, rng = facts_of(model), np.random.default_rng(config.seed)
-    episodes = load_demonstrations(
+    demonstrations = read_demonstrations(
         source,
         tokenizer,
         vocab_size=facts.vocab_size,
         max_tokens=config.max_tokens or facts.max_positions or 1024,
         eos_token_id=eos_token_id,
+        prompt_column=prompt_column,
         response_column=response_column,
+        separator=separator,
         download=download,
     )
-    training, held_out = _split(episodes, config.held_out_fraction, rng)
+    if config.packing:
+        check_packing(model)
+    training, held_out = _split(demonstrations.episodes, config.held_out_fraction, rng)
     if not any(p.requires_grad for p in model.parameters()):
         model.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so
+    if show is not None:
+        show(demonstrations.description(tokenizer))
     before = None if held_out is None else perplexity(model, held_out)
-    losses = _train(model, training, config, rng, progress_bar)
-    return SFTReport(losses, before, None if held_out is None else perplexity(model, held_out))
+    stopping = _early_stopping(model, len(training), held_out, config)
+    losses = _train(model, training, config, rng, progress_bar, stopping)
+    after = None if held_out is None else perplexity(model, held_out)
+    return SFTReport(losses, before, after, () if stopping is None else tuple(stopping.history))
+
+
+def _early_stopping(
+    model: nn.Module, training: int, held_out: Episodes | None, config: SFTConfig
+) -> EarlyStopping | None:
+    if config.patience is None or held_out is None:
+        return None
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    every = config.eval_steps or -(-training // config.batch_size)
+    return EarlyStopping(
+        parameters, lambda: math.log(perplexity(model, held_out)), every=every, patience=config.patience
+    )
 
 
 def _split(episodes: Episodes, fraction: float, rng: np.random.Generator) -> tuple[Episodes, Episodes | None]:
@@ -162,7 +172,12 @@ def _split(episodes: Episodes, fraction: float, rng: np.random.Generator) -> tup
 
 
 def _train(
-    model: nn.Module, episodes: Episodes, config: SFTConfig, rng: np.random.Generator, progress_bar: bool
+    model: nn.Module,
+    episodes: Episodes,
+    config: SFTConfig,
+    rng: np.random.Generator,
+    progress_bar: bool,
+    stopping: EarlyStopping | None = None,
 ) -> list[float]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
@@ -177,21 +192,16 @@ def _train(
 
     for rows in tqdm(batches, desc="fine-tuning", unit="step", disable=not progress_bar):
         optimizer.zero_grad()
-        losses.append(add_likelihood_gradient(model, episodes[rows], 1.0, config.micro_batch_tokens, forwards))
+        losses.append(
+            add_likelihood_gradient(
+                model, episodes[rows], 1.0, config.micro_batch_tokens, forwards, packed=config.packing
+            )
+        )
         guarded_step(optimizer, parameters, config.max_grad_norm, loss=losses[-1])
         schedule.step()
+        if stopping is not None and stopping.stops(len(losses)):
+            break
+    if stopping is not None:
+        stopping.restore(len(losses))
     optimizer.zero_grad()
     return losses
-
-
-def _response_ids(prompt: Prompt, column: str, tokenizer: Any, vocab_size: int) -> Sequence[int]:
-    response = prompt.columns[column]
-    if isinstance(response, str) and tokenizer is not None:
-        return tokenizer(response, add_special_tokens=False)["input_ids"]
-    ids = np.asarray(response) if isinstance(response, list | tuple | np.ndarray) else np.zeros((0, 0))
-    if ids.ndim != 1 or (ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocab_size)):
-        raise ConfigurationError(
-            f"demonstration {prompt.index} has {column} {str(response)[:60]!r}: give text (with a tokenizer), or a list"
-            f" of token ids below {vocab_size}"
-        )
-    return ids.tolist()

@@ -50,7 +50,8 @@ def check_number(
     Args:
         above: `low` itself is refused too.
     """
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and abs(value) < LARGEST
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+    is_number = real and -LARGEST < value < LARGEST
     if not is_number or not low <= value <= high or (above and value == low):
         bounds = []
         if math.isfinite(low):
@@ -58,7 +59,9 @@ def check_number(
         if math.isfinite(high):
             bounds.append(f"at most {high:g}")
         allowed = " and ".join(bounds)
-        raise ConfigurationError(f"{name} must be a finite number{' ' + allowed if allowed else ''}, not {reprlib.repr(value)}")
+        raise ConfigurationError(
+            f"{name} must be a finite number{' ' + allowed if allowed else ''}, not {reprlib.repr(value)}"
+        )
     return float(value)
 
 
@@ -137,7 +140,11 @@ _PLAIN = frozenset(_WORDS)
 
 def _parts(hint: Any) -> tuple[Any, ...]:
     """The members of a union; of any other type the type alone."""
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    return (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
 
 
 def _is_of(value: Any, kind: Any) -> bool:

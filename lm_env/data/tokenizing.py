@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from lm_env.data.chats import is_chat, render_chat
 from lm_env.errors import ConfigurationError, InvalidPromptError
 
-__all__ = ["Tokenizer", "check_tokenizer", "encode_texts"]
+__all__ = ["Tokenizer", "check_tokenizer", "encode_prompts", "encode_texts", "without_appended_eos"]
 
 _AT_ONCE = 1024  # texts
 
@@ -66,6 +67,48 @@ def encode_texts(
     return rows
 
 
+def encode_prompts(prompts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
+    """The token ids of texts and chats, as `load_prompts` has them: one BOS, no EOS behind; "" may have none at all.
+
+    Raises:
+        InvalidPromptError, ConfigurationError: a chat that cannot be rendered.
+    """
+    rendered = [is_chat(prompt) for prompt in prompts]
+    texts = [
+        render_chat(f"prompt {i}", prompt, tokenizer) if chat else prompt
+        for i, (prompt, chat) in enumerate(zip(prompts, rendered, strict=True))
+    ]
+    rows: list[list[int]] = [[] for _ in texts]
+    for special in (True, False):
+        chosen = [i for i, chat in enumerate(rendered) if chat != special]
+        if not chosen:
+            continue
+        own = [texts[i] for i in chosen]
+        encoded = _encode(own, tokenizer, add_special_tokens=special)
+        if special:
+            _take_back(encoded, own, tokenizer)
+        for i, ids in zip(chosen, encoded, strict=True):
+            rows[i] = ids
+    return rows
+
+
+def without_appended_eos(rows: Sequence[list[int]], tokenizer: Tokenizer | None) -> None:
+    """Remove the EOS from the end of rows that a tokenizer encoded, if it puts one behind every text; with a warning.
+
+    Args:
+        rows: token ids, changed in place.
+    """
+    eos = None if tokenizer is None else tokenizer.eos_token_id
+    suspects = [row for row in rows if len(row) > 1 and row[-1] == eos]
+    if tokenizer is None or not suspects:
+        return
+    (with_it,), (without,) = (_encode(["a"], tokenizer, special) for special in (True, False))
+    if with_it[-1:] == [eos] and without[-1:] != [eos]:
+        for row in suspects:
+            del row[-1]
+        _warn_of_eos(eos, stacklevel=5)
+
+
 def _encode(texts: Sequence[str], tokenizer: Tokenizer, add_special_tokens: bool) -> list[list[int]]:
     rows: list[list[int]] = []
     for start in range(0, len(texts), _AT_ONCE):
@@ -90,8 +133,12 @@ def _take_back(rows: list[list[int]], texts: Sequence[str], tokenizer: Tokenizer
             del rows[i][-1]
             appended = True
     if appended:
-        warnings.warn(
-            f"the tokenizer puts its EOS ({eos}) behind every text: prompts are taken without it, for the model is to"
-            " go on from them",
-            stacklevel=5,
-        )
+        _warn_of_eos(eos, stacklevel=7)
+
+
+def _warn_of_eos(eos: int | None, stacklevel: int) -> None:
+    warnings.warn(
+        f"the tokenizer puts its EOS ({eos}) behind every text: prompts are taken without it, for the model is to"
+        " go on from them",
+        stacklevel=stacklevel,
+    )

@@ -20,8 +20,8 @@ from lm_env.envs.render import RENDER_MODES, checked_render_mode
 from lm_env.envs.spaces import action_space, flatten, observation_space
 from lm_env.envs.state import SlotState
 from lm_env.errors import ConfigurationError, InvalidActionError
-from lm_env.objective.scoring import score_episodes
 from lm_env.objective.options import check_task_options
+from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task, TaskOptions
 from lm_env.validation import check_flag, check_integer
 

@@ -108,9 +108,15 @@ def _scales(layer: nn.Module) -> Iterable[Any]:
 
 
 def add_lora(
-    model: nn.Module, rank: int = 16, *, alpha: float | None = None, dropout: float = 0.0, seed: int = 0
+    model: nn.Module,
+    rank: int = 16,
+    *,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "all-linear",
+    seed: int = 0,
 ) -> nn.Module:
-    """Put fresh LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on all linear layers but the LM head.
+    """Put fresh LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on the layers of a model.
 
     The model computes what it did until they are trained; its base is frozen.
 
@@ -119,6 +125,7 @@ def add_lora(
         rank: r, the width of the adapters.
         alpha: their outputs are scaled by alpha / r.  Default: 2 r.
         dropout: of their inputs; agents and fine-tuning of this package switch it off.
+        targets: names of the layers that get one; "all-linear": all linear layers but the LM head.
         seed: of their weights; no global random state changes.
 
     Returns:
@@ -126,16 +133,20 @@ def add_lora(
 
     Raises:
         MissingDependencyError: peft is not installed.
-        ConfigurationError: an impossible setting, or a model without linear layers or with an adapter already.
+        ConfigurationError: an impossible setting, or a model without such layers, with an adapter already, or
+            none of transformers.
     """
     check_integer("rank", rank)
     alpha = 2.0 * rank if alpha is None else check_number("alpha", alpha, low=0.0, above=True)
     check_number("dropout", dropout, low=0.0, high=0.99)
     if trains_adapter(model):
         raise ConfigurationError("the model has an adapter already: train that one, or merge it first")
+    if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
+        raise ConfigurationError(f"{type(model).__name__} is none of transformers' models: train it without LoRA")
     peft = _peft()
+    layers = targets if isinstance(targets, str) else list(targets)
     config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear"
+        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers
     )
     try:
         with torch.random.fork_rng(devices=[]), _without_pefts_warnings():
@@ -143,8 +154,8 @@ def add_lora(
             return peft.get_peft_model(model, config)
     except (ValueError, AttributeError, TypeError) as error:
         raise ConfigurationError(
-            f"LoRA cannot be put on {type(model).__name__} ({' '.join(str(error).split())[:200]}): use peft with"
-            " target_modules of your own, and pass the peft model"
+            f"LoRA cannot be put on {type(model).__name__} with targets={targets!r}"
+            f" ({' '.join(str(error).split())[:200]}): name other layers, or use peft itself and pass the peft model"
         ) from error
 
 

@@ -38,6 +38,11 @@ __all__ = [
     "without_weight_bars",
 ]
 
+
+UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What transformers raises for files that are not there or cannot be read."""
+
+
 def load_model(
     name: str | Path,
     *,
@@ -135,8 +140,10 @@ def read_pretrained(
         name: what the folder is called in messages and in the model's configuration.
     """
     source, gguf = gguf_arguments(folder)
+    unreadable = UNREADABLE
     if gguf:
         gguf |= dequantized(name)
+        unreadable += DAMAGED
     try:
         with without_weight_bars(), without_conversion_bar() if gguf else nullcontext():
             model, report = auto_class.from_pretrained(
@@ -155,7 +162,7 @@ def read_pretrained(
             f"cannot load the model {str(name)!r}: {_first_line(error)} -- install it; 8 and 4 bits need"
             " pip install 'lm-env[quantized]'"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, *(DAMAGED if gguf else ())) as error:
+    except unreadable as error:
         raise ModelLoadError(_load_message("model", name, folder, download, error)) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
@@ -227,13 +234,15 @@ def read_tokenizer(folder: str | Path, *, name: str | Path, download: bool = Fal
     from transformers import AutoTokenizer
 
     source, gguf = gguf_arguments(folder)
+    unreadable = UNREADABLE
     if gguf:
         dequantized(name)  # the same packages are needed
+        unreadable += DAMAGED
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, local_files_only=not download, trust_remote_code=False, **gguf
         )
-    except (OSError, ValueError, KeyError, RuntimeError, *(DAMAGED if gguf else ())) as error:
+    except unreadable as error:
         raise ModelLoadError(_load_message("tokenizer", name, folder, download, error)) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up for some models
         raise ModelLoadError(f"cannot load the tokenizer {str(name)!r}: its files are missing -- {WHAT_LOADS}")

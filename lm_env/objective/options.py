@@ -21,6 +21,7 @@ from lm_env.models.loading import is_quantized, load_causal_lm, load_tokenizer
 from lm_env.objective.functions import load_function
 from lm_env.objective.kl import KLController
 from lm_env.objective.rewards import RewardFunction
+from lm_env.storage import folder_of
 from lm_env.validation import check_flag, check_integer, check_known, check_number
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
     "resolve_reward",
     "resolve_stop_strings",
 ]
+
+REWARDS_BY_NAME = "reward_models:load_reward"
+"""What loads a reward by its name.  It is imported when it is needed, for this package does without the other."""
 
 ActionMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -141,17 +145,28 @@ def _check_apart(model: nn.Module, reference: nn.Module) -> None:
         )
 
 
-def resolve_reward(reward: Any) -> Callable[..., Any]:
-    """A reward function as it is, or the one that `"package.module:function"` or `"file.py:function"` names.
+def resolve_reward(reward: Any, *, device: str | None = None) -> Callable[..., Any]:
+    """A reward function as it is, or the one that a text names.
+
+    Args:
+        reward: a function; `"package.module:function"` or `"file.py:function"`; `"lexicon"`; or a folder with a
+            saved reward model, or with a sequence classifier.
+        device: where a network that is loaded is put.
 
     Raises:
         ConfigurationError: it cannot be imported, or called.
+        ModelLoadError, CheckpointCorruptError, CheckpointMismatchError: the folder cannot be read.
     """
+    if isinstance(reward, os.PathLike) or (
+        isinstance(reward, str) and (reward == "lexicon" or folder_of(reward).is_dir())
+    ):
+        return load_function(REWARDS_BY_NAME, "name")(reward, device=device)
     if isinstance(reward, str):
         return load_function(reward, "prompts, responses, **columns")
     if not callable(reward):
         raise ConfigurationError(
-            f"reward must be a function f(prompts, responses, **columns) -> floats, not {type(reward).__name__}"
+            "reward must be a function f(prompts, responses, **columns) -> floats, or the name of one, not"
+            f" {type(reward).__name__}"
         )
     return reward
 

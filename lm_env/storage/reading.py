@@ -18,7 +18,16 @@ from lm_env.errors import CheckpointCorruptError
 from lm_env.storage.lock import try_lock
 from lm_env.storage.manifest import MANIFEST, looks_saved, problem_of, read_manifest
 
-__all__ = ["OLD", "folder_of", "is_saved_folder", "read_folder", "read_json", "real_place", "sweep_links", "verify_folder"]
+__all__ = [
+    "OLD",
+    "folder_of",
+    "is_saved_folder",
+    "read_folder",
+    "read_json",
+    "real_place",
+    "sweep_links",
+    "verify_folder",
+]
 
 T = TypeVar("T")
 

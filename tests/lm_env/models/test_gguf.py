@@ -1,4 +1,4 @@
-"""GGUF files, and the model that a package carries: found without importing the package, unpacked, and saved plainly."""
+"""GGUF files, and the model that a package carries: found without an import, unpacked, saved plainly."""
 
 from __future__ import annotations
 
