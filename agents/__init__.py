@@ -17,7 +17,9 @@ Before all of them, `supervised_finetune` makes the model that they start from.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from agents.a2c import A2C, A2CConfig
@@ -29,6 +31,10 @@ from agents.ppo_ptx import PPOPtx
 from agents.reinforce import Reinforce, ReinforceConfig, ReinforceValue, ReinforceValueConfig
 from agents.rloo import RLOO, RLOOConfig
 from agents.sft import SFTConfig, SFTReport, supervised_finetune
+from lm_env.namesake import namesake_problem
+
+if _problem := namesake_problem(Path(__file__).parent):
+    warnings.warn(_problem, stacklevel=2)
 
 AGENTS: dict[str, Callable[..., Any]] = {
     "a2c": A2C,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from lm_env.errors import LMEnvError
+from lm_env.namesake import own_agents_problem
 
 __all__ = ["app", "main"]
 
@@ -288,6 +290,12 @@ def main() -> None:
         app(standalone_mode=True)
     except LMEnvError as error:
         print(f"lm-env: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except ImportError as error:  # an LMEnvError has been caught above
+        problem = own_agents_problem(importlib.util.find_spec("agents"))
+        if problem is None:
+            raise
+        print(f"lm-env: {problem} ({error})", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("lm-env: interrupted", file=sys.stderr)

@@ -30,6 +30,7 @@ RESPONSE_COLUMNS = ("response", "answer", "completion", "output")
 
 CHAT_COLUMN = "messages"
 WHOLE_TEXT_COLUMN = "text"
+_PROMPT = "prompt"  # the column of the rows that are made here
 SHOWN = 400  # characters of an example
 
 
@@ -122,11 +123,11 @@ def read_demonstrations(
     columns = _columns_of(rows, prompt_column, response_column)
     drafts = [draft for name, row in rows for draft in _drafts(name, row, columns, separator, tokenizer)]
     prompts = prompts_from_rows(
-        [(name, row) for name, row, _ in drafts],
+        [(name, value if isinstance(value, Prompt) else {_PROMPT: value}) for name, value, _ in drafts],
         tokenizer,
         vocab_size=vocab_size,
         max_prompt_tokens=2**31 - 1,
-        prompt_column=columns.prompt,
+        prompt_column=_PROMPT,
         overflow="error",
         add_special_tokens=True,
         remedy="",
@@ -207,7 +208,7 @@ def _response_among(found: Sequence[str], has: str) -> str | None:
     return found[0] if found else None
 
 
-# A row that prompts are read from, and the response to it; None: the row is learned whole.
+# What a row is called, its prompt, and the response to it; None: the prompt is a text that is learned whole.
 _Draft = tuple[str, Any, Any]
 
 
@@ -230,7 +231,7 @@ def _drafts(name: str, row: Any, columns: _Columns, separator: str, tokenizer: T
         raise ConfigurationError(f"{name} has a chat as its response to a prompt that is none: write both as chats")
     if separator and isinstance(value, str) and response is not None:
         value += separator
-    return [(name, {columns.prompt or PROMPT_COLUMNS[0]: value} if not isinstance(value, Prompt) else value, response)]
+    return [(name, value, response)]
 
 
 def _of_chat(name: str, messages: list[Any], response: Any, tokenizer: Tokenizer | None) -> list[_Draft]:
@@ -239,7 +240,7 @@ def _of_chat(name: str, messages: list[Any], response: Any, tokenizer: Tokenizer
         if isinstance(response, str):
             response = [{"role": "assistant", "content": response}]
         if not is_chat(response):  # token ids, which no template touches
-            return [(name, {"prompt": messages}, response)]
+            return [(name, messages, response)]
         first, messages = len(messages), [*messages, *response]
     else:
         first = 0
@@ -253,9 +254,8 @@ def _of_chat(name: str, messages: list[Any], response: Any, tokenizer: Tokenizer
     for turn in turns:
         where = name if len(turns) == 1 else f"{name}, message {turn}"
         prompt = render_chat(where, messages[:turn], tokenizer)
-        drafts.append(
-            (where, {"prompt": messages[:turn]}, _Reply(render_reply(where, messages[: turn + 1], prompt, tokenizer)))
-        )
+        reply = render_reply(where, messages[: turn + 1], prompt, tokenizer)
+        drafts.append((where, messages[:turn], _Reply(reply)))
     return drafts
 
 

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lm_env.data.episodes import Episodes
 from lm_env.errors import UnsupportedModelError
+from lm_env.models.adapters import without_wrapper
 from lm_env.models.inspection import device_of, evaluating, facts_of
 from lm_env.models.logprobs import Outputs, forward
 
@@ -75,8 +77,10 @@ def check_packing(model: nn.Module) -> None:
     """Raise UnsupportedModelError unless texts in a packed row have the logits that they have by themselves."""
     facts = facts_of(model)
     name = type(model).__name__
-    if "position_ids" not in facts.arguments:
-        raise UnsupportedModelError(f"{name} takes no position_ids, so texts cannot be packed: leave packing off")
+    if "position_ids" not in facts.arguments or not isinstance(without_wrapper(model), PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{name} is no model of transformers that takes position_ids, so texts cannot be packed: leave packing off"
+        )
     tokens = (np.arange(12).reshape(2, 6) % min(facts.vocab_size, 7)).astype(np.int64)
     pair = Episodes(tokens, np.array([1, 1]), np.array([6, 5]), [None, None])  # type: ignore[list-item]
     with evaluating(model):
