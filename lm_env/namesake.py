@@ -32,8 +32,8 @@ def namesake_problem(own: Path, path: list[str] | None = None) -> str | None:
     both = f"{NAMESAKE} is installed in the same environment, and its package is called agents too"
     if theirs == own.resolve():
         return (
-            f"{both}: the files of the two are mixed, and uninstalling one breaks the other; {_REMEDY}, and reinstall it"
-            f" after uninstalling {NAMESAKE}"
+            f"{both}: the files of the two are mixed, and uninstalling one breaks the other; {_REMEDY}, and reinstall"
+            f" it after uninstalling {NAMESAKE}"
         )
     return f"{both}: only one of the two can be imported, here that in {own}; {_REMEDY}"
 

@@ -64,9 +64,10 @@ def checked_masks(masks: Any, shape: tuple[int, ...]) -> np.ndarray:
         whole = np.broadcast_to(array, shape).copy()
     except ValueError as error:
         raise ConfigurationError(f"action_masks must be bool (V,) or (B, V) = {shape}: {error}") from error
-    if array.dtype != np.bool_ or not whole.any(-1).all():
+    if array.dtype != np.bool_ or array.shape[-1:] != shape[-1:] or not whole.any(-1).all():
         raise ConfigurationError(
-            f"action_masks must be bool with at least one True per row, not {array.dtype}: pass env.action_masks()"
+            f"action_masks must be bool (V,) or (B, V) = {shape}, with at least one True per row, not {array.dtype}"
+            f" {array.shape}: pass env.action_masks()"
         )
     return whole
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Unpack
 
 import gymnasium
@@ -16,6 +17,7 @@ from lm_env.envs.mdp import TextMDP
 from lm_env.envs.render import RENDER_MODES, checked_render_mode
 from lm_env.envs.spaces import action_space, flatten, observation_space
 from lm_env.envs.state import SlotState
+from lm_env.envs.time_limit import TimeLimitWarner
 from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.objective.options import check_task_options
 from lm_env.objective.scoring import score_episodes
@@ -36,7 +38,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
       function's score when the text ends.
     - `terminated`: an EOS, a stop string, or the length cap (the score is paid there too, so nothing
       is left to bootstrap).  `truncated`: the cap, with `cap_truncates`.  A `TimeLimit` is not needed, and cuts
-      texts whose score is then never paid: choose the length with `max_new_tokens`.
+      texts whose score is then never paid; choose the length with `max_new_tokens`.
     - `info`: `score`, `logprob`, `ref_logprob`, `kl` (of this token, nats) and `logprob_source`, where log pi
       comes from: `"published"`, `"logprob_fn"` or `"model"`.
 
@@ -70,6 +72,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         self.observation_space = observation_space(self.task, flat)
         self.action_space = action_space(self.task)
         self._one_at_a_time = OneAtATime()
+        self._time_limit = TimeLimitWarner()
 
     @property
     def task(self) -> Task:
@@ -90,6 +93,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         Raises:
             ConfigurationError, InvalidPromptError, BusyError: nothing has changed.
         """
+        self._time_limit.notice(sys._getframe(1), self.task.max_new_tokens)
         with self._one_at_a_time:
             chosen = checked_options(options, "prompt")
             seeds = checked_seeds(seed if seed is None else [seed], 1)
