@@ -29,18 +29,20 @@ class TimeLimitWarner:
             caller: the frame that called `reset`.
             max_new_tokens: where the task ends a text by itself.
         """
-        level = 3  # the caller of `reset`, seen from here
-        while not self._settled and caller is not None:
-            wrapper = caller.f_locals.get("self")
-            if not isinstance(wrapper, gymnasium.Wrapper):
-                return
+        if self._settled:
+            return
+        cuts: int | None = None
+        level = 3  # of the caller of `reset`, seen from here; at the end, of who called the outermost wrapper
+        while caller is not None and isinstance(wrapper := caller.f_locals.get("self"), gymnasium.Wrapper):
             limit = getattr(wrapper, "_max_episode_steps", None) if isinstance(wrapper, TimeLimit) else None
             if isinstance(limit, int) and limit < max_new_tokens:
-                self._settled = True
-                warnings.warn(
-                    f"max_episode_steps={limit} (a TimeLimit) cuts every longer text, and no score is paid for it: leave"
-                    f" it out, and make the environment with max_new_tokens={limit}, at which the score is paid",
-                    stacklevel=level + 1,
-                )
+                cuts = limit
             caller = caller.f_back
             level += 1
+        if cuts is not None:
+            self._settled = True
+            warnings.warn(
+                f"max_episode_steps={cuts} (a TimeLimit) cuts every longer text, and no score is paid for it: leave it"
+                f" out, and make the environment with max_new_tokens={cuts}, at which the score is paid",
+                stacklevel=level,
+            )

@@ -102,7 +102,7 @@ def test_overflow_is_an_option_of_the_environment_as_the_error_says(text_task):
     task = TextGenerationEnv(**text_task(**given, overflow="truncate")).task
     assert len(task.prompts[1].ids) == 8
     strict = TextGenerationEnv(**text_task(prompts=["bad"], max_prompt_tokens=8))
-    with pytest.raises(InvalidPromptError, match="make the environment with .*overflow='truncate'"):
+    with pytest.raises(InvalidPromptError, match=r"make the environment with .*overflow='truncate'"):
         strict.reset(options={"prompt": long})
     loose = TextGenerationEnv(**text_task(prompts=["bad"], max_prompt_tokens=8, overflow="truncate"))
     assert loose.reset(options={"prompt": long})[0]["length"] == 8
@@ -114,8 +114,9 @@ def test_the_remedy_of_a_task_is_no_argument_of_load_prompts():
 
 def test_a_time_limit_is_noticed_where_it_cuts_texts():
     env = gymnasium.make(T0, max_episode_steps=1)
-    with pytest.warns(UserWarning, match="max_episode_steps=1 cuts every text.*max_new_tokens=1"):
+    with pytest.warns(UserWarning, match=r"max_episode_steps=1 .*cuts .*max_new_tokens=1") as caught:
         env.reset(seed=0)
+    assert caught[0].filename == __file__ and len(caught) == 1
     env.reset(seed=1)  # said once
     *_, truncated, info = env.step(1)
     assert truncated and info["score"] == 0
