@@ -6,6 +6,7 @@ files of the other with it.  This is noticed and said; nothing is changed.
 
 from __future__ import annotations
 
+import sys
 from importlib.machinery import ModuleSpec
 from importlib.metadata import distributions
 from pathlib import Path
@@ -24,8 +25,7 @@ def namesake_problem(own: Path, path: list[str] | None = None) -> str | None:
         own: the folder of this project's package `agents`.
         path: the folders in which distributions are looked for; default `sys.path`.
     """
-    places = {} if path is None else {"path": path}
-    found = next(iter(distributions(name=NAMESAKE, **places)), None)
+    found = next(iter(distributions(name=NAMESAKE, path=sys.path if path is None else path)), None)
     if found is None:
         return None
     theirs = Path(str(found.locate_file("agents"))).resolve()

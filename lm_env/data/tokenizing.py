@@ -7,10 +7,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from lm_env.data.chats import is_chat, render_chat
 from lm_env.errors import ConfigurationError, InvalidPromptError
 
-__all__ = ["Tokenizer", "check_tokenizer", "encode_prompts", "encode_texts", "without_appended_eos"]
+__all__ = ["Tokenizer", "check_tokenizer", "encode_texts", "without_appended_eos"]
 
 _AT_ONCE = 1024  # texts
 
@@ -64,31 +63,6 @@ def encode_texts(
         if not ids:
             shown = reprlib.repr(text)
             raise InvalidPromptError(f"{name}, {shown}, tokenizes to nothing: begin it with a BOS token")
-    return rows
-
-
-def encode_prompts(prompts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
-    """The token ids of texts and chats, as `load_prompts` has them: one BOS, no EOS behind; "" may have none at all.
-
-    Raises:
-        InvalidPromptError, ConfigurationError: a chat that cannot be rendered.
-    """
-    rendered = [is_chat(prompt) for prompt in prompts]
-    texts = [
-        render_chat(f"prompt {i}", prompt, tokenizer) if chat else prompt
-        for i, (prompt, chat) in enumerate(zip(prompts, rendered, strict=True))
-    ]
-    rows: list[list[int]] = [[] for _ in texts]
-    for special in (True, False):
-        chosen = [i for i, chat in enumerate(rendered) if chat != special]
-        if not chosen:
-            continue
-        own = [texts[i] for i in chosen]
-        encoded = _encode(own, tokenizer, add_special_tokens=special)
-        if special:
-            _take_back(encoded, own, tokenizer)
-        for i, ids in zip(chosen, encoded, strict=True):
-            rows[i] = ids
     return rows
 
 

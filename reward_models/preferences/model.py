@@ -1,15 +1,17 @@
 """A reward model made of a causal LM: its trunk, and a scalar read at the last token.
 
-`ScalarHeadModel` is tensors in, scores out; `RewardModel` adds the tokenizer and is a reward function.
+The network is tensors in, scores out; `RewardModel` adds the tokenizer and is a reward function.
+Rows are right-padded: no real token attends to a pad, and the last token is found by length.
 
-Shapes: B rows.
+Shapes: B rows, L tokens of the longest row, D hidden.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_env.data.tokenizing import encode_prompts
 from lm_env.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,
@@ -41,7 +43,6 @@ from lm_env.objective.rewards import score_responses
 from lm_env.storage import is_saved_folder, read_folder, read_json, write_folder
 from lm_env.validation import check_integer
 from reward_models.combine import standardizing
-from reward_models.preferences.network import ScalarHeadModel
 
 __all__ = ["RewardModel", "ScalarHeadModel"]
 
@@ -50,13 +51,57 @@ SETTINGS_FILE = "reward_model.json"
 VERSION = 1  # of the settings
 
 
+class ScalarHeadModel(nn.Module):
+    """A transformer trunk and a linear head: one score per row.
+
+    The head starts with standard deviation 1/sqrt(D + 1) and bias 0 (Ziegler et al. 2019,
+    arXiv:1909.08593), in fp32 whatever the trunk is in.
+
+    Attributes:
+        trunk: a transformers base model, `last_hidden_state` (B, L, D) out.
+        head: (D) -> (1).
+        gain, bias: fp32 scalar buffers; the score is gain * head + bias.
+    """
+
+    gain: Tensor
+    bias: Tensor
+
+    def __init__(self, trunk: PreTrainedModel, *, seed: int = 0) -> None:
+        super().__init__()
+        config = trunk.config.get_text_config()
+        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT may project at the end
+        self.trunk = trunk
+        self.head = nn.Linear(width, 1)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.head.weight, std=1 / math.sqrt(width + 1), generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("gain", torch.ones(()))
+        self.register_buffer("bias", torch.zeros(()))
+        self.to(trunk.device)
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Score rows.
+
+        Args:
+            input_ids: int64 (B, L), right-padded with any token.
+            lengths: int64 (B,), each in 1..L.
+
+        Returns:
+            float32 (B,).
+        """
+        # All ones on purpose: right pads come after every real token, so causality alone hides them.
+        mask = torch.ones_like(input_ids)
+        hidden = self.trunk(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        return self.head(last.to(self.head.weight.dtype)).squeeze(-1) * self.gain + self.bias
+
+
 class RewardModel:
     """A `ScalarHeadModel` and its tokenizer: a reward function, trained by `train_reward_model`.
 
     What it reads is the prompt's tokens followed by the response's.  Given as ids (`prompt_ids`,
     `response_ids`, which an environment hands over), they are taken as they are, an EOS only where
-    there was one.  Given as text, or as a chat, the prompt is tokenized as an environment does it; the
-    response is taken to be complete and an EOS is put after it.
+    there was one.  Given as text, the response is taken to be complete and an EOS is put after it.
 
     Args:
         network: scores right-padded rows.
@@ -154,17 +199,30 @@ class RewardModel:
             if given is not None and len(given) != len(prompts):
                 raise ConfigurationError(f"{len(given)} {name} for {len(prompts)} prompts: give one each")
         eos = self.tokenizer.eos_token_id
-        starts = _ids_or(prompts, prompt_ids, lambda texts: encode_prompts(texts, self.tokenizer))
-        ends = _ids_or(responses, response_ids, lambda texts: self._complete(texts, [] if eos is None else [eos]))
+        starts = self._tokenize(prompts, prompt_ids, add_special_tokens=True)
+        ends = self._tokenize(responses, response_ids, add_special_tokens=False, after=[] if eos is None else [eos])
         keep = slice(-self.max_length, None) if self.max_length else slice(None)
         rows = [[*start, *end][keep] for start, end in zip(starts, ends, strict=True)]
         if [] in rows:
             raise ConfigurationError(f"sample {rows.index([])} has neither prompt nor response tokens to score")
         return rows
 
-    def _complete(self, responses: list[Any], end: list[int]) -> list[list[int]]:
-        """The tokens of responses that are given as text, the EOS behind them."""
-        return [[*row, *end] for row in self.tokenizer(responses, add_special_tokens=False)["input_ids"]]
+    def _tokenize(
+        self,
+        texts: Sequence[str],
+        ids: Sequence[Sequence[int] | None] | None,
+        *,
+        add_special_tokens: bool,
+        after: Sequence[int] = (),
+    ) -> list[Sequence[int]]:
+        """The ids, and the tokens of those texts that have none, `after` put behind them."""
+        rows: list[Any] = [None] * len(texts) if ids is None else list(ids)
+        missing = [i for i, row in enumerate(rows) if row is None]
+        if missing:
+            encoded = self.tokenizer([texts[i] for i in missing], add_special_tokens=add_special_tokens)["input_ids"]
+            for i, row in zip(missing, encoded, strict=True):
+                rows[i] = [*row, *after]
+        return rows
 
     @torch.inference_mode()
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
@@ -214,11 +272,6 @@ class RewardModel:
 
         return write_folder(folder, fill)
 
-    @staticmethod
-    def is_saved_at(folder: str | Path) -> bool:
-        """Whether a reward model was saved there, be it damaged by now."""
-        return (Path(folder) / SETTINGS_FILE).is_file() or (Path(folder) / HEAD_FILE).is_file()
-
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device | None = None) -> RewardModel:
         """Read what `save` wrote, onto CUDA by default where there is one.
@@ -249,20 +302,6 @@ class RewardModel:
                 ) from error
 
         return read_folder(folder, read)
-
-
-def _ids_or(
-    texts: Sequence[Any],
-    ids: Sequence[Sequence[int] | None] | None,
-    encode: Callable[[list[Any]], list[list[int]]],
-) -> list[Sequence[int]]:
-    """The ids, and the tokens of those texts that have none."""
-    rows: list[Any] = [None] * len(texts) if ids is None else list(ids)
-    missing = [i for i, row in enumerate(rows) if row is None]
-    if missing:
-        for i, row in zip(missing, encode([texts[i] for i in missing]), strict=True):
-            rows[i] = row
-    return rows
 
 
 def _read_settings(held: Path, folder: str | Path) -> dict[str, Any]:

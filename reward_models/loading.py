@@ -37,7 +37,7 @@ def load_reward(
         module, _, function = spec.rpartition(":")
         if (module and function.isidentifier()) or spec.endswith(".py"):
             return load_function(spec, "prompts, responses, **columns")
-    if reward_models.RewardModel.is_saved_at(folder):
+    if (folder / "reward_model.json").is_file() or (folder / "head.safetensors").is_file():
         return reward_models.RewardModel.load(folder, device=device)
     return reward_models.SequenceClassifierReward(
         str(folder) if folder.is_dir() else spec, device=device, download=download
