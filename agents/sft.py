@@ -51,7 +51,7 @@ class SFTConfig:
     bf16: bool = False
     """Forwards and backwards under bfloat16 autocast; the weights stay as they are."""
     packing: bool = False
-    """Read several demonstrations side by side in a row, without padding; the gradient is the same."""
+    """Read short demonstrations side by side in rows without padding; the gradient is the same."""
     patience: int | None = None
     """Stop after so many measurements in a row on what is held out without a lower loss, and keep the best weights."""
     eval_steps: int | None = None

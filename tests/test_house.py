@@ -24,7 +24,7 @@ FLOORS = [
     ["lm_env.models"],
     ["lm_env.data"],
     ["lm_env.storage"],
-    ["lm_env.validation"],
+    ["lm_env.validation", "lm_env.namesake"],
     ["lm_env.errors"],
 ]
 """From the top: each uses only what is below it, and itself."""

@@ -23,8 +23,8 @@ from lm_env.models.logprobs import Outputs, forward
 
 __all__ = ["check_packing", "pack", "packed_outputs"]
 
-ROW_TOKENS = 2048
-"""A packed row is no longer than this, or than its one text: attention costs more the longer a row is."""
+ROW_TOKENS = 512
+"""A packed row is no longer than this, or than its one text: what a longer row costs in attention, it does not save."""
 
 
 def pack(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[np.ndarray]:
