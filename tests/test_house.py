@@ -27,7 +27,7 @@ FLOORS = [
     ["lm_env.data"],
     ["lm_env.storage"],
     ["lm_env.progress"],
-    ["lm_env.validation", "lm_env.explain"],
+    ["lm_env.validation", "lm_env.explain", "lm_env.namesake"],
     ["lm_env.errors"],
 ]
 """From the top: each uses only what is below it, and itself."""

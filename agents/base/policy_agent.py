@@ -13,25 +13,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agents.base.config import AgentConfig, make_config
+from agents.base.observations import checked_masks, checked_observation
 from agents.base.text_agent import TextAgent, task_of
 from agents.learning.critic import CriticSource, describe_critic, make_policy, rebuild_critic
 from agents.learning.randomness import Randomness
 from agents.learning.updater import Updater
-from agents.run.checkpoint import (
-    Checkpoint,
-    folder_of,
-    language_model_tensors,
-    read_checkpoint,
-    write_checkpoint,
-)
-from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError
+from agents.run.checkpoint import Checkpoint, language_model_tensors, read_checkpoint, write_checkpoint
+from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, UnsafeFileError
 from lm_env.generation.generate import LocalBackend
 from lm_env.generation.sampling import sample
-from lm_env.models.export import check_finite, export_language_model
+from lm_env.models.export import check_finite, check_mergeable, export_language_model
 from lm_env.models.logprobs import restrict
 from lm_env.objective.fingerprint import check_fingerprint, task_fingerprint
 from lm_env.objective.task import Task
-from lm_env.storage import read_folder
+from lm_env.storage import folder_of, read_folder
+from lm_env.validation import check_flag, checked_path
 
 __all__ = ["PolicyAgent"]
 
@@ -77,17 +73,16 @@ class PolicyAgent(TextAgent):
         Args:
             action_masks: bool (V,) or (B, V), `env.action_masks()`; needed if the task masks tokens, for
                 an observation does not tell where its prompt ends.
+
+        Raises:
+            ConfigurationError: it is no observation of such an environment, or the masks do not fit it.
         """
         if self.task.action_mask is not None and action_masks is None:
             raise ConfigurationError("this task masks tokens: call predict(..., action_masks=env.action_masks())")
-        flat = not isinstance(observation, dict)
-        ids = np.asarray(observation)[..., 1:] if flat else np.asarray(observation["input_ids"])
-        lengths = np.asarray(observation)[..., :1] if flat else np.asarray(observation["length"])
-        single = ids.ndim == 1
-        ids = np.atleast_2d(ids)
-        logits, _ = self.policy.next_outputs(ids, lengths.reshape(-1))
+        ids, lengths, single = checked_observation(observation, self.task.vocab_size)
+        logits, _ = self.policy.next_outputs(ids, lengths)
         if action_masks is not None:
-            logits = restrict(logits, np.broadcast_to(action_masks, tuple(logits.shape)).copy())
+            logits = restrict(logits, checked_masks(action_masks, tuple(logits.shape)))
         tokens, _ = sample(logits, self.task.temperature, self.randomness.sampling, deterministic)
         actions = tokens.cpu().numpy()
         return (actions[0] if single else actions), None
@@ -102,26 +97,41 @@ class PolicyAgent(TextAgent):
         return
 
     # -- files ------------------------------------------------------------------------------------------
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, merge: bool = False) -> Path:
         """Write a folder that `load` and, for a transformers model, `AutoModelForCausalLM.from_pretrained` read.
 
         Safetensors and JSON only; written beside and renamed into place, with checksums.  A path that ends
         in `.zip`, as stable-baselines3's callbacks write it, names the folder without that ending.
 
+        Args:
+            merge: of a peft model, write the whole language model, its adapter merged into a copy of it.
+                Otherwise the adapter alone is written, with the name of its base, as peft does; `load_model`
+                and, where peft is installed, `AutoModelForCausalLM` read that too.
+
         Returns:
             the folder.
 
         Raises:
+            ConfigurationError: no path, or an adapter that cannot be merged into its quantized base.
             NonFiniteError: a weight is NaN or infinite; nothing was written.
             CheckpointWriteError: see `lm_env.storage`; what was there before is untouched.
         """
-        return self.write(Path(path), self.state())
+        check_flag("merge", merge)
+        return self.write(checked_path("the path", path), self.state(), merge=merge)
 
-    def write(self, path: Path, checkpoint: Checkpoint) -> Path:
+    def write(self, path: Path, checkpoint: Checkpoint, *, merge: bool = False) -> Path:
         """Write what `state` gave, with the language model beside it; see `save`."""
+        task = self.task
+        lm = task.adapter or task.model
+        if merge:
+            check_mergeable(lm)
         check_finite(self.policy.state_dict())
-        lm = self.task.adapter or self.task.model
-        return write_checkpoint(path, checkpoint, lambda folder: export_language_model(lm, self.task.tokenizer, folder))
+        base = getattr(task.reference, "name_or_path", None)
+
+        def export(folder: Path) -> None:
+            export_language_model(lm, task.tokenizer, folder, merge=merge, base=base)
+
+        return write_checkpoint(path, checkpoint, export)
 
     def saved_bytes(self) -> int:
         """About how many bytes `save` writes: all weights, two moments of those that are trained, the average."""
@@ -146,9 +156,15 @@ class PolicyAgent(TextAgent):
             UserWarning: another reward, reference, prompts, ... than when it was saved; or another fixed beta,
                 which the saved one replaces.
         """
+        given = checked_path("the path", path)
+        place = folder_of(given)
+        if given.is_file() and not place.is_dir():
+            raise UnsafeFileError(
+                f"{given} is a file, such as stable-baselines3's own save, which is unpickled: give a folder that"
+                f" {cls.__name__}.save wrote"
+            )
         env = gymnasium.make(env) if isinstance(env, str) else env
         task = task_of(env)
-        place = folder_of(Path(path))
         checkpoint = read_folder(place, lambda folder: cls._read(folder, place, task, check_fingerprint))
         settings = checkpoint.settings
         if "critic" not in options:
@@ -176,6 +192,7 @@ class PolicyAgent(TextAgent):
             raise CheckpointMismatchError(
                 f"the config in {place} has an option {unknown[0]!r}, which {cls.Config.__name__} does not have"
             )
+        _check_saved_config(cls, settings["config"], place)
         check(settings["task"], task, place)
         if not _is_exported_whole(task):
             return checkpoint
@@ -245,6 +262,14 @@ class PolicyAgent(TextAgent):
                     break
         if problem:
             raise CheckpointMismatchError(f"the saved weights do not fit the environment's model: {problem}")
+
+
+def _check_saved_config(cls: type[PolicyAgent], saved: dict[str, Any], place: Path) -> None:
+    """Raise CheckpointCorruptError if a saved option is none that the agent could have had."""
+    try:
+        make_config(cls.Config, cls.__name__, saved)
+    except ConfigurationError as error:
+        raise CheckpointCorruptError(f"the config in {place} is not as it was saved: {error}") from error
 
 
 def _is_exported_whole(task: Task) -> bool:

@@ -5,33 +5,19 @@ Shapes: B texts, P prompt, T response, L = P + T.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from lm_env.data.episodes import Episodes
-from lm_env.data.prompts import Prompt
+from lm_env.data.episodes import Episodes, text_episodes
 from lm_env.models.inputs import length_batches
 from lm_env.models.logprobs import response_logprobs, response_outputs, token_logprobs
+from lm_env.models.packing import ROW_TOKENS, pack, packed_outputs
 
 __all__ = ["add_likelihood_gradient", "perplexity", "text_episodes"]
-
-
-def text_episodes(prompts: Sequence[Prompt], rows: Sequence[Sequence[int]], given: Sequence[int]) -> Episodes:
-    """Texts as episodes.
-
-    Args:
-        rows: the token ids of each text, prompt and all.
-        given: how many of them are the prompt, at least 1: no likelihood is asked of these.
-    """
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
-    for line, row in zip(ids, rows, strict=True):
-        line[: len(row)] = row
-    return Episodes(ids, np.asarray(given, dtype=np.int64), lengths, prompts)
 
 
 def add_likelihood_gradient(
@@ -40,20 +26,27 @@ def add_likelihood_gradient(
     scale: float,
     micro_batch_tokens: int,
     autocast: Callable[[], AbstractContextManager[Any]],
+    *,
+    packed: bool = False,
 ) -> float:
     """Add the gradient of -scale x mean log pi(response token) to the parameters' `grad`.
 
     Args:
         micro_batch_tokens: padded tokens per forward; memory only, the gradient is the same.
         autocast: the context of the forwards.
+        packed: read several texts side by side in a row without padding; the gradient is the same.
 
     Returns:
         the mean negative log-likelihood, nats per token, before any step.
     """
     count, total = int(episodes.response_lengths.sum()), 0.0
-    for part in length_batches(episodes.lengths, micro_batch_tokens):
+    if packed:
+        parts = pack(episodes.lengths, min(micro_batch_tokens, ROW_TOKENS))
+    else:
+        parts = length_batches(episodes.lengths, micro_batch_tokens)
+    for part in parts:
         with autocast():
-            outputs, targets = response_outputs(model, episodes[part])
+            outputs, targets = (packed_outputs if packed else response_outputs)(model, episodes[part])
             logprobs = token_logprobs(outputs.logits, targets)  # T = 1: the texts were not sampled
         loss = -logprobs.sum() / count
         (scale * loss).backward()

@@ -37,7 +37,7 @@ from lm_env.models.inspection import device_of, evaluating
 from lm_env.models.loading import is_quantized
 from lm_env.models.optimization import guarded_step, join_optimizer, split_optimizer
 from lm_env.objective.task import Task
-from lm_env.validation import check_choice, check_integers, check_numbers
+from lm_env.validation import check_field_types, check_integers, check_numbers
 
 __all__ = ["MicroBatch", "UpdateStep", "Updater", "UpdaterConfig"]
 
@@ -65,8 +65,8 @@ class UpdaterConfig:
     """Layers keep only their inputs for the backward pass: less memory for one more forward, the same gradient."""
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         check_numbers(self, "learning_rate", "max_grad_norm", low=0.0, above=True)
-        check_choice("lr_schedule", self.lr_schedule, ("constant", "linear"))
         check_integers(self, "warmup_rollouts", low=0)
         check_integers(self, "micro_batch_tokens")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -21,7 +21,7 @@ from lm_env.models.export import check_finite
 from lm_env.models.loading import read_pretrained
 from lm_env.storage import read_json, write_folder
 
-__all__ = ["Checkpoint", "folder_of", "language_model_tensors", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "language_model_tensors", "read_checkpoint", "write_checkpoint"]
 
 FORMAT = 1
 """The version of what `write_checkpoint` writes."""
@@ -53,11 +53,6 @@ class Checkpoint:
     """The tensors of the optimizer and of the average of the weights."""
 
 
-def folder_of(path: Path) -> Path:
-    """The folder that a path names: stable-baselines3's callbacks put `.zip` behind what they save."""
-    return path.with_suffix("") if path.suffix == ".zip" else path
-
-
 def write_checkpoint(path: Path, checkpoint: Checkpoint, export: Callable[[Path], object]) -> Path:
     """Write a checkpoint, whole or not at all.
 
@@ -78,7 +73,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, export: Callable[[Path]
         save_file(checkpoint.updater, own / "optimizer.safetensors")
         (own / "state.json").write_text(json.dumps({"format": FORMAT, **checkpoint.settings}))
 
-    return write_folder(folder_of(path), fill)
+    return write_folder(path, fill)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -115,8 +110,11 @@ def language_model_tensors(lm: nn.Module, folder: Path) -> dict[str, Tensor]:
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
-    if not isinstance(settings.get("format"), int):
-        raise CheckpointCorruptError("state.json is not what an agent writes (it has no format): take another one")
+    version = settings.get("format")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointCorruptError(
+            f"state.json is not what an agent writes (its format is {version!r:.60}): take another one"
+        )
     if settings["format"] > FORMAT:
         raise CheckpointMismatchError(
             f"state.json has format {settings['format']}, and this lm_env reads up to {FORMAT}: update lm_env"

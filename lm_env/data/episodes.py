@@ -17,7 +17,7 @@ from lm_env.errors import ConfigurationError
 if TYPE_CHECKING:
     from lm_env.data.prompts import Prompt
 
-__all__ = ["Episodes", "ScoredEpisodes"]
+__all__ = ["Episodes", "ScoredEpisodes", "text_episodes"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,20 @@ class Episodes:
     def responses(self) -> list[list[int]]:
         """The response tokens of each row, the EOS included."""
         return [row[p:n].tolist() for row, p, n in zip(self.input_ids, self.prompt_lengths, self.lengths, strict=True)]
+
+
+def text_episodes(prompts: Sequence[Prompt], rows: Sequence[Sequence[int]], given: Sequence[int]) -> Episodes:
+    """Texts as episodes.
+
+    Args:
+        rows: the token ids of each text, prompt and all.
+        given: how many of them are the prompt, at least 1: no likelihood is asked of these.
+    """
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row)] = row
+    return Episodes(ids, np.asarray(given, dtype=np.int64), lengths, prompts)
 
 
 def _as_array(name: str, values: object, kinds: str, described: str, ndim: int) -> np.ndarray:

@@ -17,16 +17,25 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from lm_env.data.chats import is_chat, render_chat
-from lm_env.data.sources import read_rows
-from lm_env.data.tokenizing import Tokenizer, encode_texts
+from lm_env.data.sources import EncodedRow, NamedRow, read_rows
+from lm_env.data.tokenizing import Tokenizer, check_tokenizer, encode_texts, without_appended_eos
 from lm_env.errors import ConfigurationError, InvalidPromptError
-from lm_env.validation import check_choice, check_integer
+from lm_env.validation import check_choice, check_flag, check_integer
 
-__all__ = ["PROMPT_COLUMNS", "RESERVED_COLUMNS", "Overflow", "Prompt", "Prompts", "load_prompts"]
+__all__ = [
+    "PROMPT_COLUMNS",
+    "RESERVED_COLUMNS",
+    "Overflow",
+    "Prompt",
+    "Prompts",
+    "load_prompts",
+    "named_rows",
+    "prompts_from_rows",
+]
 
 Overflow = Literal["error", "truncate"]
 
-PROMPT_COLUMNS = ("prompt", "text", "question", "query")
+PROMPT_COLUMNS = ("prompt", "text", "question", "query", "instruction", "messages")
 RESERVED_COLUMNS = frozenset({"prompts", "responses", "prompt_ids", "response_ids"})  # the reward's own arguments
 
 LONGEST_TEXT = 2**22
@@ -94,15 +103,15 @@ def load_prompts(
     add_special_tokens: bool = True,
     download: bool = False,
     limit: int | None = None,
-    too_long: str = "raise max_prompt_tokens, shorten it, or pass overflow='truncate'",
 ) -> Prompts:
     """Read, tokenize and check prompts.
 
     A prompt is a text, token ids, or a chat: a list of messages {"role": ..., "content": ...}, the last
     one not the assistant's, which the tokenizer's chat template renders up to where the assistant's
     answer begins.  Text that begins with a BOS of its own gets no second one.  An EOS that the tokenizer
-    puts behind a text is left out, with a warning: the model is to go on from there.  Token ids stay as
-    they are given, and in a chat the template alone decides on special tokens.
+    puts behind a text is left out, with a warning: the model is to go on from there.  So is one in what the
+    tokenizer returned for a list of texts.  Other token ids stay as they are given, and in a chat the template
+    alone decides on special tokens.
 
     Args:
         source: a list of prompts or of dicts that hold one; a .txt file (one prompt per non-empty line);
@@ -120,34 +129,70 @@ def load_prompts(
         add_special_tokens: whether the tokenizer adds to a text what it adds by itself (usually a BOS).
         download: allow a hub id to be fetched.
         limit: read only the first `limit` prompts; required where the source does not know its end.
-        too_long: what the error tells the user to do about a longer prompt.
 
     Raises:
         InvalidPromptError: a prompt is empty, too long, no text, ids or chat, or outside the vocabulary;
             the message names its index, or its file and line.
         ConfigurationError: the source or another argument cannot work.
     """
-    check_integer("vocab_size", vocab_size)
-    check_integer("max_prompt_tokens", max_prompt_tokens)
-    check_choice("overflow", overflow, ("error", "truncate"))
+    check_tokenizer(tokenizer)
+    return prompts_from_rows(
+        named_rows(source, download=download, limit=limit),
+        tokenizer,
+        vocab_size=vocab_size,
+        max_prompt_tokens=max_prompt_tokens,
+        prompt_column=prompt_column,
+        overflow=overflow,
+        add_special_tokens=add_special_tokens,
+        remedy="raise max_prompt_tokens, shorten it, or pass overflow='truncate'",
+    )
+
+
+def named_rows(source: Any, *, download: bool = False, limit: int | None = None) -> list[NamedRow]:
+    """(its name in messages, row) of each row of a source; see `load_prompts` for arguments and errors."""
     if limit is not None:
         check_integer("limit", limit)
-    if not isinstance(add_special_tokens, bool):
-        raise ConfigurationError(f"add_special_tokens must be True or False, not {add_special_tokens!r}")
+    check_flag("download", download)
     rows = list(itertools.islice(read_rows(source, download, limit), limit))
     if not rows:
         name = repr(str(source)) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__} given"
         raise InvalidPromptError(f"{name} holds no prompts: give at least one")
+    return rows
+
+
+def prompts_from_rows(
+    rows: Sequence[NamedRow],
+    tokenizer: Tokenizer | None,
+    *,
+    vocab_size: int,
+    max_prompt_tokens: int,
+    prompt_column: str | None,
+    overflow: Overflow,
+    add_special_tokens: bool,
+    remedy: str,
+) -> Prompts:
+    """`load_prompts` of rows that have been read.
+
+    Args:
+        remedy: what the error tells the user to do about a prompt that is too long.
+    """
+    check_integer("vocab_size", vocab_size)
+    check_integer("max_prompt_tokens", max_prompt_tokens)
+    check_choice("overflow", overflow, ("error", "truncate"))
+    check_flag("add_special_tokens", add_special_tokens)
+    if prompt_column is not None and not isinstance(prompt_column, str):
+        raise ConfigurationError(f"prompt_column must be the name of a column, not {prompt_column!r:.60}")
     first = next((row for _, row in rows if isinstance(row, Mapping)), {})
     column = prompt_column or next((name for name in PROMPT_COLUMNS if name in first), PROMPT_COLUMNS[0])
     drafts = [_draft(where, row, column, tokenizer) for where, row in rows]
     _tokenize([draft for draft in drafts if draft.written], tokenizer, add_special_tokens)
+    without_appended_eos([draft.ids for draft in drafts if draft.encoded], tokenizer)
     names = dict.fromkeys(name for draft in drafts for name in draft.columns)
     prompts = []
     for index, draft in enumerate(drafts):
         text = draft.text
         columns = {name: draft.columns.get(name) for name in names}
-        ids = _fitted(draft, tokenizer, vocab_size, max_prompt_tokens, overflow, too_long)
+        ids = _fitted(draft, tokenizer, vocab_size, max_prompt_tokens, overflow, remedy)
         if text is None or len(ids) < len(draft.ids):
             text = " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True)
         array = np.array(ids, dtype=np.int64)
@@ -168,6 +213,8 @@ class _Draft:
     ids: list[int] = field(default_factory=list)
     """Empty: still to be tokenized from `written`."""
     written: str = ""
+    encoded: bool = False
+    """The ids are what a tokenizer returned for a text."""
     rendered: bool = False
     """`written` came out of a chat template, which has put every special token into it."""
 
@@ -191,7 +238,7 @@ def _draft(where: str, row: Any, column: str, tokenizer: Tokenizer | None) -> _D
     if isinstance(value, str):
         text = _checked_text(where, value)
         return _Draft(where, columns, text, written=text)
-    return _Draft(where, columns, ids=_checked_ids(where, value))
+    return _Draft(where, columns, ids=_checked_ids(where, value), encoded=isinstance(value, EncodedRow))
 
 
 def _checked_text(where: str, text: str) -> str:

@@ -18,7 +18,10 @@ from typing import Any
 
 from lm_env.errors import ConfigurationError, InvalidPromptError
 
-__all__ = ["read_rows"]
+__all__ = ["EncodedRow", "NamedRow", "read_rows"]
+
+NamedRow = tuple[str, Any]
+"""How messages name a row, and the row."""
 
 LONGEST_LINE = 2**25
 """Bytes of a line in a file.  A longer line is skipped to its end without keeping it in memory, and refused."""
@@ -29,7 +32,11 @@ _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[\w.%+\[\]:-]+))?")
 _ENCODING_KEYS = frozenset({"input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "length"})
 
 
-def read_rows(source: Any, download: bool, limit: int | None) -> Iterator[tuple[str, Any]]:
+class EncodedRow(list[int]):
+    """The token ids of one row of what a tokenizer returned."""
+
+
+def read_rows(source: Any, download: bool, limit: int | None) -> Iterator[NamedRow]:
     """(its name in messages, row) of each row of a source; see `load_prompts` for the sources.
 
     Raises:
@@ -69,7 +76,7 @@ def _encoded_rows(encoding: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 f"prompt {index} has an attention_mask that is no single run of ones, as long as its input_ids, with"
                 " zeros beside it: tokenize it again"
             )
-        yield f"prompt {index}", ids[start:end]
+        yield f"prompt {index}", EncodedRow(ids[start:end])
 
 
 def _as_lists(rows: Any) -> list[Any]:

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from lm_env.errors import InvalidPromptError
+from lm_env.errors import ConfigurationError, InvalidPromptError
 
-__all__ = ["Tokenizer", "encode_texts"]
+__all__ = ["Tokenizer", "check_tokenizer", "encode_texts", "without_appended_eos"]
 
 _AT_ONCE = 1024  # texts
 
@@ -26,6 +26,19 @@ class Tokenizer(Protocol):
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any: ...
 
     def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> Any: ...
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise ConfigurationError unless it is None or can do what a `Tokenizer` does."""
+    if tokenizer is None:
+        return
+    missing = [name for name in ("bos_token_id", "eos_token_id", "decode") if not hasattr(tokenizer, name)]
+    if missing or not callable(tokenizer):
+        lacks = f"it has no {missing[0]}" if missing else "it cannot be called"
+        raise ConfigurationError(
+            f"the tokenizer is of type {type(tokenizer).__name__}, and {lacks}: give a tokenizer of transformers, or"
+            " the name of one"
+        )
 
 
 def encode_texts(
@@ -53,6 +66,23 @@ def encode_texts(
     return rows
 
 
+def without_appended_eos(rows: Sequence[list[int]], tokenizer: Tokenizer | None) -> None:
+    """Remove the EOS from the end of rows that a tokenizer encoded, if it puts one behind every text; with a warning.
+
+    Args:
+        rows: token ids, changed in place.
+    """
+    eos = None if tokenizer is None else tokenizer.eos_token_id
+    suspects = [row for row in rows if len(row) > 1 and row[-1] == eos]
+    if tokenizer is None or not suspects:
+        return
+    (with_it,), (without,) = (_encode(["a"], tokenizer, special) for special in (True, False))
+    if with_it[-1:] == [eos] and without[-1:] != [eos]:
+        for row in suspects:
+            del row[-1]
+        _warn_of_eos(eos, stacklevel=5)
+
+
 def _encode(texts: Sequence[str], tokenizer: Tokenizer, add_special_tokens: bool) -> list[list[int]]:
     rows: list[list[int]] = []
     for start in range(0, len(texts), _AT_ONCE):
@@ -77,8 +107,12 @@ def _take_back(rows: list[list[int]], texts: Sequence[str], tokenizer: Tokenizer
             del rows[i][-1]
             appended = True
     if appended:
-        warnings.warn(
-            f"the tokenizer puts its EOS ({eos}) behind every text: prompts are taken without it, for the model is to"
-            " go on from them",
-            stacklevel=5,
-        )
+        _warn_of_eos(eos, stacklevel=7)
+
+
+def _warn_of_eos(eos: int | None, stacklevel: int) -> None:
+    warnings.warn(
+        f"the tokenizer puts its EOS ({eos}) behind every text: prompts are taken without it, for the model is to"
+        " go on from them",
+        stacklevel=stacklevel,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Unpack
 
 import gymnasium
@@ -16,10 +17,13 @@ from lm_env.envs.mdp import TextMDP
 from lm_env.envs.render import RENDER_MODES, checked_render_mode, print_render
 from lm_env.envs.spaces import action_space, flatten, observation_space
 from lm_env.envs.state import SlotState
+from lm_env.envs.time_limit import TimeLimitWarner
 from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.objective.description import env_in_words
+from lm_env.objective.options import check_task_options
 from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task, TaskOptions
+from lm_env.validation import check_flag
 
 __all__ = ["TextGenerationEnv"]
 
@@ -34,7 +38,8 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
     - Reward: -beta (log pi - log pi_ref) of the token just taken, nats times beta; plus the reward
       function's score when the text ends.
     - `terminated`: an EOS, a stop string, or the length cap (the score is paid there too, so nothing
-      is left to bootstrap; do not add a `TimeLimit`).  `truncated`: the cap, with `cap_truncates`.
+      is left to bootstrap).  `truncated`: the cap, with `cap_truncates`.  A `TimeLimit` is not needed, and cuts
+      texts whose score is then never paid; choose the length with `max_new_tokens`.
     - `info`: `score`, `logprob`, `ref_logprob`, `kl` (of this token, nats) and `logprob_source`, where log pi
       comes from: `"published"`, `"logprob_fn"` or `"model"`.
 
@@ -61,11 +66,14 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
     ) -> None:
         self.render_mode = checked_render_mode(render_mode, render_values)
         self.render_values = render_values
+        check_flag("flat", flat)
+        check_task_options(task)
         self.mdp = TextMDP(Task(**task), slots=1)
         self.flat = flat
         self.observation_space = observation_space(self.task, flat)
         self.action_space = action_space(self.task)
         self._one_at_a_time = OneAtATime()
+        self._time_limit = TimeLimitWarner()
 
     def __repr__(self) -> str:
         return env_in_words(self)
@@ -89,6 +97,7 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
         Raises:
             ConfigurationError, InvalidPromptError, BusyError: nothing has changed.
         """
+        self._time_limit.notice(sys._getframe(1), self.task.max_new_tokens)
         with self._one_at_a_time:
             chosen = checked_options(options, "prompt")
             seeds = checked_seeds(seed if seed is None else [seed], 1)

@@ -256,6 +256,7 @@ class TextMDP(Slots):
             if self._own is None:
                 self._own = self._new_own()
             part = None if allowed is None else allowed[rest]
+            self._own.surprise = self._untrained.surprise
             logprobs[rest] = self._own.logprobs(slots[rest], tokens[rest], self.input_ids, self.lengths, part)
         return logprobs, source
 

@@ -3,6 +3,10 @@
 The KL in the reward is then 0 for ever.  That the model equals its reference proves nothing: every
 training begins that way, and a first rollout may be long.  The sign of the mistake is an optimizer
 that repeatedly steps, between episodes, on parameters that do not belong to the model.
+
+Those parameters may be a critic's alone, warmed up while the model itself writes, and then the KL is 0 as it should be.
+Where there is a head of one output among them, the actions decide: as long as they look like samples of the
+environment's model, nothing is said.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import numpy as np
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from lm_env.generation.step_logprobs import Surprise
 from lm_env.objective.task import Task
 
 __all__ = ["UntrainedModelWarner"]
@@ -23,6 +28,7 @@ __all__ = ["UntrainedModelWarner"]
 UPDATES = 4  # times that the weights of something else moved between two steps of the environment
 EPISODES = 16  # whole episodes without KL after that
 LOG_RATIO = 1e-5  # rounding; nearly all models give exactly 0
+DEVIATIONS = 4.0  # from what samples of the environment's model would look like
 
 
 class UntrainedModelWarner:
@@ -34,6 +40,9 @@ class UntrainedModelWarner:
         self._updates = 0
         self._episodes = 0
         self._settled = False
+        self._next_look = EPISODES
+        self.surprise: Surprise | None = None
+        """What the actions of the environment's model are to be added to; None: nobody wants to know."""
 
     def note(self, log_ratios: np.ndarray, ended: np.ndarray) -> None:
         """Take note of a step of k slots, before anything of it is stored.
@@ -53,15 +62,23 @@ class UntrainedModelWarner:
         if (ended & differs).any():
             self._settled = True  # the model has been trained
         elif self._updates >= UPDATES and self._task.kl.beta:
+            if self.surprise is None:
+                self.surprise = Surprise()
             self._episodes += int(ended.sum())
-            if self._episodes >= EPISODES:
-                self._settled = True
-                self._warn_unless_trained()
+            if self._episodes >= self._next_look:
+                self._next_look *= 2  # looking at every episode would some day find chance alone
+                self._look()
 
-    def _warn_unless_trained(self) -> None:
+    def _look(self) -> None:
         own = {id(p) for p in self._task.model.parameters()}
-        if any(id(p) in own for optimizer in _steps.optimizers for g in optimizer.param_groups for p in g["params"]):
-            return  # it is in training; its first steps may have a learning rate of 0
+        trained = [p for optimizer in _steps.optimizers for g in optimizer.param_groups for p in g["params"]]
+        if any(id(p) in own for p in trained):
+            self._settled = True  # it is in training; its first steps may have a learning rate of 0
+            return
+        critic = any(p.ndim == 2 and p.shape[0] == 1 for p in trained)
+        if critic and self.surprise is not None and self.surprise.deviation < DEVIATIONS:
+            return
+        self._settled = True
         warnings.warn(
             "the KL in the reward has been 0 for whole episodes, while an optimizer trains other weights: log pi comes"
             " from the environment's own model, which still equals its reference.  Let the agent publish its logprobs"

@@ -21,9 +21,10 @@ from lm_env.envs.spaces import action_space, flatten, observation_space
 from lm_env.envs.state import SlotState
 from lm_env.errors import ConfigurationError, InvalidActionError
 from lm_env.objective.description import env_in_words
+from lm_env.objective.options import check_task_options
 from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task, TaskOptions
-from lm_env.validation import check_integer
+from lm_env.validation import check_flag, check_integer
 
 __all__ = ["TextGenerationVectorEnv"]
 
@@ -53,8 +54,10 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
         **task: Unpack[TaskOptions],
     ) -> None:
         check_integer("the number of environments", num_envs)
+        check_flag("flat", flat)
         mode = _checked_autoreset(autoreset_mode)
         checked_render_mode(render_mode, render_values)
+        check_task_options(task)
         self._init(TextMDP(Task(**task), num_envs), mode, flat, render_mode, render_values)
 
     @classmethod
@@ -240,7 +243,10 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
     def _reset_slots(self, mask: Any) -> np.ndarray:
         if mask is None:
             return np.arange(self.num_envs)
-        mask = np.asarray(mask)
+        try:
+            mask = as_array(mask)
+        except ValueError as error:
+            raise ConfigurationError(f"reset_mask must be a bool array ({self.num_envs},): {error}") from error
         if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
             raise ConfigurationError(
                 f"reset_mask must be a bool array ({self.num_envs},) with at least one True, not {mask!r}"

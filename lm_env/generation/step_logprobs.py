@@ -8,16 +8,18 @@ change of weights) is recomputed from the start.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lm_env.generation.decoders import make_decoder
 from lm_env.models.inspection import evaluating
-from lm_env.models.logprobs import restrict, token_logprobs
+from lm_env.models.logprobs import log_distribution, restrict, token_logprobs
 from lm_env.models.weight_watch import WeightWatch
 
-__all__ = ["StepLogprobs"]
+__all__ = ["StepLogprobs", "Surprise"]
 
 
 class StepLogprobs:
@@ -37,6 +39,8 @@ class StepLogprobs:
         self._decoder = make_decoder(model, slots, max_length)
         self._modules = list(model.modules())  # walking through them at each step would cost as much as a layer
         self._weights = WeightWatch(model)
+        self.surprise: Surprise | None = None
+        """Set by whoever wants to know whether the actions are samples of this model."""
 
     def reset(self, slots: np.ndarray) -> None:
         """These slots hold new texts."""
@@ -93,4 +97,46 @@ class StepLogprobs:
     def _pick(self, logits: Tensor, actions: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
         if allowed is not None:
             logits = restrict(logits, allowed)
-        return token_logprobs(logits, torch.from_numpy(actions).to(logits.device), self.temperature).cpu().numpy()
+        tokens = torch.from_numpy(actions).to(logits.device)
+        if self.surprise is not None:
+            self.surprise.add(tokens, log_distribution(logits, self.temperature).exp())
+        return token_logprobs(logits, tokens, self.temperature).cpu().numpy()
+
+
+class Surprise:
+    """How far the tokens taken lie from how often this model would have taken each.
+
+    Whatever the texts, a token's count minus the sum of its probabilities has mean 0 if the model sampled the tokens
+    itself, and a variance of at most that sum.  So the sum of the squares over these sums (Pearson's, with the rare
+    tokens taken together) is about the number of its terms; tokens that other weights took make it grow without bound.
+    """
+
+    ENOUGH = 5.0  # expected counts from which on a token stands by itself
+
+    def __init__(self) -> None:
+        self._counts: Tensor | None = None
+        self._expected: Tensor | None = None
+
+    def add(self, actions: Tensor, probabilities: Tensor) -> None:
+        """Take note of k actions.
+
+        Args:
+            actions: int64 (k,).
+            probabilities: (k, V) of all tokens, before each action.
+        """
+        size = probabilities.shape[-1]
+        counts = torch.bincount(actions.cpu(), minlength=size).double()
+        expected = probabilities.double().sum(0).cpu()
+        self._counts = counts if self._counts is None else self._counts + counts
+        self._expected = expected if self._expected is None else self._expected + expected
+
+    @property
+    def deviation(self) -> float:
+        """In standard deviations of a chi-square variable with as many degrees of freedom as there are terms."""
+        if self._counts is None or self._expected is None:
+            return 0.0
+        common = self._expected >= self.ENOUGH
+        counts = torch.cat([self._counts[common], self._counts[~common].sum()[None]])
+        expected = torch.cat([self._expected[common], self._expected[~common].sum()[None]])
+        statistic = float(((counts - expected).square() / expected.clamp(min=1.0)).sum())
+        return (statistic - len(counts)) / math.sqrt(2 * len(counts))

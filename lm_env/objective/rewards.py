@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import torch
 
-from lm_env.errors import RewardError, RewardValueError
+from lm_env.errors import ConfigurationError, RewardError, RewardValueError
 from lm_env.objective.scores import Scores, checked_scores, short_repr
 
 __all__ = [
@@ -79,6 +79,12 @@ class Causal:
 
     reward: RewardFunction | Callable[..., Any]
     causal: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.reward):
+            raise ConfigurationError(
+                f"Causal wraps a reward function f(prompts, responses, **columns), not {self.reward!r:.60}"
+            )
 
     @property
     def __name__(self) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from lm_env.data.episodes import Episodes
-from lm_env.data.prompts import Overflow, Prompts, load_prompts
+from lm_env.data.prompts import Overflow, Prompts, named_rows, prompts_from_rows
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import adapter_off
 from lm_env.models.inspection import check_positions, facts_of
@@ -27,6 +27,7 @@ from lm_env.objective.options import (
     ActionMask,
     TaskOptions,
     check_limits,
+    checked_action_mask,
     resolve_eos,
     resolve_models,
     resolve_reward,
@@ -48,7 +49,8 @@ class Task:
             the reward, a tokenizer's output, a .txt or .jsonl file, a `datasets.Dataset`, a hub id.
         prompt_column, overflow, add_special_tokens: how prompts are read, see `load_prompts`.
         reward: a `RewardFunction`, or where one is: `"reward_models:LexiconSentiment"` or
-            `"file.py:function"`; a class is called without arguments.
+            `"file.py:function"`, of which a class is called without arguments; `"lexicon"`; or a folder with
+            a saved reward model or a sequence classifier.
         reference: the frozen model of the KL penalty.  Default: a frozen copy of `model`; for a peft
             model its own base, the adapter switched off, without a second copy of the weights.
         beta: weight of the KL penalty (reward per nat), or a controller of it.
@@ -121,7 +123,7 @@ class Task:
         self.max_length = self.max_prompt_tokens + max_new_tokens
         check_positions(self.model, self.max_length)
         check_positions(self.reference, self.max_length)
-        self.reward = resolve_reward(reward)
+        self.reward = resolve_reward(reward, device=device)
         self.kl = make_controller(beta)
         self.eos_token_ids = resolve_eos(eos_token_id, self.tokenizer, self.vocab_size)
         self._is_eos = np.zeros(self.vocab_size, dtype=bool)
@@ -130,7 +132,7 @@ class Task:
         self.missing_eos_score = missing_eos_score
         self.cap_truncates = cap_truncates
         self.temperature = float(temperature)
-        self.action_mask = action_mask
+        self.action_mask = checked_action_mask(action_mask)
         pad = getattr(self.tokenizer, "pad_token_id", None)
         self.pad_token_id = int(pad) if pad is not None and pad < self.vocab_size else 0
 
@@ -147,30 +149,35 @@ class Task:
         Raises:
             InvalidPromptError, ConfigurationError: see `lm_env.load_prompts`.
         """
-        return self._load(source, download, any_length=any_length)
+        return self._load(
+            source,
+            download,
+            remedy="make the environment with a higher max_prompt_tokens or with overflow='truncate', or shorten it",
+            any_length=any_length,
+        )
 
     def _own_prompts(self, source: Any, download: bool, given: int | None, max_new_tokens: int) -> Prompts:
         """The task's own prompts; where no limit was given, what is too long is too long for the positions."""
         if given is not None:
-            return self._load(source, download)
+            remedy = "raise max_prompt_tokens, shorten it, or pass overflow='truncate'"
+            return self._load(source, download, remedy=remedy)
         return self._load(
             source,
             download,
-            too_long=f"this limit comes from the model's positions, of which max_new_tokens={max_new_tokens} are for"
+            remedy=f"this limit comes from the model's positions, of which max_new_tokens={max_new_tokens} are for"
             " the response, so lower max_new_tokens, shorten the prompt, or pass overflow='truncate'",
         )
 
-    def _load(self, source: Any, download: bool, any_length: bool = False, **options: Any) -> Prompts:
-        return load_prompts(
-            source,
+    def _load(self, source: Any, download: bool, *, remedy: str, any_length: bool = False) -> Prompts:
+        return prompts_from_rows(
+            named_rows(source, download=download),
             self.tokenizer,
             vocab_size=self.vocab_size,
             max_prompt_tokens=self._room(self.max_new_tokens) if any_length else self.max_prompt_tokens,
             prompt_column=self.prompt_column,
             overflow=self.overflow,
             add_special_tokens=self.add_special_tokens,
-            download=download,
-            **options,
+            remedy=remedy,
         )
 
     def _room(self, max_new_tokens: int) -> int:

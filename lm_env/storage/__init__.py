@@ -19,7 +19,7 @@ from __future__ import annotations
 from lm_env.storage.checkpoints import CheckpointFolder, Checkpointing, checkpoints_in, remove_checkpoints
 from lm_env.storage.interruption import StopSignals
 from lm_env.storage.lock import FileLock
-from lm_env.storage.reading import is_saved_folder, read_folder, read_json, verify_folder
+from lm_env.storage.reading import folder_of, is_saved_folder, read_folder, read_json, verify_folder
 from lm_env.storage.writing import check_destination, remove_folder, write_folder
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "StopSignals",
     "check_destination",
     "checkpoints_in",
+    "folder_of",
     "is_saved_folder",
     "read_folder",
     "read_json",

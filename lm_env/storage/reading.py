@@ -18,7 +18,16 @@ from lm_env.errors import CheckpointCorruptError
 from lm_env.storage.lock import try_lock
 from lm_env.storage.manifest import MANIFEST, looks_saved, problem_of, read_manifest
 
-__all__ = ["OLD", "is_saved_folder", "read_folder", "read_json", "real_place", "sweep_links", "verify_folder"]
+__all__ = [
+    "OLD",
+    "folder_of",
+    "is_saved_folder",
+    "read_folder",
+    "read_json",
+    "real_place",
+    "sweep_links",
+    "verify_folder",
+]
 
 T = TypeVar("T")
 
@@ -109,9 +118,18 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 # -- places -------------------------------------------------------------------------------------------
+def folder_of(path: str | Path) -> Path:
+    """The folder that a path names: of one that ends in `.zip` and is no folder, the path without that ending.
+
+    stable-baselines3's callbacks put `.zip` behind what they save, and its users write it themselves.
+    """
+    path = Path(path)
+    return path.with_suffix("") if path.suffix == ".zip" and not path.is_dir() else path
+
+
 def real_place(path: str | Path) -> Path:
-    """The folder itself, where `path` is a symbolic link to it or goes through one."""
-    return Path(os.path.realpath(path))
+    """The folder itself, where `path` is a symbolic link to it or goes through one; see also `folder_of`."""
+    return Path(os.path.realpath(folder_of(path)))
 
 
 def workplace_of(real: Path) -> Path:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointWriteError, LMEnvError
 from lm_env.storage.lock import FileLock
 from lm_env.storage.manifest import MANIFEST, read_manifest, write_manifest
-from lm_env.storage.reading import OLD, real_place, sweep_links, workplace_of
+from lm_env.storage.reading import OLD, folder_of, real_place, sweep_links, workplace_of
 
 __all__ = ["check_destination", "remove_folder", "write_folder"]
 
@@ -48,7 +48,7 @@ def write_folder(path: str | Path, fill: Callable[[Path], object]) -> Path:
     If `path` is a symbolic link, the link stays and the folder it points to is replaced.
 
     Returns:
-        `path`, absolute.
+        the folder, absolute: `path`, or what `folder_of` makes of one that ends in `.zip`.
 
     Raises:
         CheckpointWriteError: anything went wrong, or `path` holds something that was not written here;
@@ -75,7 +75,7 @@ def write_folder(path: str | Path, fill: Callable[[Path], object]) -> Path:
             # The save is done: what cannot be removed now is tried again by the next one.
             with suppress(OSError):
                 _retire(old, real)
-    return Path(path).absolute()
+    return folder_of(path).absolute()
 
 
 def remove_folder(path: str | Path) -> None:

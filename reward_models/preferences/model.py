@@ -33,8 +33,8 @@ from lm_env.models.export import check_finite
 from lm_env.models.inputs import length_batches, pad_right
 from lm_env.models.loading import (
     default_device,
-    load_pretrained,
     load_tokenizer,
+    load_trunk,
     read_pretrained,
     read_tokenizer,
     without_weight_bars,
@@ -143,7 +143,7 @@ class RewardModel:
         """Copy a causal LM's trunk, in fp32, and put a fresh head, drawn from `seed`, on it.
 
         Args:
-            model: a live causal LM, which is left untouched, or a folder or hub id of one.
+            model: a live causal LM, which is left untouched, or any name that `lm_env.load_model` takes.
             tokenizer: may be left out when `model` is a name.
             device: where the copy goes.  Default: where a live model is; CUDA, where there is one, for a name.
 
@@ -154,7 +154,7 @@ class RewardModel:
         """
         if isinstance(model, str | Path):
             tokenizer = tokenizer or load_tokenizer(model, download=download)
-            trunk = load_pretrained(AutoModel, model, download=download).to(device or default_device())
+            trunk: Any = load_trunk(model, download=download).to(device or default_device())
         else:
             trunk = copy.deepcopy(getattr(model, "base_model", None))
         if not isinstance(trunk, PreTrainedModel):

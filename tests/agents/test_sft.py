@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
 from agents.learning.likelihood import add_likelihood_gradient, perplexity
 from agents.sft import load_demonstrations, supervised_finetune
-from lm_env.errors import ConfigurationError, InvalidPromptError, NonFiniteError
+from lm_env.errors import ConfigurationError, InvalidPromptError, NonFiniteError, UnsupportedModelError
+from lm_env.models.packing import check_packing, pack
 from lm_env.theory.prefix_tree import TableLM
 
 ROWS = [
@@ -185,3 +189,112 @@ def test_a_gradient_that_is_not_finite_changes_nothing(make_lm):
         supervised_finetune(model, None, ROWS, held_out_fraction=0)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+# -- packing ---------------------------------------------------------------------------------------
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 40))
+def test_packed_rows_hold_each_text_once_and_are_no_longer_than_asked(lengths, tokens):
+    rows = pack(lengths, tokens)
+    assert sorted(np.concatenate(rows).tolist()) == list(range(len(lengths)))
+    for row in rows:
+        assert len(row) == 1 or sum(lengths[i] for i in row) <= tokens
+    fullness = sorted(sum(lengths[i] for i in row) for row in rows)
+    assert len(rows) == 1 or fullness[0] + fullness[1] > tokens, "two rows would fit into one"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "llama-eager"])
+@pytest.mark.parametrize("micro", [9, 10_000])
+def test_packing_changes_neither_loss_nor_gradient(make_lm, kind, micro):
+    model, episodes = make_lm(kind), load()
+    check_packing(model)
+    other = copy.deepcopy(model)
+    padded = add_likelihood_gradient(model, episodes, 1.0, 10_000, nullcontext)
+    packed = add_likelihood_gradient(other, episodes, 1.0, micro, nullcontext, packed=True)
+    assert packed == pytest.approx(padded, abs=1e-6)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-6)
+
+
+def test_a_packed_training_comes_to_the_same_weights(make_lm):
+    def trained(packing):
+        model = make_lm("llama")
+        options = {"eos_token_id": EOS, "batch_size": 4, "learning_rate": 1e-3, "packing": packing}
+        supervised_finetune(model, None, ROWS * 4, **options)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.testing.assert_close(trained(True), trained(False), rtol=0, atol=1e-4)
+
+
+class SeesAll(PreTrainedModel):
+    """A causal LM that takes positions and does not look at them: each token is predicted from all before it."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self) -> None:
+        super().__init__(PretrainedConfig(vocab_size=9))
+        self.table = nn.Embedding(9, 9)
+
+    def forward(self, input_ids, position_ids=None, attention_mask=None):
+        return CausalLMOutput(logits=self.table(input_ids).cumsum(1))
+
+
+def test_a_model_that_would_mix_packed_texts_is_refused():
+    with pytest.raises(UnsupportedModelError, match="see each other: leave packing off"):
+        supervised_finetune(SeesAll(), None, [[1, 2, 3]] * 20, packing=True)
+    with pytest.raises(UnsupportedModelError, match="is no model of transformers"):
+        supervised_finetune(TableLM(3, 2), None, [[0, 1, 1]] * 20, packing=True)
+
+
+# -- early stopping --------------------------------------------------------------------------------
+def test_it_stops_when_the_held_out_loss_rises_and_keeps_the_best_weights():
+    """Texts that all differ: every step makes those held out less likely, so the first weights are the best."""
+    rows = [[0, i, i] for i in range(1, 11)]
+    model = TableLM(11, 2)
+    before = copy.deepcopy(model.state_dict())
+    report = supervised_finetune(model, None, rows, epochs=50, learning_rate=0.3, batch_size=9, patience=3)
+    losses = [found.loss for found in report.held_out_losses]
+    assert len(report.losses) == 3 and [found.step for found in report.held_out_losses] == [0, 1, 2, 3]
+    assert losses[0] == pytest.approx(np.log(11)) and min(losses[1:]) > losses[0]
+    assert report.perplexity_after == pytest.approx(report.perplexity_before)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_it_goes_on_while_the_loss_falls_and_looks_as_often_as_asked(make_lm):
+    rows = [{"prompt": [i % 7 + 1], "response": [i % 7 + 10]} for i in range(70)]
+    options = {"eos_token_id": EOS, "epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
+    stopped, whole = make_lm("gpt2"), make_lm("gpt2")
+    report = supervised_finetune(stopped, None, rows, patience=1, eval_steps=3, **options)
+    supervised_finetune(whole, None, rows, **options)
+    assert [found.step for found in report.held_out_losses] == [0, 3, 6, 8]
+    assert np.log(report.perplexity_after) == pytest.approx(min(found.loss for found in report.held_out_losses))
+    for mine, theirs in zip(stopped.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs), "looking changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"patience": 0}, "patience"),
+        ({"patience": 1, "held_out_fraction": 0}, "patience looks at the demonstrations held out"),
+        ({"eval_steps": 5}, "give patience as well"),
+        ({"bf16": "x"}, "bf16 must be True or False"),
+        ({"packing": 1}, "packing must be True or False"),
+    ],
+)
+def test_options_that_cannot_work_together(make_lm, options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        supervised_finetune(make_lm("gpt2"), None, ROWS, **options)
+
+
+def test_what_will_be_learned_is_shown_before_it_is(make_lm):
+    said = []
+    model = make_lm("gpt2")
+    before = copy.deepcopy(model.state_dict())
+
+    def show(text):
+        said.append(text)
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+    supervised_finetune(model, None, ROWS * 4, eos_token_id=EOS, show=show)
+    assert len(said) == 1 and "column 'response' is learned, given 'prompt'" in said[0]

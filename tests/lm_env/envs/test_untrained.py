@@ -12,6 +12,7 @@ import torch
 
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.envs.vector_env import TextGenerationVectorEnv
+from lm_env.generation.step_logprobs import Surprise
 from lm_env.theory.token_env import token_task_options
 from lm_env.theory.token_mdp import TokenMDP
 
@@ -102,6 +103,68 @@ def test_a_loop_over_weights_of_its_own_that_publishes_or_binds_is_not_warned():
 
     env.bind_logprob_fn(logprobs)
     assert train(env, policy, first=100, updates=12) == []
+
+
+class Critic(torch.nn.Module):
+    """A value of its own for each prefix, from a trunk that has an embedding for every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(T0.vocab_size, 4)
+        self.head = torch.nn.Linear(4, 1)
+
+    def forward(self, ids):
+        return self.head(self.embedding(torch.tensor(ids)).mean(1))
+
+
+def actor_and_critic(policy: torch.nn.Module, env: TextGenerationVectorEnv, updates: int, actor: bool) -> list[str]:
+    """The warnings while a critic is trained on the rewards of `policy`, which the same optimizer may train too."""
+    critic = Critic()
+    optimizer = torch.optim.Adam([*critic.parameters(), *(policy.parameters() if actor else ())], lr=0.1)
+    torch.manual_seed(0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        env.reset(seed=0)
+        for _ in range(updates):
+            steps = rollout(env, policy, SLOTS)
+            loss = sum((critic(ids)[:, 0] - rewards.float()).square().mean() for ids, _, _, rewards in steps)
+            optimizer.zero_grad()
+            loss.backward()
+            if actor:
+                reinforce_step(policy, optimizer, steps)
+            optimizer.step()
+    return [str(w.message) for w in caught if "KL in the reward" in str(w.message)]
+
+
+def test_a_separate_critic_that_is_warmed_up_alone_is_not_warned_of():
+    env = t0_env()
+    assert actor_and_critic(env.task.model, env, 40, actor=False) == []
+    assert not env.mdp.log_ratios.any(), "the KL is 0, as it should be"
+
+
+def test_a_policy_with_a_critic_that_is_trained_elsewhere_is_warned_of_once_its_actions_show_it():
+    env = t0_env()
+    assert len(actor_and_critic(copy.deepcopy(env.task.model), env, 40, actor=True)) == 1
+
+
+def test_surprise_stays_small_for_samples_and_grows_for_others():
+    """Many independent runs of samples, and of samples of a flatter model; rare tokens among them."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(200, 60, 9, generator=generator) + torch.tensor([0.0] * 6 + [-4.0] * 3)
+
+    def deviations(sampled_from):
+        actions = torch.multinomial(sampled_from.flatten(0, 1).softmax(-1), 1, generator=generator).view(200, 60)
+        found = []
+        for row, own in zip(actions, logits, strict=True):
+            surprise = Surprise()
+            for part in range(0, 60, 20):
+                surprise.add(row[part : part + 20], own[part : part + 20].softmax(-1))
+            found.append(surprise.deviation)
+        return np.array(found)
+
+    same, other = deviations(logits), deviations(0.2 * logits)
+    assert same.mean() < 0.1 and (same < 4).mean() > 0.99 and np.median(other) > 4
+    assert Surprise().deviation == 0
 
 
 def test_without_a_kl_in_the_reward_nothing_is_warned_of():

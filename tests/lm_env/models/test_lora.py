@@ -104,7 +104,7 @@ def test_there_is_one_copy_of_the_weights(id_task, lora, kind):
 def test_live_merged_and_reloaded_are_the_same(id_task, lora, kind, cls, tmp_path):
     agent, model, _ = trained(id_task, lora, kind, cls)
     live = logits(agent.task.model)
-    agent.save(tmp_path / "saved")
+    agent.save(tmp_path / "saved", merge=True)
     assert torch.equal(logits(agent.task.model), live)  # saving merges a copy
     merged = copy.deepcopy(model).merge_and_unload()
     assert torch.allclose(logits(merged), live, atol=1e-5)
