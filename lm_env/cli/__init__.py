@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lm_env.cli.check_loss import check_loss_command
 from lm_env.errors import LMEnvError
 
 __all__ = ["app", "main"]
@@ -175,6 +176,9 @@ def check_agent_command(
         )
         print(f"  {check.sentence()}")
     raise typer.Exit(0 if check.passed else 1)
+
+
+app.command(name="check-loss")(check_loss_command)
 
 
 @app.command(name="ceiling")

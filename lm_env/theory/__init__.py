@@ -5,6 +5,7 @@ from __future__ import annotations
 from lm_env.theory.best_of_n import BestOfN, best_of_n
 from lm_env.theory.ceiling import Ceiling, Estimate, FrontierPoint, ceiling, frontier, pass_rate_ceiling, upper_bound
 from lm_env.theory.check_agent import AgentCheck, check_agent, parse_mdp
+from lm_env.theory.loss import LossBatch, LossCheck, check_loss
 from lm_env.theory.objectives import Objective, fixed_point
 from lm_env.theory.reference_samples import sample_reference_scores
 from lm_env.theory.results import Evaluation, Optimum
@@ -18,12 +19,15 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "FrontierPoint",
+    "LossBatch",
+    "LossCheck",
     "Objective",
     "Optimum",
     "TokenMDP",
     "best_of_n",
     "ceiling",
     "check_agent",
+    "check_loss",
     "fixed_point",
     "frontier",
     "make_token_env",
