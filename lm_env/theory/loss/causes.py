@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lm_env.theory.loss.credit import Credits
+from lm_env.theory.credit import Credits
 from lm_env.theory.loss.slips import MOST, Slip, slips
 
 __all__ = ["MATCH", "Finding", "find_causes", "pieces"]
@@ -98,7 +98,7 @@ def _fit(slip: Slip, credits: list[Credits], gradients: list[np.ndarray]) -> _Fi
 def pieces(slip: Slip, credit: Credits) -> Iterator[np.ndarray]:
     """Score, KL and entropy as credits; then the baselines, which matter where tokens weigh differently."""
     weight = credit.weight(slip.length, slip.mask)
-    beta = credit.problem.beta
+    beta = credit.beta
     if slip.whole is None:
         yield weight * credit.score(slip.score, slip.gamma)
         yield -beta * weight * credit.kl(slip.kl, slip.gamma)
@@ -108,7 +108,7 @@ def pieces(slip: Slip, credit: Credits) -> Iterator[np.ndarray]:
     yield -weight * credit.logprobs
     if (slip.length, slip.mask) != ("constant", "all"):
         yield weight
-        yield weight * credit.problem.values
+        yield weight * credit.values
         if slip.length != "constant":  # the KL of the tokens before, which no longer is a mere constant
             yield weight * (credit.paid_k1.cumsum(1) - credit.paid_k1)
 
@@ -148,8 +148,8 @@ def _rescaling(
     slip: Slip, relative: np.ndarray, fit: _Fit, credits: list[Credits], numbers: dict[str, float]
 ) -> list[str]:
     """The name of a KL that weighs something else than beta beside the score."""
-    size = credits[0].problem.group_size
-    beta = credits[0].problem.beta
+    size = credits[0].group_size
+    beta = credits[0].beta
 
     def are(expected: np.ndarray | float) -> bool:
         return bool(np.allclose(relative, expected, rtol=2e-3))
@@ -173,7 +173,7 @@ def _rescaling(
 
 def _spread(credit: Credits) -> float:
     """The standard deviation of the scores under the policy that samples."""
-    p, scores = credit.problem.probabilities, credit.scores[:, 0]
+    p, scores = credit.probabilities, credit.scores[:, 0]
     return float(np.sqrt(p @ (scores - p @ scores) ** 2))
 
 

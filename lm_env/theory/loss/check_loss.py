@@ -19,7 +19,6 @@ from lm_env.errors import ConfigurationError, LMEnvError, NonFiniteError
 from lm_env.objective.rewards import name_of
 from lm_env.theory.loss.batch import LossBatch
 from lm_env.theory.loss.causes import MATCH, Finding, find_causes
-from lm_env.theory.loss.credit import Credits
 from lm_env.theory.loss.invariances import invariances, ratio_of
 from lm_env.theory.loss.problem import MAX_GROUP_SIZE, LossProblem, make_problems
 from lm_env.theory.loss.slips import EXPLANATIONS
@@ -163,7 +162,7 @@ def _finding(problems: list[LossProblem], gradients: list[np.ndarray], targets: 
     """What is wrong with these gradients; None if no known mistake explains them."""
     if all(_norm(g) <= 1e-9 * _norm(t) for g, t in zip(gradients, targets, strict=True)):
         return Finding(("no_gradient",))
-    return find_causes([Credits(problem) for problem in problems], gradients)
+    return find_causes([problem.credits for problem in problems], gradients)
 
 
 def _ratio(
@@ -176,7 +175,7 @@ def _ratio(
     if finding is None:
         return "unknown"
     gradients = [_reached(problem, gradient_of(problem.batch())) for problem in problems]
-    credits = [Credits(problem) for problem in problems]
+    credits = [problem.credits for problem in problems]
     return ratio_of(gradients, credits, finding.slip, max(tolerance, MATCH))
 
 

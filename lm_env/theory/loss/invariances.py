@@ -10,7 +10,7 @@ import torch
 
 from lm_env.theory.loss.batch import LossBatch
 from lm_env.theory.loss.causes import pieces
-from lm_env.theory.loss.credit import Credits
+from lm_env.theory.credit import Credits
 from lm_env.theory.loss.problem import LossProblem
 from lm_env.theory.loss.slips import Slip
 
@@ -78,7 +78,7 @@ def _columns(credit: Credits, slip: Slip, name: str, suffix: str) -> np.ndarray:
     weight = credit.weight(slip.length, slip.mask)
     ratio = credit.ratio(name)
     # Baselines have a gradient off-policy unless the ratio is there; so has k1 as a loss, the last column.
-    others += [weight, weight * credit.problem.values, weight * (credit.paid_k1.cumsum(1) - credit.paid_k1)]
+    others += [weight, weight * credit.values, weight * (credit.paid_k1.cumsum(1) - credit.paid_k1)]
     kl_ratio = ratio if suffix or not slip.kl.endswith("_loss") else credit.ones()
     columns = [ratio * score, kl_ratio * kl, *(ratio * piece for piece in others), weight]
     return np.stack([credit.gradient(column).ravel() for column in columns], 1)

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from lm_env.theory.credit import Credits
 from lm_env.theory.loss.batch import LossBatch
 from lm_env.theory.prefix_tree import TableLM, count_states
 from lm_env.theory.token_mdp import TokenMDP
@@ -44,31 +45,13 @@ class LossProblem:
     group_size: int
 
     @cached_property
-    def probabilities(self) -> np.ndarray:
-        """float64 (N,): of the responses, under the policy that samples."""
-        return np.exp(self.mdp.trajectory_logprobs(self.behavior))
-
-    def on_tokens(self, table: np.ndarray) -> np.ndarray:
-        """The entries (N, T) of a table (S, V) at each token of each response, 0 in the padding."""
-        tree = self.mdp.enumeration
-        return np.where(tree.real, table[tree.states, tree.tokens], 0.0)
-
-    @cached_property
-    def values(self) -> np.ndarray:
-        """float64 (N, T): before each token, the expectation of the rewards to come; 0 in the padding."""
-        tree = self.mdp.enumeration
-        log_ratios = self.on_tokens(self.behavior - self.mdp.reference_logits)
-        to_come = self.mdp.scores()[:, None] - self.beta * log_ratios[:, ::-1].cumsum(1)[:, ::-1]
-        weights = np.where(tree.real, self.probabilities[:, None], 0.0)
-        mass, worth = (np.zeros(len(self.policy)) for _ in range(2))
-        np.add.at(mass, tree.states, weights)
-        np.add.at(worth, tree.states, weights * to_come)
-        mean = np.divide(worth, mass, out=worth, where=mass > 0)
-        return np.where(tree.real, mean[tree.states], 0.0)
+    def credits(self) -> Credits:
+        """What losses credit its tokens with."""
+        return Credits(self.mdp, self.policy, self.beta, self.behavior, self.group_size)
 
     def batch(self) -> LossBatch:
         """Every group as often as its probability says; one row per response without groups (G = 1)."""
-        counts = np.rint(self.probabilities * 4**self.mdp.horizon).astype(np.int64)
+        counts = np.rint(self.credits.probabilities * 4**self.mdp.horizon).astype(np.int64)
         responses = np.repeat(np.arange(len(counts)), counts)
         groups = np.indices((len(responses),) * self.group_size).reshape(self.group_size, -1).T
         return self._batch(responses[groups.reshape(-1)])
@@ -76,11 +59,12 @@ class LossProblem:
     def sampled_batch(self, groups: int, seed: int) -> LossBatch:
         """Groups drawn at random, for what must hold of every single batch."""
         rng = np.random.default_rng(seed)
-        return self._batch(rng.choice(len(self.probabilities), groups * self.group_size, p=self.probabilities))
+        return self._batch(rng.choice(len(self.credits.probabilities), groups * self.group_size, p=self.credits.probabilities))
 
     def _batch(self, rows: np.ndarray) -> LossBatch:
         mdp = self.mdp
         tree = mdp.enumeration
+        credits = self.credits
 
         def tensor(values: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(values[rows])
@@ -91,9 +75,9 @@ class LossProblem:
             reference=mdp.reference_model(torch.float64),
             tokens=tensor(tree.tokens),
             mask=tensor(tree.real),
-            old_logprobs=tensor(self.on_tokens(self.behavior)),
-            ref_logprobs=tensor(self.on_tokens(mdp.reference_logits)),
-            values=tensor(self.values),
+            old_logprobs=tensor(credits.old_logprobs),
+            ref_logprobs=tensor(credits.old_logprobs - credits.paid_k1),
+            values=tensor(credits.values),
             scores=tensor(mdp.scores()),
             group_size=self.group_size,
             beta=self.beta,

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from lm_env.theory.loss.problem import LossProblem
+from lm_env.theory.token_mdp import TokenMDP
 
 __all__ = ["Credits"]
 
@@ -24,22 +24,60 @@ STD_EPSILON = 1e-4
 
 
 class Credits:
-    """The pieces of a problem, each float64 (N, T) and 0 in the padding."""
+    """The pieces of a policy on an MDP, each float64 (N, T) and 0 in the padding.
 
-    def __init__(self, problem: LossProblem) -> None:
-        self.problem = problem
-        mdp, tree = problem.mdp, problem.mdp.enumeration
+    Args:
+        policy: (S, V) log-probabilities of the policy under training.
+        beta: the weight of the KL penalty.
+        behavior: (S, V) log-probabilities of the policy that sampled; default: the same one.
+        group_size: G.
+    """
+
+    def __init__(
+        self,
+        mdp: TokenMDP,
+        policy: np.ndarray,
+        beta: float,
+        behavior: np.ndarray | None = None,
+        group_size: int = 1,
+    ) -> None:
+        tree = mdp.enumeration
+        behavior = policy if behavior is None else behavior
+        self.mdp = mdp
+        self.policy = policy
+        self.beta = beta
+        self.group_size = group_size
         self.real = tree.real
         self.lengths = tree.lengths[:, None]
         self.position = np.arange(tree.tokens.shape[1])[None, :]
         self.is_eos = tree.real & (tree.tokens == mdp.eos_id)
         self.scores = mdp.scores()[:, None]
-        self.logprobs = problem.on_tokens(problem.policy)
-        self.log_ratio = problem.on_tokens(problem.policy - mdp.reference_logits)
-        self.paid_k1 = problem.on_tokens(problem.behavior - mdp.reference_logits)
+        self.probabilities = np.exp(mdp.trajectory_logprobs(behavior))
+        self.logprobs = self.on_tokens(policy)
+        self.old_logprobs = self.on_tokens(behavior)
+        ref_logprobs = self.on_tokens(mdp.reference_logits)
+        self.log_ratio = self.logprobs - ref_logprobs
+        self.paid_k1 = self.old_logprobs - ref_logprobs
         """k1 under the policy that sampled: what the rewards hold."""
-        self.step_ratio = problem.on_tokens(problem.policy - problem.behavior)
+        self.step_ratio = self.logprobs - self.old_logprobs
         """log pi - log pi_old."""
+
+    def on_tokens(self, table: np.ndarray) -> np.ndarray:
+        """The entries (N, T) of a table (S, V) at each token of each response, 0 in the padding."""
+        tree = self.mdp.enumeration
+        return np.where(tree.real, table[tree.states, tree.tokens], 0.0)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """Before each token, the expectation of the rewards to come under the policy that sampled."""
+        tree = self.mdp.enumeration
+        to_come = self.to_go(self.rewards)
+        weights = np.where(tree.real, self.probabilities[:, None], 0.0)
+        mass, worth = (np.zeros(len(self.policy)) for _ in range(2))
+        np.add.at(mass, tree.states, weights)
+        np.add.at(worth, tree.states, weights * to_come)
+        mean = np.divide(worth, mass, out=worth, where=mass > 0)
+        return np.where(tree.real, mean[tree.states], 0.0)
 
     def ones(self) -> np.ndarray:
         return self.real.astype(np.float64)
@@ -71,13 +109,13 @@ class Credits:
 
     def standardized(self, returns: np.ndarray) -> np.ndarray:
         """E[(r - mean) / (std + epsilon)] (N,) of a return (N,) in a group with G - 1 others."""
-        size = self.problem.group_size
+        size = self.group_size
         if size < 2:
             return returns
         groups = np.indices((len(returns),) * size).reshape(size, -1)
         values = returns[groups]
         spread = values.std(0, ddof=1) + STD_EPSILON
-        weights = self.problem.probabilities[groups[1:]].prod(0)
+        weights = self.probabilities[groups[1:]].prod(0)
         mean = np.zeros_like(returns)
         np.add.at(mean, groups[0], weights * (values[0] - values.mean(0)) / spread)
         return mean
@@ -151,14 +189,14 @@ class Credits:
     def rewards(self) -> np.ndarray:
         """score at the last token - beta k1."""
         last = self.real & (self.position == self.lengths - 1)
-        return np.where(last, self.scores, 0.0) - self.problem.beta * self.paid_k1
+        return np.where(last, self.scores, 0.0) - self.beta * self.paid_k1
 
     def whole(self, kind: str) -> np.ndarray:
         """The credit of a loss that does something else to the returns than to weigh them."""
         to_come = self.to_go(self.rewards)
         match kind:
             case "whitened_advantages" | "whitened_advantages_unbiased":
-                return self._whitened(to_come - self.problem.values, kind.endswith("unbiased"))
+                return self._whitened(to_come - self.values, kind.endswith("unbiased"))
             case "whitened_returns" | "whitened_returns_unbiased":
                 return self._whitened(to_come, kind.endswith("unbiased"))
             case "whitened_rewards" | "whitened_rewards_unbiased":
@@ -178,8 +216,7 @@ class Credits:
     # -- to gradients -----------------------------------------------------------------------------------
     def gradient(self, credit: np.ndarray) -> np.ndarray:
         """sum_n p(n) sum_t C(n, t) grad log pi(a_t | s_t) in the policy's logits (S, V)."""
-        problem, tree = self.problem, self.problem.mdp.enumeration
-        pull = np.zeros_like(problem.policy)
-        weighted = np.where(tree.real, problem.probabilities[:, None] * credit, 0.0)
-        np.add.at(pull, (tree.states, tree.tokens), weighted)
-        return pull - np.exp(problem.policy) * pull.sum(1, keepdims=True)
+        tree = self.mdp.enumeration
+        pull = np.zeros_like(self.policy)
+        np.add.at(pull, (tree.states, tree.tokens), np.where(tree.real, self.probabilities[:, None] * credit, 0.0))
+        return pull - np.exp(self.policy) * pull.sum(1, keepdims=True)
