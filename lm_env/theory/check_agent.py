@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,7 @@ def check_agent(
     )
 
 
+@lru_cache(maxsize=32)
 def parse_mdp(text: str) -> TokenMDP:
     """`t0`; `random:SEED`, vocabulary 5 to 8, horizon 3 or 4, drawn from the seed; or `dense:SEED`, the same MDP
     with its scores paid token by token, which has the same optimum.

@@ -22,8 +22,8 @@ __all__ = ["Own", "annealed", "answered", "answered_by_length"]
 
 NEVER = -60.0
 """The log-probability of a token that is never taken."""
-STEPS = 400
-FIRST_STEP = 0.3
+STEPS = 120
+FIRST_STEP = 0.6
 """Of `annealed`, in logits per unit of credit; the last one is 0."""
 
 Own = Literal["paid", "free", "free_at_the_end", "free_at_the_start"]
