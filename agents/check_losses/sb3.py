@@ -27,16 +27,15 @@ def sb3_loss(name: str, **options: Any) -> Loss:
 
     def loss(batch: LossBatch) -> None:
         tokens = int(batch.lengths.sum())
-        own = {"batch_size": tokens, "n_epochs": 1} if name == "PPO" else {"use_rms_prop": False}
+        own: dict[str, Any] = {"batch_size": tokens, "n_epochs": 1} if name == "PPO" else {"use_rms_prop": False}
         agent = algorithm(
             CausalLMPolicy,
             TextVecEnv.from_env(text_env(batch), num_envs=1),
             n_steps=tokens,
-            gamma=1.0,
             learning_rate=0.0,
             max_grad_norm=NO_CLIPPING,
             rollout_buffer_class=EpisodeRolloutBuffer,
-            **{**own, **options},
+            **{"gamma": 1.0, **own, **options},
         )
         agent.set_logger(stable_baselines3.common.logger.Logger(None, []))
         _fill(agent.rollout_buffer, batch)

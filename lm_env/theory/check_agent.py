@@ -61,7 +61,8 @@ EXPLANATIONS = {
     "no_kl": "there is no KL penalty, or one whose gradient vanishes: the policy collapses on the best response",
     "no_penalty": "the score of a missing EOS is forgotten",
     "reward_rescaled": "the reward is divided by its standard deviation or another number, so beta is in truth "
-    "beta x std: leave the reward as it is (if KL is too small, training may have ended early, too)",
+    "beta x std: leave the reward as it is (if KL is too small, training may have ended early; if it is large, there may"
+    " be no KL penalty)",
     "rewards_whitened_per_sample": "rewards are whitened within each response, which takes away what the responses are"
     " worth beside one another: leave them as they are",
     "score_at_each_token": "the score is in the reward of every token: pay it at the last one",
@@ -188,7 +189,7 @@ def check_agent(
         log_ratio=evidence.log_ratio,
         decided=evidence.decided,
         noise=evidence.noise,
-        detectable=smallest_detectable(mdp, beta, np.exp(logprobs)) if passed else {},
+        detectable=smallest_detectable(mdp, beta, np.exp(logprobs), MAX_TV) if passed else {},
         **mean,
     )
 

@@ -191,8 +191,14 @@ class Credits:
         last = self.real & (self.position == self.lengths - 1)
         return np.where(last, self.scores, 0.0) - self.beta * self.paid_k1
 
-    def whole(self, kind: str) -> np.ndarray:
-        """The credit of a loss that does something else to the returns than to weigh them."""
+    def whole(self, kind: str, gamma: float = 1.0) -> np.ndarray:
+        """The credit of a loss that does something else to the returns than to weigh them.
+
+        `gae_LAMBDA` is generalized advantage estimation, whose values are those without a discount.
+        """
+        if kind.startswith("gae_"):
+            following = np.pad(self.values, ((0, 0), (0, 1)))[:, 1:]
+            return self.to_go(self.rewards + gamma * following - self.values, gamma * float(kind.removeprefix("gae_")))
         to_come = self.to_go(self.rewards)
         match kind:
             case "whitened_advantages" | "whitened_advantages_unbiased":

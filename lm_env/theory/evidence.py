@@ -27,6 +27,9 @@ __all__ = ["FAMILIES", "Evidence", "smallest_detectable", "total_variation", "we
 RECOGNIZED_TV = 0.1
 """An agent this near to another objective's fixed point, and at most a third as far from it as from the optimum, has
 that objective.  (An honest agent that was stopped early lies between the two, at half the way or more.)"""
+WHITENED_TV = 0.2
+"""The same for whitening within each response, which tells some texts apart by noise alone, and so rests anywhere
+among the policies that differ in these."""
 CLEARER = 3.0
 """How much nearer to a fixed point than to the optimum an agent is that has that objective."""
 UNTRAINED_TV = 1e-4
@@ -37,6 +40,8 @@ LEAST_VARIANCE = 1e-12
 """Of places along the line: float32 policies are no more exact."""
 ALIKE_TV = 1e-6
 """Fixed points this close to one another are the same."""
+COLLAPSED_TV = 0.01
+"""A policy this near to the best response alone has collapsed on it; on the way there it looks like a small beta."""
 
 FAMILIES: tuple[tuple[Objective, str, tuple[float, ...]], ...] = (
     ("entropy_bonus", "entropy_coef", (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)),
@@ -46,6 +51,8 @@ FAMILIES: tuple[tuple[Objective, str, tuple[float, ...]], ...] = (
 )
 """The objectives with a number of their own, and the grid on which it is sought, from small to large deviations."""
 
+EARLY = (0.9, 0.95, 1.0, 1.05, 1.1)
+"""What beta is multiplied by where a training stopped early."""
 BY_CREDIT = ("kl_early", "score_at_each_token")
 """Objectives that rest elsewhere where each token is credited with the whole return."""
 
@@ -84,26 +91,30 @@ def weigh(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> Evidence:
     optimum = _point(mdp, beta, "gibbs")
     assert optimum is not None
     distance, name, point = min(found, key=lambda entry: entry[0])
-    same = [other for _, other, place in found if total_variation(place, point) <= ALIKE_TV]
+    same = [other for _, other, place in found if total_variation(place, point) <= _radius(other)]
     alike = sorted(dict.fromkeys(same), key=lambda other: (other != "no_kl", "rescaled" in other, other))
     name = alike[0]
     log_ratio = _log_ratio(probabilities, optimum, point)
     from_optimum = total_variation(mean, optimum)
     # A beta that is a little off means training that stopped early, and is not to be taken for a slip.
-    early = _nearest(mdp, beta, "reward_rescaled", "scale", (0.9, 0.95, 1.0, 1.05, 1.1), mean)
+    early = _nearest(mdp, beta, "reward_rescaled", "scale", EARLY, mean)
     stopped_early = early is not None and total_variation(mean, early) < distance
-    clear = distance <= min(RECOGNIZED_TV, from_optimum / CLEARER) and not stopped_early
+    radius = WHITENED_TV if "whitened" in name else RECOGNIZED_TV
+    clear = distance <= min(radius, from_optimum / CLEARER) and not stopped_early
     close = from_optimum <= RECOGNIZED_TV and distance <= CLEARER * from_optimum and not stopped_early
     recognized = clear and log_ratio >= ENOUGH
-    decided = recognized or (not clear and (not close or abs(log_ratio) >= ENOUGH))
+    decided = recognized or not close or log_ratio <= -ENOUGH
     return Evidence(name if recognized else "unknown", tuple(alike[1:]) if recognized else (), log_ratio, decided, noise)
 
 
-def smallest_detectable(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> dict[str, float]:
+def smallest_detectable(
+    mdp: TokenMDP, beta: float, probabilities: np.ndarray, largest_tv: float
+) -> dict[str, float]:
     """The slip of each family that these trainings, at the optimum, would just have shown, by its number.
 
-    An agent at the slip's fixed point with the same error would be three times nearer to it than to the optimum, and
-    a hundred times likelier there.  Families whose largest slip would not have shown are left out.
+    An agent at the slip's fixed point with the same error would be three times nearer to it than to the optimum and
+    to any training that stopped early, and a hundred times likelier there; or it would be further than `largest_tv`
+    from the optimum.  Families whose largest slip would not have shown are left out.
     """
     optimum = _point(mdp, beta, "gibbs")
     assert optimum is not None
@@ -114,7 +125,13 @@ def smallest_detectable(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -
 
         def shows(value: float, objective: Objective = objective, option: str = option) -> bool:
             point = _point(mdp, beta, objective, **{option: value})
-            if point is None or total_variation(point, optimum) < CLEARER * error:
+            if point is None:
+                return False
+            if total_variation(point, optimum) > largest_tv + error:
+                return True
+            early = _nearest(mdp, beta, "reward_rescaled", "scale", EARLY, point)
+            apart = [total_variation(point, other) for other in (optimum, early) if other is not None]
+            if min(apart) < CLEARER * error:
                 return False
             return -_log_ratio(probabilities - probabilities.mean(0) + optimum, optimum, point) >= ENOUGH
 
@@ -127,6 +144,11 @@ def smallest_detectable(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -
         key = option if option != "scale" else "scale_below_1" if values[0] < 1 else "scale_above_1"
         smallest[key] = float(high)
     return smallest
+
+
+def _radius(objective: str) -> float:
+    """How near a fixed point is that counts as the same one."""
+    return COLLAPSED_TV if objective == "no_kl" else ALIKE_TV
 
 
 def total_variation(probabilities: np.ndarray, other: np.ndarray) -> float:

@@ -103,7 +103,7 @@ def pieces(slip: Slip, credit: Credits) -> Iterator[np.ndarray]:
         yield weight * credit.score(slip.score, slip.gamma)
         yield -beta * weight * credit.kl(slip.kl, slip.gamma)
     else:
-        yield weight * credit.whole(slip.whole)
+        yield weight * credit.whole(slip.whole, slip.gamma)
         yield np.zeros_like(weight)
     yield -weight * credit.logprobs
     if (slip.length, slip.mask) != ("constant", "all"):

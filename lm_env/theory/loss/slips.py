@@ -42,6 +42,7 @@ WHOLE = {
     "whitened_rewards": "whitened_per_sample",
     "whitened_rewards_unbiased": "whitened_per_sample",
     "standardized_return": "return_divided_by_group_std",
+    **{f"gae_{trace}": "" for trace in (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)},  # right, unless there is a discount
 }
 """The kinds of `Credits`, and what each is called as a mistake."""
 
@@ -126,7 +127,9 @@ class Slip:
     @property
     def takes_gamma(self) -> bool:
         """Whether a discount makes sense with it; it is searched for beside one other mistake at most."""
-        return self.score == "end" and self.whole is None and self.mask == "all" and len(self.causes) <= 1
+        if self.whole is not None:
+            return self.whole.startswith("gae") and (self.length, self.mask) == ("constant", "all")
+        return self.score == "end" and self.mask == "all" and len(self.causes) <= 1
 
     def with_gamma(self, gamma: float) -> Slip:
         """The same with returns discounted."""
