@@ -1,11 +1,11 @@
 """Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300), and its "Dr." variant.
 
-The defaults are the paper's: rewards standardized within the group, each sequence divided by its own
-length, k3 as a loss.  Each of the three changes the objective E[score] - beta KL: the std
-rescales the reward prompt by prompt, division by length favors long answers among bad ones, and k3 as a loss
-has a fixed point of its own.  TRL, since 1.16 at the latest, multiplies k3 by the importance ratio, as
-DeepSeek-V3.2 does (arXiv:2512.02556), which has the gradient of k2 and so the fixed point of that.  `scale_by_std=False, length_normalization="constant"` is Dr. GRPO (Liu
-et al. 2025, arXiv:2503.20783); with `kl_in="reward"` as well, the optimum is the exact one.
+The defaults are the paper's: rewards standardized within the group, each sequence divided by its own length, k3 as a
+loss. Each of the three changes the objective E[score] - beta KL: the std rescales the reward prompt by prompt,
+division by length favors long answers among bad ones, and k3 as a loss has a fixed point of its own. TRL 1.16
+multiplies k3 by the importance ratio, as DeepSeek-V3.2 does (arXiv:2512.02556), which has the gradient
+of k2 and so the fixed point of that. `scale_by_std=False, length_normalization="constant"` is Dr. GRPO (Liu et al.
+2025, arXiv:2503.20783); with `kl_in="reward"` as well, the optimum is the exact one.
 """
 
 from __future__ import annotations

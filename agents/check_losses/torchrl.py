@@ -51,10 +51,7 @@ def torchrl_loss(loss_class: type | None = None, gamma: float = 1.0, lmbda: floa
         module.make_value_estimator(ValueEstimators.GAE, gamma=gamma, lmbda=lmbda, deactivate_vmap=True)
         module.value_estimator(data)
         losses = module(data)
-        return sum(
-            (losses[key] for key in ("loss_objective", "loss_entropy") if key in losses.keys()),
-            torch.zeros(()),
-        )
+        return losses["loss_objective"] + losses.get("loss_entropy", torch.zeros(()))
 
     loss.__name__ = "torchrl-ppo"
     return loss

@@ -51,7 +51,7 @@ def trl_loss(name: str, trainer: type | None = None, **options: Any) -> Loss:
 def _on_tables(trainer: type, name: str) -> Any:
     """The trainer with the policies of a batch in place of a language model."""
 
-    class OnTables(trainer):  # type: ignore[misc]
+    class OnTables(trainer):
         """Takes responses and logprobs from a batch."""
 
         batch: LossBatch
@@ -99,7 +99,7 @@ def _trainer(kind: Any, config: Any, size: int, folder: str, options: dict[str, 
     words = Tokenizer(models.WordLevel({"A": 0, "B": 1, "EOS": 2}, unk_token="EOS"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="EOS", pad_token="EOS")
-    sizes = {"vocab_size": 3, "n_embd": 4, "n_layer": 1, "n_head": 1, "n_positions": 8}
+    sizes: dict[str, Any] = {"vocab_size": 3, "n_embd": 4, "n_layer": 1, "n_head": 1, "n_positions": 8}
     own = {
         "output_dir": folder,
         "per_device_train_batch_size": size,

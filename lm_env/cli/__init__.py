@@ -149,7 +149,9 @@ def check_agent_command(
     ],
     mdp: Annotated[str, typer.Option(help="'t0', 'random:SEED', or 'dense:SEED' (a score per token).")] = "t0",
     beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.5,
-    seeds: Annotated[int, typer.Option(help="Trainings at least; up to three times as many if it is close.", min=1)] = 3,
+    seeds: Annotated[
+        int, typer.Option(help="Trainings at least; up to three times as many if it is close.", min=1)
+    ] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Prove what an agent optimizes: train it where the optimum is known exactly.

@@ -33,23 +33,29 @@ SCORE_STD = 0.55
 """The standard deviation of a random MDP's scores.  It is well below 1, so that dividing by it shows: at 1 a
 rescaled reward would be the reward."""
 EXPLANATIONS = {
-    "advantages_whitened_per_sample": "advantages are whitened within each response, which takes away what the responses"
+    "advantages_whitened_per_sample": "advantages are whitened within each response, which takes away what the"
+    " responses"
     " are worth beside one another: whiten over the whole batch",
     "entropy_bonus": "an entropy bonus is added to the objective: set its coefficient to 0",
     "gamma": "returns are discounted (gamma < 1): set gamma to 1",
-    "k2_loss": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio (TRL's GRPO), or the KL summed"
+    "k2_loss": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio (TRL's GRPO), or the"
+    " KL summed"
     " over the vocabulary; none credits tokens with the KL that follows: put k1 in the reward",
-    "k2_loss_by_length": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio, and each response's"
+    "k2_loss_by_length": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio, and each"
+    " response's"
     " loss is divided by its own length: put k1 in the reward",
     "k2_loss_rescaled": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio, and the score is"
-    " divided by its standard deviation (TRL's GRPO), so beta is in truth beta x std: put k1 in the reward, and leave the"
+    " divided by its standard deviation (TRL's GRPO), so beta is in truth beta x std: put k1 in the reward, and"
+    " leave the"
     " std out",
-    "k2_loss_rescaled_by_length": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio, the score is"
+    "k2_loss_rescaled_by_length": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio,"
+    " the score is"
     " divided by its standard deviation (so beta is in truth beta x std), and each response's loss by its own length",
     "k3_loss": (
         "the KL penalty is k3 as a per-token loss (GRPO), whose fixed point is not the optimum: put k1 in the reward"
     ),
-    "k3_loss_by_length": "the KL penalty is k3 as a per-token loss (GRPO), and each response's loss is divided by its own"
+    "k3_loss_by_length": "the KL penalty is k3 as a per-token loss (GRPO), and each response's loss is divided"
+    " by its own"
     " length: put k1 in the reward",
     "k3_loss_rescaled": "the KL penalty is k3 as a per-token loss, and the score is divided by its standard deviation "
     "(GRPO), so beta is in truth beta x std: put k1 in the reward, and leave the std out",
@@ -61,7 +67,8 @@ EXPLANATIONS = {
     "no_kl": "there is no KL penalty, or one whose gradient vanishes: the policy collapses on the best response",
     "no_penalty": "the score of a missing EOS is forgotten",
     "reward_rescaled": "the reward is divided by its standard deviation or another number, so beta is in truth "
-    "beta x std: leave the reward as it is (if KL is too small, training may have ended early; if it is large, there may"
+    "beta x std: leave the reward as it is (if KL is too small, training may have ended early; if it is large,"
+    " there may"
     " be no KL penalty)",
     "rewards_whitened_per_sample": "rewards are whitened within each response, which takes away what the responses are"
     " worth beside one another: leave them as they are",
@@ -160,7 +167,9 @@ def check_agent(
     if not callable(train):
         raise ConfigurationError(f"train must be a function train(env, seed), not a {type(train).__name__}")
     check_integer("seeds", seeds)
-    max_seeds = (3 * seeds if seeds > 1 else 1) if max_seeds is None else check_integer("max_seeds", max_seeds, low=seeds)
+    max_seeds = (
+        (3 * seeds if seeds > 1 else 1) if max_seeds is None else check_integer("max_seeds", max_seeds, low=seeds)
+    )
     check_number("beta", beta, low=0.0, above=True)
     label, mdp = (mdp, parse_mdp(mdp)) if isinstance(mdp, str) else ("given", mdp)
     logprobs: list[np.ndarray] = []

@@ -104,12 +104,12 @@ def weigh(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> Evidence:
     close = from_optimum <= RECOGNIZED_TV and distance <= CLEARER * from_optimum and not stopped_early
     recognized = clear and log_ratio >= ENOUGH
     decided = recognized or not close or log_ratio <= -ENOUGH
-    return Evidence(name if recognized else "unknown", tuple(alike[1:]) if recognized else (), log_ratio, decided, noise)
+    return Evidence(
+        name if recognized else "unknown", tuple(alike[1:]) if recognized else (), log_ratio, decided, noise
+    )
 
 
-def smallest_detectable(
-    mdp: TokenMDP, beta: float, probabilities: np.ndarray, largest_tv: float
-) -> dict[str, float]:
+def smallest_detectable(mdp: TokenMDP, beta: float, probabilities: np.ndarray, largest_tv: float) -> dict[str, float]:
     """The slip of each family that these trainings, at the optimum, would just have shown, by its number.
 
     An agent at the slip's fixed point with the same error would be three times nearer to it than to the optimum and
@@ -181,7 +181,6 @@ def _log_ratio(probabilities: np.ndarray, optimum: np.ndarray, point: np.ndarray
     beside = ((steps - places[:, None] * line) ** 2).sum(1) / length / max(1, len(line) - 2)
     variance = max(float(beside.mean()), float(places.var(ddof=1)) if len(places) > 1 else 0.0, LEAST_VARIANCE)
     return float((places - 0.5).sum() / variance)
-
 
 
 def _points(mdp: TokenMDP, beta: float) -> list[tuple[str, np.ndarray]]:

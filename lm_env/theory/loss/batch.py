@@ -75,7 +75,7 @@ class LossBatch:
     def _taken(self, rows: np.ndarray) -> LossBatch:
         index = torch.from_numpy(rows)
         names = ("tokens", "mask", "old_logprobs", "ref_logprobs", "values", "scores")
-        return replace(self, **{name: getattr(self, name)[index] for name in names})  # type: ignore[arg-type]
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
 
     def padded(self, columns: int, seed: int) -> LossBatch:
         """The same responses with more padding, and other numbers in all of it."""

@@ -184,5 +184,3 @@ def _least(left_over: Callable[[float], float]) -> float:
         best = int(np.argmin([left_over(float(x)) for x in grid]))
         grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], 7)
     return float(grid[int(np.argmin([left_over(float(x)) for x in grid]))])
-
-

@@ -202,7 +202,8 @@ def _gradient(loss: Loss, batch: LossBatch) -> np.ndarray:
     except (Exception, SystemExit) as error:
         raised = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigurationError(
-            f"{name_of(loss)} raised {raised} when it was called as loss(batch): correct it, so that it takes a LossBatch"
+            f"{name_of(loss)} raised {raised} when it was called as loss(batch): correct it, so that it takes a"
+            f" LossBatch"
             " and returns a scalar"
         ) from error
     if value is not None:
@@ -215,7 +216,8 @@ def _gradient(loss: Loss, batch: LossBatch) -> np.ndarray:
         )
     if table.grad is None:
         raise ConfigurationError(
-            f"the loss of {name_of(loss)} does not depend on the policy: use batch.logprobs, batch.logits or batch.model"
+            f"the loss of {name_of(loss)} does not depend on the policy: use batch.logprobs, batch.logits or"
+            f" batch.model"
         )
     if not torch.isfinite(table.grad).all():
         raise NonFiniteError(f"the gradient of {name_of(loss)} is not finite: look for 0 / 0 and for padding")

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from lm_env.theory.credit import Credits
 from lm_env.theory.loss.batch import LossBatch
 from lm_env.theory.loss.causes import pieces
-from lm_env.theory.credit import Credits
 from lm_env.theory.loss.problem import LossProblem
 from lm_env.theory.loss.slips import Slip
 

@@ -59,7 +59,9 @@ class LossProblem:
     def sampled_batch(self, groups: int, seed: int) -> LossBatch:
         """Groups drawn at random, for what must hold of every single batch."""
         rng = np.random.default_rng(seed)
-        return self._batch(rng.choice(len(self.credits.probabilities), groups * self.group_size, p=self.credits.probabilities))
+        return self._batch(
+            rng.choice(len(self.credits.probabilities), groups * self.group_size, p=self.credits.probabilities)
+        )
 
     def _batch(self, rows: np.ndarray) -> LossBatch:
         mdp = self.mdp

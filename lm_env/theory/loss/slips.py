@@ -56,7 +56,8 @@ EXPLANATIONS = {
     "eos_not_counted": "the EOS has no gradient: build the mask from lengths, not from `== pad` or `== eos`",
     "first_token_not_counted": "the first token of a response has no gradient: the mask is shifted by one",
     "gamma": "returns are discounted (gamma < 1): set gamma to 1",
-    "k2_loss": "the KL penalty is k2 as a per-token loss: no token is credited with the KL that follows it; put k1 in the"
+    "k2_loss": "the KL penalty is k2 as a per-token loss: no token is credited with the KL that follows it; put"
+    " k1 in the"
     " reward",
     "k2_reward": "k2 is in the reward in place of k1: its gradient is not that of the KL",
     "k3_loss": "the KL penalty is k3 as a per-token loss (GRPO): put k1 in the reward",
