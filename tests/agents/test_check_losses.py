@@ -60,6 +60,7 @@ def test_torchrl():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
+@pytest.mark.filterwarnings("ignore")  # TRL's and transformers' own deprecations
 @pytest.mark.parametrize(
     ("name", "causes"), [("trl-rloo", ()), ("trl-grpo", ("score_divided_by_group_std", "k3_loss_with_ratio"))]
 )
