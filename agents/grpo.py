@@ -1,10 +1,11 @@
 """Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300), and its "Dr." variant.
 
-The defaults are the paper's: rewards standardized within the group, each sequence divided by its own
-length, k3 as a loss.  Each of the three changes the objective E[score] - beta KL: the std
-rescales the reward prompt by prompt, division by length favors long answers among bad ones, and k3 as a loss
-has a fixed point of its own.  `scale_by_std=False, length_normalization="constant"` is Dr. GRPO (Liu
-et al. 2025, arXiv:2503.20783); with `kl_in="reward"` as well, the optimum is the exact one.
+The defaults are the paper's: rewards standardized within the group, each sequence divided by its own length, k3 as a
+loss. Each of the three changes the objective E[score] - beta KL: the std rescales the reward prompt by prompt,
+division by length favors long answers among bad ones, and k3 as a loss has a fixed point of its own. TRL 1.16
+multiplies k3 by the importance ratio, as DeepSeek-V3.2 does (arXiv:2512.02556), which has the gradient
+of k2 and so the fixed point of that. `scale_by_std=False, length_normalization="constant"` is Dr. GRPO (Liu et al.
+2025, arXiv:2503.20783); with `kl_in="reward"` as well, the optimum is the exact one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from agents.base.config import AgentConfig
@@ -33,9 +35,10 @@ __all__ = ["GRPO", "GRPOConfig"]
 class GRPOConfig(GroupConfig):
     """Options of GRPO."""
 
-    kl_in: Literal["reward", "loss"] = "loss"
-    """`loss`: beta k3 beside the policy loss, which has another fixed point.  `reward`: k1 per token, the
-    exact gradient of the objective."""
+    kl_in: Literal["reward", "loss", "loss_with_ratio"] = "loss"
+    """`loss`: beta k3 beside the policy loss, which has another fixed point.  `loss_with_ratio`: the same times
+    the importance ratio, TRL's default; its fixed point is that of k2.  `reward`: k1 per token, the exact gradient
+    of the objective."""
     length_normalization: Literal["constant", "sequence", "token"] = "sequence"
     """What divides a sequence's sum over tokens: the length cap (unbiased), its own length, or (`token`) all
     tokens of the batch at once."""
@@ -44,7 +47,7 @@ class GRPOConfig(GroupConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("kl_in", self.kl_in, ("reward", "loss"))
+        check_choice("kl_in", self.kl_in, ("reward", "loss", "loss_with_ratio"))
         check_choice("length_normalization", self.length_normalization, ("constant", "sequence", "token"))
 
 
@@ -57,7 +60,7 @@ class GRPO(GroupAgent):
     def update(self, rollout: Rollout) -> dict[str, float]:
         """`n_epochs` passes over the rollout, one optimizer step per minibatch."""
         config = self.config
-        returns = rollout.scored.scores if config.kl_in == "loss" else rollout.scored.rewards.sum(1)
+        returns = rollout.scored.rewards.sum(1) if config.kl_in == "reward" else rollout.scored.scores
         groups = returns.reshape(-1, config.group_size)
         advantages = self.advantages(groups)
         for rows in self.minibatches(rollout, config.batch_size, config.n_epochs):
@@ -91,6 +94,8 @@ class GRPO(GroupAgent):
         if self.config.kl_in == "reward" or self.task.kl.beta == 0:  # at beta 0 the reference may give -inf
             return policy_loss
         penalty = k3(evaluation.logprobs, batch.ref_logprobs)
+        if self.config.kl_in == "loss_with_ratio":
+            penalty = penalty * torch.exp(evaluation.logprobs - old_logprobs)
         batch.record(kl_loss=penalty)
         return policy_loss + self.task.kl.beta * penalty
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lm_env.objective.task import Task
     from lm_env.runs.train import train
     from lm_env.theory.check_agent import check_agent
+    from lm_env.theory.loss import check_loss
     from lm_env.theory.token_mdp import TokenMDP
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ _HOMES = {
     "TextGenerationVectorEnv": "envs",
     "TokenMDP": "theory",
     "check_agent": "theory",
+    "check_loss": "theory",
     "load_model": "models",
     "load_prompts": "data",
     "load_tokenizer": "models",
@@ -65,6 +67,7 @@ __all__ = [
     "TokenMDP",
     "__version__",
     "check_agent",
+    "check_loss",
     "errors",
     "load_model",
     "load_prompts",

@@ -33,7 +33,7 @@ FLOORS = [
 """From the top: each uses only what is below it, and itself."""
 
 AGENT_FLOORS = [
-    ["agents.check_presets"],
+    ["agents.check_presets", "agents.check_losses"],
     ["agents.sb3", "agents"],
     ["agents.base"],
     ["agents.run"],

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from lm_env import __version__
+from lm_env.cli.check_loss import check_loss_command
 from lm_env.cli.report import report
 from lm_env.errors import LMEnvError, TrainingInterrupted
 from lm_env.namesake import own_agents_problem
@@ -253,7 +254,9 @@ def check_agent_command(
     ],
     mdp: Annotated[str, typer.Option(help="'t0', 'random:SEED', or 'dense:SEED' (a score per token).")] = "t0",
     beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.5,
-    seeds: Annotated[int, typer.Option(help="Trainings to average over.", min=1)] = 3,
+    seeds: Annotated[
+        int, typer.Option(help="Trainings at least; up to three times as many if it is close.", min=1)
+    ] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Prove what an agent optimizes: train it where the optimum is known exactly.
@@ -273,13 +276,18 @@ def check_agent_command(
     if as_json:
         print(json.dumps(check.as_dict()))
     else:
-        print(f"{name} on {mdp}, beta {beta:g}, {seeds} seed(s)")
+        print(f"{name} on {mdp}, beta {beta:g}, {check.seeds} seed(s)")
         print(
             f"  J {check.J:.6f} of {check.J_star:.6f} (gap {check.gap:.1e}), R {check.R:.4f}, KL {check.KL:.4f}, TV"
             f" {check.tv:.4f}"
         )
         print(f"  {check.sentence()}")
+        if check.detectable:
+            print(f"  the smallest slips that would have shown: {check.resolution()}")
     raise typer.Exit(0 if check.passed else 1)
+
+
+app.command(name="check-loss")(check_loss_command)
 
 
 @app.command(name="ceiling")

@@ -6,6 +6,7 @@ from lm_env.theory.best_of_n import BestOfN, best_of_n
 from lm_env.theory.ceiling import Ceiling, FrontierPoint, ceiling, frontier, pass_rate_ceiling, upper_bound
 from lm_env.theory.check_agent import AgentCheck, check_agent, parse_mdp
 from lm_env.theory.estimate import Estimate
+from lm_env.theory.loss import LossBatch, LossCheck, check_loss
 from lm_env.theory.objectives import Objective, fixed_point
 from lm_env.theory.particles import Twist, particle_ceiling, run_particles
 from lm_env.theory.reference_samples import sample_reference_scores
@@ -21,6 +22,8 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "FrontierPoint",
+    "LossBatch",
+    "LossCheck",
     "Objective",
     "Optimum",
     "TokenMDP",
@@ -28,6 +31,7 @@ __all__ = [
     "best_of_n",
     "ceiling",
     "check_agent",
+    "check_loss",
     "enough_reference_scores",
     "fixed_point",
     "frontier",

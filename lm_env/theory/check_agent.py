@@ -1,15 +1,16 @@
 """check_agent: what Gymnasium's `check_env` is for environments, for agents.
 
 Trains an agent on an enumerable MDP, whose optimum of E[score] - beta KL is known in closed form, and
-reports how far from it the agent converged.  If it converged elsewhere, its policy is compared with the
-exact fixed points of other known objectives, and the nearest one is named.
+reports how far from it the agent converged.  Its policies are compared with the exact fixed points of other known
+objectives as well, and if one of these explains them, by the agent's own noise, it is named (`evidence`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, get_args
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -17,7 +18,7 @@ from torch import nn
 from lm_env.errors import ConfigurationError, LMEnvError, NonFiniteError
 from lm_env.models.inspection import evaluating
 from lm_env.objective.rewards import name_of
-from lm_env.theory.objectives import Objective, fixed_point
+from lm_env.theory.evidence import smallest_detectable, weigh
 from lm_env.theory.token_env import make_token_env
 from lm_env.theory.token_mdp import TokenMDP
 from lm_env.validation import check_integer, check_number
@@ -31,41 +32,53 @@ MAX_TV = 0.02
 SCORE_STD = 0.55
 """The standard deviation of a random MDP's scores.  It is well below 1, so that dividing by it shows: at 1 a
 rescaled reward would be the reward."""
-RECOGNIZED_TV = 0.1
-"""An agent this near to another objective's fixed point, and at most a third as far from it as from the optimum, has
-that objective.  (An honest agent that was stopped early lies between the two, at half the way or more.)"""
-UNTRAINED_TV = 1e-4
-"""An agent this near to the reference has not learned at all."""
-
 EXPLANATIONS = {
+    "advantages_whitened_per_sample": "advantages are whitened within each response, which takes away what the"
+    " responses"
+    " are worth beside one another: whiten over the whole batch",
     "entropy_bonus": "an entropy bonus is added to the objective: set its coefficient to 0",
     "gamma": "returns are discounted (gamma < 1): set gamma to 1",
-    "k2_loss": "the KL penalty is k2 as a per-token loss, which does not credit tokens with the KL that follows: "
-    "put k1 in the reward",
+    "k2_loss": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio (TRL's GRPO), or the"
+    " KL summed"
+    " over the vocabulary; none credits tokens with the KL that follows: put k1 in the reward",
+    "k2_loss_by_length": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio, and each"
+    " response's"
+    " loss is divided by its own length: put k1 in the reward",
+    "k2_loss_rescaled": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio, and the score is"
+    " divided by its standard deviation (TRL's GRPO), so beta is in truth beta x std: put k1 in the reward, and"
+    " leave the"
+    " std out",
+    "k2_loss_rescaled_by_length": "the KL penalty is k2 as a per-token loss, or k3 times the importance ratio,"
+    " the score is"
+    " divided by its standard deviation (so beta is in truth beta x std), and each response's loss by its own length",
     "k3_loss": (
         "the KL penalty is k3 as a per-token loss (GRPO), whose fixed point is not the optimum: put k1 in the reward"
     ),
+    "k3_loss_by_length": "the KL penalty is k3 as a per-token loss (GRPO), and each response's loss is divided"
+    " by its own"
+    " length: put k1 in the reward",
     "k3_loss_rescaled": "the KL penalty is k3 as a per-token loss, and the score is divided by its standard deviation "
     "(GRPO), so beta is in truth beta x std: put k1 in the reward, and leave the std out",
     "k3_loss_rescaled_by_length": "GRPO in full: k3 as a per-token loss, the score divided by its standard deviation "
     "(so beta is in truth beta x std), and each response's loss divided by its own length",
+    "kl_early": "each token pays for the KL of the next one: the KL and the tokens are shifted by one",
+    "kl_late": "each token pays for the KL of the one before it: the KL and the tokens are shifted by one",
     "last_score_only": "of the scores per token only the last token's is maximized: sum the rewards of all tokens",
+    "no_kl": "there is no KL penalty, or one whose gradient vanishes: the policy collapses on the best response",
     "no_penalty": "the score of a missing EOS is forgotten",
     "reward_rescaled": "the reward is divided by its standard deviation or another number, so beta is in truth "
-    "beta x std: leave the reward as it is (if KL is too small, training may have ended early, too)",
+    "beta x std: leave the reward as it is (if KL is too small, training may have ended early; if it is large,"
+    " there may"
+    " be no KL penalty)",
+    "rewards_whitened_per_sample": "rewards are whitened within each response, which takes away what the responses are"
+    " worth beside one another: leave them as they are",
+    "score_at_each_token": "the score is in the reward of every token: pay it at the last one",
+    "score_per_token": "the score is divided by the length of the response, the KL is not: leave it as it is",
     "subtracted_penalty": "the score of a missing EOS is added to the score instead of replacing it",
     "unknown": "no known objective has its optimum there: it may not have converged",
     "untrained": "the policy still equals the reference: train `env.task.model`, or return the model that was trained, "
     "and look at the learning rate",
 }
-
-FAMILIES: tuple[tuple[Objective, str, tuple[float, ...]], ...] = (
-    ("entropy_bonus", "entropy_coef", (0.01, 0.03, 0.1, 0.2, 0.4)),
-    ("gamma", "gamma", (0.98, 0.9, 0.8, 0.7, 0.5)),
-    ("reward_rescaled", "scale", (0.9, 0.7, 0.5, 0.35, 0.2, 0.1)),
-    ("reward_rescaled", "scale", (1.1, 1.4, 2.0, 3.0, 5.0, 10.0)),
-)
-"""The objectives with a number of their own, and the grid on which it is sought, from small to large deviations."""
 
 Train = Callable[[Any, int], nn.Module | None]
 """`train(env, seed)`: trains `env.task.model` in place, or returns the policy's causal LM."""
@@ -89,12 +102,36 @@ class AgentCheck:
     passed: bool
     objective: str
     """`gibbs` for the optimum, the objective recognized, `untrained`, or `unknown`."""
+    alike: tuple[str, ...] = ()
+    """Other objectives that rest at the same place on this MDP."""
+    log_ratio: float = 0.0
+    """Of the likelihoods, the nearest other fixed point's over the optimum's, by the agent's own noise."""
+    decided: bool = True
+    """False where `max_seeds` trainings did not tell the optimum from the nearest other fixed point."""
+    noise: float | None = None
+    """The standard error of the mean policy, in total variation; None for one training."""
+    detectable: dict[str, float] = field(default_factory=dict)
+    """Of an agent that passed: the `entropy_coef`, `gamma` and scales of the score that would just have shown."""
 
     def sentence(self) -> str:
         """The verdict in words."""
         if self.passed:
-            return "PASS: the agent maximizes E[score] - beta KL"
-        return f"FAIL: the agent rests at '{self.objective}': {EXPLANATIONS[self.objective]}"
+            undecided = "" if self.decided else ", as far as its noise allows to tell"
+            return f"PASS: the agent maximizes E[score] - beta KL{undecided}"
+        also = f" (at the same place on this MDP: {', '.join(self.alike)})" if self.alike else ""
+        return f"FAIL: the agent rests at '{self.objective}'{also}: {EXPLANATIONS[self.objective]}"
+
+    def resolution(self) -> str:
+        """The smallest slips that these trainings would have shown, in words; empty if the agent failed."""
+        words = {
+            "entropy_coef": "an entropy bonus of {:.2g}",
+            "gamma": "gamma {:.4f}",
+            "scale_below_1": "a score multiplied by {:.3f}",
+            "scale_above_1": "a score multiplied by {:.3f}",
+        }
+        # Dividing the score by the scale is what the family does.
+        shown = {key: 1 / value if key.startswith("scale") else value for key, value in self.detectable.items()}
+        return ", ".join(text.format(shown[key]) for key, text in words.items() if key in shown)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -102,43 +139,71 @@ class AgentCheck:
 
 
 def check_agent(
-    train: Train, *, name: str = "agent", mdp: str | TokenMDP = "t0", beta: float = 0.5, seeds: int = 3
+    train: Train,
+    *,
+    name: str = "agent",
+    mdp: str | TokenMDP = "t0",
+    beta: float = 0.5,
+    seeds: int = 3,
+    max_seeds: int | None = None,
 ) -> AgentCheck:
-    """Train an agent `seeds` times and compare the policy with the closed form.
+    """Train an agent several times and compare the policies with the closed form.
 
     Args:
         train: `train(env, seed)` gets a `TextGenerationEnv` over the MDP whose model is a table, and
             trains `env.task.model` (or returns another causal LM over the same tokens).
         mdp: `"t0"`, `"random:SEED"`, `"dense:SEED"` (the same, with a score at each token), or a `TokenMDP`.
         beta: weight of the KL penalty.
+        seeds: how many trainings there are at least.
+        max_seeds: how many there may be, where the optimum and another objective's fixed point are too close to be
+            told apart; default: three times `seeds`, or 1 if that is 1.
 
     Raises:
-        ConfigurationError: an unknown MDP, no positive beta, seeds < 1, or a `train` that is no function or
-            returns what is no causal LM over the MDP's tokens, does not take (env, seed), or raises (chained).
+        ConfigurationError: an unknown MDP, no positive beta, seeds < 1, max_seeds < seeds, or a `train` that is no
+            function or returns what is no causal LM over the MDP's tokens, does not take (env, seed), or raises
+            (chained).
         NonFiniteError: the trained policy's logprobs are NaN.
     """
     if not callable(train):
         raise ConfigurationError(f"train must be a function train(env, seed), not a {type(train).__name__}")
     check_integer("seeds", seeds)
+    max_seeds = (
+        (3 * seeds if seeds > 1 else 1) if max_seeds is None else check_integer("max_seeds", max_seeds, low=seeds)
+    )
     check_number("beta", beta, low=0.0, above=True)
     label, mdp = (mdp, parse_mdp(mdp)) if isinstance(mdp, str) else ("given", mdp)
-    logprobs = []
-    for seed in range(seeds):
+    logprobs: list[np.ndarray] = []
+    while True:
         env = make_token_env(mdp, beta=beta)
-        logprobs.append(_text_logprobs(mdp, _trained(train, env, seed), env.task.model))
+        logprobs.append(_text_logprobs(mdp, _trained(train, env, len(logprobs)), env.task.model))
+        if len(logprobs) >= seeds:
+            evidence = weigh(mdp, beta, np.exp(logprobs))
+            if evidence.decided or len(logprobs) >= max_seeds:
+                break
     best = mdp.optimum(beta)
     results = [mdp.evaluate_trajectories(row, beta) for row in logprobs]
-    mean = {field: float(np.mean([getattr(r, field) for r in results])) for field in ("J", "gap", "R", "KL", "tv")}
+    mean = {key: float(np.mean([getattr(r, key) for r in results])) for key in ("J", "gap", "R", "KL", "tv")}
     spread = float(np.std(mdp.scores())) or 1.0
-    objective = _recognize(mdp, beta, np.exp(logprobs).mean(0))
     near = mean["gap"] <= MAX_GAP * max(1.0, spread) and mean["tv"] <= MAX_TV
-    # Some slips move the optimum by less than an honest agent's noise, so an agent that rests exactly at another
-    # objective's fixed point fails although it is near.
-    passed = near and (objective == "unknown" or mean["tv"] <= MAX_TV / 2)
-    objective = "gibbs" if passed else objective
-    return AgentCheck(name, label, beta, seeds, J_star=best.J, passed=passed, objective=objective, **mean)
+    passed = near and evidence.objective == "unknown"
+    return AgentCheck(
+        agent=name,
+        mdp=label,
+        beta=beta,
+        seeds=len(logprobs),
+        J_star=best.J,
+        passed=passed,
+        objective="gibbs" if passed else evidence.objective,
+        alike=evidence.alike,
+        log_ratio=evidence.log_ratio,
+        decided=evidence.decided,
+        noise=evidence.noise,
+        detectable=smallest_detectable(mdp, beta, np.exp(logprobs), MAX_TV) if passed else {},
+        **mean,
+    )
 
 
+@lru_cache(maxsize=32)
 def parse_mdp(text: str) -> TokenMDP:
     """`t0`; `random:SEED`, vocabulary 5 to 8, horizon 3 or 4, drawn from the seed; or `dense:SEED`, the same MDP
     with its scores paid token by token, which has the same optimum.
@@ -197,43 +262,3 @@ def _text_logprobs(mdp: TokenMDP, returned: object, given: nn.Module) -> np.ndar
     if np.isnan(logprobs).any():
         raise NonFiniteError("the trained policy's logprobs are NaN: training diverged; lower the learning rate")
     return logprobs
-
-
-def _recognize(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> str:
-    """The objective whose fixed point is nearest in total variation to the policy (N,).
-
-    The policy is the mean over seeds: where a loss is noisy at its fixed point, the mean is nearer than each seed is.
-    """
-
-    def distance(objective: Objective, **options: float) -> float:
-        try:
-            table = fixed_point(mdp, beta, objective, **options)
-        except ConfigurationError:  # this MDP has no such fixed point
-            return np.inf
-        return _total_variation(probabilities, np.exp(mdp.trajectory_logprobs(table)))
-
-    if _total_variation(probabilities, np.exp(mdp.trajectory_logprobs(mdp.reference_logits))) <= UNTRAINED_TV:
-        return "untrained"
-    sought = {objective for objective, *_ in FAMILIES} - {"reward_rescaled"}
-    found = [(distance(objective), objective) for objective in get_args(Objective) if objective not in sought]
-    for objective, option, values in FAMILIES:
-        found.append((_least(lambda x, o=objective, k=option: distance(o, **{k: x}), values), objective))  # type: ignore[misc]
-    # A beta that is a little off means training that stopped early, and is not to be taken for a slip.
-    found.append((_least(lambda x: distance("reward_rescaled", scale=x), (0.9, 0.95, 1.0, 1.05, 1.1)), "gibbs"))
-    nearest, name = min(found)
-    clear = name != "gibbs" and nearest <= min(RECOGNIZED_TV, distance("gibbs") / 3)
-    return name if clear else "unknown"
-
-
-def _least(distance: Callable[[float], float], values: Sequence[float]) -> float:
-    """The least distance over an interval, by a grid that is refined around its best point."""
-    grid = np.asarray(values)
-    for _ in range(4):
-        distances = [distance(float(x)) for x in grid]
-        best = int(np.argmin(distances))
-        grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], 5)
-    return min(distances)
-
-
-def _total_variation(probabilities: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(probabilities - other).sum() / 2)

@@ -7,36 +7,52 @@ tell which one it has.  At a fixed point the agent's expected update is zero at 
 
 with Q the agent's own expected return and c the gradient coefficient of its loss.  Q depends on the
 future only, so one backward pass that solves each state (a `Rule`) is exact: nothing is iterated,
-the rescaled ones aside.
+those that divide by a standard deviation or by lengths, and the whitened ones, aside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from lm_env.errors import ConfigurationError
+from lm_env.theory.credit import Credits
 from lm_env.theory.prefix_tree import Rule, backward_recursion, gibbs_rule, logsumexp
+from lm_env.theory.settled import Own, annealed, answered, answered_by_length
 from lm_env.theory.token_mdp import TokenMDP
 from lm_env.validation import check_number
 
-__all__ = ["Objective", "fixed_point"]
+__all__ = ["Credit", "Objective", "fixed_point"]
 
 Objective = Literal[
+    "advantages_whitened_per_sample",
     "entropy_bonus",
     "gamma",
     "gibbs",
     "k2_loss",
+    "k2_loss_by_length",
+    "k2_loss_rescaled",
+    "k2_loss_rescaled_by_length",
     "k3_loss",
+    "k3_loss_by_length",
     "k3_loss_rescaled",
     "k3_loss_rescaled_by_length",
+    "kl_early",
+    "kl_late",
     "last_score_only",
+    "no_kl",
     "no_penalty",
     "reward_rescaled",
+    "rewards_whitened_per_sample",
+    "score_at_each_token",
+    "score_per_token",
     "subtracted_penalty",
 ]
+Credit = Literal["to_go", "return"]
+Response: TypeAlias = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""(Q, strength of the penalty, log pi_ref), each (n, V), -> log pi (n, V)."""
 _STD_EPSILON = 1e-4  # what keeps a division by the standard deviation finite; GRPO's usual value
 
 
@@ -48,6 +64,7 @@ def fixed_point(
     gamma: float = 0.9,
     entropy_coef: float = 0.01,
     scale: float | None = None,
+    credit: Credit = "to_go",
 ) -> np.ndarray:
     """log pi (S, V) float64 of the policy at which an agent with this objective comes to rest.
 
@@ -56,11 +73,15 @@ def fixed_point(
       V(s) = beta log sum pi_ref exp(Q / beta), Q = r + gamma V(s').
     - `k2_loss`: score alone in the return, beta (log pi - log pi_ref)^2 / 2 per token in the loss;
       each state answers its own KL but not the KL of what follows.
+      k3 times the importance ratio (TRL's GRPO) has the same gradient, and so has the KL of a token summed over
+      the vocabulary.
     - `k3_loss`: the same with pi_ref/pi - 1 - log(pi_ref/pi), as GRPO (without division by the std
       or by each response's own length): pi = pi_ref / (1 - (Q - V) / beta).
     - `k3_loss_rescaled`: the same with the score divided by its standard deviation under the policy
       itself, as GRPO does in large groups, so that beta is in truth beta (std + 1e-4).
-    - `k3_loss_rescaled_by_length`: the same with each response's loss divided by its own length.
+    - `k3_loss_by_length`, `k3_loss_rescaled_by_length`: with each response's loss divided by its own length.
+    - `k2_loss_by_length`, `k2_loss_rescaled`, `k2_loss_rescaled_by_length`: the same with k2.  With k1 in the
+      reward the optimum itself stays: there all responses have the same return, whatever weighs them.
     - `entropy_bonus`: k1 in the reward and entropy_coef x the policy's entropy per token in the loss.
     - `reward_rescaled`: k1 in the reward, score divided by `scale`, so that beta is in truth beta scale;
       by default by its standard deviation under the policy itself (a large batch), + 1e-4.  Followed from
@@ -68,6 +89,18 @@ def fixed_point(
     - `last_score_only`: of scores per token only that of the last token is paid.
     - `subtracted_penalty`: `missing_eos_score` added to the score instead of replacing it.
     - `no_penalty`: `missing_eos_score` forgotten.
+    - `no_kl`: the score alone, so the best response alone.
+    - `kl_late`, `kl_early`: each token pays for the k1 of the token before it, or after it.  Nobody pays for the last
+      token's, or the first one's.
+    - `score_at_each_token`: the whole score in the reward of every token.
+    - `score_per_token`: the score divided by the response's length, the KL summed.
+    - `rewards_whitened_per_sample`, `advantages_whitened_per_sample`: mean 0 and std 1 within each response; where
+      steps that fall to 0 come to rest, for the gradient of these does not vanish.
+
+    Args:
+        gamma, entropy_coef, scale: of the objectives that have one.
+        credit: `to_go`: a token is credited with its own and all later rewards; `return`: with all rewards of the
+            response.  It matters where rewards depend on what comes later: `kl_early` and `score_at_each_token`.
 
     Raises:
         ConfigurationError: an unknown objective, beta <= 0, gamma, entropy_coef or scale out of range, an MDP
@@ -91,10 +124,14 @@ def fixed_point(
             rule = _k2_rule(beta)
         case "k3_loss":
             rule = _k3_rule(beta)
+        case "k2_loss_rescaled":
+            rule = _k2_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, _k2_rule(beta * std))))
         case "k3_loss_rescaled":
             rule = _k3_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, _k3_rule(beta * std))))
-        case "k3_loss_rescaled_by_length":
-            return _settled_by_length(mdp, beta)
+        case "k2_loss_by_length" | "k2_loss_rescaled_by_length":
+            return _settled_by_length(mdp, beta, _k2_response, rescaled="rescaled" in objective)
+        case "k3_loss_by_length" | "k3_loss_rescaled_by_length":
+            return _settled_by_length(mdp, beta, _k3_response, rescaled="rescaled" in objective)
         case "entropy_bonus":
             rule = _entropy_rule(beta, entropy_coef)
         case "reward_rescaled":
@@ -110,6 +147,12 @@ def fixed_point(
             scores = mdp.raw_step_scores() + np.where(unended, mdp.missing_eos_score, 0.0)
         case "no_penalty":
             scores = mdp.raw_step_scores()
+        case "no_kl" | "kl_early" | "kl_late" | "score_at_each_token" | "score_per_token":
+            return _misplaced(mdp, beta, objective, credit)
+        case "advantages_whitened_per_sample":
+            return annealed(mdp, beta, lambda credits: credits.whole("whitened_advantages"))
+        case "rewards_whitened_per_sample":
+            return annealed(mdp, beta, lambda credits: credits.whole("whitened_rewards"))
         case _:
             raise ConfigurationError(f"objective {objective!r} is unknown: use {', '.join(get_args(Objective))}")
     policy, _ = backward_recursion(mdp.enumeration, mdp.reference_logits, scores, rule, discount)
@@ -157,6 +200,20 @@ def _k3_response(q: np.ndarray, strength: np.ndarray, ref_logprobs: np.ndarray) 
     return logprobs - logsumexp(logprobs)[:, None]
 
 
+def _k2_response(q: np.ndarray, strength: np.ndarray, ref_logprobs: np.ndarray) -> np.ndarray:
+    """log pi (n, V) with Q - V = strength log(pi / pi_ref), and V such that it sums to 1."""
+    tilt = q / strength
+    low = (q - strength * 50).min(axis=1, keepdims=True)
+    high = q.max(axis=1, keepdims=True)
+    for _ in range(100):  # bisection down to neighboring floats
+        value = (low + high) / 2
+        above = logsumexp(ref_logprobs + tilt - value / strength)[:, None] > 0
+        low = np.where(above, value, low)
+        high = np.where(above, high, value)
+    logprobs = ref_logprobs + tilt - high / strength
+    return logprobs - logsumexp(logprobs)[:, None]
+
+
 def _entropy_rule(beta: float, entropy_coef: float) -> Rule:
     """k1 in Q, c = entropy_coef log pi: the bonus acts at each state and is no part of the return."""
 
@@ -196,42 +253,44 @@ def _settled_std(mdp: TokenMDP, answer: Callable[[float], np.ndarray]) -> float:
     raise ConfigurationError("the reward divided by its standard deviation does not settle: that keeps moving")
 
 
-def _settled_by_length(mdp: TokenMDP, beta: float) -> np.ndarray:
-    """Q is the expectation of (score - mean) / std / length, and beta of a state-action is beta E[1 / length].
+def _settled_by_length(mdp: TokenMDP, beta: float, response: Response, *, rescaled: bool) -> np.ndarray:
+    """The policy that answers the mean of its own scores, and their std if it divides by it.
 
-    The score is the whole text's, which each of its tokens is credited with, wherever it is paid.  The
-    baseline matters here, for the weight of a response depends on how it goes on.
+    The baseline matters here, for the weight of a response depends on how it goes on.
     """
     policy = mdp.reference_logits
     previous = (np.inf, np.inf)
     for _ in range(10_000):
         mean, std = _mean_and_std(mdp, policy)
-        if abs(mean - previous[0]) + abs(std - previous[1]) <= 1e-13:
+        if abs(std - previous[1]) + abs(mean - previous[0]) <= 1e-13:
             return policy
         previous = (mean, std)
-        policy = _by_length(mdp, (mdp.scores() - mean) / std, beta)
-    raise ConfigurationError(f"k3_loss_rescaled_by_length at beta {beta} does not settle: the std keeps moving")
+        worth = (mdp.scores() - mean) / (std if rescaled else 1.0)
+        policy = answered_by_length(mdp, worth, beta, response)
+    raise ConfigurationError(f"a loss divided by lengths does not settle at beta {beta}: its mean and std keep moving")
 
 
-def _by_length(mdp: TokenMDP, worth: np.ndarray, beta: float) -> np.ndarray:
-    """`backward_recursion` for Q and E[1 / length] together, each trajectory weighed by 1 / length."""
-    tree = mdp.enumeration
-    ref_logprobs = mdp.reference_logits
-    policy = ref_logprobs.copy()
-    vocab = mdp.vocab_size
-    q = np.zeros_like(ref_logprobs)
-    weight = np.zeros_like(ref_logprobs)
-    rows = np.arange(len(tree.lengths))
-    last = tree.lengths - 1
-    ends = (tree.states[rows, last], tree.tokens[rows, last])
-    q[ends] = worth / tree.lengths
-    weight[ends] = 1 / tree.lengths
-    for t in reversed(range(mdp.horizon)):
-        level = np.unique(tree.states[tree.real[:, t], t])
-        policy[level] = _k3_response(q[level], beta * weight[level], ref_logprobs[level])
-        if t:
-            pi = np.exp(policy[level])
-            parents = ((level - 1) // vocab, (level - 1) % vocab)
-            q[parents] = (pi * q[level]).sum(1)
-            weight[parents] = (pi * weight[level]).sum(1)
-    return policy
+def _misplaced(mdp: TokenMDP, beta: float, objective: Objective, credit: Credit) -> np.ndarray:
+    """The policies that answer a score or a KL that is paid at the wrong tokens, or not at all."""
+
+    def following(credits: Credits) -> np.ndarray:
+        """The KL of the tokens after each."""
+        return beta * (credits.kl("reward") - credits.paid_k1)
+
+    match objective:
+        case "no_kl":
+            return answered(mdp, beta, lambda credits: credits.score("end"), "free")
+        case "kl_early":
+            own: Own = "free" if credit == "to_go" else "free_at_the_start"
+            return answered(mdp, beta, lambda credits: credits.score("end") - following(credits), own)
+        case "kl_late":
+            return answered(
+                mdp,
+                beta,
+                lambda c: c.score("end") - beta * np.where(c.position < c.lengths - 1, c.kl("late") - c.paid_k1, 0.0),
+                "free_at_the_end",
+            )
+        case "score_per_token":
+            return answered(mdp, beta, lambda credits: credits.score("end") / credits.lengths - following(credits))
+    kind = "at_each_token" if credit == "to_go" else "times_length"
+    return answered(mdp, beta, lambda credits: credits.score(kind) - following(credits))

@@ -32,7 +32,7 @@ from lm_env.runs.judges import make_judge
 from lm_env.storage import Checkpointing, FileLock, checkpoints_in, write_folder
 from reward_models import LexiconSentiment, RewardModel
 
-COMMANDS = ["demo", "sft", "sample", "check-agent", "envs", "report"]
+COMMANDS = ["demo", "sft", "sample", "check-agent", "check-loss", "envs", "report"]
 
 
 def invoke(*arguments: object):
@@ -70,6 +70,7 @@ def test_help_of(command):
         "sft": "--epochs",
         "sample": "--temperature",
         "check-agent": "--mdp",
+        "check-loss": "--group-size",
         "envs": "--help",
         "report": "--out",
     }[command]
@@ -90,7 +91,7 @@ def test_help_shows_every_word_that_was_written(command):
     for parameter in written.params:
         if getattr(parameter, "help", None):
             assert " ".join(parameter.help.split()) in shown
-    assert ("E[score] - beta KL" in shown) == (command == "check-agent")
+    assert ("E[score] - beta KL" in shown) == (command in ("check-agent", "check-loss"))
 
 
 def test_no_arguments_show_the_help():
@@ -173,6 +174,28 @@ def test_check_agent_on_an_unknown_mdp():
 
 def test_check_agent_with_a_beta_that_has_no_optimum():
     fails(ConfigurationError, "beta", "check-agent", "ppo", "--beta", "-1")
+
+
+# -- check-loss --------------------------------------------------------------------------------------
+def test_check_loss_of_names_and_of_a_users_own_function(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def loss(batch):\n"
+        "    ratio = torch.exp(batch.logprobs - batch.old_logprobs)\n"
+        "    credit = batch.rewards.flip(1).cumsum(1).flip(1)\n"
+        "    return -(ratio * credit * batch.mask).sum() / len(batch)\n"
+        "def half(batch):\n"
+        "    return loss(batch) + (batch.logprobs * batch.scores[:, None] * batch.mask).sum() / len(batch)\n"
+    )
+    result = invoke("check-loss", f"{tmp_path / 'mine.py'}:loss", "--require", "padding,micro_batches,ratio")
+    assert result.exit_code == 0 and "PASS: the expected gradient is that of" in result.output
+    result = invoke("check-loss", f"{tmp_path / 'mine.py'}:half", "--group-size", 1, "--json")
+    report = json.loads(result.output)
+    assert result.exit_code == 1 and not report["passed"] and report["causes"]
+    result = invoke("check-loss", "reinforce", "--require", "ratio")
+    assert result.exit_code == 1 and "no_importance_ratio" in result.output
+    fails(ConfigurationError, "no loss is called 'pqo'", "check-loss", "pqo")
+    fails(ConfigurationError, "require names 'padd'", "check-loss", "rloo", "--require", "padd")
 
 
 # -- main: errors without a traceback ----------------------------------------------------------------

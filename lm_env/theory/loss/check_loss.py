@@ -1,0 +1,224 @@
+"""check_loss: what any library's loss optimizes, from its exact expected gradient, without training.
+
+The loss is called on batches that hold each group of responses as often as it is likely, so that its gradient is the
+expected one, and that is held against the gradient of J = E[score] - beta KL, differentiated on its own, in float64,
+under several policies.  Where the two differ, the mistakes that explain the difference are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm_env.errors import ConfigurationError, LMEnvError, NonFiniteError
+from lm_env.objective.rewards import name_of
+from lm_env.theory.loss.batch import LossBatch
+from lm_env.theory.loss.causes import MATCH, Finding, find_causes
+from lm_env.theory.loss.invariances import invariances, ratio_of
+from lm_env.theory.loss.problem import MAX_GROUP_SIZE, LossProblem, make_problems
+from lm_env.theory.loss.slips import EXPLANATIONS
+from lm_env.validation import check_integer, check_number
+
+__all__ = ["INVARIANCES", "Loss", "LossCheck", "check_loss"]
+
+TOLERANCE = 1e-4
+"""The largest part of a gradient that may point elsewhere than along that of J; float32 stays well below."""
+INVARIANCES = {
+    "padding": "padding_counted",
+    "eos": "pad_is_eos",
+    "permutation": "order_dependent",
+    "micro_batches": "micro_batches",
+    "ratio": "no_importance_ratio",
+}
+"""What is tried, and the cause that is named where it is required and does not hold."""
+REQUIRED = ("padding", "eos", "permutation")
+
+Loss = Callable[[LossBatch], Tensor | None]
+"""`loss(batch)` returns a scalar to be minimized, or leaves its gradient in `batch.model.table.grad`."""
+
+
+@dataclass(frozen=True)
+class LossCheck:
+    """What a loss optimizes."""
+
+    loss: str
+    beta: float
+    group_size: int
+    passed: bool
+    causes: tuple[str, ...]
+    """What is wrong, by name; empty if nothing is, `("unknown",)` if nothing known is."""
+    numbers: dict[str, float]
+    """What the gradients say of `gamma`, `entropy_coef` and `effective_beta`, where these are among the causes."""
+    cosine: float
+    """Between the expected gradient and that of J; the smallest of several policies."""
+    astray: float
+    """The part of the expected gradient that is not along that of J: the sine, the largest of several policies."""
+    size: tuple[float, ...]
+    """The length of the expected gradient along that of J, in units of the latter, under each policy."""
+    holds: dict[str, bool]
+    """Which of `INVARIANCES` hold."""
+    ratio: str
+    """The importance ratio: `token`, `sequence`, `sequence_mean`, `none` or `unknown`."""
+    notes: tuple[str, ...] = field(default=())
+    """What does not hold and was not required."""
+
+    def sentence(self) -> str:
+        """The verdict in words."""
+        if self.passed:
+            return "PASS: the expected gradient is that of E[score] - beta KL"
+        return "FAIL: " + "; ".join(f"'{cause}': {EXPLANATIONS[cause]}" for cause in self.causes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def check_loss(
+    loss: Loss,
+    *,
+    name: str | None = None,
+    beta: float = 0.5,
+    group_size: int = 2,
+    seed: int = 0,
+    require: Collection[str] = REQUIRED,
+    tolerance: float = TOLERANCE,
+) -> LossCheck:
+    """Compare a loss's exact expected gradient with that of E[score] - beta KL.
+
+    Args:
+        loss: `loss(batch)` gets a `LossBatch` and returns a scalar to be minimized, as it would in training, advantages
+            included; or it returns None and leaves its gradient in `batch.model.table.grad`.  It must not
+            change the table.
+        beta: the weight of the KL penalty, which the batch tells the loss.
+        group_size: G, responses per prompt, 1 to 3; the batch has all groups: 64, 8192 or 786,432 rows.
+        seed: of the MDPs, policies and scores that are drawn.
+        require: which of `INVARIANCES` must hold besides; `ratio` where several steps are taken
+            per batch, `micro_batches` where gradients are accumulated.
+        tolerance: the largest part of the gradient that may point elsewhere.
+
+    Raises:
+        ConfigurationError: an option out of range, or a loss that raises (chained), returns no scalar, or does
+            not depend on the policy.
+        NonFiniteError: a gradient is NaN or infinite.
+    """
+    if not callable(loss):
+        raise ConfigurationError(f"loss must be a function loss(batch), not a {type(loss).__name__}")
+    check_number("beta", beta, low=0.0, above=True)
+    check_number("tolerance", tolerance, low=0.0, above=True)
+    check_integer("seed", seed, low=0)
+    if check_integer("group_size", group_size) > MAX_GROUP_SIZE:
+        raise ConfigurationError(f"group_size must be at most {MAX_GROUP_SIZE}, so that all groups can be enumerated")
+    if unknown := set(require) - set(INVARIANCES):
+        raise ConfigurationError(f"require names {sorted(unknown)[0]!r}: use some of {', '.join(INVARIANCES)}")
+    problems, off_policy = make_problems(beta, group_size, seed)
+
+    def gradient_of(batch: LossBatch) -> np.ndarray:
+        return _gradient(loss, batch)
+
+    gradients = [gradient_of(problem.batch()) for problem in problems]
+    reached = [_reached(problem, gradient) for problem, gradient in zip(problems, gradients, strict=True)]
+    causes: list[str] = []
+    if any(_norm(g - r) > MATCH * _norm(g) for g, r in zip(gradients, reached, strict=True)):
+        causes.append("padding_counted")
+    targets = [problem.objective_gradient() for problem in problems]
+    size = tuple(float((g * t).sum() / (t**2).sum()) for g, t in zip(reached, targets, strict=True))
+    cosines = [float((g * t).sum()) / ((_norm(g) * _norm(t)) or 1.0) for g, t in zip(reached, targets, strict=True)]
+    apart = [_norm(g - s * t) / (_norm(g) or 1.0) for g, s, t in zip(reached, size, targets, strict=True)]
+    right = max(apart) <= tolerance and min(size) > 0
+    finding = Finding(()) if right else _finding(problems, reached, targets)
+    causes += ["unknown"] if finding is None else finding.causes
+    holds, ratio = {}, "unknown"
+    if "no_gradient" not in causes:
+        holds = invariances(gradient_of, problems[-1], tolerance)
+        ratio = _ratio(gradient_of, off_policy, finding, tolerance)
+        holds["ratio"] = ratio.partition(" ")[0] != "none"
+    if ratio.endswith("+ kl") and "k2_loss" in causes:
+        causes[causes.index("k2_loss")] = "k3_loss_with_ratio"
+    broken = [INVARIANCES[kind] for kind, held in holds.items() if not held]
+    wanted = [INVARIANCES[kind] for kind in require]
+    causes += [cause for cause in broken if cause in wanted and cause not in causes]
+    return LossCheck(
+        loss=name or name_of(loss),
+        beta=beta,
+        group_size=group_size,
+        passed=not causes,
+        causes=tuple(causes),
+        numbers={} if finding is None else finding.numbers,
+        cosine=min(cosines),
+        astray=max(apart),
+        size=size,
+        holds=holds,
+        ratio=ratio.partition(" ")[0],
+        notes=tuple(EXPLANATIONS[cause] for cause in broken if cause not in causes),
+    )
+
+
+def _finding(problems: list[LossProblem], gradients: list[np.ndarray], targets: list[np.ndarray]) -> Finding | None:
+    """What is wrong with these gradients; None if no known mistake explains them."""
+    if all(_norm(g) <= 1e-9 * _norm(t) for g, t in zip(gradients, targets, strict=True)):
+        return Finding(("no_gradient",))
+    return find_causes([problem.credits for problem in problems], gradients)
+
+
+def _ratio(
+    gradient_of: Callable[[LossBatch], np.ndarray],
+    problems: list[LossProblem],
+    finding: Finding | None,
+    tolerance: float,
+) -> str:
+    """The importance ratio that the loss carries, as far as it can be told."""
+    if finding is None:
+        return "unknown"
+    gradients = [_reached(problem, gradient_of(problem.batch())) for problem in problems]
+    credits = [problem.credits for problem in problems]
+    return ratio_of(gradients, credits, finding.slip, max(tolerance, MATCH))
+
+
+def _reached(problem: LossProblem, gradient: np.ndarray) -> np.ndarray:
+    """The gradient at the states where a token is to be taken; beyond an EOS only padding has one."""
+    return np.where(problem.mdp.enumeration.reachable(len(gradient))[:, None], gradient, 0.0)
+
+
+def _norm(array: np.ndarray) -> float:
+    return float(np.linalg.norm(array))
+
+
+def _gradient(loss: Loss, batch: LossBatch) -> np.ndarray:
+    """The gradient (S, V) along which the loss would have the policy go."""
+    table = batch.model.table
+    table.grad = None
+    try:
+        value = loss(batch)
+        if isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad:
+            value.backward()
+            value = None
+    except LMEnvError:
+        raise
+    except (Exception, SystemExit) as error:
+        raised = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigurationError(
+            f"{name_of(loss)} raised {raised} when it was called as loss(batch): correct it, so that it takes a"
+            f" LossBatch"
+            " and returns a scalar"
+        ) from error
+    if value is not None:
+        described = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        if isinstance(value, Tensor) and value.ndim == 0:
+            described = "a scalar without a graph"
+        raise ConfigurationError(
+            f"{name_of(loss)} returned {described}: return a scalar that depends on batch.logprobs, batch.logits or"
+            " batch.model, or None with the gradient left in batch.model.table.grad"
+        )
+    if table.grad is None:
+        raise ConfigurationError(
+            f"the loss of {name_of(loss)} does not depend on the policy: use batch.logprobs, batch.logits or"
+            f" batch.model"
+        )
+    if not torch.isfinite(table.grad).all():
+        raise NonFiniteError(f"the gradient of {name_of(loss)} is not finite: look for 0 / 0 and for padding")
+    return -table.grad.double().numpy()

@@ -1,0 +1,91 @@
+"""What must hold of a loss on every single batch, and not in expectation only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lm_env.theory.credit import Credits
+from lm_env.theory.loss.batch import LossBatch
+from lm_env.theory.loss.causes import pieces
+from lm_env.theory.loss.problem import LossProblem
+from lm_env.theory.loss.slips import Slip
+
+__all__ = ["RATIOS", "invariances", "ratio_of"]
+
+GROUPS = 48
+"""Groups of the batch on which the invariances are tried."""
+RATIOS = ("token", "sequence", "sequence_mean", "none")
+
+GradientOf = Callable[[LossBatch], np.ndarray]
+
+
+def invariances(gradient_of: GradientOf, problem: LossProblem, tolerance: float) -> dict[str, bool]:
+    """Which hold, by name.
+
+    - `padding`: more padding, with other numbers in it, changes nothing.
+    - `eos`: nor does it matter whether the padding's id is the EOS.
+    - `permutation`: nor the order of groups, and of samples within a group.
+    - `micro_batches`: the gradients of two parts with long and short responses add up to a multiple of the
+      batch's; a part knows the batch it is cut from, `LossBatch.whole`.
+    """
+    batch = problem.sampled_batch(GROUPS, seed=0)
+    plain = gradient_of(batch)
+    size = problem.group_size
+    blocks = np.arange(len(batch)).reshape(-1, size)
+    shuffled = np.random.default_rng(1).permutation(blocks)[:, ::-1].reshape(-1)
+    by_length = blocks[np.argsort(batch.lengths.numpy()[blocks].sum(1), kind="stable")]
+    halves = [half.reshape(-1) for half in np.split(by_length, 2)]
+    together = sum((gradient_of(batch.part(half)) for half in halves), np.zeros_like(plain))
+    other_pad = replace(batch, tokens=torch.where(batch.mask, batch.tokens, (batch.eos_id + 1) % 3))
+
+    def same(other: np.ndarray) -> bool:
+        return bool(np.linalg.norm(other - plain) <= tolerance * np.linalg.norm(plain))
+
+    return {
+        "padding": same(gradient_of(batch.padded(2, seed=2))),
+        "eos": same(gradient_of(other_pad)),
+        "permutation": same(gradient_of(batch.reordered(shuffled))),
+        "micro_batches": _parallel(together, plain) <= tolerance,
+    }
+
+
+def ratio_of(gradients: list[np.ndarray], credits: list[Credits], slip: Slip, tolerance: float) -> str:
+    """Which importance ratio explains the gradients off-policy: one of `RATIOS`, or `unknown`.
+
+    With `+ kl` at its end the KL in the loss carries the ratio as well.  All problems have the same policy that
+    samples, so that what multiplies score, KL and baselines is the same in all.
+    """
+    found = []
+    for name in RATIOS:
+        for suffix in ("", " + kl") if slip.kl.endswith("_loss") else ("",):
+            columns = [_columns(credit, slip, name, suffix) for credit in credits]
+            design = np.concatenate(columns)
+            target = np.concatenate([gradient.ravel() for gradient in gradients])
+            solved = np.linalg.lstsq(design, target, rcond=1e-10)[0]
+            left_over = float(np.linalg.norm(design @ solved - target) / (np.linalg.norm(target) or 1.0))
+            found.append((left_over, name + suffix))
+    left_over, best = min(found, key=lambda pair: pair[0])
+    return best if left_over <= tolerance else "unknown"
+
+
+def _columns(credit: Credits, slip: Slip, name: str, suffix: str) -> np.ndarray:
+    """The gradients (S V, columns) of which the loss's consists if it has this ratio."""
+    score, kl, *others = pieces(slip, credit)
+    weight = credit.weight(slip.length, slip.mask)
+    ratio = credit.ratio(name)
+    # Baselines have a gradient off-policy unless the ratio is there; so has k1 as a loss, the last column.
+    others += [weight, weight * credit.values, weight * (credit.paid_k1.cumsum(1) - credit.paid_k1)]
+    kl_ratio = ratio if suffix or not slip.kl.endswith("_loss") else credit.ones()
+    columns = [ratio * score, kl_ratio * kl, *(ratio * piece for piece in others), weight]
+    return np.stack([credit.gradient(column).ravel() for column in columns], 1)
+
+
+def _parallel(gradient: np.ndarray, other: np.ndarray) -> float:
+    """The part of a gradient that is not along the other one."""
+    scale = float((gradient * other).sum()) / (float((other**2).sum()) or 1.0)
+    norm = float(np.linalg.norm(gradient)) or 1.0
+    return float(np.linalg.norm(gradient - scale * other)) / norm
