@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lm_env.cli.prefs import prefs_app
 from lm_env.errors import LMEnvError
 
 __all__ = ["app", "main"]
@@ -19,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # in which [score] is text; in rich's own markup it is a tag, and not printed
 )
+
+app.add_typer(prefs_app, name="prefs")
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Model = Annotated[str, typer.Option(help="'reviews-3m' (embedded), a folder in transformers' layout, or a hub id.")]
