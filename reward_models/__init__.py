@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from reward_models.classifier import SequenceClassifierReward
     from reward_models.combine import Affine, Clipped, WeightedSum, effective_beta, normalize
     from reward_models.preferences.losses import pairwise_loss
-    from reward_models.preferences.model import RewardModel, ScalarHeadModel
+    from reward_models.preferences.model import RewardModel
+    from reward_models.preferences.network import ScalarHeadModel
     from reward_models.preferences.records import Comparison, label_comparisons
     from reward_models.preferences.train import TrainingReport, train_reward_model
     from reward_models.rules import ExactMatch, Keyword, Length, Regex
@@ -46,7 +47,8 @@ __all__ = [
 _MODULE_OF = {
     **dict.fromkeys(["ExactMatch", "Keyword", "Length", "Regex"], "rules"),
     **dict.fromkeys(["Affine", "Clipped", "WeightedSum", "effective_beta", "normalize"], "combine"),
-    **dict.fromkeys(["RewardModel", "ScalarHeadModel"], "preferences.model"),
+    "RewardModel": "preferences.model",
+    "ScalarHeadModel": "preferences.network",
     **dict.fromkeys(["TrainingReport", "train_reward_model"], "preferences.train"),
     **dict.fromkeys(["Comparison", "label_comparisons"], "preferences.records"),
     "pairwise_loss": "preferences.losses",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from reward_models.preferences.losses import pairwise_loss
-from reward_models.preferences.model import RewardModel, ScalarHeadModel
+from reward_models.preferences.model import RewardModel
+from reward_models.preferences.network import ScalarHeadModel
 from reward_models.preferences.records import Comparison, label_comparisons
 from reward_models.preferences.train import TrainingReport, train_reward_model
 

@@ -1,4 +1,4 @@
-"""What is in a file of preferences before anything is trained on it: counts, ties, duplicates, contradictions, leaks."""
+"""What is in a file of preferences: counts, ties, lengths, duplicates, contradictions, leaks into held-out prompts."""
 
 from __future__ import annotations
 
