@@ -2,7 +2,7 @@
 
 A peft model wraps a transformers model and puts its adapter's layers into it.  The wrapped model, with
 the adapter's layers in it, has the interface of a plain causal LM, and is what everything else uses.
-peft itself is never imported: a model brings all that is needed.
+peft itself is imported by `add_lora` alone: a model that has an adapter brings all that is needed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lm_env.errors import UnsupportedModelError
+from lm_env.errors import MissingDependencyError, UnsupportedModelError
 
 __all__ = [
     "adapter_layers",
     "adapter_off",
     "adapter_state",
+    "add_lora",
     "base_tensors",
     "has_adapter",
+    "merge_lora",
     "merged_copy",
     "save_adapter",
     "trains_adapter",
@@ -111,3 +113,42 @@ def base_tensors(model: nn.Module) -> list[Tensor]:
         parts = [getattr(module, name, None) for name in names]
         added |= {id(p) for part in parts if isinstance(part, nn.Module) for p in part.parameters()}
     return [p.detach() for p in model.parameters() if id(p) not in added]
+
+
+def add_lora(model: nn.Module, *, rank: int = 16, alpha: int | None = None) -> nn.Module:
+    """Put LoRA layers (Hu et al. 2021, arXiv:2106.09685) into all linear layers of a transformers model, in place.
+
+    All other weights are frozen.  `merge_lora` takes the layers out again.
+
+    Args:
+        alpha: the layers' output counts alpha / rank; default: 2 rank.
+
+    Raises:
+        MissingDependencyError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingDependencyError("LoRA needs peft: pip install 'lm-env[lora]'") from error
+    transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())  # GPT-2's linear layers
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules="all-linear",
+        fan_in_fan_out=transposed,
+    )
+    model.requires_grad_(False)
+    return inject_adapter_in_model(config, model)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Take the LoRA layers of `add_lora` into the weights, in place; the model is then as plain as it was before."""
+    for name, layer in [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A")]:
+        merged: Any = layer
+        merged.merge()
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, merged.get_base_layer())
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    model.requires_grad_(True)

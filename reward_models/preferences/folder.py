@@ -55,7 +55,7 @@ def _as_classifier(network: ScalarHeadModel) -> Any:
     Those classifiers of decoders have a linear `score` without a bias that reads the last token, as here.
     """
     trunk: Any = network.trunk
-    kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(trunk.config), None)
+    kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(trunk.config), None)
     if not network.causal or kind is None:
         return trunk
     config = type(trunk.config).from_dict({**trunk.config.to_dict(), "num_labels": 1})

@@ -8,7 +8,7 @@ Shapes: B rows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ class RewardModel:
         responses: Sequence[str],
         prompt_ids: Sequence[Sequence[int] | None] | None = None,
         response_ids: Sequence[Sequence[int] | None] | None = None,
-        columns: dict[str, Sequence[Any]] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[list[int]]:
         """-> B rows of token ids, at most `max_length` each; see `RowEncoder.rows`.
 
@@ -178,20 +178,33 @@ class RewardModel:
             self.network.gain.mul_(gain)
             self.network.bias.mul_(gain).add_(bias)
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, also: Callable[[Path], object] | None = None) -> Path:
         """Write the trunk and tokenizer in transformers' layout, the head beside them; no pickle.
 
         The folder is written whole or not at all, with checksums, also over a reward model saved before.  Where
         transformers has a sequence classifier for the trunk, `AutoModelForSequenceClassification` loads the folder
         too: its logit is the score up to a constant.
 
+        Args:
+            also: `also(folder)` writes further files, to be saved with the rest.
+
         Raises:
             NonFiniteError: a weight is NaN or infinite; nothing was written.
             CheckpointWriteError: the folder could not be written, or holds something else.
         """
         check_saved(self.network)
+
+        def fill(held: Path) -> None:
+            self.fill(held)
+            if also is not None:
+                also(held)
+
+        return write_folder(folder, fill)
+
+    def fill(self, folder: Path) -> None:
+        """Write the files of `save` into a folder that is there, without checksums."""
         settings = {"max_length": self.max_length, "batch_tokens": self.batch_tokens, "template": self.template}
-        return write_folder(folder, lambda held: fill_folder(held, self.network, self.tokenizer, settings))
+        fill_folder(folder, self.network, self.tokenizer, settings)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device | None = None) -> RewardModel:

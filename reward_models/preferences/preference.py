@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from lm_env.errors import InvalidPreferenceError
 from reward_models.preferences.records import Comparison
 
-__all__ = ["LabeledSpan", "Outcome", "Preference", "PromptText", "prompt_key"]
+__all__ = ["LabeledSpan", "Outcome", "Preference", "PromptText", "prompt_key", "ranking_outcomes"]
 
 PromptText: TypeAlias = "str | tuple[Mapping[str, str], ...]"
 """A text, or a chat: messages {"role": ..., "content": ...}, up to where the response begins."""
@@ -122,16 +122,7 @@ class Preference:
 
     def outcomes(self) -> list[Outcome]:
         """All comparisons that the ranking holds, at most K (K - 1) / 2."""
-        found = []
-        for i, j in combinations(range(len(self.responses)), 2):
-            a, b = self.ranking[i], self.ranking[j]
-            if a is None and b is None:
-                continue
-            if b is None or (a is not None and a <= b):
-                found.append(Outcome(i, j, a == b))
-            else:
-                found.append(Outcome(j, i, False))
-        return found
+        return ranking_outcomes(self.ranking)
 
     @property
     def best(self) -> int | None:
@@ -151,6 +142,20 @@ class Preference:
     def from_comparison(cls, comparison: Comparison) -> Preference:
         """The texts of a `Comparison`; its token ids stay behind."""
         return cls.pair(comparison.prompt, comparison.chosen, comparison.rejected)
+
+
+def ranking_outcomes(ranking: Sequence[int | None]) -> list[Outcome]:
+    """All comparisons of two responses that a ranking holds, at most K (K - 1) / 2."""
+    found = []
+    for i, j in combinations(range(len(ranking)), 2):
+        a, b = ranking[i], ranking[j]
+        if a is None and b is None:
+            continue
+        if b is None or (a is not None and a <= b):
+            found.append(Outcome(i, j, a == b))
+        else:
+            found.append(Outcome(j, i, False))
+    return found
 
 
 def prompt_key(prompt: PromptText) -> str:

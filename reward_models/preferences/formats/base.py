@@ -103,7 +103,7 @@ def items(row: Row, name: str) -> list[Any]:
     Raises:
         InvalidPreferenceError: it is no list.
     """
-    value = row.get(name)
+    value: Any = row.get(name)
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)

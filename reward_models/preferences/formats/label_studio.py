@@ -58,7 +58,7 @@ def _judgement(results: Sequence[Any], responses: Mapping[str, str]) -> dict[str
             fields["ranking"] = _ranker(value.get("ranker"), names)
         elif kind == "rating":
             at = chosen_index(result.get("to_name"), names) if len(names) > 1 else 0
-            ratings[at] = float(value.get("rating"))
+            ratings[at] = float(value["rating"])
         elif kind in ("labels", "hypertextlabels"):
             at = chosen_index(result.get("to_name"), names) if len(names) > 1 else 0
             for label in value.get("labels") or value.get(kind) or []:
@@ -85,24 +85,26 @@ def _write(record: Preference) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     if record.ratings is not None:
         for name, rating in zip(names, record.ratings, strict=True):
-            value = {"rating": rating}
-            results.append({"type": "rating", "from_name": "rating", "to_name": name, "value": value})
+            results.append(_result("rating", "rating", name, {"rating": rating}))
     elif len(names) == 2:
-        selected = {(0, 1): "left", (1, 0): "right"}.get(record.ranking, "tie")  # type: ignore[call-overload]
-        value: dict[str, Any] = {"selected": selected}
-        results.append({"type": "pairwise", "from_name": "pairwise", "to_name": ",".join(names), "value": value})
+        selected = "tie" if record.best is None else ("left", "right")[record.best]
+        results.append(_result("pairwise", "pairwise", ",".join(names), {"selected": selected}))
     else:
         ranked = sorted((rank, name) for rank, name in zip(record.ranking, names, strict=True) if rank is not None)
         order = {"ranker": {"rank": [name for _, name in ranked]}}
-        results.append({"type": "ranker", "from_name": "ranker", "to_name": "responses", "value": order})
+        results.append(_result("ranker", "ranker", "responses", order))
     for span in record.spans:
         value = {"start": span.start, "end": span.end, "labels": [span.kind]}
-        results.append({"type": "labels", "from_name": "spans", "to_name": names[span.response], "value": value})
+        results.append(_result("labels", "spans", names[span.response], value))
     annotation: dict[str, Any] = {"result": results, "was_cancelled": False}
     if record.annotator is not None:
         annotation["completed_by"] = record.annotator
     data = {**record.columns, "prompt": record.prompt, **dict(zip(names, record.responses, strict=True))}
     return {"data": data, "annotations": [annotation]}
+
+
+def _result(kind: str, control: str, shown: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"type": kind, "from_name": control, "to_name": shown, "value": value}
 
 
 LABEL_STUDIO = Format(

@@ -82,7 +82,7 @@ def _write(record: Preference) -> dict[str, Any]:
     if record.margin is not None and record.best is not None:
         scale = {"scale_value": str(-record.margin if record.best == 0 else record.margin)}
     else:
-        scale = {"selection": {(0, 1): "A", (1, 0): "B"}.get(record.ranking, "tie")}  # type: ignore[call-overload]
+        scale = {"selection": "tie" if record.best is None else "AB"[record.best]}
     row = {
         **record.columns,
         "instance_id": "0",
