@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lm_env.cli.prefs import prefs_app
+from lm_env.cli.rm import rm_app
 from lm_env.errors import LMEnvError
 
 __all__ = ["app", "main"]
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 
 app.add_typer(prefs_app, name="prefs")
+app.add_typer(rm_app, name="rm")
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Model = Annotated[str, typer.Option(help="'reviews-3m' (embedded), a folder in transformers' layout, or a hub id.")]

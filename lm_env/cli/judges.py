@@ -11,7 +11,7 @@ __all__ = ["default_prompts", "make_judge"]
 
 
 def make_judge(spec: str, *, device: str, download: bool) -> Any:
-    """`lexicon`, `package.module:function`, `file.py:function`, or a classifier's folder or hub id.
+    """`lexicon`, `package.module:function`, `file.py:function`, or a reward model or classifier: folder or hub id.
 
     Raises:
         ConfigurationError, ModelLoadError: it cannot be had.
@@ -23,7 +23,7 @@ def make_judge(spec: str, *, device: str, download: bool) -> Any:
     module, _, name = spec.rpartition(":")
     if (module and name.isidentifier()) or spec.endswith(".py"):
         return resolve_reward(spec)
-    return reward_models.SequenceClassifierReward(spec, device=device, download=download)
+    return reward_models.load_reward(spec, device=device, download=download)
 
 
 def default_prompts(given: str | None, *splits: Split) -> str | list[str]:

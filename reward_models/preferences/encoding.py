@@ -127,11 +127,15 @@ class RowEncoder:
         rows: list[Any] = [None] * len(texts) if ids is None else list(ids)
         missing = [i for i, row in enumerate(rows) if row is None]
         if missing:
-            encoded = self.tokenizer([texts[i] for i in missing], add_special_tokens=special)["input_ids"]
+            distinct = list(dict.fromkeys(texts[i] for i in missing))
+            encoded = self.tokenizer(distinct, add_special_tokens=special)["input_ids"]
             bos = self.tokenizer.bos_token_id
-            for i, row in zip(missing, encoded, strict=True):
+            found = {}
+            for text, row in zip(distinct, encoded, strict=True):
                 twice = special and bos is not None and row[:2] == [bos, bos]  # a chat template writes its own
-                rows[i] = [*row[twice:], *after]
+                found[text] = [*row[twice:], *after]
+            for i in missing:
+                rows[i] = found[texts[i]]
         return rows
 
     def _paired(

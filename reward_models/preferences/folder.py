@@ -58,7 +58,8 @@ def _as_classifier(network: ScalarHeadModel) -> Any:
     kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(trunk.config), None)
     if not network.causal or kind is None:
         return trunk
-    config = type(trunk.config).from_dict({**trunk.config.to_dict(), "num_labels": 1})
+    known = {k: v for k, v in trunk.config.to_dict().items() if k not in ("id2label", "label2id", "num_labels")}
+    config = type(trunk.config).from_dict({**known, "num_labels": 1})
     with torch.device("meta"):
         classifier = kind(config)
     score = getattr(classifier, "score", None)
