@@ -66,6 +66,7 @@ def train(
     saved in the folder, where `lm-env rm evaluate` finds them.
     """
     from lm_env.cli.report import say
+    from lm_env.cli.trust import fitted_baselines, held_out_sentence
     from lm_env.storage import check_destination
     from reward_models.preferences.reading import read_preferences
     from reward_models.preferences.recipe import Recipe, train_from_preferences
@@ -97,7 +98,10 @@ def train(
     trained = train_from_preferences(records, recipe, say=lambda text: say("", text), bar=sys.stderr.isatty())
     for report in trained.reports:
         say("", _sentence(report))
-    trained.save(out)
+    baselines = fitted_baselines(trained)
+    if sentence := held_out_sentence(trained, baselines):
+        say("", f"accuracy on what was held out: {sentence}")
+    trained.save(out, also=None if baselines is None else baselines.save)
     say("", f"the reward model is in {out}: reward_models.load_reward({str(out)!r}) is a reward function")
     if trained.held_out:
         say("", f"does it deserve trust?  lm-env rm evaluate {out}")
@@ -105,9 +109,63 @@ def train(
 
 def _sentence(report: Any) -> str:
     parts = [f"{len(report.losses)} updates of {report.objective}"]
+    if report.train_accuracy is not None:
+        parts.append(f"accuracy on the training records {report.train_accuracy:.3f}")
     if report.held_out_loss is not None:
-        parts.append(f"held-out loss {report.held_out_loss:.4f}")
-    if report.held_out_accuracy is not None:
-        parts.append(f"held-out accuracy {report.held_out_accuracy:.3f}, on the training records")
-        parts[-1] += f" {report.train_accuracy:.3f}"
+        parts.append(f"loss {report.held_out_loss:.4f} on the tenth of them that decided when to stop")
     return "; ".join(parts)
+
+
+@rm_app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder of `lm-env rm train`, or any classifier's folder or hub id.")],
+    data: Annotated[str | None, typer.Argument(help=DATA + "  [default: what `rm train` held out]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page to write.  [default: FOLDER-trust.html]")] = None,
+    training: Annotated[
+        str | None, typer.Option(help="The data that it was trained on: draws the learning curve by training anew.")
+    ] = None,
+    gold: Annotated[
+        str | None,
+        typer.Option(
+            help="'lexicon', 'package.module:function', ...: what best-of-n by the reward model is judged by."
+        ),
+    ] = None,
+    policy: Annotated[str, typer.Option(help="The language model whose samples best-of-n chooses from.")] = (
+        "reviews-3m"
+    ),
+    prompts: Annotated[str | None, typer.Option(help="Prompts for it.  [default: openings of film reviews]")] = None,
+    samples: Annotated[int, typer.Option(help="Samples for each of 64 prompts; n goes up to this.", min=2)] = 64,
+    pair_ratings: PairRatings = None,
+    format: FormatOption = None,
+    skip_bad: SkipBad = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Device = None,
+    download: DownloadOption = False,
+) -> None:
+    """Evidence for and against a reward model: accuracy beside baselines, calibration, length, degenerate texts.
+
+    Exit status 0 if nothing that was measured speaks against it, 3 if something does.
+    """
+    from lm_env.cli.trust import TrustOptions, run_evaluation
+
+    trust = run_evaluation(
+        TrustOptions(
+            model=model,
+            data=data,
+            out=out,
+            training=training,
+            gold=gold,
+            policy=policy,
+            prompts=prompts,
+            samples=samples,
+            pair_ratings=pair_ratings,
+            format=format,
+            skip_bad=skip_bad,
+            as_json=as_json,
+            seed=seed,
+            device=device,
+            download=download,
+        )
+    )
+    raise typer.Exit(3 if trust.doubts() else 0)

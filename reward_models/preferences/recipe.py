@@ -41,6 +41,8 @@ __all__ = [
 Trunk = Literal["full", "lora", "frozen"]
 EPOCHS = {"full": 1, "lora": 3, "frozen": 30}
 REFERENCE_SAMPLES = 1024
+WATCHED_FRACTION = 0.1
+FEWEST_TO_WATCH = 20
 HELD_OUT_FILE = "held_out.jsonl"
 TRAINING_FILE = "training.json"
 HEAD_LEARNING_RATE = 1e-3
@@ -63,7 +65,7 @@ class Recipe:
     """Of the trunk; the head's is at least 0.001."""
     held_out_fraction: float = 0.1
     patience: int = 2
-    """Stop after so many epochs without a better held-out loss; it counts only where there are several epochs."""
+    """Where there are several epochs: stop after so many without a better loss on a tenth of the training prompts."""
     pair_ratings: float | None = None
     """Make comparisons out of single rated responses that differ by at least this much."""
     drop_ties: bool = False
@@ -96,13 +98,20 @@ class Trained:
     training: list[Preference]
     held_out: list[Preference]
     """As they were read, before any pairing."""
+    compared: list[Preference]
+    """The training records after the pairing of ratings, where that was asked for."""
     recipe: Recipe
     facts: dict[str, Any] = field(default_factory=dict)
+    """JSON that goes into the saved folder with the rest."""
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the reward model with the records held out and what is known of the training beside it."""
+    def save(self, folder: str | Path, *, also: Callable[[Path], object] | None = None) -> Path:
+        """Write the reward model with the records held out and what is known of the training beside it.
 
-        def also(held: Path) -> None:
+        Args:
+            also: `also(folder)` writes further files, to be saved with the rest.
+        """
+
+        def fill(held: Path) -> None:
             content = {
                 "recipe": asdict(self.recipe),
                 **self.facts,
@@ -114,14 +123,19 @@ class Trained:
             (held / TRAINING_FILE).write_text(json.dumps(content, indent=1) + "\n")
             if self.held_out:
                 write_preferences(self.held_out, held / HELD_OUT_FILE)
+            if also is not None:
+                also(held)
 
-        return self.reward.save(folder, also=also)
+        return self.reward.save(folder, also=fill)
 
 
 def train_from_preferences(
     records: Sequence[Preference], recipe: Recipe, *, say: Callable[[str], None] | None = None, bar: bool = False
 ) -> Trained:
     """Hold out, pair, train, normalize.
+
+    Where there are several epochs, a tenth of the training prompts decides when to stop, so that the records held out
+    have no say in anything.
 
     Args:
         say: is given a sentence about each step.
@@ -131,25 +145,29 @@ def train_from_preferences(
         ConfigurationError, ModelLoadError, NonFiniteError: see `train_reward_model` and `RewardModel.from_causal_lm`.
     """
     tell = say or (lambda sentence: None)
-    training, held_out = split_records(records, recipe.held_out_fraction, np.random.default_rng(recipe.seed))
-    seen, unseen = list(training), list(held_out)
+    rng = np.random.default_rng(recipe.seed)
+    training, held_out = split_records(records, recipe.held_out_fraction, rng)
+    seen: list[Preference] = list(training)
+    watched: list[Preference] = []
+    if (recipe.epochs or EPOCHS[recipe.trunk]) > 1 and len(training) >= FEWEST_TO_WATCH:
+        seen, watched = split_records(training, WATCHED_FRACTION, rng)
     if recipe.pair_ratings is not None:
-        seen = pair_ratings(training, min_difference=recipe.pair_ratings, seed=recipe.seed)
-        unseen = pair_ratings(held_out, min_difference=recipe.pair_ratings, seed=recipe.seed) if held_out else []
+        seen = pair_ratings(seen, min_difference=recipe.pair_ratings, seed=recipe.seed)
+        watched = pair_ratings(watched, min_difference=recipe.pair_ratings, seed=recipe.seed) if watched else []
         tell(f"{len(seen):,} comparisons of ratings that differ by at least {recipe.pair_ratings:g}")
     members, reports = [], []
     for i in range(recipe.ensemble):
         if recipe.ensemble > 1:
             tell(f"member {i + 1} of {recipe.ensemble}")
-        model, report = _train_member(seen, unseen, recipe, recipe.seed + i, bar)
+        model, report = _train_member(seen, watched, recipe, recipe.seed + i, bar)
         members.append(model)
         reports.append(report)
     reward = members[0] if len(members) == 1 else RewardEnsemble(members, combine=recipe.combine)
-    return Trained(reward, reports, training, held_out, recipe)
+    return Trained(reward, reports, training, held_out, seen, recipe)
 
 
 def _train_member(
-    records: Sequence[Preference], held_out: Sequence[Preference], recipe: Recipe, seed: int, bar: bool
+    records: Sequence[Preference], watched: Sequence[Preference], recipe: Recipe, seed: int, bar: bool
 ) -> tuple[RewardModel, TrainingReport]:
     model = RewardModel.from_causal_lm(
         recipe.model,
@@ -175,8 +193,8 @@ def _train_member(
         batch_size=recipe.batch_size,
         learning_rate=rate,
         head_learning_rate=max(rate, HEAD_LEARNING_RATE),
-        held_out=held_out,
-        patience=recipe.patience if epochs > 1 and held_out else None,
+        held_out=watched,
+        patience=recipe.patience if watched else None,
         drop_ties=recipe.drop_ties,
         use_margins=recipe.use_margins,
         seed=seed,

@@ -91,7 +91,7 @@ def train_reward_model(
         learning_rate: of Adam, falling to 0 along a cosine.
         head_learning_rate: of the head alone; default: the same.
         weight_decay: of AdamW, on the trunk's and the head's matrices; 0 is Adam.
-        held_out: records to measure on, in place of a fraction of those given.
+        held_out: records to measure on, in place of a fraction of those given; an empty list for none.
         held_out_fraction: in [0, 1), of the prompts.
         patience: measure on the held-out records before the first and after each epoch, stop when this many
             measurements in a row were no better than an earlier one, and go back to the best weights.
