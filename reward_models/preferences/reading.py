@@ -101,7 +101,7 @@ def read_preferences(
                     ) from error
                 problems.append(f"{where}: {error}")
     except InvalidPromptError as error:
-        remedy = "; correct it, or leave such rows out with skip_bad=True (--skip-bad)"
+        remedy = ", or leave such rows out with skip_bad=True (--skip-bad)"
         raise InvalidPreferenceError(f"{error}{remedy}") from error
     if not found:
         first = f"; the first problem: {(*unreadable, *problems)[0]}" if problems or unreadable else ""
@@ -124,10 +124,8 @@ def _recognized(rows: Sequence[Any]) -> Format:
             return kind
     first = next((row for row in rows if isinstance(row, Mapping)), None)
     if first is None:
-        what = f"a {type(rows[0]).__name__}" if rows else "nothing"
-        raise ConfigurationError(
-            f"preferences are rows with named columns, and the first row is {what}: give such rows"
-        )
+        what = f"the first row is a {type(rows[0]).__name__}" if rows else "there is none"
+        raise ConfigurationError(f"preferences are rows with named columns, and {what}: give such rows")
     columns = ", ".join(map(repr, itertools.islice(first, 12)))
     raise ConfigurationError(
         f"no format of preferences has the columns {columns}: name one with format= (--format), of "

@@ -34,7 +34,7 @@ def _read(row: Row) -> list[Preference]:
         raise InvalidPreferenceError("it needs 'fields' and 'responses', or columns that end in '.responses'")
     nested = isinstance(row.get("fields"), Mapping)
     fields = row["fields"] if nested else {k: v for k, v in row.items() if "." not in k}
-    prompt, responses = texts_of(fields)
+    prompt, responses, _ = texts_of(fields)
     metadata = row.get("metadata")
     columns = dict(metadata) if nested and isinstance(metadata, Mapping) else {}
     found: dict[str, dict[str, Any]] = {}

@@ -23,8 +23,8 @@ TIE_WORDS = frozenset({"tie", "tied", "equal", "same", "both", "neither", "no pr
 WORDS = {"left": 0, "right": 1, "first": 0, "second": 1}
 
 
-def texts_of(data: Row) -> tuple[Any, dict[str, str]]:
-    """(the prompt, "" if there is none; the responses by name, in order) of a task as it was shown.
+def texts_of(data: Row) -> tuple[Any, dict[str, str], set[str]]:
+    """(the prompt, "" if there is none; the responses by name, in order; the fields they are in) of a task as shown.
 
     Raises:
         InvalidPreferenceError: the responses cannot be told from the other fields.
@@ -35,7 +35,7 @@ def texts_of(data: Row) -> tuple[Any, dict[str, str]]:
         prompt = chat(prompt, f"{name!r}")
     listed = first_of(data, LISTS)
     if listed is not None and not isinstance(data[listed], Mapping):
-        return prompt, _listed(items(data, listed))
+        return prompt, _listed(items(data, listed)), {listed, name or listed}
     numbered = sorted(
         (n for n, v in data.items() if isinstance(n, str) and NUMBERED.fullmatch(n) and isinstance(v, str)), key=_order
     )
@@ -48,7 +48,7 @@ def texts_of(data: Row) -> tuple[Any, dict[str, str]]:
             "the responses are not to be found among its fields"
             f" ({', '.join(map(repr, data))}): name them response1, response2, ..., or give a list named 'responses'"
         )
-    return prompt, {n: data[n] for n in numbered}
+    return prompt, {n: data[n] for n in numbered}, {*numbered, name or numbered[0]}
 
 
 def _listed(responses: list[Any]) -> dict[str, str]:

@@ -25,9 +25,8 @@ def _read(row: Row) -> list[Preference]:
     if not _matches(row):
         raise InvalidPreferenceError("it needs 'data' and a list of 'annotations'")
     data = row["data"]
-    prompt, responses = texts_of(data)
-    shown = {*responses, "prompt"}
-    columns = {k: v for k, v in data.items() if k not in shown and v != prompt and not isinstance(v, list)}
+    prompt, responses, shown = texts_of(data)
+    columns = {k: v for k, v in data.items() if k not in shown and v is not None}
     found = []
     for annotation in row["annotations"]:
         if not isinstance(annotation, Mapping) or annotation.get("was_cancelled"):

@@ -41,13 +41,10 @@ def _read(row: Row) -> list[Preference]:
     schemes = _schemes(row)
     if not schemes:
         raise InvalidPreferenceError("it holds no answer: 'label_annotations', or a column SCHEME.selection")
-    prompt, responses = texts_of({k: v for k, v in row.items() if k not in OWN and not k.endswith(ENDINGS)})
+    fields = {k: v for k, v in row.items() if k not in OWN and not k.endswith(ENDINGS)}
+    prompt, responses, shown = texts_of(fields)
     user = row.get("user_id", row.get("user"))
-    columns = {
-        k: v
-        for k, v in row.items()
-        if k not in OWN and k not in responses and not k.endswith(ENDINGS) and v != prompt and not isinstance(v, list)
-    }
+    columns = {k: v for k, v in fields.items() if k not in shown and v is not None}
     judged = _judgement(schemes, list(responses))
     annotator = None if user in (None, "") else str(user)
     return [Preference(prompt, tuple(responses.values()), annotator=annotator, columns=columns, **judged)]

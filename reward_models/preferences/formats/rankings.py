@@ -67,7 +67,7 @@ def _read(row: Row) -> list[Preference]:
         used.add("spans")
     if isinstance(row.get("columns"), Mapping):
         rest = common_fields({k: v for k, v in row.items() if k != "columns"}, used)
-        rest["columns"] = {**rest["columns"], **row["columns"]}
+        rest["columns"] = {**rest["columns"], **{k: v for k, v in row["columns"].items() if v is not None}}
     else:
         rest = common_fields(row, used)
     return [Preference(prompt, tuple(texts), **fields, **rest)]
