@@ -78,7 +78,8 @@ def run_evaluation(options: TrustOptions) -> Trust:
         trust = dataclasses.replace(trust, gold=_gold(options, reward))
     rows = [
         ("reward model", options.model),
-        ("trained on", f"{facts['training_records']:,} records of {kept.get('model')}" if facts else "not known"),
+        ("made of", f"{kept.get('model')}, trained: {kept.get('trunk')}" if kept else "not known"),
+        ("trained on", f"{facts['training_records']:,} records" if facts else "not known"),
         ("measured on", options.data or "the records that the training held out"),
     ]
     name = Path(options.model).name

@@ -148,7 +148,6 @@ def merge_lora(model: nn.Module) -> None:
         merged.merge()
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, merged.get_base_layer())
-    for attribute in ("peft_config", "_hf_peft_config_loaded"):
-        if hasattr(model, attribute):
-            delattr(model, attribute)
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):  # what makes transformers look for an adapter
+        vars(model).pop(attribute, None)
     model.requires_grad_(True)

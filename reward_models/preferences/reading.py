@@ -64,7 +64,7 @@ def read_preferences(
     Args:
         source: a .jsonl, .json, .csv, .tsv or .parquet file; a list of rows (dicts) or of `Preference`s; a
             `datasets.Dataset`; a hub id, "user/name" or "user/name:split".
-        format: a name out of `FORMATS`; default: the first that most of the first rows fit.
+        format: a name out of `FORMATS`; default: the first that half of the first rows fit.
         skip_bad: leave broken rows out and note them in `problems`, instead of raising.
         tokenizer: decodes texts that are written as token ids.
         download: allow a hub id to be fetched.
@@ -120,7 +120,7 @@ def _rows(
 def _recognized(rows: Sequence[Any]) -> Format:
     for kind in FORMATS.values():
         fitting = sum(isinstance(row, Mapping) and _fits(kind, row) for row in rows)
-        if 2 * fitting > len(rows):
+        if rows and 2 * fitting >= len(rows):
             return kind
     first = next((row for row in rows if isinstance(row, Mapping)), None)
     if first is None:

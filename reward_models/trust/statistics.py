@@ -47,7 +47,7 @@ def wilson(successes: Sequence[float] | np.ndarray) -> Share | None:
     p = float(values.mean())
     center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
-    return Share(p, max(0.0, center - half), min(1.0, center + half), n)
+    return Share(p, min(max(0.0, center - half), p), max(min(1.0, center + half), p), n)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

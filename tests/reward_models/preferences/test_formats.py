@@ -141,18 +141,36 @@ def test_a_published_row_is_recognized_and_read(name):
     ("row", "expected"),
     [
         (
-            {"prompt": "p", "response1": "a", "response2": "b", "x.responses": [["response2", "response1"]],
-             "x.responses.users": ["u"], "x.responses.status": ["submitted"]},
+            {
+                "prompt": "p",
+                "response1": "a",
+                "response2": "b",
+                "x.responses": [["response2", "response1"]],
+                "x.responses.users": ["u"],
+                "x.responses.status": ["submitted"],
+            },
             Preference("p", ("a", "b"), (1, 0), annotator="u"),
         ),
         (
-            {"fields": {"prompt": "p", "response1": "a", "response2": "b", "response3": "c"},
-             "responses": [
-                 {"user_id": "u", "status": "submitted", "values": {"x": {"value": [
-                     {"value": "response1", "rank": 2}, {"value": "response2", "rank": 1},
-                     {"value": "response3", "rank": 2}]}}},
-                 {"user_id": "v", "status": "discarded", "values": {}},
-             ]},
+            {
+                "fields": {"prompt": "p", "response1": "a", "response2": "b", "response3": "c"},
+                "responses": [
+                    {
+                        "user_id": "u",
+                        "status": "submitted",
+                        "values": {
+                            "x": {
+                                "value": [
+                                    {"value": "response1", "rank": 2},
+                                    {"value": "response2", "rank": 1},
+                                    {"value": "response3", "rank": 2},
+                                ]
+                            }
+                        },
+                    },
+                    {"user_id": "v", "status": "discarded", "values": {}},
+                ],
+            },
             Preference("p", ("a", "b", "c"), (1, 0, 1), annotator="u"),
         ),
         (
@@ -160,24 +178,34 @@ def test_a_published_row_is_recognized_and_read(name):
             Preference("", ("a", "b"), (0, 1), margin=2.0, annotator="u"),
         ),
         (
-            {"data": {"prompt": "p", "items": [{"id": "x", "body": "a"}, {"id": "y", "body": "b"}]},
-             "annotations": [{"result": [{"type": "ranker", "value": {"ranker": {"rank": ["y", "x"]}}}]}]},
+            {
+                "data": {"prompt": "p", "items": [{"id": "x", "body": "a"}, {"id": "y", "body": "b"}]},
+                "annotations": [{"result": [{"type": "ranker", "value": {"ranker": {"rank": ["y", "x"]}}}]}],
+            },
             Preference("p", ("a", "b"), (1, 0)),
         ),
         (
-            {"prompt": "p", "completions": [{"response": "a", "overall_score": 3}, {"response": "b", "overall_score": 5}]},
+            {
+                "prompt": "p",
+                "completions": [{"response": "a", "overall_score": 3}, {"response": "b", "overall_score": 5}],
+            },
             Preference("p", ("a", "b"), ratings=(3.0, 5.0)),
         ),
         (
-            {"prompt": CHAT, "chosen": [{"role": "assistant", "content": "x"}],
-             "rejected": [{"role": "assistant", "content": "y"}]},
+            {
+                "prompt": CHAT,
+                "chosen": [{"role": "assistant", "content": "x"}],
+                "rejected": [{"role": "assistant", "content": "y"}],
+            },
             Preference(tuple(CHAT), ("x", "y"), (0, 1)),
         ),
-        ({"info": {"article": "p"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0},
-         Preference("p", ("a", "b"), (0, 1), columns={"part": "article"})),
+        (
+            {"info": {"article": "p"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0},
+            Preference("p", ("a", "b"), (0, 1), columns={"part": "article"}),
+        ),
     ],
-    ids=["argilla flat", "argilla 1.x", "potato scale", "label studio ranker", "ultrafeedback", "trl explicit", "article"],
-)  # fmt: skip
+    ids=["argilla flat", "argilla 1.x", "potato scale", "ranker", "ultrafeedback", "trl explicit", "article"],
+)
 def test_the_other_shapes_of_a_format(row, expected):
     assert one(row) == expected
 
@@ -226,8 +254,11 @@ extras = {
 def any_record(draw) -> Preference:
     count = draw(st.integers(1, 5))
     responses = tuple(draw(st.lists(texts, min_size=count, max_size=count)))
-    prompt = draw(texts | st.just("") | st.lists(texts, min_size=1, max_size=3).map(
-        lambda said: tuple({"role": "user", "content": t} for t in said)))  # fmt: skip
+    prompt = draw(
+        texts
+        | st.just("")
+        | st.lists(texts, min_size=1, max_size=3).map(lambda said: tuple({"role": "user", "content": t} for t in said))
+    )
     ranks = st.lists(st.none() | st.integers(0, 4), min_size=count, max_size=count).map(tuple)
     ranking = draw(ranks.filter(lambda r: any(x is not None for x in r)))
     spans = tuple(
@@ -254,8 +285,9 @@ POOR = {k: extras[k] for k in ("annotator", "columns")}  # what exports of tools
 @settings(deadline=None, max_examples=10)
 @given(data=st.data())
 @pytest.mark.parametrize(
-    "name", ["pairs", "conversations", "transcripts", "stack-exchange-pairs", "summaries", "label-studio", "argilla", "potato"]
-)  # fmt: skip
+    "name",
+    ["pairs", "conversations", "transcripts", "stack-exchange-pairs", "summaries", "label-studio", "argilla", "potato"],
+)
 def test_pairs_read_back_as_they_were_written(name, data, tmp_path_factory):
     fields = data.draw(st.fixed_dictionaries(PAIR_FIELDS.get(name, POOR)))
     prompt: object = data.draw(texts)
@@ -354,10 +386,12 @@ BROKEN = {
     "ratings": {"prompt": "p", "response": "r", "rating": "nan"},
     "qa-feedback": {"question": "q", "predictions": ANSWERS, "preference": [1, 2, 3, 0, 0, 0]},
     "label-studio": {"data": {"prompt": "p", "text1": "a", "text2": "b"}, "annotations": [{"result": []}]},
-    "argilla": {"fields": {"prompt": "p", "response1": "a", "response2": "b"},
-                "responses": {"x": [{"value": "response9z", "status": "submitted"}]}},
+    "argilla": {
+        "fields": {"prompt": "p", "response1": "a", "response2": "b"},
+        "responses": {"x": [{"value": "response9z", "status": "submitted"}]},
+    },
     "potato": {"id": "1", "responses": ["a", "b"], "label_annotations": {"x": {"selection": "Q"}}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -366,19 +400,43 @@ def test_a_broken_row_of_each_format_is_refused(name):
         read_preferences([BROKEN[name]], format=name)
 
 
+COLUMNS = [
+    "prompt",
+    "chosen",
+    "rejected",
+    "responses",
+    "ranking",
+    "ratings",
+    "spans",
+    "data",
+    "annotations",
+    "fields",
+    "text",
+    "rating",
+    "question",
+    "answers",
+    "predictions",
+    "preference",
+    "info",
+    "summaries",
+    "choice",
+    "query",
+    "sample0",
+    "sample1",
+    "best",
+    "id",
+    "label_annotations",
+]
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
 @settings(deadline=None, max_examples=60)
-@given(
-    st.dictionaries(
-        st.sampled_from(["prompt", "chosen", "rejected", "responses", "ranking", "data", "annotations", "fields", "text",
-                         "rating", "question", "answers", "predictions", "preference", "info", "summaries", "choice",
-                         "query", "sample0", "sample1", "best", "id", "label_annotations", "spans", "ratings"]),
-        st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-                     max_leaves=8),
-        min_size=1,
-    ),
-    st.sampled_from(list(FORMATS)),
-)  # fmt: skip
+@given(st.dictionaries(st.sampled_from(COLUMNS), anything, min_size=1), st.sampled_from(list(FORMATS)))
 def test_no_row_raises_anything_else(row, name):
     try:
         for record in read_preferences([row], format=name):
@@ -445,8 +503,13 @@ def test_outcomes_by_hand():
     record = Preference("p", ("a", "b", "c", "d"), (3, None, 3, 7))
     assert record.ranking == (0, None, 0, 1)
     assert [tuple(o) for o in record.outcomes()] == [
-        (0, 1, False), (0, 2, True), (0, 3, False), (2, 1, False), (3, 1, False), (2, 3, False)
-    ]  # fmt: skip
+        (0, 1, False),
+        (0, 2, True),
+        (0, 3, False),
+        (2, 1, False),
+        (3, 1, False),
+        (2, 3, False),
+    ]
     assert record.best is None and Preference.best_of("p", ("a", "b"), 1).best == 1
 
 
