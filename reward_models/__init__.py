@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from reward_models.preferences.losses import pairwise_loss
     from reward_models.preferences.model import RewardModel
     from reward_models.preferences.network import ScalarHeadModel
-    from reward_models.preferences.preference import Preference
     from reward_models.preferences.reading import read_preferences, write_preferences
     from reward_models.preferences.recipe import Recipe, train_from_preferences
     from reward_models.preferences.records import Comparison, label_comparisons
+    from reward_models.preferences.records.preference import Preference
     from reward_models.preferences.train import TrainingReport, train_reward_model
     from reward_models.rules import ExactMatch, Keyword, Length, Regex
     from reward_models.sentiment import LexiconSentiment
@@ -65,7 +65,7 @@ _MODULE_OF = {
     **dict.fromkeys(["Comparison", "label_comparisons"], "preferences.records"),
     **dict.fromkeys(["read_preferences", "write_preferences"], "preferences.reading"),
     **dict.fromkeys(["Recipe", "train_from_preferences"], "preferences.recipe"),
-    "Preference": "preferences.preference",
+    "Preference": "preferences.records.preference",
     "RewardEnsemble": "preferences.ensemble",
     "load_reward": "loading",
     "pairwise_loss": "preferences.losses",

@@ -1,42 +1,48 @@
-"""A reward by name: a folder that `lm-env rm train` wrote, or any sequence classifier of transformers."""
+"""Rewards by name: a folder that `lm-env rm train` wrote, a classifier, a function, the lexicon."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from lm_env.objective.functions import load_function
 from lm_env.storage import is_saved_folder
-from reward_models.classifier import SequenceClassifierReward
-from reward_models.preferences.ensemble import ENSEMBLE_FILE, RewardEnsemble
-from reward_models.preferences.folder import SETTINGS_FILE
-from reward_models.preferences.model import RewardModel
 
 __all__ = ["load_reward"]
 
 
 def load_reward(
-    name: str | Path, *, device: str | torch.device | None = None, download: bool = False, **options: Any
-) -> RewardModel | RewardEnsemble | SequenceClassifierReward:
-    """The reward function that lies in a folder or at a hub id, for `reward=` of an environment.
+    name: str | os.PathLike[str], *, device: str | torch.device | None = None, download: bool = False, **options: Any
+) -> Callable[..., Any]:
+    """The reward function of a name, for `reward=` of an environment.
 
     Args:
-        name: a folder of a `RewardModel` or a `RewardEnsemble`; or a folder or hub id of a sequence classifier, such as
-            the reward models that others have published.
-        device: default: CUDA, where there is one.
+        name: `"lexicon"`; `"package.module:function"` or `"file.py:function"`; a folder of a `RewardModel` or a
+            `RewardEnsemble`; or a folder or hub id of a sequence classifier, such as the reward models that others
+            have published.
+        device: where a network is put; default: CUDA, where there is one.
         download: let a hub id that is not in the local cache be fetched.
         options: of `SequenceClassifierReward`, where it is one.
 
     Raises:
+        ConfigurationError: there is no such function, or the classifier needs an option, such as a `label`.
         ModelLoadError: there is nothing of this name.
-        CheckpointCorruptError: a folder that this package saved is damaged.
-        ConfigurationError: the classifier needs an option, such as a `label`.
+        CheckpointCorruptError, CheckpointMismatchError: a folder that this package saved cannot be read.
     """
-    if is_saved_folder(name):
-        place = Path(name)
-        if (place / ENSEMBLE_FILE).exists():
-            return RewardEnsemble.load(place, device=device)
-        if (place / SETTINGS_FILE).exists():
-            return RewardModel.load(place, device=device)
-    return SequenceClassifierReward(name, device=device, download=download, **options)
+    import reward_models
+
+    spec = os.fspath(name)
+    if spec == "lexicon":
+        return reward_models.LexiconSentiment()
+    if not os.path.isdir(spec):
+        module, _, function = spec.rpartition(":")
+        if (module and function.isidentifier()) or spec.endswith(".py"):
+            return load_function(spec, "prompts, responses, **columns")
+    if is_saved_folder(spec):
+        for kind in (reward_models.RewardEnsemble, reward_models.RewardModel):
+            if kind.is_at(spec):
+                return kind.load(spec, device=device)
+    return reward_models.SequenceClassifierReward(spec, device=device, download=download, **options)

@@ -2,7 +2,7 @@
 
 A peft model wraps a transformers model and puts its adapter's layers into it.  The wrapped model, with
 the adapter's layers in it, has the interface of a plain causal LM, and is what everything else uses.
-peft itself is imported by `add_lora` alone: a model that has an adapter brings all that is needed.
+peft itself is imported by `inject_lora` alone: a model that has an adapter brings all that is needed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = [
     "adapter_layers",
     "adapter_off",
     "adapter_state",
-    "add_lora",
     "base_tensors",
     "has_adapter",
+    "inject_lora",
     "merge_lora",
     "merged_copy",
     "save_adapter",
@@ -115,7 +115,7 @@ def base_tensors(model: nn.Module) -> list[Tensor]:
     return [p.detach() for p in model.parameters() if id(p) not in added]
 
 
-def add_lora(model: nn.Module, *, rank: int = 16, alpha: int | None = None) -> nn.Module:
+def inject_lora(model: nn.Module, *, rank: int = 16, alpha: int | None = None) -> nn.Module:
     """Put LoRA layers (Hu et al. 2021, arXiv:2106.09685) into all linear layers of a transformers model, in place.
 
     All other weights are frozen.  `merge_lora` takes the layers out again.
@@ -142,7 +142,7 @@ def add_lora(model: nn.Module, *, rank: int = 16, alpha: int | None = None) -> n
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Take the LoRA layers of `add_lora` into the weights, in place; the model is then as plain as it was before."""
+    """Take the LoRA layers of `inject_lora` into the weights, in place; the model is then as plain as it was before."""
     for name, layer in [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A")]:
         merged: Any = layer
         merged.merge()

@@ -14,10 +14,10 @@ from reward_models.preferences.losses import (
 )
 from reward_models.preferences.model import RewardModel
 from reward_models.preferences.network import ScalarHeadModel
-from reward_models.preferences.preference import LabeledSpan, Preference
 from reward_models.preferences.reading import Preferences, read_preferences, write_preferences
 from reward_models.preferences.recipe import Recipe, Trained, train_from_preferences
 from reward_models.preferences.records import Comparison, label_comparisons
+from reward_models.preferences.records.preference import LabeledSpan, Preference
 from reward_models.preferences.splitting import pair_ratings, split_records
 from reward_models.preferences.train import TrainingReport, train_reward_model
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lm_env.data.chats import render_chat
 from lm_env.errors import ConfigurationError
-from reward_models.preferences.preference import PromptText
+from reward_models.preferences.records.preference import PromptText
 
 __all__ = ["PLAIN", "RowEncoder", "prompt_text"]
 

@@ -86,6 +86,11 @@ class RewardEnsemble:
 
         return write_folder(folder, fill)
 
+    @staticmethod
+    def is_at(folder: str | Path) -> bool:
+        """Whether a folder holds an ensemble."""
+        return (Path(folder) / ENSEMBLE_FILE).is_file()
+
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device | None = None) -> RewardEnsemble:
         """Read what `save` wrote.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reward_models.preferences.preference import Preference, prompt_key
+from reward_models.preferences.records.preference import Preference, prompt_key
 
 __all__ = ["Inspection", "inspect_preferences", "leaks", "pair_choices"]
 

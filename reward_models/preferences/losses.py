@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reward_models.preferences.preference import ranking_outcomes
+from reward_models.preferences.records.preference import ranking_outcomes
 
 __all__ = ["best_of_loss", "kwise_loss", "pairwise_loss", "plackett_luce_loss", "regression_loss"]
 

@@ -24,7 +24,7 @@ from lm_env.storage import write_folder
 from lm_env.validation import check_integer
 from reward_models.combine import standardizing
 from reward_models.preferences.encoding import PLAIN, RowEncoder
-from reward_models.preferences.folder import check_saved, fill_folder, read_saved
+from reward_models.preferences.folder import SETTINGS_FILE, check_saved, fill_folder, read_saved
 from reward_models.preferences.network import Pooling, ScalarHeadModel
 
 __all__ = ["RewardModel"]
@@ -205,6 +205,11 @@ class RewardModel:
         """Write the files of `save` into a folder that is there, without checksums."""
         settings = {"max_length": self.max_length, "batch_tokens": self.batch_tokens, "template": self.template}
         fill_folder(folder, self.network, self.tokenizer, settings)
+
+    @staticmethod
+    def is_at(folder: str | Path) -> bool:
+        """Whether a folder holds a reward model."""
+        return (Path(folder) / SETTINGS_FILE).is_file()
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device | None = None) -> RewardModel:

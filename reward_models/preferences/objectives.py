@@ -23,8 +23,8 @@ from lm_env.validation import check_choice
 from reward_models.preferences.encoding import prompt_text
 from reward_models.preferences.losses import best_of_loss, pairwise_loss, plackett_luce_loss, regression_loss
 from reward_models.preferences.model import RewardModel
-from reward_models.preferences.preference import Preference, prompt_key, ranking_outcomes
-from reward_models.preferences.records import Comparison
+from reward_models.preferences.records.comparison import Comparison
+from reward_models.preferences.records.preference import Preference, prompt_key, ranking_outcomes
 
 __all__ = [
     "Group",

@@ -15,7 +15,7 @@ from lm_env.data.tables import TABLE_SUFFIXES, table_rows
 from lm_env.errors import CheckpointWriteError, ConfigurationError, InvalidPreferenceError, InvalidPromptError
 from lm_env.validation import check_choice, check_integer
 from reward_models.preferences.formats import FORMATS, Format
-from reward_models.preferences.preference import Preference
+from reward_models.preferences.records.preference import Preference
 
 __all__ = ["Preferences", "read_preferences", "write_preferences"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lm_env.data.prompts import RESERVED_COLUMNS
 from lm_env.errors import ConfigurationError
-from lm_env.models.adapters import add_lora, merge_lora
+from lm_env.models.adapters import inject_lora, merge_lora
 from lm_env.objective.rewards import score_responses
 from lm_env.storage import read_folder
 from lm_env.validation import check_choice, check_integers, check_number
@@ -22,8 +22,8 @@ from reward_models.preferences.encoding import PLAIN, prompt_text
 from reward_models.preferences.ensemble import Combination, RewardEnsemble
 from reward_models.preferences.model import RewardModel
 from reward_models.preferences.network import Pooling
-from reward_models.preferences.preference import Preference
 from reward_models.preferences.reading import read_preferences, write_preferences
+from reward_models.preferences.records.preference import Preference
 from reward_models.preferences.splitting import pair_ratings, split_records
 from reward_models.preferences.train import TrainingReport, train_reward_model
 
@@ -182,7 +182,7 @@ def _train_member(
     size = sum(p.numel() for p in trunk.parameters())
     trunk.requires_grad_(recipe.trunk == "full")
     if recipe.trunk == "lora":
-        add_lora(trunk, rank=recipe.lora_rank)
+        inject_lora(trunk, rank=recipe.lora_rank)
     epochs = recipe.epochs or EPOCHS[recipe.trunk]
     rate = recipe.learning_rate or default_learning_rate(recipe.trunk, size)
     report = train_reward_model(

@@ -10,8 +10,8 @@ import numpy as np
 
 from lm_env.errors import ConfigurationError
 from lm_env.validation import check_integer, check_number
-from reward_models.preferences.preference import Preference, prompt_key
-from reward_models.preferences.records import Comparison
+from reward_models.preferences.records.comparison import Comparison
+from reward_models.preferences.records.preference import Preference, prompt_key
 
 __all__ = ["pair_ratings", "split_records"]
 

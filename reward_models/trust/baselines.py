@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from lm_env.errors import CheckpointCorruptError
 from lm_env.storage import read_json
-from reward_models.preferences.preference import Preference
+from reward_models.preferences.records.preference import Preference
 
 __all__ = ["BASELINES_FILE", "Baselines", "WordBaseline", "fit_baselines", "load_baselines"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from reward_models.preferences.preference import Preference
 from reward_models.preferences.recipe import Recipe, score_records, train_from_preferences
+from reward_models.preferences.records.preference import Preference
 from reward_models.trust.statistics import Share, wilson
 
 __all__ = ["LearningPoint", "OverOptimization", "best_of_n_curve", "learning_curve", "over_optimization"]

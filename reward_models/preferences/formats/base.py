@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from lm_env.errors import InvalidPreferenceError
-from reward_models.preferences.preference import Preference
+from reward_models.preferences.records.preference import Preference
 
 __all__ = [
     "Format",

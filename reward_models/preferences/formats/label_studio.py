@@ -12,7 +12,7 @@ from typing import Any
 from lm_env.errors import InvalidPreferenceError
 from reward_models.preferences.formats.base import Format, Row, one_to_one
 from reward_models.preferences.formats.choices import chosen_index, ranking_of, texts_of
-from reward_models.preferences.preference import LabeledSpan, Preference
+from reward_models.preferences.records.preference import LabeledSpan, Preference
 
 __all__ = ["LABEL_STUDIO"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lm_env.errors import InvalidPreferenceError
 from reward_models.preferences.formats.base import Format, Row, chat, common_fields, has_text, one_to_one, put_common
-from reward_models.preferences.preference import Preference
+from reward_models.preferences.records.preference import Preference
 
 __all__ = ["CONVERSATIONS", "PAIRS"]
 

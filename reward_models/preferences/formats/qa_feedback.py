@@ -13,7 +13,7 @@ from typing import Any
 
 from lm_env.errors import InvalidPreferenceError
 from reward_models.preferences.formats.base import Format, Row, common_fields, items, text
-from reward_models.preferences.preference import LabeledSpan, Preference
+from reward_models.preferences.records.preference import LabeledSpan, Preference
 
 __all__ = ["QA_FEEDBACK"]
 

@@ -15,7 +15,7 @@ from reward_models.preferences.formats.base import (
     items,
     one_to_one,
 )
-from reward_models.preferences.preference import LabeledSpan, Preference
+from reward_models.preferences.records.preference import LabeledSpan, Preference
 
 __all__ = ["RANKINGS"]
 

@@ -15,7 +15,7 @@ from reward_models.preferences.formats.base import (
     put_common,
     text,
 )
-from reward_models.preferences.preference import Preference
+from reward_models.preferences.records.preference import Preference
 
 __all__ = ["RATINGS", "SCORED_TEXTS"]
 

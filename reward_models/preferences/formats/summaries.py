@@ -10,7 +10,7 @@ from typing import Any
 
 from lm_env.errors import InvalidPreferenceError
 from reward_models.preferences.formats.base import Format, Row, common_fields, items, number, one_to_one, text
-from reward_models.preferences.preference import Preference
+from reward_models.preferences.records.preference import Preference
 
 __all__ = ["SUMMARIES"]
 

@@ -23,7 +23,7 @@ from reward_models.preferences.formats.base import (
     put_common,
     text,
 )
-from reward_models.preferences.preference import Preference
+from reward_models.preferences.records.preference import Preference
 
 __all__ = ["ANSWER_PAIRS", "VOTES", "vote_score"]
 

@@ -22,7 +22,7 @@ from reward_models.preferences import (
     split_records,
 )
 from reward_models.preferences.objectives import Objective, encode_groups, make_scorer, summed_loss
-from reward_models.preferences.preference import ranking_outcomes
+from reward_models.preferences.records.preference import ranking_outcomes
 from reward_models.preferences.stopping import measure
 
 
@@ -202,12 +202,12 @@ def test_a_frozen_trunk_is_read_once_and_trains_as_if_it_were_not(make_model, rn
 
 def test_lora_trains_little_and_leaves_a_plain_trunk(make_model, rng):
     pytest.importorskip("peft")
-    from lm_env.models.adapters import add_lora, merge_lora
+    from lm_env.models.adapters import inject_lora, merge_lora
 
     model = make_model()
     names = list(model.network.state_dict())
     before = {k: v.clone() for k, v in model.network.state_dict().items()}
-    add_lora(model.network.trunk, rank=4)
+    inject_lora(model.network.trunk, rank=4)
     trained = [n for n, p in model.network.trunk.named_parameters() if p.requires_grad]
     assert trained and all("lora" in name for name in trained)
     report = train_reward_model(model, film_records(rng, 200), learning_rate=1e-2, batch_size=8, held_out_fraction=0.2)

@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any, NamedTuple, TypeAlias
 
 from lm_env.errors import InvalidPreferenceError
-from reward_models.preferences.records import Comparison
+from reward_models.preferences.records.comparison import Comparison
 
 __all__ = ["LabeledSpan", "Outcome", "Preference", "PromptText", "prompt_key", "ranking_outcomes"]
 
