@@ -157,11 +157,9 @@ def _gold(options: TrustOptions, reward: Any) -> Any:
 
 def held_out_sentence(trained: Trained, baselines: Baselines | None) -> str | None:
     """How a reward model that was just trained does on what was held out, beside the baselines; None without any."""
-    records: list[Preference] = list(trained.held_out)
-    if not any(record.outcomes() for record in records):
-        if trained.recipe.pair_ratings is None or not records:
-            return None
-        records = pair_ratings(records, min_difference=trained.recipe.pair_ratings, seed=trained.recipe.seed)
+    if not trained.held_out:
+        return None
+    records = _compared(trained.held_out, trained.recipe.pair_ratings, trained.recipe.seed)
     found: dict[str, Any] = {}
     scores = {"the reward model": score_records(trained.reward, records, trained.reward.tokenizer)}
     if baselines is not None:
