@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModel
+from transformers.utils import logging
 
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, ModelLoadError
 from lm_env.models.export import check_finite
@@ -93,7 +95,8 @@ def read_saved(folder: str | Path, make: Callable[..., T], device: str | torch.d
 def read_held(held: Path, name: str | Path, make: Callable[..., T], device: str | torch.device | None) -> T:
     """`read_saved` of a folder as it lies there; `name` is what messages call it."""
     settings = _settings(held, name)
-    trunk = read_pretrained(AutoModel, held, name=name).to(device or default_device()).eval()
+    with _without_load_report():
+        trunk = read_pretrained(AutoModel, held, name=name).to(device or default_device()).eval()
     try:
         network = ScalarHeadModel(trunk, pooling=settings.pop("pooling")).eval()
         head = load_file(held / HEAD_FILE)
@@ -105,6 +108,17 @@ def read_held(held: Path, name: str | Path, make: Callable[..., T], device: str 
             f"{str(name)!r} is no whole reward model ({error}): {HEAD_FILE} and {SETTINGS_FILE} must be as"
             " they were saved"
         ) from error
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """No word from transformers about the classifier's `score`, which the trunk alone has no use for."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _settings(held: Path, name: str | Path) -> dict[str, Any]:

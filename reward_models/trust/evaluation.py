@@ -105,9 +105,8 @@ class Trust:
                 found.append(f"{accuracy.count} comparisons are few: the interval is wide.")
         if self.best_of is not None and self.best_of_chance is not None and self.best_of.low <= self.best_of_chance:
             found.append(f"It may find the best response no more often than chance, {self.best_of_chance:.3f}.")
-        if self.ece is not None and self.ece > 0.1:
-            sure = "too sure" if (self.scale or 0) < 1 else "not sure enough"
-            found.append(f"It is {sure}: the calibration error is {self.ece:.3f}.")
+        if self.ece_scaled is not None and self.ece_scaled > 0.1:
+            found.append(f"No rescaling makes its differences probabilities: the error stays {self.ece_scaled:.3f}.")
         if self.length_correlation is not None and abs(self.length_correlation) > 0.5:
             found.append(f"Its score follows the length: their rank correlation is {self.length_correlation:+.2f}.")
         for kind in self.degenerate:
