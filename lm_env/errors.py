@@ -34,6 +34,10 @@ class InvalidPromptError(LMEnvError, ValueError):
     """A prompt is empty, too long, not text, or holds a token outside the vocabulary."""
 
 
+class InvalidPreferenceError(LMEnvError, ValueError):
+    """A record of human preferences lacks something or contradicts itself; the message names its row in the file."""
+
+
 class InvalidActionError(LMEnvError, ValueError):
     """An action is not a token id of the vocabulary, or is masked.  The environment is unchanged."""
 

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from reward_models.classifier import SequenceClassifierReward
     from reward_models.combine import Affine, Clipped, WeightedSum, effective_beta, normalize
     from reward_models.loading import load_reward
+    from reward_models.preferences.ensemble import RewardEnsemble
     from reward_models.preferences.losses import pairwise_loss
-    from reward_models.preferences.model import RewardModel, ScalarHeadModel
+    from reward_models.preferences.model import RewardModel
+    from reward_models.preferences.network import ScalarHeadModel
+    from reward_models.preferences.reading import read_preferences, write_preferences
+    from reward_models.preferences.recipe import Recipe, train_from_preferences
     from reward_models.preferences.records import Comparison, label_comparisons
+    from reward_models.preferences.records.preference import Preference
     from reward_models.preferences.train import TrainingReport, train_reward_model
     from reward_models.rules import ExactMatch, Keyword, Length, Regex
     from reward_models.sentiment import LexiconSentiment
@@ -31,7 +36,10 @@ __all__ = [
     "KeywordSpans",
     "Length",
     "LexiconSentiment",
+    "Preference",
+    "Recipe",
     "Regex",
+    "RewardEnsemble",
     "RewardModel",
     "ScalarHeadModel",
     "SequenceClassifierReward",
@@ -42,15 +50,23 @@ __all__ = [
     "load_reward",
     "normalize",
     "pairwise_loss",
+    "read_preferences",
+    "train_from_preferences",
     "train_reward_model",
+    "write_preferences",
 ]
 
 _MODULE_OF = {
     **dict.fromkeys(["ExactMatch", "Keyword", "Length", "Regex"], "rules"),
     **dict.fromkeys(["Affine", "Clipped", "WeightedSum", "effective_beta", "normalize"], "combine"),
-    **dict.fromkeys(["RewardModel", "ScalarHeadModel"], "preferences.model"),
+    "RewardModel": "preferences.model",
+    "ScalarHeadModel": "preferences.network",
     **dict.fromkeys(["TrainingReport", "train_reward_model"], "preferences.train"),
     **dict.fromkeys(["Comparison", "label_comparisons"], "preferences.records"),
+    **dict.fromkeys(["read_preferences", "write_preferences"], "preferences.reading"),
+    **dict.fromkeys(["Recipe", "train_from_preferences"], "preferences.recipe"),
+    "Preference": "preferences.records.preference",
+    "RewardEnsemble": "preferences.ensemble",
     "load_reward": "loading",
     "pairwise_loss": "preferences.losses",
     "KeywordSpans": "spans",

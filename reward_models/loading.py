@@ -6,26 +6,33 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+import torch
+
 from lm_env.objective.functions import load_function
-from lm_env.storage import folder_of
+from lm_env.storage import folder_of, is_saved_folder
 
 __all__ = ["load_reward"]
 
 
 def load_reward(
-    name: str | os.PathLike[str], *, device: str | None = None, download: bool = False
+    name: str | os.PathLike[str], *, device: str | torch.device | None = None, download: bool = False, **options: Any
 ) -> Callable[..., Any]:
-    """The reward function of a name.
+    """The reward function of a name, for `reward=` of an environment.
 
     Args:
-        name: `"lexicon"`; `"package.module:function"` or `"file.py:function"`; a folder that
-            `RewardModel.save` wrote; or the folder or hub id of a sequence classifier with one label.
-        device: where a network is put; default CUDA where there is one.
-        download: allow a hub id to be fetched.
+        name: `"lexicon"`; `"package.module:function"` or `"file.py:function"`; a folder of a `RewardModel` or a
+            `RewardEnsemble`; or a folder or hub id of a sequence classifier, such as the reward models that others
+            have published.
+        device: where a network is put; default: CUDA, where there is one.
+        download: let a hub id that is not in the local cache be fetched.
+        options: of `SequenceClassifierReward`, where it is one.
 
     Raises:
-        ConfigurationError: there is no such function, or the classifier has several labels.
-        ModelLoadError, CheckpointCorruptError, CheckpointMismatchError: the folder cannot be read.
+        ConfigurationError: there is no such function, or the classifier needs an option, such as a `label`.
+        ModelLoadError: there is nothing of this name.
+        CheckpointCorruptError, CheckpointMismatchError: a folder that this package saved cannot be read.
     """
     import reward_models
 
@@ -37,8 +44,10 @@ def load_reward(
         module, _, function = spec.rpartition(":")
         if (module and function.isidentifier()) or spec.endswith(".py"):
             return load_function(spec, "prompts, responses, **columns")
-    if (folder / "reward_model.json").is_file() or (folder / "head.safetensors").is_file():
-        return reward_models.RewardModel.load(folder, device=device)
+    if is_saved_folder(folder):
+        for kind in (reward_models.RewardEnsemble, reward_models.RewardModel):
+            if kind.is_at(folder):
+                return kind.load(folder, device=device)
     return reward_models.SequenceClassifierReward(
-        str(folder) if folder.is_dir() else spec, device=device, download=download
+        str(folder) if folder.is_dir() else spec, device=device, download=download, **options
     )

@@ -118,6 +118,31 @@ def test_every_public_name_is_there(name):
         getattr(module, public)
 
 
+def test_the_way_from_preferences_to_a_reward_is_public():
+    import reward_models
+    from reward_models import preferences, trust
+
+    for module, names in (
+        (
+            reward_models,
+            {
+                "Preference",
+                "Recipe",
+                "RewardEnsemble",
+                "RewardModel",
+                "load_reward",
+                "read_preferences",
+                "train_from_preferences",
+                "train_reward_model",
+                "write_preferences",
+            },
+        ),
+        (preferences, {"FORMATS", "inspect_preferences", "kwise_loss", "pair_ratings", "plackett_luce_loss"}),
+        (trust, {"evaluate_reward", "fit_baselines", "learning_curve", "over_optimization", "write_page"}),
+    ):
+        assert names <= set(module.__all__)
+
+
 def test_no_config_has_more_than_twenty_options():
     configs = [value for name, value in vars(agents).items() if name.endswith("Config")]
     assert len(configs) > 5 and max(len(dataclasses.fields(config)) for config in configs) <= 20

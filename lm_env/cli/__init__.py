@@ -11,7 +11,9 @@ import typer
 
 from lm_env import __version__
 from lm_env.cli.check_loss import check_loss_command
+from lm_env.cli.prefs import prefs_app
 from lm_env.cli.report import report
+from lm_env.cli.rm import rm_app
 from lm_env.errors import LMEnvError, TrainingInterrupted
 from lm_env.namesake import own_agents_problem
 
@@ -40,6 +42,9 @@ def _options(
 ) -> None:
     pass
 
+
+app.add_typer(prefs_app, name="prefs")
+app.add_typer(rm_app, name="rm")
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Model = Annotated[

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,20 @@ class EncodedRow(list[int]):
     """The token ids of one row of what a tokenizer returned."""
 
 
-def read_rows(source: Any, download: bool, limit: int | None) -> Iterator[NamedRow]:
+def read_rows(
+    source: Any,
+    download: bool,
+    limit: int | None,
+    *,
+    noun: str = "prompt",
+    skip: Callable[[InvalidPromptError], None] | None = None,
+) -> Iterator[NamedRow]:
     """(its name in messages, row) of each row of a source; see `load_prompts` for the sources.
+
+    Args:
+        noun: what a row of a list is called: "prompt 3".
+        skip: is given the error about each line of a file that cannot be read, and the reading goes on with the next
+            line; default: the error is raised.
 
     Raises:
         ConfigurationError: there are no rows to be had from the source.
@@ -46,7 +58,7 @@ def read_rows(source: Any, download: bool, limit: int | None) -> Iterator[NamedR
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not isinstance(source, str) or os.path.exists(path) or path.suffix.lower() in _FILE_SUFFIXES:
-            return _file_rows(path)
+            return _file_rows(path, skip)
         source = _from_hub(source, download)
     if isinstance(source, Mapping) and "input_ids" in source and _ENCODING_KEYS.issuperset(source):
         return _encoded_rows(source)
@@ -56,7 +68,7 @@ def read_rows(source: Any, download: bool, limit: int | None) -> Iterator[NamedR
         raise ConfigurationError(f"prompts cannot be read from a {type(source).__name__}: give a list, file or dataset")
     if limit is None and not hasattr(source, "__len__"):
         raise ConfigurationError(f"a {type(source).__name__} does not know where it ends: pass limit=N for the first N")
-    return ((f"prompt {i}", row) for i, row in enumerate(source))
+    return ((f"{noun} {i}", row) for i, row in enumerate(source))
 
 
 # -- tokenized batches ---------------------------------------------------------------------------------
@@ -87,7 +99,7 @@ def _as_lists(rows: Any) -> list[Any]:
 
 
 # -- files ---------------------------------------------------------------------------------------------
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _file_rows(path: Path, skip: Callable[[InvalidPromptError], None] | None) -> Iterator[tuple[str, Any]]:
     suffix = path.suffix.lower()
     if suffix not in _FILE_SUFFIXES and not os.path.isdir(path):
         raise ConfigurationError(f"{path.name} is not .txt, .jsonl or .json: load it with datasets, give the Dataset")
@@ -96,10 +108,19 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
             text = _decoded(path.name, path.read_bytes(), line=1, offset=0)
             yield from ((f"{path.name}, entry {i}", row) for i, row in enumerate(_parsed(path.name, text)))
             return
-        for number, text in _lines(path):
-            if text.strip():
+        for number, offset, line in _lines(path):
+            try:
+                text = _decoded(path.name, _whole(path.name, line, number), line=number, offset=offset)
+                text = text.removesuffix("\n")
+                if not text.strip():
+                    continue
                 row = text.removesuffix("\r") if suffix == ".txt" else _parsed(path.name, text, number)
-                yield f"{path.name}, line {number}", row
+            except InvalidPromptError as error:
+                if skip is None:
+                    raise
+                skip(error)
+                continue
+            yield f"{path.name}, line {number}", row
     except InvalidPromptError:
         raise
     except (OSError, ValueError) as error:  # a ValueError for a zero byte in the path
@@ -112,24 +133,34 @@ def _starts_an_array(path: Path) -> bool:
     return start.startswith(b"[")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers, the first being 1; a line ends at a line feed alone."""
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes | int]]:
+    """(number, the first being 1; offset of its first byte; the line) of each; a line ends at a line feed alone.
+
+    Of a line that is too long to be kept in memory there is only the number of its bytes.
+    """
     offset = 0
     with path.open("rb") as file:
         for number in itertools.count(1):
             line = file.readline(LONGEST_LINE + 1)
             if not line:
                 return
-            if len(line) > LONGEST_LINE:
-                size = len(line)
+            size = len(line)
+            if size > LONGEST_LINE:
                 while not line.endswith(b"\n") and (line := file.readline(2**20)):
                     size += len(line)
-                raise InvalidPromptError(
-                    f"{path.name}, line {number} has {size:,} bytes, more than the {LONGEST_LINE:,} that are read:"
-                    " write one prompt per line"
-                )
-            yield number, _decoded(path.name, line, line=number, offset=offset).removesuffix("\n")
-            offset += len(line)
+                yield number, offset, size
+            else:
+                yield number, offset, line
+            offset += size
+
+
+def _whole(name: str, line: bytes | int, number: int) -> bytes:
+    if isinstance(line, bytes):
+        return line
+    raise InvalidPromptError(
+        f"{name}, line {number} has {line:,} bytes, more than the {LONGEST_LINE:,} that are read: write one prompt per"
+        " line"
+    )
 
 
 def _decoded(name: str, data: bytes, *, line: int, offset: int) -> str:

@@ -30,7 +30,9 @@ __all__ = [
     "base_name_of",
     "base_tensors",
     "has_adapter",
+    "inject_lora",
     "is_adapter_folder",
+    "merge_lora",
     "merged_copy",
     "merged_from_folder",
     "save_adapter",
@@ -248,3 +250,39 @@ def base_tensors(model: nn.Module) -> list[Tensor]:
         parts = [getattr(module, name, None) for name in names]
         added |= {id(p) for part in parts if isinstance(part, nn.Module) for p in part.parameters()}
     return [p.detach() for p in model.parameters() if id(p) not in added]
+
+
+def inject_lora(model: nn.Module, *, rank: int = 16, alpha: int | None = None) -> nn.Module:
+    """Put LoRA layers (Hu et al. 2021, arXiv:2106.09685) into all linear layers of a transformers model, in place.
+
+    All other weights are frozen.  `merge_lora` takes the layers out again.
+
+    Args:
+        alpha: the layers' output counts alpha / rank; default: 2 rank.
+
+    Raises:
+        MissingDependencyError: peft is not installed.
+    """
+    peft = _peft()
+    transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())  # GPT-2's linear layers
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules="all-linear",
+        fan_in_fan_out=transposed,
+    )
+    model.requires_grad_(False)
+    with _without_pefts_warnings():
+        return peft.inject_adapter_in_model(config, model)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Take the LoRA layers of `inject_lora` into the weights, in place; the model is then as plain as it was before."""
+    for name, layer in [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A")]:
+        merged: Any = layer
+        merged.merge()
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, merged.get_base_layer())
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):  # what makes transformers look for an adapter
+        vars(model).pop(attribute, None)
+    model.requires_grad_(True)

@@ -54,6 +54,7 @@ def fit(
     learning_rate: float,
     max_grad_norm: float,
     identity: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer | None = None,
     stopping: Stopping | None = None,
     checkpoint: Checkpointing | None = None,
     resume: bool = False,
@@ -71,6 +72,7 @@ def fit(
         accumulate: given a batch, adds the gradient of its loss to the parameters, and returns the loss.
         identity: JSON that tells this run from others (options, digest of the data); a run whose identity
             differs is not gone on with.
+        optimizer: of these parameters, with learning rates of its own; default: Adam with `learning_rate`.
         stopping: may end the run early; its state is saved with the run's.
         checkpoint: save every so many steps, at the end, and when Ctrl-C or SIGTERM ends the run.
         resume: go on from the newest checkpoint in that folder; from the beginning where there is none.
@@ -84,7 +86,8 @@ def fit(
             another run's, or cannot be written.
         TrainingInterrupted: a signal has come, and all is saved.
     """
-    run = _Fit(parameters, len(batches), learning_rate, {**identity, "steps": len(batches)}, stopping)
+    optimizer = optimizer or torch.optim.Adam(list(parameters.values()), lr=learning_rate)
+    run = _Fit(parameters, len(batches), optimizer, {**identity, "steps": len(batches)}, stopping)
     with _saving(run, checkpoint, resume) as saver:
         left = [] if run.stopped else batches[run.step :]
         for rows in tracked(left, title, total=len(batches), initial=run.step, enabled=progress_bar):
@@ -106,7 +109,7 @@ class _Fit:
         self,
         parameters: Mapping[str, nn.Parameter],
         steps: int,
-        learning_rate: float,
+        optimizer: torch.optim.Optimizer,
         identity: Mapping[str, Any],
         stopping: Stopping | None,
     ) -> None:
@@ -114,7 +117,7 @@ class _Fit:
         self.stopping = stopping
         self.stopped = False
         self.identity = json.loads(json.dumps(identity))
-        self.optimizer = torch.optim.Adam(list(parameters.values()), lr=learning_rate)
+        self.optimizer = optimizer
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=max(steps, 1))
         self.losses: list[float] = []
 

@@ -1,26 +1,39 @@
-"""Train a reward model by pairwise comparison.
+"""Train a reward model on human preferences: comparisons, rankings, choices, ratings.
 
-Source: Ouyang et al. 2022 (arXiv:2203.02155), equation 1, with two responses per prompt; one epoch,
-batches of 64 and a cosine learning rate as in Stiennon et al. 2020 (arXiv:2009.01325).  Dropout is off.
+Source: Ouyang et al. 2022 (arXiv:2203.02155), equation 1; one epoch, batches of 64 and a cosine learning rate as in
+Stiennon et al. 2020 (arXiv:2009.01325).  Dropout is off.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 
 from lm_env.errors import ConfigurationError
 from lm_env.models.fitting import fit
-from lm_env.models.inputs import length_batches, pad_right, shuffled_batches
+from lm_env.models.inputs import shuffled_batches
 from lm_env.storage import Checkpointing
-from lm_env.validation import check_integer, check_number
-from reward_models.preferences.losses import pairwise_loss
+from lm_env.validation import check_choice, check_integer, check_number
 from reward_models.preferences.model import RewardModel
-from reward_models.preferences.records import Comparison
+from reward_models.preferences.objectives import (
+    Group,
+    Objective,
+    Record,
+    Scorer,
+    encode_groups,
+    make_scorer,
+    resolve_objective,
+    summed_loss,
+)
+from reward_models.preferences.splitting import split_records
+from reward_models.preferences.stopping import EarlyStopping, HeldOut, Watched, group_batches, measure
 
 __all__ = ["TrainingReport", "train_reward_model"]
 
@@ -29,24 +42,37 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a training run did.  Accuracy: the share of comparisons ranked right, ties counting half."""
+    """What a training run did.  Accuracy: the share of untied comparisons ranked right, equal scores counting half."""
 
     losses: list[float]
-    """The mean pairwise loss of each update's batch, nats, before that update."""
-    train_accuracy: float
-    """On the comparisons trained on, afterward."""
+    """The mean loss of each update's batch before that update; nats, or squared standard deviations of the ratings."""
+    train_accuracy: float | None
+    """On the records trained on, afterward; None where they hold no comparisons."""
     held_out_accuracy: float | None
     """On those held out, afterward; None when none were."""
+    held_out_loss: float | None = None
+    """On those held out, afterward."""
+    history: list[HeldOut] = field(default_factory=list)
+    """The measurements of early stopping; empty without it."""
+    objective: str = "pairwise"
 
 
 def train_reward_model(
     model: RewardModel,
-    comparisons: Sequence[Comparison],
+    records: Sequence[Record],
     *,
+    objective: str | None = None,
     epochs: int = 1,
     batch_size: int = 64,
     learning_rate: float = 1e-5,
+    head_learning_rate: float | None = None,
+    weight_decay: float = 0.0,
+    held_out: Sequence[Record] | None = None,
     held_out_fraction: float = 0.1,
+    patience: int | None = None,
+    watched: Watched = "loss",
+    drop_ties: bool = False,
+    use_margins: bool = False,
     seed: int = 0,
     progress_bar: bool = False,
     checkpoint: Checkpointing | None = None,
@@ -55,53 +81,82 @@ def train_reward_model(
     """Train a reward model in place; the same seed gives the same weights.
 
     Whole prompts are held out, so that no response is on both sides.  Where a single prompt would be
-    more than the fraction asked, single comparisons are.
+    more than the fraction asked, single records are.  What is trained is every parameter of the network that
+    requires a gradient; where the trunk has none that does, its states are computed once.
 
     Args:
-        epochs: passes over the comparisons; with more than one a reward model overfits fast.
-        batch_size: comparisons per update; cut into micro-batches of similar length, of at most
+        records: `Comparison`s, `Preference`s, or both.  Preferences of one prompt make up one batch element, in which
+            each distinct response is scored once.
+        objective: "pairwise", "plackett-luce", "best-of" or "regression" (see `Objective`); default: regression where
+            the records are single rated responses, else pairwise.
+        epochs: passes over the records; with more than one a reward model overfits fast.
+        batch_size: prompts (or comparisons) per update; cut into micro-batches of similar length, of at most
             `model.batch_tokens` tokens, whose gradients add up to the whole batch's.
         learning_rate: of Adam, falling to 0 along a cosine.
+        head_learning_rate: of the head alone; default: the same.
+        weight_decay: of AdamW, on the trunk's and the head's matrices; 0 is Adam.
+        held_out: records to measure on, in place of a fraction of those given; an empty list for none.
         held_out_fraction: in [0, 1), of the prompts.
+        patience: measure on the held-out records before the first and after each epoch, stop when this many
+            measurements in a row were no better than an earlier one, and go back to the best weights.
+        watched: what "better" is: a lower held-out "loss", or a higher "accuracy".
+        drop_ties: leave ties out; default: a tie is half a victory of each side.
+        use_margins: a record's margin is by how much the better response should score higher.
         checkpoint: save the run in a folder as it goes, and when Ctrl-C or SIGTERM ends it.
-        resume: go on from the newest checkpoint there, with the model, the comparisons and the options that
-            the run began with; from the beginning where there is none.
+        resume: go on from the newest checkpoint there, with the model, the records and the options that the run
+            began with; from the beginning where there is none.
 
     Raises:
-        ConfigurationError: an impossible setting, or too few comparisons to hold some out.
+        ConfigurationError: an impossible setting, too few records to hold some out, or none for the objective.
         NonFiniteError: a gradient is NaN or infinite; the weights are those of before that update.
         CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
     """
     _check_settings(epochs, batch_size, learning_rate, held_out_fraction)
+    check_choice("watched", watched, ("loss", "accuracy"))
     rng = np.random.default_rng(seed)
-    training, held_out = _split(comparisons, held_out_fraction, rng)
-    pairs = _encode(model, training)
+    if held_out is None:
+        training, held_out = split_records(records, held_out_fraction, rng)
+    else:
+        training = list(records)
+    aim = resolve_objective(objective, training, drop_ties, use_margins)
+    groups, others = encode_groups(model, training, aim), encode_groups(model, held_out, aim)
+    if not groups:
+        raise ConfigurationError(f"none of {len(training)} records holds anything for {aim.name!r}: choose another")
     model.network.eval()  # no dropout: the scores trained are the scores used
+    scorer = make_scorer(model, [*groups, *others])
+    stopping = None
+    if patience is not None:
+        every = math.ceil(len(groups) / batch_size)
+        stopping = _early_stopping(model, scorer, others, aim, patience, watched, every)
+    settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "patience": patience}
+    settings |= {"head_learning_rate": head_learning_rate, "weight_decay": weight_decay, "watched": watched}
     losses = fit(
         {name: p for name, p in model.network.named_parameters() if p.requires_grad},
-        list(shuffled_batches(len(pairs), batch_size, epochs, rng)),
-        lambda rows: _accumulate_gradient(model, [pairs[i] for i in rows]),
+        list(shuffled_batches(len(groups), batch_size, epochs, rng)),
+        lambda rows: _accumulate_gradient(model, scorer, [groups[i] for i in rows], aim),
         learning_rate=learning_rate,
         max_grad_norm=MAX_GRAD_NORM,
-        identity={
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "held_out_fraction": held_out_fraction,
-            "seed": seed,
-            "comparisons": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16],
-        },
+        optimizer=torch.optim.AdamW(
+            _parameter_groups(model, head_learning_rate), lr=learning_rate, weight_decay=weight_decay
+        ),
+        identity={**settings, "seed": seed, "objective": aim.name, "records": _digest(groups)},
+        stopping=stopping,
         checkpoint=checkpoint,
         resume=resume,
         title="reward model",
         progress_bar=progress_bar,
     )
-    held_out_accuracy = _accuracy(model, _encode(model, held_out)) if held_out else None
-    return TrainingReport(losses, _accuracy(model, pairs), held_out_accuracy)
-
-
-# A comparison as tokens: the row of the chosen response, the row of the rejected one.
-Pair = tuple[list[int], list[int]]
+    if stopping is not None:
+        stopping.restore()
+    after = measure(scorer, others, aim, model.batch_tokens) if others else None
+    return TrainingReport(
+        losses,
+        measure(scorer, groups, aim, model.batch_tokens).accuracy,
+        after.accuracy if after else None,
+        after.loss if after else None,
+        stopping.history if stopping else [],
+        aim.name,
+    )
 
 
 def _check_settings(epochs: int, batch_size: int, learning_rate: float, held_out_fraction: float) -> None:
@@ -115,48 +170,45 @@ def _check_settings(epochs: int, batch_size: int, learning_rate: float, held_out
         )
 
 
-def _split(
-    comparisons: Sequence[Comparison], fraction: float, rng: np.random.Generator
-) -> tuple[list[Comparison], list[Comparison]]:
-    """-> (training, held out)."""
-    numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(c.prompt for c in comparisons))}
-    by_prompt = len(numbers) * fraction >= 1
-    groups = [numbers[c.prompt] if by_prompt else i for i, c in enumerate(comparisons)]
-    count = len(numbers) if by_prompt else len(comparisons)
-    chosen = set(rng.permutation(count)[: round(count * fraction)].tolist())
-    training = [c for c, group in zip(comparisons, groups, strict=True) if group not in chosen]
-    held_out = [c for c, group in zip(comparisons, groups, strict=True) if group in chosen]
-    if not training or (fraction and not held_out):
-        raise ConfigurationError(
-            f"{len(comparisons)} comparisons are too few to train on and to hold out {fraction:g} of: give more"
-        )
-    return training, held_out
+def _parameter_groups(model: RewardModel, head_learning_rate: float | None) -> list[dict]:
+    """The trunk's parameters and the head's; what does not require a gradient is left out."""
+    head = {id(p) for p in model.network.head.parameters()}
+    trained = [p for p in model.network.parameters() if p.requires_grad]
+    own = {} if head_learning_rate is None else {"lr": check_number("head_learning_rate", head_learning_rate, low=0.0)}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if id(p) not in head]},
+        {"params": [p for p in trained if id(p) in head], **own},
+    ]
+    return [group for group in groups if group["params"]]
 
 
-def _encode(model: RewardModel, comparisons: Sequence[Comparison]) -> list[Pair]:
-    prompts = [c.prompt for c in comparisons]
-    prompt_ids = [c.prompt_ids for c in comparisons]
-    chosen = model.encode(prompts, [c.chosen for c in comparisons], prompt_ids, [c.chosen_ids for c in comparisons])
-    rejected = model.encode(
-        prompts, [c.rejected for c in comparisons], prompt_ids, [c.rejected_ids for c in comparisons]
-    )
-    return list(zip(chosen, rejected, strict=True))
+def _early_stopping(
+    model: RewardModel,
+    scorer: Scorer,
+    groups: Sequence[Group],
+    aim: Objective,
+    patience: int,
+    watched: Watched,
+    every: int,
+) -> EarlyStopping:
+    if not groups:
+        raise ConfigurationError("patience needs held-out records to measure on: raise held_out_fraction, or pass some")
+    patience = check_integer("patience", patience)
+    return EarlyStopping(model, scorer, groups, aim, patience=patience, watched=watched, every=every)
 
 
-def _accumulate_gradient(model: RewardModel, pairs: list[Pair]) -> float:
+def _digest(groups: Sequence[Group]) -> str:
+    """A digest of all that is learned from."""
+    return hashlib.sha256(json.dumps([asdict(group) for group in groups], default=str).encode()).hexdigest()[:16]
+
+
+def _accumulate_gradient(model: RewardModel, scorer: Scorer, groups: list[Group], aim: Objective) -> float:
     """Add the gradient of the batch's mean loss, micro-batch by micro-batch -> that loss."""
     total = 0.0
-    longest = [max(len(chosen), len(rejected)) for chosen, rejected in pairs]
-    for part in length_batches(longest, max(1, model.batch_tokens // 2)):
-        rows = [pairs[i][0] for i in part] + [pairs[i][1] for i in part]
-        chosen, rejected = model.network(*pad_right(rows, model.device)).chunk(2)
-        loss = pairwise_loss(chosen, rejected) * (len(part) / len(pairs))
+    for part in group_batches(groups, model.batch_tokens):
+        members = [groups[i] for i in part]
+        scores = scorer([row for group in members for row in group.rows])
+        loss = summed_loss(scores, members, aim) / len(groups)
         loss.backward()
         total += loss.item()
     return total
-
-
-def _accuracy(model: RewardModel, pairs: list[Pair]) -> float:
-    scores = model.score_rows([row for pair in pairs for row in pair]).reshape(-1, 2)
-    margins = scores[:, 0] - scores[:, 1]
-    return float(np.mean((margins > 0) + 0.5 * (margins == 0)))

@@ -208,14 +208,25 @@ def test_ids_are_taken_as_they_are_and_text_gets_its_eos():
     model = reward_model()
     text = model.encode(["ab", ""], ["c", ""])
     assert text == [[BOS, 0, 1, 2, EOS], [BOS, EOS]]
-    # The text is not looked at where there are ids; a response cut off keeps no eos.
-    assert model.encode(["zz"], ["zz"], [[BOS, 0]], [[1, 2]]) == [[BOS, 0, 1, 2]]
+    # The prompt's text is not looked at where there are ids; a response cut off keeps no eos.
+    assert model.encode(["zz"], ["bc"], [[BOS, 0]], [[1, 2]]) == [[BOS, 0, 1, 2]]
     # Some with ids, some without.
-    mixed = model.encode(["ab", "ab"], ["c", "c"], [None, [BOS, 7]], [[1], None])
+    mixed = model.encode(["ab", "ab"], ["b", "c"], [None, [BOS, 7]], [[1], None])
     assert mixed == [[BOS, 0, 1, 1], [BOS, 7, 2, EOS]]
     from_text = score_responses(model, ["ab"], ["c"], {})
     columns = {"prompt_ids": [[BOS, 0, 1]], "response_ids": [np.array([2, EOS])], "answer": ["unused"]}
-    np.testing.assert_array_equal(score_responses(model, ["?"], ["?"], columns), from_text)
+    np.testing.assert_array_equal(score_responses(model, ["?"], ["c"], columns), from_text)
+
+
+def test_ids_of_another_tokenizer_are_not_read():
+    """A policy with a tokenizer of its own hands over ids that say something else, or nothing, in this one."""
+    model = reward_model()
+    text = model.encode(["ab"], ["cde"])
+    for ids in ([0, 1, 2], [70, 71], [2, 3], [-1]):
+        assert model.encode(["ab"], ["cde"], [[5]], [ids]) == text
+    assert model.encode(["ab"], ["cde"], [[5]], [[2, 3, 4, EOS]]) == [[5, 2, 3, 4, EOS]]
+    # A stop string, which the ids hold and the text does not.
+    assert model.encode(["ab"], ["cd"], [[5]], [[2, 3, 4]]) == [[5, 2, 3, 4]]
 
 
 def test_a_long_row_keeps_its_end():
@@ -370,8 +381,8 @@ def test_wrong_settings_with_right_checksums_are_refused(edit, tmp_path):
 
 def test_settings_of_a_later_version_are_named(tmp_path):
     folder = reward_model().save(tmp_path / "rm")
-    edit_json(folder, "reward_model.json", lambda old: {**old, "version": 2, "shape": "wide"})
-    with pytest.raises(CheckpointMismatchError, match="version 2"):
+    edit_json(folder, "reward_model.json", lambda old: {**old, "version": 3, "shape": "wide"})
+    with pytest.raises(CheckpointMismatchError, match="version 3"):
         RewardModel.load(folder)
 
 

@@ -1,0 +1,163 @@
+"""From prompts and responses to the rows of tokens that a reward model reads."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_env.data.chats import render_chat
+from lm_env.errors import ConfigurationError
+from reward_models.preferences.records.preference import PromptText
+
+__all__ = ["PLAIN", "RowEncoder", "prompt_text"]
+
+PLAIN = "{prompt}"
+"""The template that shows the prompt and nothing else."""
+
+CHECKED = 8
+"""Responses of a call that are decoded, to see whether the token ids are of the reward model's own tokenizer."""
+
+Ids = Sequence[Sequence[int] | None] | None
+
+
+def prompt_text(prompt: PromptText, tokenizer: Any) -> str:
+    """A prompt as text: a chat by the tokenizer's template, or, if it has none, as "role: content" paragraphs."""
+    if isinstance(prompt, str):
+        return prompt
+    if getattr(tokenizer, "chat_template", None):
+        return render_chat("the prompt", prompt, tokenizer)
+    return "".join(f"{message['role']}: {message['content']}\n\n" for message in prompt) + "assistant: "
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """Prompt and response -> one row of token ids.
+
+    For a causal trunk a row is the prompt's tokens, the response's, and an EOS; for an encoder the two are set
+    between the special tokens that its tokenizer puts around a pair of texts.  A row that is too long loses the
+    BEGINNING of the prompt.
+
+    Attributes:
+        template: what is shown before the response, with the fields {prompt} and any column.
+    """
+
+    tokenizer: Any
+    causal: bool
+    max_length: int | None
+    template: str = PLAIN
+
+    def __post_init__(self) -> None:
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(self.template) if field is not None]
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"the template {self.template!r} is no format string ({error})") from error
+        if "prompt" not in fields:
+            raise ConfigurationError(f"the template {self.template!r} has no field {{prompt}}: put it where it belongs")
+
+    def rows(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        prompt_ids: Ids = None,
+        response_ids: Ids = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+    ) -> list[list[int]]:
+        """-> B rows of token ids, at most `max_length` each.
+
+        Ids are taken instead of the text where they are given, a causal trunk reads them, and they are of this
+        tokenizer: a policy with another one hands over ids that mean nothing here.  The prompt's ids count only
+        where the template shows nothing but the prompt.
+
+        Raises:
+            ConfigurationError: a row without a token, a column that the template lacks, or B prompts that do not
+                match B responses.
+        """
+        for name, given in (("responses", responses), ("prompt_ids", prompt_ids), ("response_ids", response_ids)):
+            if given is not None and len(given) != len(prompts):
+                raise ConfigurationError(f"{len(given)} {name} for {len(prompts)} prompts: give one each")
+        if not self.causal or not self._own(responses, response_ids):
+            prompt_ids = response_ids = None
+        if self.template != PLAIN:
+            prompts = [self._shown(prompt, columns or {}, i) for i, prompt in enumerate(prompts)]
+            prompt_ids = None
+        join = self._continued if self.causal else self._paired
+        rows = join(prompts, responses, prompt_ids, response_ids)
+        if [] in rows:
+            raise ConfigurationError(f"sample {rows.index([])} has neither prompt nor response tokens to score")
+        return rows
+
+    def _own(self, responses: Sequence[str], ids: Ids) -> bool:
+        """Whether the ids decode to what the responses say."""
+        if ids is None:
+            return True
+        given = [(text, row) for text, row in zip(responses, ids, strict=True) if text and row is not None]
+        try:
+            return all(
+                self.tokenizer.decode(list(row), skip_special_tokens=True).startswith(text)
+                for text, row in given[:CHECKED]
+            )
+        except (IndexError, KeyError, OverflowError, TypeError, ValueError):  # ids beyond this tokenizer's vocabulary
+            return False
+
+    def _shown(self, prompt: str, columns: Mapping[str, Sequence[Any]], i: int) -> str:
+        fields = {name: values[i] for name, values in columns.items()}
+        try:
+            return self.template.format(**{**fields, "prompt": prompt})
+        except (AttributeError, LookupError, ValueError) as error:
+            raise ConfigurationError(
+                f"the template {self.template!r} does not fit ({type(error).__name__}: {error}): its fields may be"
+                f" {', '.join(['prompt', *fields])}, so give the prompts the column that it names"
+            ) from error
+
+    def _continued(
+        self, prompts: Sequence[str], responses: Sequence[str], prompt_ids: Ids, response_ids: Ids
+    ) -> list[list[int]]:
+        eos = self.tokenizer.eos_token_id
+        starts = self._tokenized(prompts, prompt_ids, special=True)
+        ends = self._tokenized(responses, response_ids, special=False, after=[] if eos is None else [eos])
+        keep = slice(-self.max_length, None) if self.max_length else slice(None)
+        return [[*start, *end][keep] for start, end in zip(starts, ends, strict=True)]
+
+    def _tokenized(
+        self, texts: Sequence[str], ids: Ids, *, special: bool, after: Sequence[int] = ()
+    ) -> list[Sequence[int]]:
+        """The ids, and the tokens of those texts that have none, `after` put behind them."""
+        rows: list[Any] = [None] * len(texts) if ids is None else list(ids)
+        missing = [i for i, row in enumerate(rows) if row is None]
+        if missing:
+            distinct = list(dict.fromkeys(texts[i] for i in missing))
+            encoded = self.tokenizer(distinct, add_special_tokens=special)["input_ids"]
+            bos = self.tokenizer.bos_token_id
+            found = {}
+            for text, row in zip(distinct, encoded, strict=True):
+                twice = special and bos is not None and row[:2] == [bos, bos]  # a chat template writes its own
+                found[text] = [*row[twice:], *after]
+            for i in missing:
+                rows[i] = found[texts[i]]
+        return rows
+
+    def _paired(
+        self, prompts: Sequence[str], responses: Sequence[str], prompt_ids: Ids, response_ids: Ids
+    ) -> list[list[int]]:
+        before, between, behind = self._frame()
+        starts = self._tokenized(prompts, None, special=False)
+        ends = self._tokenized(responses, None, special=False)
+        rows = []
+        for start, end in zip(starts, ends, strict=True):
+            middle = between if start else []
+            if self.max_length is not None:
+                room = self.max_length - len(before) - len(middle) - len(behind)
+                end = end[max(0, len(end) - room) :]
+                start = start[max(0, len(start) - (room - len(end))) :]
+            rows.append([*before, *start, *middle, *end, *behind])
+        return rows
+
+    def _frame(self) -> tuple[list[int], list[int], list[int]]:
+        """The special tokens before, between and behind a pair of texts."""
+        pair = self.tokenizer("a", "a", return_special_tokens_mask=True)
+        ids, mask = pair["input_ids"], pair["special_tokens_mask"]
+        first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+        inner = [token for token, special in zip(ids[first:last], mask[first:last], strict=True) if special]
+        return ids[:first], inner, ids[last:]

@@ -1,0 +1,107 @@
+"""The network of a reward model: a transformer trunk, and a scalar read from what it makes of a text.
+
+Rows are right-padded.  A trunk that reads from left to right is read at each row's last token, found by length; one
+that looks both ways (an encoder such as BERT) gets a mask, and is read as the mean over the row or at its first token.
+
+Shapes: B rows, L tokens of the longest row, D hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lm_env.validation import check_choice
+
+__all__ = ["Pooling", "ScalarHeadModel", "reads_left_to_right"]
+
+Pooling = Literal["last", "mean", "first"]
+
+
+class ScalarHeadModel(nn.Module):
+    """A transformer trunk and a linear head: one score per row.
+
+    The head starts with standard deviation 1/sqrt(D + 1) and bias 0 (Ziegler et al. 2019,
+    arXiv:1909.08593), in fp32 whatever the trunk is in.
+
+    Attributes:
+        trunk: a transformers base model, `last_hidden_state` (B, L, D) out.
+        causal: whether the trunk reads from left to right.
+        pooling: which hidden state is read: "last" of a causal trunk, the "mean" or the "first" of an encoder.
+        head: (D) -> (1).
+        gain, bias: fp32 scalar buffers; the score is gain * head + bias.
+    """
+
+    gain: Tensor
+    bias: Tensor
+
+    def __init__(self, trunk: PreTrainedModel, *, pooling: Pooling | None = None, seed: int = 0) -> None:
+        """Put a fresh head, drawn from `seed`, on a trunk.
+
+        Args:
+            pooling: default: "last" for a causal trunk, "mean" for an encoder, as sentence encoders are read.
+
+        Raises:
+            ConfigurationError: a pooling that does not go with the trunk.
+        """
+        super().__init__()
+        config = trunk.config.get_text_config()
+        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT may project at the end
+        self.trunk = trunk
+        self.causal = reads_left_to_right(trunk)
+        self.pooling = pooling or ("last" if self.causal else "mean")
+        check_choice("pooling", self.pooling, ("last",) if self.causal else ("mean", "first"))
+        self.head = nn.Linear(width, 1)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.head.weight, std=1 / math.sqrt(width + 1), generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("gain", torch.ones(()))
+        self.register_buffer("bias", torch.zeros(()))
+        self.to(trunk.device)
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Score rows.
+
+        Args:
+            input_ids: int64 (B, L), right-padded with any token.
+            lengths: int64 (B,), each in 1..L.
+
+        Returns:
+            float32 (B,).
+        """
+        return self.read(self.features(input_ids, lengths))
+
+    def features(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """What the head reads of each row, (B, D) in the head's precision; arguments as of `forward`."""
+        if self.causal:
+            # All ones on purpose: right pads come after every real token, so causality alone hides them.
+            mask = torch.ones_like(input_ids)
+            hidden = self.trunk(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+            return hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1].to(self.head.weight.dtype)
+        mask = (torch.arange(input_ids.shape[1], device=lengths.device) < lengths[:, None]).to(input_ids.dtype)
+        hidden = self.trunk(input_ids=input_ids, attention_mask=mask).last_hidden_state.to(self.head.weight.dtype)
+        if self.pooling == "first":
+            return hidden[:, 0]
+        real = hidden.masked_fill(mask[:, :, None] == 0, 0.0)
+        return real.sum(dim=1) / lengths[:, None]
+
+    def read(self, features: Tensor) -> Tensor:
+        """(B, D) -> scores (B,)."""
+        return self.head(features).squeeze(-1) * self.gain + self.bias
+
+
+@torch.no_grad()
+def reads_left_to_right(trunk: PreTrainedModel) -> bool:
+    """Whether the state of a token depends on no later one; found by changing the last of three tokens."""
+    ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=trunk.device)
+    training = trunk.training
+    trunk.eval()
+    try:
+        hidden = trunk(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    finally:
+        trunk.train(training)
+    return torch.equal(hidden[0, :2], hidden[1, :2])

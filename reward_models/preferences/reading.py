@@ -1,0 +1,214 @@
+"""Read preferences from wherever they are, in whatever format, and write them in any that can hold them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from lm_env.data.sources import read_rows
+from lm_env.data.tables import TABLE_SUFFIXES, table_rows
+from lm_env.errors import CheckpointWriteError, ConfigurationError, InvalidPreferenceError, InvalidPromptError
+from lm_env.validation import check_choice, check_integer
+from reward_models.preferences.formats import FORMATS, Format
+from reward_models.preferences.records.preference import Preference
+
+__all__ = ["Preferences", "read_preferences", "write_preferences"]
+
+LOOK_AHEAD = 50
+"""Rows by which the format is recognized."""
+
+
+@dataclass(frozen=True)
+class Preferences(Sequence[Preference]):
+    """Records that were read, and what was met on the way.
+
+    Attributes:
+        records: in the order of the rows; a row may hold none or several.
+        format: the name of the format.
+        rows: how many rows were read, broken ones included.
+        problems: a sentence about each broken row that was skipped.
+    """
+
+    records: tuple[Preference, ...]
+    format: str
+    rows: int
+    problems: tuple[str, ...] = ()
+
+    @overload
+    def __getitem__(self, index: int) -> Preference: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Preference, ...]: ...
+    def __getitem__(self, index: int | slice) -> Preference | tuple[Preference, ...]:
+        return self.records[index]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+def read_preferences(
+    source: Any,
+    *,
+    format: str | None = None,
+    skip_bad: bool = False,
+    tokenizer: Any = None,
+    download: bool = False,
+    limit: int | None = None,
+) -> Preferences:
+    """Read human preferences.
+
+    Args:
+        source: a .jsonl, .json, .csv, .tsv or .parquet file; a list of rows (dicts) or of `Preference`s; a
+            `datasets.Dataset`; a hub id, "user/name" or "user/name:split".
+        format: a name out of `FORMATS`; default: the first that half of the first rows fit.
+        skip_bad: leave broken rows out and note them in `problems`, instead of raising.
+        tokenizer: decodes texts that are written as token ids.
+        download: allow a hub id to be fetched.
+        limit: read only the first `limit` rows.
+
+    Raises:
+        InvalidPreferenceError: a row is broken (its place is named), or nothing is left.
+        ConfigurationError: the source cannot be read, or its format is not known.
+    """
+    if format is not None:
+        check_choice("format", format, FORMATS)
+    if limit is not None:
+        check_integer("limit", limit)
+    problems: list[str] = []
+    unreadable: list[str] = []
+    note = (lambda error: unreadable.append(str(error))) if skip_bad else None
+    try:
+        rows = itertools.islice(_rows(source, download, limit, note), limit)
+        head = list(itertools.islice(rows, LOOK_AHEAD))
+        if head and all(isinstance(row, Preference) for _, row in head):
+            records = tuple(row for _, row in itertools.chain(head, rows))
+            return Preferences(records, "records", len(records))
+        kind = FORMATS[format] if format is not None else _recognized([row for _, row in head])
+        found: list[Preference] = []
+        count = 0
+        for where, row in itertools.chain(head, rows):
+            count += 1
+            try:
+                found += _records(kind, row, tokenizer)
+            except InvalidPreferenceError as error:
+                if not skip_bad:
+                    raise InvalidPreferenceError(
+                        f"{where}: {error}; correct it, or leave such rows out with skip_bad=True (--skip-bad)"
+                    ) from error
+                problems.append(f"{where}: {error}")
+    except InvalidPromptError as error:
+        remedy = ", or leave such rows out with skip_bad=True (--skip-bad)"
+        raise InvalidPreferenceError(f"{error}{remedy}") from error
+    if not found:
+        first = f"; the first problem: {(*unreadable, *problems)[0]}" if problems or unreadable else ""
+        raise InvalidPreferenceError(f"{count} rows hold no preferences as {kind.name!r}: give some{first}")
+    return Preferences(tuple(found), kind.name, count + len(unreadable), (*unreadable, *problems))
+
+
+def _rows(
+    source: Any, download: bool, limit: int | None, note: Callable[[Any], None] | None
+) -> Iterator[tuple[str, Any]]:
+    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in TABLE_SUFFIXES:
+        return table_rows(Path(source), note)
+    return read_rows(source, download, limit, noun="row", skip=note)
+
+
+def _recognized(rows: Sequence[Any]) -> Format:
+    for kind in FORMATS.values():
+        fitting = sum(isinstance(row, Mapping) and _fits(kind, row) for row in rows)
+        if rows and 2 * fitting >= len(rows):
+            return kind
+    first = next((row for row in rows if isinstance(row, Mapping)), None)
+    if first is None:
+        what = f"the first row is a {type(rows[0]).__name__}" if rows else "there is none"
+        raise ConfigurationError(f"preferences are rows with named columns, and {what}: give such rows")
+    columns = ", ".join(map(repr, itertools.islice(first, 12)))
+    raise ConfigurationError(
+        f"no format of preferences has the columns {columns}: name one with format= (--format), of "
+        + "; ".join(f"{kind.name} ({kind.columns})" for kind in FORMATS.values())
+    )
+
+
+def _fits(kind: Format, row: Mapping[str, Any]) -> bool:
+    try:
+        return kind.matches(row)
+    except InvalidPreferenceError:
+        return False
+
+
+def _records(kind: Format, row: Any, tokenizer: Any) -> list[Preference]:
+    if not isinstance(row, Mapping):
+        raise InvalidPreferenceError(f"it is of type {type(row).__name__}: it must be an object with named columns")
+    if tokenizer is not None:
+        row = {name: _decoded(value, tokenizer) for name, value in row.items()}
+    try:
+        return kind.read(row)
+    except InvalidPreferenceError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InvalidPreferenceError(f"it is no row of {kind.name!r} ({type(error).__name__}: {error})") from error
+
+
+def _decoded(value: Any, tokenizer: Any) -> Any:
+    if isinstance(value, list) and value and all(isinstance(i, int) and not isinstance(i, bool) for i in value):
+        return tokenizer.decode(value, skip_special_tokens=True)
+    return value
+
+
+# -- writing -------------------------------------------------------------------------------------------
+def write_preferences(records: Sequence[Preference], path: str | Path, *, format: str = "rankings") -> Path:
+    """Write records as .jsonl, .csv or .parquet, and make sure that each reads back as it was.
+
+    Args:
+        format: a name out of `FORMATS`; "rankings" holds all that a record can hold.
+
+    Raises:
+        ConfigurationError: no such format or ending, or nothing to write.
+        InvalidPreferenceError: a record has something that the format cannot hold; nothing was written.
+        CheckpointWriteError: the file cannot be written.
+    """
+    check_choice("format", format, FORMATS)
+    path = Path(path)
+    if path.suffix.lower() not in (".jsonl", ".csv", ".parquet"):
+        raise ConfigurationError(f"{path.name} does not end in .jsonl, .csv or .parquet: choose one of these")
+    if not records:
+        raise ConfigurationError("there are no records to write: give at least one")
+    kind = FORMATS[format]
+    rows, index = [], 0
+    try:
+        for row in kind.write(records):
+            rows.append(row)
+            for back in _records(kind, row, None):
+                if back != records[index]:
+                    raise InvalidPreferenceError("it would read back as something else")
+                index += 1
+    except InvalidPreferenceError as error:
+        raise InvalidPreferenceError(
+            f"record {index} cannot be written as {format!r}: {error}; choose 'rankings', which holds everything"
+        ) from error
+    try:
+        _write_rows(rows, path)
+    except OSError as error:
+        raise CheckpointWriteError(f"cannot write {path}: {error}; choose another place") from error
+    return path
+
+
+def _write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    if path.suffix.lower() == ".jsonl":
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return
+    import datasets
+
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(n for row in rows for n in row)}
+    if path.suffix.lower() == ".csv":
+        columns = {
+            name: [json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v for v in values]
+            for name, values in columns.items()
+        }
+    table = datasets.Dataset.from_dict(columns)
+    table.to_csv(path, index=False) if path.suffix.lower() == ".csv" else table.to_parquet(path)

@@ -1,0 +1,280 @@
+"""From records of preferences to a normalized reward model, with the settings that go with the size of the trunk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from lm_env.data.prompts import RESERVED_COLUMNS
+from lm_env.errors import ConfigurationError
+from lm_env.models.adapters import inject_lora, merge_lora
+from lm_env.objective.rewards import score_responses
+from lm_env.storage import read_folder
+from lm_env.validation import check_choice, check_integers, check_number
+from reward_models.preferences.encoding import PLAIN, prompt_text
+from reward_models.preferences.ensemble import Combination, RewardEnsemble
+from reward_models.preferences.model import RewardModel
+from reward_models.preferences.network import Pooling
+from reward_models.preferences.reading import read_preferences, write_preferences
+from reward_models.preferences.records.preference import Preference
+from reward_models.preferences.splitting import pair_ratings, split_records
+from reward_models.preferences.train import TrainingReport, train_reward_model
+
+__all__ = [
+    "Recipe",
+    "Trained",
+    "Trunk",
+    "digest",
+    "held_out_records",
+    "record_texts",
+    "score_records",
+    "train_from_preferences",
+]
+
+Trunk = Literal["full", "lora", "frozen"]
+EPOCHS = {"full": 1, "lora": 3, "frozen": 30}
+REFERENCE_SAMPLES = 1024
+WATCHED_FRACTION = 0.1
+FEWEST_TO_WATCH = 20
+HELD_OUT_FILE = "held_out.jsonl"
+TRAINING_FILE = "training.json"
+HEAD_LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a reward model is trained from preferences; None stands for what suits the trunk and the data."""
+
+    model: str = "reviews-3m"
+    """A causal LM or an encoder: 'reviews-3m' (embedded), a folder, or a hub id."""
+    trunk: Trunk = "full"
+    """What of it is trained besides the head: all of it, LoRA layers, or nothing."""
+    objective: str | None = None
+    """pairwise, plackett-luce, best-of or regression."""
+    epochs: int | None = None
+    batch_size: int = 64
+    """Prompts per update."""
+    learning_rate: float | None = None
+    """Of the trunk; the head's is at least 0.001."""
+    held_out_fraction: float = 0.1
+    patience: int = 2
+    """Where there are several epochs: stop after so many without a better loss on a tenth of the training prompts."""
+    pair_ratings: float | None = None
+    """Make comparisons out of single rated responses that differ by at least this much."""
+    drop_ties: bool = False
+    use_margins: bool = False
+    template: str = PLAIN
+    """What is shown before the response: {prompt} and any column."""
+    pooling: Pooling | None = None
+    max_length: int | None = None
+    ensemble: int = 1
+    """Reward models that are trained, from different seeds, and put together."""
+    combine: Combination = "mean"
+    lora_rank: int = 16
+    seed: int = 0
+    device: str | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("trunk", self.trunk, get_args(Trunk))
+        check_integers(self, "batch_size", "patience", "ensemble", "lora_rank")
+        check_number("held_out_fraction", self.held_out_fraction, low=0.0, high=0.99)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A reward model and what it was made of."""
+
+    reward: RewardModel | RewardEnsemble
+    reports: list[TrainingReport]
+    """One for each member."""
+    training: list[Preference]
+    held_out: list[Preference]
+    """As they were read, before any pairing."""
+    compared: list[Preference]
+    """The training records after the pairing of ratings, where that was asked for."""
+    recipe: Recipe
+    facts: dict[str, Any] = field(default_factory=dict)
+    """JSON that goes into the saved folder with the rest."""
+
+    def save(self, folder: str | Path, *, also: Callable[[Path], object] | None = None) -> Path:
+        """Write the reward model with the records held out and what is known of the training beside it.
+
+        Args:
+            also: `also(folder)` writes further files, to be saved with the rest.
+        """
+
+        def fill(held: Path) -> None:
+            content = {
+                "recipe": asdict(self.recipe),
+                **self.facts,
+                "training_records": len(self.training),
+                "held_out_records": len(self.held_out),
+                "members": [_report(report) for report in self.reports],
+                "training_digests": sorted({digest(record) for record in self.training}),
+            }
+            (held / TRAINING_FILE).write_text(json.dumps(content, indent=1) + "\n")
+            if self.held_out:
+                write_preferences(self.held_out, held / HELD_OUT_FILE)
+            if also is not None:
+                also(held)
+
+        return self.reward.save(folder, also=fill)
+
+
+def train_from_preferences(
+    records: Sequence[Preference], recipe: Recipe, *, say: Callable[[str], None] | None = None, bar: bool = False
+) -> Trained:
+    """Hold out, pair, train, normalize.
+
+    Where there are several epochs, a tenth of the training prompts decides when to stop, so that the records held out
+    have no say in anything.
+
+    Args:
+        say: is given a sentence about each step.
+        bar: show a progress bar.
+
+    Raises:
+        ConfigurationError, ModelLoadError, NonFiniteError: see `train_reward_model` and `RewardModel.from_causal_lm`.
+    """
+    tell = say or (lambda sentence: None)
+    rng = np.random.default_rng(recipe.seed)
+    training, held_out = split_records(records, recipe.held_out_fraction, rng)
+    seen: list[Preference] = list(training)
+    watched: list[Preference] = []
+    if (recipe.epochs or EPOCHS[recipe.trunk]) > 1 and len(training) >= FEWEST_TO_WATCH:
+        seen, watched = split_records(training, WATCHED_FRACTION, rng)
+    if recipe.pair_ratings is not None:
+        seen = pair_ratings(seen, min_difference=recipe.pair_ratings, seed=recipe.seed)
+        watched = pair_ratings(watched, min_difference=recipe.pair_ratings, seed=recipe.seed) if watched else []
+        tell(f"{len(seen):,} comparisons of ratings that differ by at least {recipe.pair_ratings:g}")
+    members, reports = [], []
+    for i in range(recipe.ensemble):
+        if recipe.ensemble > 1:
+            tell(f"member {i + 1} of {recipe.ensemble}")
+        model, report = _train_member(seen, watched, recipe, recipe.seed + i, bar)
+        members.append(model)
+        reports.append(report)
+    reward = members[0] if len(members) == 1 else RewardEnsemble(members, combine=recipe.combine)
+    return Trained(reward, reports, training, held_out, seen, recipe)
+
+
+def _train_member(
+    records: Sequence[Preference], watched: Sequence[Preference], recipe: Recipe, seed: int, bar: bool
+) -> tuple[RewardModel, TrainingReport]:
+    model = RewardModel.from_causal_lm(
+        recipe.model,
+        seed=seed,
+        max_length=recipe.max_length,
+        pooling=recipe.pooling,
+        template=recipe.template,
+        device=recipe.device,
+        download=recipe.download,
+    )
+    trunk = model.network.trunk
+    size = sum(p.numel() for p in trunk.parameters())
+    trunk.requires_grad_(recipe.trunk == "full")
+    if recipe.trunk == "lora":
+        inject_lora(trunk, rank=recipe.lora_rank)
+    epochs = recipe.epochs or EPOCHS[recipe.trunk]
+    rate = recipe.learning_rate or default_learning_rate(recipe.trunk, size)
+    report = train_reward_model(
+        model,
+        records,
+        objective=recipe.objective,
+        epochs=epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=rate,
+        head_learning_rate=max(rate, HEAD_LEARNING_RATE),
+        held_out=watched,
+        patience=recipe.patience if watched else None,
+        drop_ties=recipe.drop_ties,
+        use_margins=recipe.use_margins,
+        seed=seed,
+        progress_bar=bar,
+    )
+    if recipe.trunk == "lora":
+        merge_lora(trunk)
+    prompts, responses, columns = record_texts(records, model.tokenizer, REFERENCE_SAMPLES)
+    model.normalize(prompts, responses, **columns)
+    return model, report
+
+
+def default_learning_rate(trunk: Trunk, size: int) -> float:
+    """A step size that falls with the square root of the number of parameters: 3e-4 at 3 million, 6e-6 at 7 billion.
+
+    LoRA layers take ten times as much, up to 1e-3; a head alone takes 1e-3.
+    """
+    full = 3e-4 * math.sqrt(min(1.0, 3e6 / size))
+    return {"full": full, "lora": min(10 * full, 1e-3), "frozen": HEAD_LEARNING_RATE}[trunk]
+
+
+def record_texts(
+    records: Sequence[Preference], tokenizer: Any, limit: int | None = None
+) -> tuple[list[str], list[str], dict[str, list[Any]]]:
+    """(prompts, responses, columns) of all distinct responses of the records, in their order, at most `limit`."""
+    found: dict[tuple[str, str], Preference] = {}
+    for record in records:
+        for response in record.responses:
+            found.setdefault((prompt_text(record.prompt, tokenizer), response), record)
+        if limit is not None and len(found) >= limit:
+            break
+    chosen = list(found.items())[:limit]
+    names = dict.fromkeys(name for _, record in chosen for name in record.columns)
+    columns = {
+        name: [record.columns.get(name) for _, record in chosen]
+        for name in names
+        if name.isidentifier() and name not in RESERVED_COLUMNS
+    }
+    return [prompt for (prompt, _), _ in chosen], [response for (_, response), _ in chosen], columns
+
+
+def score_records(reward: Callable[..., Any], records: Sequence[Preference], tokenizer: Any) -> list[np.ndarray]:
+    """The scores of each record's responses, float64 (K,) each; a response that occurs several times is scored once."""
+    prompts, responses, columns = record_texts(records, tokenizer)
+    scores = score_responses(reward, prompts, responses, columns)
+    known = {(p, r): float(s) for p, r, s in zip(prompts, responses, scores, strict=True)}
+    return [
+        np.array([known[prompt_text(record.prompt, tokenizer), response] for response in record.responses])
+        for record in records
+    ]
+
+
+def digest(record: Preference) -> str:
+    """A short hash of the prompt, or of the texts where there is none, by which a leak is found."""
+    said = record.prompt if record.prompt != "" else record.responses
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+
+
+def _report(report: TrainingReport) -> dict[str, Any]:
+    content = asdict(report)
+    content["updates"] = len(content.pop("losses"))
+    return content
+
+
+def held_out_records(folder: str | Path) -> tuple[list[Preference], set[str], dict[str, Any]]:
+    """(records that were held out, digests of those trained on, the other content of training.json) of a saved folder.
+
+    All empty where the folder has no such files.
+
+    Raises:
+        CheckpointCorruptError: a file is damaged.
+    """
+
+    def read(held: Path) -> tuple[list[Preference], set[str], dict[str, Any]]:
+        records = list(read_preferences(held / HELD_OUT_FILE)) if (held / HELD_OUT_FILE).exists() else []
+        if not (held / TRAINING_FILE).exists():
+            return records, set(), {}
+        content = json.loads((held / TRAINING_FILE).read_text())
+        if not isinstance(content, dict):
+            raise ConfigurationError(f"{TRAINING_FILE} of {folder} holds no object: train again")
+        return records, set(content.pop("training_digests", [])), content
+
+    return read_folder(folder, read)
