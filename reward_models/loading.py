@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-import torch
-
 from lm_env.objective.functions import load_function
 from lm_env.storage import folder_of, is_saved_folder
 
