@@ -114,7 +114,7 @@ def check_files(base: Path, run: RunFolder) -> None:
     ids = tokenizer("3 + 4 =", return_tensors="pt").input_ids
     plain = load_model(base)
     before = plain(input_ids=ids).logits
-    adapted = PeftModel.from_pretrained(plain, str(run.adapter))(input_ids=ids).logits  # type: ignore[arg-type]
+    adapted = PeftModel.from_pretrained(plain, str(run.adapter))(input_ids=ids).logits
     merged = AutoModelForCausalLM.from_pretrained(run.policy)(input_ids=ids).logits
     assert torch.allclose(adapted, merged, atol=1e-3), (adapted - merged).abs().max()
     assert not torch.allclose(before, merged, atol=1e-3)

@@ -1,0 +1,87 @@
+"""Settings in a file: YAML or TOML in, YAML out."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lm_env.errors import ConfigurationError
+
+__all__ = ["ABOUT", "read_about", "read_config", "write_config"]
+
+ABOUT = "about"
+"""The key under which a run notes what is no option: its command, versions, and when it began."""
+
+
+REPEAT = "lm-env train --config THIS_FILE --out ANOTHER_FOLDER repeats this run."
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The options in a file, flat: name -> value.  What a run has noted under `about` is left out.
+
+    Raises:
+        ConfigurationError: no such file, another suffix than .yaml, .yml and .toml, or no table of options.
+    """
+    options = _read(Path(path))
+    options.pop(ABOUT, None)
+    for name, value in options.items():
+        if not isinstance(name, str) or isinstance(value, Mapping):
+            raise ConfigurationError(
+                f"{path}: {name!r} holds a table, and the file of a run is flat: write each option on a line of its own"
+            )
+    return options
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What a run has noted beside its options; {} where there is nothing."""
+    about = _read(Path(path)).get(ABOUT)
+    return about if isinstance(about, dict) else {}
+
+
+def write_config(path: Path, options: Mapping[str, Any], about: Mapping[str, Any], *, remark: str = REPEAT) -> None:
+    """Write options, and notes under `about`, as YAML that `read_config` reads.
+
+    Args:
+        remark: the first line, a comment.
+    """
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    text = f"# {remark}\n" + (_dump(plain) if plain else "") + "\n# What follows is a record, and is not read.\n" + _dump({ABOUT: dict(about)})
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def _dump(content: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix not in (".yaml", ".yml", ".toml"):
+        raise ConfigurationError(f"{path}: a configuration file ends in .yaml, .yml or .toml")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, Loader=_UniqueKeys)
+    except OSError as error:
+        raise ConfigurationError(f"the configuration cannot be read ({error}): check the path") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"{path} is no valid {path.suffix[1:].upper()} ({reason}): correct it") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} holds no options: write lines such as 'agent: ppo'")
+    return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML's safe loader; a key that stands twice is an error, where PyYAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if isinstance(key, str) and keys.count(key) > 1:
+                raise ValueError(f"the key {key!r} stands there twice")
+        return super().construct_mapping(node, deep)

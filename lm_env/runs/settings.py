@@ -1,0 +1,242 @@
+"""The settings of a training run, from flags, a file and defaults: a flag stands before the file, both before defaults.
+
+A file is flat: its keys are the names of the options, those of the chosen agent among them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from lm_env.errors import ConfigurationError
+from lm_env.explain import explained
+from lm_env.models.loading import EMBEDDED_MODEL
+from lm_env.objective.task import Task
+from lm_env.runs.agents import AgentKind, agent_kind
+from lm_env.runs.config_files import read_config
+from lm_env.runs.folder import RunFolder
+from lm_env.runs.options import Option, check_names, fields_as_options
+from lm_env.validation import check_integers, check_numbers
+
+__all__ = ["LoraSettings", "RunSettings", "TaskSettings", "TrainSettings", "options_of", "resumed_settings"]
+
+MAY_CHANGE = ("timesteps", "device", "download", "checkpoint_every", "checkpoint_keep")
+"""Options that may differ when a run is gone on with."""
+
+
+@explained
+@dataclass(frozen=True)
+class RunSettings:
+    """Who trains, how long, and what is kept on the way."""
+
+    agent: str = "ppo"
+    """What learns, by name."""
+    timesteps: int = 100_000
+    """Tokens that are generated in training, all in all."""
+    seed: int = 0
+    """The seed of everything random: prompts, sampling, minibatches, new weights."""
+    checkpoint_every: int | None = None
+    """Tokens between two checkpoints, which an interrupted run goes on from; one is made at a signal, too."""
+    checkpoint_keep: int = 2
+    """How many of the newest checkpoints stay."""
+    eval_prompts: str | None = None
+    """Prompts to evaluate on that are not trained on: a file or hub id; none: the environment's test split."""
+    eval_fraction: float = 0.0
+    """Keep this share of the prompts for the evaluation, and do not train on it."""
+    eval_every: int | None = None
+    """Tokens between two evaluations, which are also made before and after the training; 0: only there."""
+    eval_texts: int = 128
+    """Texts per evaluation: one to each of as many prompts, several to each where there are fewer."""
+    eval_ceiling: bool = False
+    """Estimate the optimum on these prompts first, to say which share of it is attained; it takes a while."""
+
+    def __post_init__(self) -> None:
+        check_integers(self, "timesteps", "eval_texts", "checkpoint_keep")
+        check_integers(self, "seed", low=0)
+        check_numbers(self, "eval_fraction", low=0.0, high=0.9)
+        if self.checkpoint_every is not None:
+            check_integers(self, "checkpoint_every")
+        if self.eval_every is not None:
+            check_integers(self, "eval_every", low=0)
+        if self.eval_prompts is not None and self.eval_fraction > 0:
+            raise ConfigurationError("eval_prompts and eval_fraction both say what to evaluate on: give one of them")
+
+
+@explained
+@dataclass(frozen=True)
+class TaskSettings:
+    """What is to be written and how it is judged.  None: as the registered environment has it, or else `lm_env.Task`."""
+
+    env: str | None = None
+    """A registered environment, such as lm_env/Sentiment-v0; the options below replace its own."""
+    model: str | None = None
+    """The model that is trained: 'reviews-3m' (embedded), a folder in transformers' layout, or a hub id."""
+    prompts: str | None = None
+    """A .txt file with a prompt per line, a .jsonl file (its other columns go to the reward), or a hub id."""
+    reward: str | None = None
+    """'lexicon', 'package.module:function', 'file.py:function', or a classifier's folder or hub id."""
+    reference: str | None = None
+    """The frozen model of the KL penalty; none: the model as it is before the training."""
+    tokenizer: str | None = None
+    """A tokenizer's folder or hub id; none: the one beside the model."""
+    beta: float | None = None
+    """Weight of the KL penalty, reward per nat."""
+    adaptive_kl: float | None = None
+    """Adapt beta, so that the KL per response comes to this many nats."""
+    max_new_tokens: int | None = None
+    """Length cap of a response, tokens."""
+    temperature: float | None = None
+    """Divides the logits in sampling, of policy and reference alike."""
+    prompt_column: str | None = None
+    """The column that holds the prompt; none: the first of prompt, text, question, query."""
+    max_prompt_tokens: int | None = None
+    """The longest prompt allowed; none: the longest there is."""
+    overflow: Literal["error", "truncate"] | None = None
+    """What a longer prompt is: an error, or cut at its beginning."""
+    add_special_tokens: bool | None = None
+    """Let the tokenizer add to a prompt what it adds by itself, usually a BOS."""
+    eos_token_id: tuple[int, ...] | None = None
+    """Ids that end a text; none: the tokenizer's."""
+    stop_strings: tuple[str, ...] | None = None
+    """Strings that end a text; the reward sees the text before them."""
+    missing_eos_score: float | None = None
+    """Paid instead of the score where the length cap ends a text."""
+    cap_truncates: bool | None = None
+    """The length cap pays no score, and the episode counts as truncated."""
+    action_mask: str | None = None
+    """'package.module:function' or 'file.py:function' that says which tokens may come next."""
+    split: str | None = None
+    """Which of a registered environment's prompts, where it has splits: train or test."""
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Load the model, given by name, in fewer bits, and train adapters on it (lora)."""
+    device: str = "cpu"
+    """Where the models are: cpu, cuda, cuda:1, ..."""
+    download: bool = False
+    """Allow fetching hub ids; nothing is downloaded otherwise."""
+
+    def __post_init__(self) -> None:
+        if self.env is None and (self.prompts is None or self.reward is None):
+            missing = "prompts" if self.prompts is None else "reward"
+            raise ConfigurationError(
+                f"no task: give env (`lm-env envs` lists them), or prompts and reward of your own; {missing} is missing"
+            )
+        if self.quantize is not None and self.model is None:
+            raise ConfigurationError("quantize says how the model is loaded: name it with model")
+        if self.env is None and self.split is not None:
+            raise ConfigurationError("split chooses among a registered environment's prompts: give env, or leave it out")
+
+
+@explained
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), which are trained in place of the model's own weights."""
+
+    lora: int | None = None
+    """The rank of the adapters; none: all weights are trained."""
+    lora_alpha: int | None = None
+    """The adapters are scaled by alpha / rank; none: twice the rank."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Names of the layers that get an adapter; all-linear: all but the output layer."""
+
+    def __post_init__(self) -> None:
+        if self.lora is not None:
+            check_integers(self, "lora")
+        if self.lora_alpha is not None:
+            check_integers(self, "lora_alpha")
+
+
+TASK_DEFAULTS = ("beta", "max_new_tokens", "temperature", "overflow", "add_special_tokens", "cap_truncates")
+"""Options whose default is the environment's, or the one of `Task`."""
+
+SECTIONS: dict[str, type] = {"run": RunSettings, "task": TaskSettings, "lora": LoraSettings}
+
+
+@lru_cache
+def options_of(section: str) -> dict[str, Option]:
+    """The options of `run`, `task` or `lora` by name."""
+    if section != "task":
+        return fields_as_options(SECTIONS[section], eval_every="a fifth of timesteps", checkpoint_every="ten minutes")
+    own = {name: p.default for name, p in inspect.signature(Task).parameters.items()}
+    unset = {name: f"the environment's, else {_plain(own[name])}" for name in TASK_DEFAULTS}
+    return fields_as_options(TaskSettings, **unset, model=f"the environment's, else {EMBEDDED_MODEL}")
+
+
+def _plain(value: Any) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value) if value != () else "none"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """All that says what a training run does; where it writes is no part of it.
+
+    `TrainSettings.of(agent="rloo", env="lm_env/Sentiment-v0", learning_rate=2e-4)` sorts flat options into the
+    sections, and `options()` gives them back.
+    """
+
+    run: RunSettings
+    task: TaskSettings
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    agent_options: Mapping[str, Any] = field(default_factory=dict)
+    """The options of the agent that were given, or all of them once it is made."""
+
+    @classmethod
+    def of(cls, config: str | Path | None = None, /, **options: Any) -> Self:
+        """The settings of a file and of options, which stand before the file's.
+
+        Args:
+            config: a .yaml, .yml or .toml file, such as the run.yaml of another run.
+            options: of a run, a task, LoRA, or the agent; None in a flag's place is not given.
+
+        Raises:
+            ConfigurationError: an option that does not exist, a value of another type, or an impossible one.
+        """
+        given = {**(read_config(config) if config is not None else {}), **options}
+        kind = agent_kind(given.get("agent", RunSettings.agent))
+        sections = {name: options_of(name) for name in SECTIONS}
+        known = {name: option for section in (*sections.values(), kind.options) for name, option in section.items()}
+        check_names(given, known, f"lm-env train with the agent {kind.name}")
+        parsed = {name: known[name].parse(value) for name, value in given.items()}
+        made = {
+            section: SECTIONS[section](**{name: value for name, value in parsed.items() if name in own})
+            for section, own in sections.items()
+        }
+        agent_options = {name: value for name, value in parsed.items() if name in kind.options}
+        return cls(made["run"], made["task"], made["lora"], agent_options)
+
+    @property
+    def kind(self) -> AgentKind:
+        """The agent's class, options and files."""
+        return agent_kind(self.run.agent)
+
+    def options(self) -> dict[str, Any]:
+        """Flat, in the order of the sections; what is None by default and was not given is left out."""
+        flat: dict[str, Any] = {}
+        for part in (self.run, self.task, self.lora):
+            defaults = {f.name: f.default for f in fields(part)}
+            flat |= {name: v for name, v in asdict(part).items() if v is not None or defaults[name] is not None}
+        if self.lora.lora is None:
+            flat = {name: value for name, value in flat.items() if name not in {f.name for f in fields(LoraSettings)}}
+        return flat | dict(self.agent_options)
+
+
+def resumed_settings(folder: RunFolder, config: str | Path | None, options: Mapping[str, Any]) -> TrainSettings:
+    """The settings of the run in a folder; what is given anew has to be the same, but for `MAY_CHANGE`.
+
+    Raises:
+        ConfigurationError: something else differs; the message names it.
+    """
+    before = TrainSettings.of(folder.config).options()
+    given = {**({} if config is None else read_config(config)), **options}
+    merged = TrainSettings.of(folder.config, **given)
+    after = merged.options()
+    for name in given:
+        if name not in MAY_CHANGE and before.get(name) != after.get(name):
+            raise ConfigurationError(
+                f"{name} is {before.get(name)!r} in {folder.path} and {after.get(name)!r} here: a run goes on as it"
+                " began; leave it out, or choose another folder for a new run"
+            )
+    return merged
