@@ -126,7 +126,7 @@ class SlotDecoder:
         return outputs
 
     @torch.no_grad()
-    def step(self, slots: np.ndarray, tokens: np.ndarray) -> Outputs:
+    def step(self, slots: np.ndarray, tokens: np.ndarray | Tensor) -> Outputs:
         at = self.lengths[slots]
         width = int(at.max()) + 1
         check_room(width, self.max_length)
@@ -204,7 +204,7 @@ class SlotDecoder:
         dtype = next(self.model.parameters()).dtype
         return torch.zeros(seen.shape, dtype=dtype, device=self._device).masked_fill(~seen, torch.finfo(dtype).min)
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
+    def _tensor(self, array: np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(array, dtype=torch.long, device=self._device)
 
 
