@@ -25,7 +25,7 @@ from agents.run.early_warning import EarlyWarning
 from agents.run.progress import ProgressLine
 from agents.run.training_log import begin_log, make_logger, rollout_metrics
 from lm_env.data.prompts import Prompt
-from lm_env.generation.backend import Sampling
+from lm_env.generation.backend import Decoding, Sampling
 from lm_env.models.inputs import shuffled_batches
 from lm_env.validation import check_number
 
@@ -43,6 +43,8 @@ class BatchedAgent(PolicyAgent, ABC):
         critic: what the values are read from: `"shared"` (the LM's own trunk), `"separate"` (a copy of
             it), a `RewardModel` (a copy of its trunk; V starts as its score, so pass the reward model that
             the environment uses), or `"none"`, the default of agents that need no values.
+        decoding: how texts are written: in bfloat16, by a compiled step, ...; see `Decoding`.  It is not saved: give
+            it to `load` again.
         verbose: 1 prints the log as a table after each rollout.
         log_dir: also write progress.csv, and TensorBoard files where it is installed, there.
         options: the fields of the agent's config.
@@ -53,11 +55,12 @@ class BatchedAgent(PolicyAgent, ABC):
         env: Any,
         *,
         critic: CriticSource | None = None,
+        decoding: Decoding | None = None,
         verbose: int = 0,
         log_dir: str | Path | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(env, critic=critic, **options)
+        super().__init__(env, critic=critic, decoding=decoding, **options)
         self.verbose = verbose
         self.early_warning = EarlyWarning()
         self.logger: Logger = make_logger(verbose, log_dir)
@@ -114,7 +117,7 @@ class BatchedAgent(PolicyAgent, ABC):
                 callbacks.on_rollout_end()
                 metrics = self.update(rollout)
                 seconds = (rolled_out - started, time.perf_counter() - rolled_out)
-                for text in self.early_warning.look(rollout, metrics, self.updater.rounds):
+                for text in self.early_warning.look(rollout, metrics, self.updater.rounds or rollout.rounded):
                     log.warning("%s", text)
                 self._record(rollout, metrics, seconds)
                 line.show(self.num_timesteps, rollout)

@@ -137,7 +137,7 @@ def begin_log(logger: Logger) -> None:
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """Means over the episodes of a rollout, under the names that they are logged by."""
     scored = rollout.scored
-    return {
+    row = {
         "rollout/score": float(scored.scores.mean()),
         "rollout/reward": float(scored.rewards.sum(1).mean()),
         "rollout/kl": float(scored.kl.mean()),
@@ -145,6 +145,10 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "rollout/length": float(rollout.episodes.response_lengths.mean()),
         "rollout/ended": float(scored.ended.mean()),
     }
+    if rollout.mismatch is not None:
+        row["rollout/logprob_mismatch"] = float(rollout.mismatch.mean())
+        row["rollout/logprob_mismatch_max"] = float(rollout.mismatch.max())
+    return row
 
 
 def _lock(folder: Path) -> FileLock:

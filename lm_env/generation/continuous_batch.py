@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
-from lm_env.generation.backend import Generation, Sampling
+from lm_env.generation.backend import Sampling
 from lm_env.generation.writer import Writer, Written
 from lm_env.objective.task import Task
 
@@ -72,6 +72,8 @@ class ContinuousBatch:
 
     def refill(self) -> None:
         """Give free slots the next prompts, and write the first token after each."""
+        if self.unread:
+            return
         free = np.flatnonzero(self.episode_in < 0)
         left = len(self.prompts) - self.upcoming
         if not left or len(free) < min(self.enough_to_refill, left, len(self.episode_in)):
@@ -94,6 +96,7 @@ class ContinuousBatch:
 
     def look(self) -> None:
         """Read what has been written since the last look, and free the slots whose texts have ended."""
+        under_way = self.episode_in >= 0
         tokens, logprobs = (_to_host([getattr(w, name) for w in self.unread]) for name in ("tokens", "logprobs"))
         given = [w.values for w in self.unread if w.values is not None]
         values = _to_host(given) if given else None
@@ -104,16 +107,23 @@ class ContinuousBatch:
             start = part.stop
             self._append(written.slots, tokens[part], logprobs[part], None if values is None else values[part])
         self.unread = []
+        freed = np.flatnonzero(under_way & (self.episode_in < 0))
+        if len(freed):
+            self.writer.free(freed)
         self._drop_free_slots()
 
-    def finished(self, weights_version: int) -> Generation:
+    def episodes(self) -> Episodes:
         """All the texts, once none is under way."""
         longest = int((self.lengths - self.prompt_lengths).max())
         width = int(self.lengths.max())
-        episodes = Episodes(
+        return Episodes(
             self.ids[:, :width], self.prompt_lengths, self.lengths, self.prompts, self.logprobs[:, :longest]
         )
-        return Generation(episodes, self.values[:, :longest] if self.has_values else None, weights_version)
+
+    def values_before(self) -> np.ndarray | None:
+        """float64 (B, T): the value before each token; None without a value head."""
+        longest = int((self.lengths - self.prompt_lengths).max())
+        return self.values[:, :longest] if self.has_values else None
 
     def _keep(self, written: Written) -> None:
         """Leave what was written on the device until the next look."""

@@ -11,14 +11,17 @@ from tqdm.auto import tqdm
 
 from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError, NonFiniteError
-from lm_env.generation.backend import Generation, Sampling
+from lm_env.generation.backend import Decoding, Generation, Sampling
+from lm_env.generation.cache_support import why_no_static_step
 from lm_env.generation.continuous_batch import ContinuousBatch
 from lm_env.generation.decoders import FullDecoder, make_decoder
+from lm_env.generation.static_writer import StaticWriter
 from lm_env.generation.writer import EagerWriter, ValueOf
-from lm_env.models.inspection import device_of, evaluating
+from lm_env.models.adapters import adapter_layers, adapter_state
+from lm_env.models.inspection import check_positions, device_of, evaluating
+from lm_env.models.rounded_copy import RoundedCopy
 from lm_env.models.weight_watch import WeightWatch
 from lm_env.objective.task import Task
-from lm_env.validation import check_integer
 
 __all__ = ["LocalBackend"]
 
@@ -29,17 +32,19 @@ LOOK_EVERY = 8
 class LocalBackend:
     """A `GenerationBackend` in this process: the task's own model, with a KV cache of `slots` rows.
 
+    From the first token to the last nothing leaves the device; the host reads the tokens once every few
+    steps.  On CUDA the step is captured as a graph, which is kept with its KV cache until the next call, or until
+    `release`.  A model whose step needs the host is run as it is, see `why_no_static_step`.
+
     Args:
         task: where a text ends, which tokens may come next, the temperature.
         slots: texts under way at a time.
         model: the causal LM that writes; default: the task's.
         value_of: maps the hidden states under the logits to values, which are then kept along.
-        look_every: tokens of each slot that are written before the host reads them; the texts are the same for
-            every number.  Default: 8 on an accelerator, and 1 on the CPU, where reading costs nothing and a slot is
-            free at once.  It is 1 for a task that masks tokens, and for a model that has no KV cache.
+        decoding: in which precision, compiled or not, and how often the host looks.
 
     Raises:
-        ConfigurationError: `look_every` is no positive integer.
+        ConfigurationError: bf16 is asked of a quantized model.
     """
 
     def __init__(
@@ -49,17 +54,19 @@ class LocalBackend:
         *,
         model: nn.Module | None = None,
         value_of: ValueOf | None = None,
-        look_every: int | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
-        if look_every is not None:
-            check_integer("look_every", look_every)
         self.task = task
         self.slots = slots
         self.model = task.model if model is None else model
         self.value_of = value_of
-        self.look_every = look_every
+        self.decoding = decoding or Decoding()
         self._watch = WeightWatch(self.model)
         self._version = 0
+        wide = any(p.is_floating_point() and p.dtype != torch.bfloat16 for p in self.model.parameters())
+        self._rounded = RoundedCopy(self.model) if self.decoding.bf16 and wide else None
+        self._kept: StaticWriter | None = None
+        self._kept_for: tuple[object, ...] = ()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, progress: str | None = None) -> Generation:
         """See `GenerationBackend.generate`.
@@ -71,10 +78,29 @@ class LocalBackend:
         if not prompts:
             raise ConfigurationError("there is nothing to write to: give at least one prompt")
         self._version += self._watch.changed()
-        batch = self._new_batch(prompts, sampling)
+        model = self.model if self._rounded is None else self._rounded.refresh()
+        try:
+            batch = self._run(model, prompts, sampling, progress)
+        except BaseException:
+            self.release()  # what it holds may be half of a step, or NaN
+            raise
+        return Generation(batch.episodes(), batch.values_before(), self._version, self._rounded is not None)
+
+    def release(self) -> None:
+        """Give back the memory that is kept between two calls: the KV cache and the captured steps."""
+        self._kept = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what is kept: captured steps cannot be copied."""
+        return {**self.__dict__, "_kept": None}
+
+    def _run(
+        self, model: nn.Module, prompts: Sequence[Prompt], sampling: Sampling, progress: str | None
+    ) -> ContinuousBatch:
+        batch = self._new_batch(model, prompts, sampling)
         with (
             torch.no_grad(),
-            evaluating(self.model),
+            evaluating(model),
             tqdm(total=len(prompts), desc=progress, unit="text", leave=False, disable=progress is None) as bar,
         ):
             while batch.busy():
@@ -86,16 +112,47 @@ class LocalBackend:
                 f"{type(self.model).__name__} gives NaN logits, so no text can be sampled from it: load a checkpoint"
                 " from before its weights became NaN, and lower the learning rate if training made them so"
             )
-        return batch.finished(self._version)
+        return batch
 
-    def _new_batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> ContinuousBatch:
+    def _new_batch(self, model: nn.Module, prompts: Sequence[Prompt], sampling: Sampling) -> ContinuousBatch:
         task = self.task
+        room = task.max_new_tokens
+        width = max(len(p.ids) for p in prompts) + room
+        device = device_of(model)
+        look_every = self.decoding.look_every or (1 if device.type == "cpu" else LOOK_EVERY)
+        static = self._static_writer(model, width, device)
+        if static is not None:
+            return ContinuousBatch(task, prompts, sampling, static, static.begin(len(prompts)), look_every)
         slots = min(self.slots, len(prompts))
-        width = max(len(p.ids) for p in prompts) + task.max_new_tokens
-        decoder = make_decoder(self.model, slots, width, want_hidden=self.value_of is not None)
-        device = device_of(self.model)
-        writer = EagerWriter(decoder, slots, task.max_new_tokens, task.temperature, self.value_of, device)
-        look_every = self.look_every or (1 if device.type == "cpu" else LOOK_EVERY)
+        decoder = make_decoder(model, slots, width, want_hidden=self.value_of is not None)
+        writer = EagerWriter(decoder, slots, room, task.temperature, self.value_of, device)
         if task.action_mask is not None or isinstance(decoder, FullDecoder):
             look_every = 1
         return ContinuousBatch(task, prompts, sampling, writer, slots, look_every)
+
+    def _static_writer(self, model: nn.Module, width: int, device: torch.device) -> StaticWriter | None:
+        """The one that is kept, or a new one; None where it is not wanted, or not right for the task or the model."""
+        task = self.task
+        if not (device.type == "cuda" or self.decoding.compile) or task.action_mask is not None:
+            return None
+        check_positions(model, width)
+        longest = max(width, task.max_length)
+        if why_no_static_step(model, longest) is not None:
+            return None
+        made_for = (id(model), task.max_new_tokens, task.temperature, *_places(model))
+        if self._kept is None or self._kept_for != made_for or self._kept.max_length < width:
+            self.release()
+            self._kept = StaticWriter(
+                model, self.slots, longest, task.max_new_tokens, task.temperature, self.value_of, self.decoding.compile
+            )
+            self._kept_for = made_for
+        return self._kept
+
+
+def _places(model: nn.Module) -> tuple[object, ...]:
+    """What a captured step refers to: where the weights are, and which adapters are in use."""
+    modules = list(model.modules())
+    tensors = [*model.parameters(), *model.buffers()]
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    adapters = adapter_state(adapter_layers(modules))
+    return (implementation, adapters, *((t.data_ptr(), t.dtype, t.shape) for t in tensors))

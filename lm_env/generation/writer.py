@@ -61,6 +61,9 @@ class Writer(Protocol):
     def step(self, slots: np.ndarray, allowed: np.ndarray | None = None) -> Written:
         """Write one token more in `slots (k,)`, ascending, and perhaps in others as well."""
 
+    def free(self, slots: np.ndarray) -> None:
+        """The texts in these slots are of no interest any more."""
+
     def size_for(self, count: int) -> int:
         """How many slots this writer would keep to go on with `count` of them."""
 
@@ -78,7 +81,13 @@ class EagerWriter:
     """
 
     def __init__(
-        self, decoder: Decoder, slots: int, room: int, temperature: float, value_of: ValueOf | None, device: torch.device
+        self,
+        decoder: Decoder,
+        slots: int,
+        room: int,
+        temperature: float,
+        value_of: ValueOf | None,
+        device: torch.device,
     ) -> None:
         self.decoder = decoder
         self.temperature = temperature
@@ -86,6 +95,7 @@ class EagerWriter:
         self.device = device
         self._last = torch.zeros(slots, dtype=torch.long, device=device)
         self._uniforms = torch.zeros((slots, room), device=device)
+        self._drawing = True
         self._count = np.zeros(slots, dtype=np.int64)  # tokens that each slot's response has
 
     def start(
@@ -97,13 +107,17 @@ class EagerWriter:
         allowed: np.ndarray | None = None,
     ) -> Written:
         self._count[slots] = 0
+        self._drawing = uniforms is not None
         if uniforms is not None:
             self._uniforms[self._index(slots)] = uniforms.to(self.device)
-        return self._draw(slots, self.decoder.start(slots, ids, lengths), uniforms is not None, allowed)
+        return self._draw(slots, self.decoder.start(slots, ids, lengths), allowed)
 
     def step(self, slots: np.ndarray, allowed: np.ndarray | None = None) -> Written:
         index = self._index(slots)
-        return self._draw(slots, self.decoder.step(slots, self._last[index]), self._drawing, allowed)
+        return self._draw(slots, self.decoder.step(slots, self._last[index]), allowed)
+
+    def free(self, slots: np.ndarray) -> None:
+        return
 
     def size_for(self, count: int) -> int:
         return count
@@ -115,11 +129,10 @@ class EagerWriter:
         self._uniforms = self._uniforms[index]
         self._count = self._count[slots]
 
-    def _draw(self, slots: np.ndarray, outputs: Outputs, drawing: bool, allowed: np.ndarray | None) -> Written:
-        self._drawing = drawing
+    def _draw(self, slots: np.ndarray, outputs: Outputs, allowed: np.ndarray | None) -> Written:
         index = self._index(slots)
         logits = outputs.logits if allowed is None else restrict(outputs.logits, allowed)
-        uniform = self._uniforms[index, self._index(self._count[slots])] if drawing else None
+        uniform = self._uniforms[index, self._index(self._count[slots])] if self._drawing else None
         tokens, logprobs = choose(logits, uniform, self.temperature)
         values = None
         if self.value_of is not None and outputs.hidden is not None:
