@@ -159,12 +159,12 @@ class ContinuousBatch:
             self.episode_in = self.episode_in[slots]
             self.drawn = self.drawn[slots]
 
-    def _uniforms(self, count: int) -> Tensor | None:
-        """The numbers that pick all tokens of the next texts, float (count, T): text after text, whatever the slots."""
+    def _uniforms(self, count: int) -> np.ndarray | None:
+        """The numbers that pick all tokens of the next texts, float32 (count, T), drawn text after text."""
         if self.sampling.deterministic:
             return None
         texts = [torch.rand(self.task.max_new_tokens, generator=self.sampling.generator) for _ in range(count)]
-        return torch.stack(texts)
+        return torch.stack(texts).numpy()
 
     def _allowed(self, rows: np.ndarray) -> np.ndarray | None:
         """The tokens that may come next in some episodes, bool (k, V); None where all may."""

@@ -45,7 +45,6 @@ class StaticWriter:
         max_length: the longest text, in tokens.
         room: T, the longest response.
         compiled: make the step by torch.compile.  Batches of fewer than S rows run as they are.
-        captured: replay the step as a CUDA graph; default: on CUDA.
     """
 
     def __init__(
@@ -57,7 +56,6 @@ class StaticWriter:
         temperature: float,
         value_of: ValueOf | None,
         compiled: bool = False,
-        captured: bool | None = None,
     ) -> None:
         self.temperature = temperature
         self.value_of = value_of
@@ -75,10 +73,7 @@ class StaticWriter:
         self._drawing = True
         self._size = slots
         self._graphs: dict[tuple[int, int, bool], tuple[torch.cuda.CUDAGraph, Drawn]] = {}
-        on_cuda = self.device.type == "cuda"
-        self._captured = on_cuda if captured is None else captured
-        self._pool = torch.cuda.graph_pool_handle() if self._captured else None
-        self._width_of = WIDTHS if on_cuda else 1
+        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     def begin(self, texts: int) -> int:
         """Empty all slots for a new batch of texts; returns n, how many slots it has."""
@@ -93,7 +88,7 @@ class StaticWriter:
         slots: np.ndarray,
         ids: np.ndarray,
         lengths: np.ndarray,
-        uniforms: Tensor | None,
+        uniforms: np.ndarray | None,
         allowed: np.ndarray | None = None,
     ) -> Written:
         assert allowed is None, "a mask is a function of the host's"
@@ -102,7 +97,7 @@ class StaticWriter:
         self._drawing = uniforms is not None
         first = None
         if uniforms is not None:
-            on_device = uniforms.to(self.device)
+            on_device = torch.as_tensor(uniforms, device=self.device)
             self._uniforms[index] = on_device
             first = on_device[:, 0]
         tokens, logprobs = choose(outputs.logits, first, self.temperature)
@@ -117,7 +112,7 @@ class StaticWriter:
         assert allowed is None, "a mask is a function of the host's"
         self.decoder.lengths[slots] += 1
         width = self._width(int(self.decoder.lengths[slots].max()))
-        tokens, logprobs, hidden = self._replay(width) if self._captured else self._advance(width)
+        tokens, logprobs, hidden = self._replay(width) if self._pool is not None else self._advance(width)
         return Written(np.arange(self._size), tokens.clone(), logprobs.clone(), self._values(hidden))
 
     def free(self, slots: np.ndarray) -> None:
@@ -145,7 +140,9 @@ class StaticWriter:
 
     def _width(self, longest: int) -> int:
         """How many keys attention reads for texts of at most so many tokens."""
-        return min(-(-longest // self._width_of) * self._width_of, self.max_length)
+        if self._pool is None:
+            return longest
+        return min(-(-longest // WIDTHS) * WIDTHS, self.max_length)
 
     def _advance(self, width: int) -> Drawn:
         """Write one token in each slot of the batch, and move on; nothing here depends on the host."""

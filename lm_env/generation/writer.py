@@ -46,14 +46,14 @@ class Writer(Protocol):
         slots: np.ndarray,
         ids: np.ndarray,
         lengths: np.ndarray,
-        uniforms: Tensor | None,
+        uniforms: np.ndarray | None,
         allowed: np.ndarray | None = None,
     ) -> Written:
         """Begin anew in `slots (k,)` after right-padded prompts, and write the first token of each.
 
         Args:
             ids, lengths: int64 (k, P) and (k,).
-            uniforms: float (k, T) on the CPU: the number that picks each token of the text to come; None: the
+            uniforms: float32 (k, T): the number that picks each token of the text to come; None: the
                 likeliest token each time.
             allowed: bool (k, V) or None: the tokens that may come.
         """
@@ -103,13 +103,13 @@ class EagerWriter:
         slots: np.ndarray,
         ids: np.ndarray,
         lengths: np.ndarray,
-        uniforms: Tensor | None,
+        uniforms: np.ndarray | None,
         allowed: np.ndarray | None = None,
     ) -> Written:
         self._count[slots] = 0
         self._drawing = uniforms is not None
         if uniforms is not None:
-            self._uniforms[self._index(slots)] = uniforms.to(self.device)
+            self._uniforms[self._index(slots)] = self._index(uniforms)
         return self._draw(slots, self.decoder.start(slots, ids, lengths), allowed)
 
     def step(self, slots: np.ndarray, allowed: np.ndarray | None = None) -> Written:
