@@ -139,7 +139,7 @@ class LocalBackend:
         longest = max(width, task.max_length)
         if why_no_static_step(model, longest) is not None:
             return None
-        made_for = (id(model), task.max_new_tokens, task.temperature, *_places(model))
+        made_for = (self.slots, self.value_of, id(model), task.max_new_tokens, task.temperature, *_places(model))
         if self._kept is None or self._kept_for != made_for or self._kept.max_length < width:
             self.release()
             self._kept = StaticWriter(
