@@ -72,12 +72,11 @@ class ContinuousBatch:
 
     def refill(self) -> None:
         """Give free slots the next prompts, and write the first token after each."""
-        if self.unread:
-            return
         free = np.flatnonzero(self.episode_in < 0)
         left = len(self.prompts) - self.upcoming
         if not left or len(free) < min(self.enough_to_refill, left, len(self.episode_in)):
             return
+        assert not self.unread, "slots become free at a look, which leaves nothing unread"
         free = free[:left]
         rows = np.arange(self.upcoming, self.upcoming + len(free))
         self.upcoming += len(free)
@@ -96,7 +95,6 @@ class ContinuousBatch:
 
     def look(self) -> None:
         """Read what has been written since the last look, and free the slots whose texts have ended."""
-        under_way = self.episode_in >= 0
         tokens, logprobs = (_to_host([getattr(w, name) for w in self.unread]) for name in ("tokens", "logprobs"))
         given = [w.values for w in self.unread if w.values is not None]
         values = _to_host(given) if given else None
@@ -107,9 +105,6 @@ class ContinuousBatch:
             start = part.stop
             self._append(written.slots, tokens[part], logprobs[part], None if values is None else values[part])
         self.unread = []
-        freed = np.flatnonzero(under_way & (self.episode_in < 0))
-        if len(freed):
-            self.writer.free(freed)
         self._drop_free_slots()
 
     def episodes(self) -> Episodes:

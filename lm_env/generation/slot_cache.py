@@ -178,14 +178,6 @@ class SlotDecoder:
                 if stored is not None:
                     stored[: len(slots)] = stored[index]
 
-    def forget(self) -> None:
-        """Empty all slots, and overwrite what they hold."""
-        self.lengths[:] = 0
-        for layer in self._layers:
-            for stored in (layer.keys, layer.values):
-                if stored is not None:
-                    stored.zero_()
-
     def keep(self, slots: np.ndarray) -> None:
         index = self._tensor(slots)
         self.lengths = self.lengths[slots]

@@ -5,7 +5,8 @@ positions, the random numbers and how many of them are used up.  So a step asks 
 is captured as a graph, one for each size of batch and of attention, and replayed by one call; with `compiled`,
 torch.compile makes it first.
 
-Free slots are run along, as a text of one token; what they write is never read.
+Slots whose text has ended are run along until they get another; what they write is never read, and stays within the
+room that their text had.
 
 Shapes: S slots, n of them in use by a step, P prompt tokens, T response tokens, V vocabulary, D hidden.
 """
@@ -77,7 +78,7 @@ class StaticWriter:
 
     def begin(self, texts: int) -> int:
         """Empty all slots for a new batch of texts; returns n, how many slots it has."""
-        self.decoder.forget()
+        self.decoder.lengths[:] = 0
         for tensor in self._state:
             tensor.zero_()
         self._size = self.size_for(texts)
@@ -114,11 +115,6 @@ class StaticWriter:
         width = self._width(int(self.decoder.lengths[slots].max()))
         tokens, logprobs, hidden = self._replay(width) if self._pool is not None else self._advance(width)
         return Written(np.arange(self._size), tokens.clone(), logprobs.clone(), self._values(hidden))
-
-    def free(self, slots: np.ndarray) -> None:
-        index = self._index(slots)
-        for tensor in (self._last, self._positions, self._ends):
-            tensor[index] = 0
 
     def size_for(self, count: int) -> int:
         size = self.slots

@@ -61,9 +61,6 @@ class Writer(Protocol):
     def step(self, slots: np.ndarray, allowed: np.ndarray | None = None) -> Written:
         """Write one token more in `slots (k,)`, ascending, and perhaps in others as well."""
 
-    def free(self, slots: np.ndarray) -> None:
-        """The texts in these slots are of no interest any more."""
-
     def size_for(self, count: int) -> int:
         """How many slots this writer would keep to go on with `count` of them."""
 
@@ -115,9 +112,6 @@ class EagerWriter:
     def step(self, slots: np.ndarray, allowed: np.ndarray | None = None) -> Written:
         index = self._index(slots)
         return self._draw(slots, self.decoder.step(slots, self._last[index]), allowed)
-
-    def free(self, slots: np.ndarray) -> None:
-        return
 
     def size_for(self, count: int) -> int:
         return count

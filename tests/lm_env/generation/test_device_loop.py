@@ -117,12 +117,13 @@ def test_the_static_step_writes_the_same(kind, id_task):
         np.testing.assert_allclose(batch.values_before(), usual.values, rtol=0, atol=1e-5)
 
 
-def test_texts_that_run_to_the_cap_of_prompts_of_unequal_length(id_task):
-    """The longest text ends at the last position of the model, so that a step beyond an end has nowhere to write."""
-    task = Task(**id_task(eos_token_id=(), prompts=[[1] * 58, [2], [3, 4]], max_new_tokens=6))
+@pytest.mark.parametrize("ends", [(), ENDS])
+def test_texts_up_to_the_last_position_of_the_model(ends, id_task):
+    """A text that reaches it goes on being stepped until the host looks, and has nowhere to write."""
+    task = Task(**id_task(eos_token_id=ends, prompts=[[1] * 58, [2] * 58, [3] * 57], max_new_tokens=6))
     usual = written(task, 5)
-    assert (usual.response_lengths == 6).all()
-    for look_every in (1, 4, 8):
+    assert (usual.lengths == 64).any() and (not ends or (usual.response_lengths < 6).any())
+    for look_every in (1, 4, 5, 8):
         same(usual, written(task, 5, look_every=look_every))
         same(usual, written_statically(task, 5, look_every).episodes())
 
@@ -197,7 +198,6 @@ def test_the_inner_loop_runs_where_numbers_cannot_be_read(kind, make_lm):
         assert writer.begin(20) == 20
         slots = np.arange(20)
         texts = [writer.step(slots) for _ in range(9)]  # of empty texts: a prompt is read at a look
-        writer.free(slots[10:])
         writer.keep(slots[:10])
         texts.append(writer.step(slots[:5]))
     assert [w.tokens.shape for w in texts] == [(20,)] * 9 + [(10,)]
@@ -271,6 +271,7 @@ def test_weights_that_were_nan_leave_nothing_behind(id_task):
     usual = written(task, 4)
     with torch._inductor.config.patch("cpp.cxx", ("no-such-compiler",)):
         backend = LocalBackend(task, 4, decoding=Decoding(compile=True))
+        same(usual, backend.generate(prompts_of(task), Sampling(seeded())).episodes)
         weight = task.model.transformer.h[0].ln_1.weight
         before = weight.detach().clone()
         weight.data.fill_(float("nan"))

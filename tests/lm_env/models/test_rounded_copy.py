@@ -12,6 +12,7 @@ from agents import PPO
 from agents.learning.policy import ValueHeadPolicy
 from agents.learning.rollout import collect
 from lm_env.envs.env import TextGenerationEnv
+from lm_env.errors import ConfigurationError
 from lm_env.generation import Decoding, LocalBackend, Sampling
 from lm_env.models.logprobs import response_logprobs
 from lm_env.models.rounded_copy import RoundedCopy
@@ -48,6 +49,13 @@ def test_a_copy_is_made_anew_when_the_model_has_other_parts(make_lm):
     model.resize_token_embeddings(70)
     second = rounded.refresh()
     assert second is not first and second.get_input_embeddings().weight.shape[0] == 70
+
+
+def test_a_quantized_model_is_not_rounded(make_lm):
+    model = make_lm("gpt2")
+    model.is_quantized = True
+    with pytest.raises(ConfigurationError, match="quantized"):
+        RoundedCopy(model)
 
 
 def test_logprobs_are_those_of_the_copy_and_the_mismatch_is_against_the_policy(id_task):
