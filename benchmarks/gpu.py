@@ -93,7 +93,7 @@ def decoding(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         eos_token_id=(),
         max_new_tokens=args.new_tokens,
     )
-    prompts = list(env.unwrapped.task.prompts)
+    prompts = list(env.task.prompts)
     results = {}
     ways = {
         "bf16": Decoding(bf16=True),
@@ -103,7 +103,7 @@ def decoding(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         "fp32": Decoding(),
     }
     for name, way in ways.items():
-        backend = LocalBackend(env.unwrapped.task, args.batch, decoding=way)
+        backend = LocalBackend(env.task, args.batch, decoding=way)
 
         def run(backend: LocalBackend = backend) -> int:
             generation = backend.generate(prompts, Sampling(torch.Generator().manual_seed(0)))
@@ -130,7 +130,7 @@ def plain_generate(model: Any, args: argparse.Namespace) -> dict[str, float]:
 
 def whole_loop(args: argparse.Namespace) -> dict[str, Any]:
     """PPO: rollout, scoring and update, beside the bare loops; and TRL, if it is there."""
-    result = {"ppo": measure(args)}
+    result: dict[str, Any] = {"ppo": measure(args)}
     if args.device == "cuda":
         result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     if find_spec("trl"):

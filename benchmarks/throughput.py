@@ -32,6 +32,7 @@ from agents.base.agent import BatchedAgent
 from agents.learning.rollout import collect
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.generation import Decoding, Sampling
+from lm_env.models.inspection import device_of
 
 PARTS = ("rollout_s", "score_s", "update_s")
 
@@ -139,7 +140,7 @@ def time_agent(agent: BatchedAgent) -> dict[str, float]:
     scoring.append(rollout.scoring_seconds)
     collected = time.perf_counter()
     agent.update(rollout)
-    synchronize(agent.policy.lm.device)
+    synchronize(device_of(agent.policy))
     return {
         "rollout_s": collected - start - scoring[0],
         "score_s": scoring[0],
