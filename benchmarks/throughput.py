@@ -4,6 +4,8 @@
     python benchmarks/throughput.py --floor --dtype bf16 --epochs 4
     python benchmarks/throughput.py --sampled-lengths 24 --new-tokens 128 --floor
     python benchmarks/throughput.py --growth 16 64 256
+    python benchmarks/throughput.py --compile --decode-dtype bf16 --peak
+    python benchmarks/throughput.py --device cuda --dtype bf16 --decode-dtype bf16 --batch 256 --peak
 
 The model is a random GPT-2.  Agent and floor take turns within one run, so that a machine whose
 speed drifts slows both; the ratio of medians is what to quote.  A token is a generated one.
@@ -22,13 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 from floor import Floor
+from hardware import Machine, Work, synchronize
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import agents
 from agents.base.agent import BatchedAgent
 from agents.learning.rollout import collect
 from lm_env.envs.env import TextGenerationEnv
-from lm_env.generation import Sampling
+from lm_env.generation import Decoding, Sampling
+from lm_env.models.inspection import device_of
 
 PARTS = ("rollout_s", "score_s", "update_s")
 
@@ -47,6 +51,10 @@ def parse() -> argparse.Namespace:
     p.add_argument("--kl", type=float, default=0.05, help="beta")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the update (bf16: autocast)")
+    p.add_argument("--decode-dtype", choices=("fp32", "bf16"), default="fp32", help="of the model that writes")
+    p.add_argument("--compile", action="store_true", help="compile the decoding step")
+    p.add_argument("--look-every", type=int, help="tokens between two looks of the host  [default: the backend's]")
+    p.add_argument("--peak", action="store_true", help="measure the machine, and give each part's share of its peak")
     p.add_argument("--device", default="cpu")
     p.add_argument("--rollouts", type=int, default=5, help="timed rollouts, after one warm-up")
     p.add_argument("--episodes", type=int, help="per rollout  [default: --batch]")
@@ -109,6 +117,17 @@ def make_agent(args: argparse.Namespace, model: GPT2LMHeadModel) -> BatchedAgent
         n_epochs=args.epochs,
         learning_rate=1e-6,
         bf16=args.dtype == "bf16",
+        decoding=decoding_of(args),
+    )
+
+
+def decoding_of(args: argparse.Namespace) -> Decoding:
+    """What the command asks for; the benchmarks that borrow `make_agent` do not ask."""
+    asked = vars(args)
+    return Decoding(
+        bf16=asked.get("decode_dtype") == "bf16",
+        compile=asked.get("compile", False),
+        look_every=asked.get("look_every"),
     )
 
 
@@ -121,6 +140,7 @@ def time_agent(agent: BatchedAgent) -> dict[str, float]:
     scoring.append(rollout.scoring_seconds)
     collected = time.perf_counter()
     agent.update(rollout)
+    synchronize(device_of(agent.policy))
     return {
         "rollout_s": collected - start - scoring[0],
         "score_s": scoring[0],
@@ -155,6 +175,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "runs": totals,
         "tokens": [run["tokens"] for run in ours],
     }
+    for part in PARTS:
+        result[part.replace("_s", "_tokens_per_s")] = statistics.median(run["tokens"] / run[part] for run in ours)
+    if args.peak:
+        result |= shares(args, model, statistics.mean(run["tokens"] for run in ours), median)
     if args.floor:
         sums = [sum(run[part] for part in PARTS) for run in bare if run]
         # A lockstep batch decodes to the cap; only the tokens up to each EOS count, as many as ours have.
@@ -165,6 +189,28 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def shares(
+    args: argparse.Namespace, model: GPT2LMHeadModel, tokens: float, seconds: dict[str, float]
+) -> dict[str, float]:
+    """How near each part comes to what the machine can do; scoring and updates read the prompts as well."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    written, updated = dtypes[args.decode_dtype], dtypes[args.dtype]
+    machines = {dtype: Machine.measured(args.device, dtype) for dtype in {written, updated, torch.float32}}
+    episodes = args.episodes or args.batch
+    length = tokens / episodes
+    read = tokens + episodes * args.prompt_len
+    work = Work.of(model, written)
+    floor = work.decoding_floor(machines[written], args.batch, args.prompt_len + length / 2)
+    return {
+        "gemm_tflops": machines[updated].flops / 1e12,
+        "copy_gbytes": machines[written].bytes / 1e9,
+        "decoding_floor_tokens_per_s": args.batch / floor,
+        "rollout_of_floor": floor * tokens / args.batch / seconds["rollout_s"],
+        "score_of_peak": work.flops * read / seconds["score_s"] / machines[torch.float32].flops,
+        "update_of_peak": 3 * args.epochs * work.flops * read / seconds["update_s"] / machines[updated].flops,
+    }
+
+
 def show(result: dict[str, Any]) -> None:
     print(
         f"{result['algo']}, {result['epochs']} epoch(s), {result['dtype']}, {result['new_tokens']} new tokens,"
@@ -172,13 +218,21 @@ def show(result: dict[str, Any]) -> None:
     )
     for part in PARTS:
         bare = f"   floor {result['floor_' + part]:7.3f}" if f"floor_{part}" in result else ""
-        print(f"  {part:10s} {result[part]:7.3f}{bare}")
+        rate = result[part.replace("_s", "_tokens_per_s")]
+        print(f"  {part:10s} {result[part]:7.3f}   {rate:9.0f} tokens/s{bare}")
     print(f"  tokens/s   {result['tokens_per_s']:7.0f}", end="")
     print(
         f"   floor {result['floor_tokens_per_s']:7.0f}   ({result['of_floor']:.0%} of it)"
         if result["floor_tokens_per_s"]
         else ""
     )
+    if "gemm_tflops" in result:
+        print(f"  machine: GEMM {result['gemm_tflops']:.2f} TFLOP/s, copy {result['copy_gbytes']:.0f} GB/s")
+        print(
+            f"  decoding at {result['rollout_of_floor']:.0%} of the physical floor"
+            f" ({result['decoding_floor_tokens_per_s']:.0f} tokens/s), scoring at {result['score_of_peak']:.0%} and"
+            f" update at {result['update_of_peak']:.0%} of the GEMM"
+        )
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from agents.run.records import Recorder
 from agents.run.trackers import LogTo
 from agents.run.training_log import make_logger, rollout_metrics
 from lm_env.data.prompts import Prompt
-from lm_env.generation.backend import Sampling
+from lm_env.generation.backend import Decoding, Sampling
 from lm_env.models.inputs import shuffled_batches
 from lm_env.objective.fingerprint import check_same_task
 from lm_env.objective.patience import OnRewardError, patient
@@ -53,6 +53,8 @@ class BatchedAgent(PolicyAgent, ABC):
         critic: what the values are read from: `"shared"` (the LM's own trunk), `"separate"` (a copy of
             it), a `RewardModel` (a copy of its trunk; V starts as its score, so pass the reward model that
             the environment uses), or `"none"`, the default of agents that need no values.
+        decoding: how texts are written: in bfloat16, by a compiled step, ...; see `Decoding`.  It is not saved: give
+            it to `load` again.
         verbose: 1 prints the log as a table after each rollout.
         log_dir: also write progress.csv, sample texts, early warnings and a page to look at there, and
             TensorBoard files where it is installed; docs/looking.md.
@@ -69,6 +71,7 @@ class BatchedAgent(PolicyAgent, ABC):
         env: Any,
         *,
         critic: CriticSource | None = None,
+        decoding: Decoding | None = None,
         verbose: int = 0,
         log_dir: str | Path | None = None,
         log_to: LogTo = (),
@@ -76,7 +79,7 @@ class BatchedAgent(PolicyAgent, ABC):
         reward_deadline: float | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(env, critic=critic, **options)
+        super().__init__(env, critic=critic, decoding=decoding, **options)
         self.reward = patient(self.task.reward, on_reward_error, reward_deadline)
         self.verbose = verbose
         self.early_warning = EarlyWarning()
@@ -147,7 +150,7 @@ class BatchedAgent(PolicyAgent, ABC):
                     callbacks.on_rollout_end()
                     metrics = self.update(rollout) if len(rollout) else {}
                     seconds = (rolled_out - started, time.perf_counter() - rolled_out)
-                    for text in self.early_warning.look(rollout, metrics, self.updater.rounds):
+                    for text in self.early_warning.look(rollout, metrics, self.updater.rounds or rollout.rounded):
                         log.warning("%s", text)
                         self.recorder.warn(self.logger, self.num_timesteps, text)
                     self._record(rollout, metrics, seconds)

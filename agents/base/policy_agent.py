@@ -20,6 +20,7 @@ from agents.learning.randomness import Randomness
 from agents.learning.updater import Updater
 from agents.run.checkpoint import Checkpoint, language_model_tensors, read_checkpoint, write_checkpoint
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, UnsafeFileError
+from lm_env.generation.backend import Decoding
 from lm_env.generation.generate import LocalBackend
 from lm_env.generation.sampling import sample
 from lm_env.models.export import check_finite, check_mergeable, export_language_model
@@ -37,21 +38,23 @@ class PolicyAgent(TextAgent):
 
     Args:
         env: see `TextAgent`.
-        critic: see `BatchedAgent`.
+        critic, decoding: see `BatchedAgent`.
         options: the fields of the agent's config.
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     default_critic: ClassVar[CriticSource] = "shared"
 
-    def __init__(self, env: Any, *, critic: CriticSource | None = None, **options: Any) -> None:
+    def __init__(
+        self, env: Any, *, critic: CriticSource | None = None, decoding: Decoding | None = None, **options: Any
+    ) -> None:
         self.config = make_config(self.Config, type(self).__name__, options)
         super().__init__(env, self.config.seed)
         self.policy = make_policy(self.task, self.default_critic if critic is None else critic)
         self.policy.train(False)  # dropout would make the first ratio differ from 1
         self.updater = Updater(self.policy, self.task, self.config)
         value_of = self.policy.value_of if self.policy.reads_trunk else None
-        self.backend = LocalBackend(self.task, self.config.slots, value_of=value_of)
+        self.backend = LocalBackend(self.task, self.config.slots, value_of=value_of, decoding=decoding)
         self.num_timesteps = 0
         self.num_rollouts = 0
 

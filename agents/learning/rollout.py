@@ -1,6 +1,6 @@
 """A rollout: episodes of the policy, scored, with all that an update needs.
 
-Shapes: B episodes, T response tokens.
+Shapes: B episodes, T response tokens, N response tokens of some episodes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from agents.learning.policy import ValueHeadPolicy
 from lm_env.data.episodes import Episodes, ScoredEpisodes
 from lm_env.data.prompts import Prompt
 from lm_env.generation.backend import GenerationBackend, Sampling
+from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task
 
 __all__ = ["Rollout", "collect"]
+
+# Episodes that are scored again to tell how far the logprobs of sampling are off.
+MISMATCH_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class Rollout:
     scored: ScoredEpisodes
     scoring_seconds: float = 0.0
     """How long the reference, the critic and the reward function took."""
+    mismatch: np.ndarray | None = None
+    """float64 (N,): by how many nats the logprobs of some of the texts are off, where they were written in lower
+    precision: the absolute difference to those that the policy itself gives; else None."""
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -51,6 +58,11 @@ class Rollout:
             last_values=self.last_values[rows],
             scored=replace(scored, **narrow),
         )
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the texts were written in lower precision than that of the policy's weights."""
+        return self.mismatch is not None
 
     @property
     def mask(self) -> np.ndarray:
@@ -81,4 +93,15 @@ def collect(
         cut = np.flatnonzero(~scored.ended)
         part = episodes[cut]
         last_values[cut] = policy.next_outputs(part.input_ids, part.lengths)[1].cpu().numpy()
-    return Rollout(episodes, values, last_values, scored, time.perf_counter() - started)
+    mismatch = _mismatch(policy, task, episodes) if generation.rounded else None
+    return Rollout(episodes, values, last_values, scored, time.perf_counter() - started, mismatch)
+
+
+def _mismatch(policy: ValueHeadPolicy, task: Task, episodes: Episodes) -> np.ndarray:
+    """abs(logprob of the policy - logprob of sampling) of each token of at most `MISMATCH_ROWS` episodes, (N,)."""
+    assert episodes.logprobs is not None
+    rows = np.linspace(0, len(episodes) - 1, min(len(episodes), MISMATCH_ROWS)).astype(np.int64)
+    part = episodes[rows]
+    own = response_logprobs(policy.lm, part, task.temperature, task.allowed_in(part)).astype(np.float64)
+    mask = part.response_mask()
+    return np.abs(own[mask] - episodes.logprobs[rows][mask])

@@ -229,7 +229,7 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     scored = rollout.scored
     rewards = scored.rewards.sum(1)
     prompts = [prompt.text for prompt in rollout.episodes.prompts]
-    return {
+    row = {
         "rollout/score": float(scored.scores.mean()),
         "rollout/score_se": standard_error(scored.scores, prompts),
         **{f"rollout/score/{name}": float(np.nanmean(values)) for name, values in scored.parts.items()},
@@ -241,6 +241,10 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "rollout/length": float(rollout.episodes.response_lengths.mean()),
         "rollout/ended": float(scored.ended.mean()),
     }
+    if rollout.mismatch is not None:
+        row["rollout/logprob_mismatch"] = float(rollout.mismatch.mean())
+        row["rollout/logprob_mismatch_max"] = float(rollout.mismatch.max())
+    return row
 
 
 def _is_beyond(written: str, step: int) -> bool:

@@ -14,8 +14,9 @@ import torch
 
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
+from lm_env.validation import check_integer
 
-__all__ = ["Generation", "GenerationBackend", "Sampling"]
+__all__ = ["Decoding", "Generation", "GenerationBackend", "Sampling"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,26 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How a `LocalBackend` runs its model.  Apart from the rounding of `bf16`, no choice changes what it writes."""
+
+    bf16: bool = False
+    """A bfloat16 copy of the model writes; probabilities are computed from its logits in fp32.  The logprobs that are
+    kept are those of the copy, which is what the texts were sampled from."""
+    compile: bool = False
+    """The decoding step is made by torch.compile, once, which takes about half a minute and needs a compiler.  Without
+    one, or where it fails, the step runs as it is, and the log says so."""
+    look_every: int | None = None
+    """Tokens of each text that are written before the host reads them.  None: 8 on an accelerator, where each look
+    makes the host wait, and 1 on the CPU, where it costs nothing and a slot is free at once.  It is always 1 for a
+    task that masks tokens, and for a model without a KV cache."""
+
+    def __post_init__(self) -> None:
+        if self.look_every is not None:
+            check_integer("look_every", self.look_every)
+
+
+@dataclass(frozen=True)
 class Generation:
     """Texts, and what was computed along with them."""
 
@@ -51,6 +72,9 @@ class Generation:
     """float64 (B, T): the value before each token, where the backend reads values along; else None."""
     weights_version: int
     """Which weights wrote them: it grows whenever the weights have changed between two calls."""
+    rounded: bool = False
+    """Whether they were written in lower precision than that of the weights, so that the model itself gives other
+    logprobs, by the rounding."""
 
 
 class GenerationBackend(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,11 +14,12 @@ from transformers import PreTrainedModel
 
 from lm_env.errors import UnsupportedModelError
 from lm_env.generation.attention_window import WHOLE_TEXT, WINDOWED, AttentionWindow, attention_window, layer_kinds
+from lm_env.generation.host_reads import HostReadError, no_host_reads
 from lm_env.generation.slot_cache import MASKED_ATTENTION, SlotDecoder
 from lm_env.models.inspection import device_of, evaluating, facts_of, rope_types, text_config
 from lm_env.models.logprobs import plain_forward
 
-__all__ = ["why_no_slot_cache"]
+__all__ = ["why_no_slot_cache", "why_no_static_step"]
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +50,59 @@ def why_no_slot_cache(model: nn.Module, max_length: int) -> str | None:
     """
     if getattr(model, "kv_cache", True) is False:
         return "declares that it has no KV cache"
-    verdicts = _verdicts.setdefault(model, {})
     reason = _read_config(model, max_length)
-    key: tuple[Any, ...] = (reason,)
+    return _verdict(model, max_length, reason, _by_lengths, "each step runs the whole text again")
+
+
+def why_no_static_step(model: nn.Module, max_length: int) -> str | None:
+    """None where `SlotDecoder.step_first` serves the model and reads nothing from the device, else the reason.
+
+    On CUDA it is also captured as a graph and replayed.
+
+    Args, Raises: as of `why_no_slot_cache`, which is asked first.
+    """
+    reason = why_no_slot_cache(model, max_length)
+    if reason is not None:
+        return reason
+    return _verdict(model, max_length, None, _by_tensors, "its decoding step is not captured or compiled")
+
+
+def _verdict(model: nn.Module, max_length: int, reason: str | None, step: _Step, consequence: str) -> str | None:
+    """The reason that is known, remembered, or found out by a trial; it is logged once."""
+    verdicts = _verdicts.setdefault(model, {})
+    key: tuple[Any, ...] = (reason, step)
     if reason is None:
         window = attention_window(text_config(model), max_length)
         length = _probe_length(model, max_length, window)
         now = (facts_of(model), model.config._attn_implementation, model.dtype, device_of(model))  # type: ignore[union-attr]
-        key = (window, length, now)
-        reason = verdicts[key] if key in verdicts else _try_it(model, length)
+        key = (window, length, now, step)
+        reason = verdicts[key] if key in verdicts else _try_it(model, length, step)
     if reason is not None and reason not in verdicts.values():
-        log.warning("%s %s: each step runs the whole text again (slower, same numbers)", type(model).__name__, reason)
+        log.warning("%s %s: %s (slower, same numbers)", type(model).__name__, reason, consequence)
     verdicts[key] = reason
     return reason
+
+
+_Step = Callable[[SlotDecoder, np.ndarray, np.ndarray], Tensor]
+"""(decoder, tokens (3,), lengths before (3,)) -> logits (3, V)."""
+
+
+def _by_lengths(decoder: SlotDecoder, tokens: np.ndarray, lengths: np.ndarray) -> Tensor:
+    return decoder.step(np.arange(len(tokens)), tokens).logits
+
+
+def _by_tensors(decoder: SlotDecoder, tokens: np.ndarray, lengths: np.ndarray) -> Tensor:
+    given, positions = (torch.from_numpy(array).to(decoder.device) for array in (tokens, lengths))
+    with no_host_reads():
+        logits = decoder.step_first(given, positions, decoder.max_length).logits
+    if decoder.device.type != "cuda":
+        return logits
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = decoder.step_first(given, positions, decoder.max_length).logits
+    graph.replay()
+    return captured.clone()
 
 
 def _read_config(model: nn.Module, max_length: int) -> str | None:
@@ -105,13 +147,14 @@ def _probe_length(model: nn.Module, max_length: int, window: AttentionWindow) ->
 
 
 @torch.no_grad()
-def _try_it(model: nn.Module, length: int) -> str | None:
+def _try_it(model: nn.Module, length: int, step: _Step) -> str | None:
     """Decode three rows of unequal length together and compare each with full forwards of that row by itself.
 
     The shortest row begins with one token, so that any dependence on the length of its neighbors shows.
 
     Args:
         length: that of the longest row after its last token.
+        step: how a token is appended.
     """
     if length < 3:
         return f"has {facts_of(model).max_positions} positions, too few for a KV cache to matter"
@@ -122,12 +165,14 @@ def _try_it(model: nn.Module, length: int) -> str | None:
         try:
             decoder = SlotDecoder(model, 3, length)
             logits = [decoder.start(rows, ids, lengths).logits]
-            logits += [decoder.step(rows, ids[rows, lengths + i]).logits for i in range(2)]
+            logits += [step(decoder, ids[rows, lengths + i], lengths + i) for i in range(2)]
         except (torch.OutOfMemoryError, MemoryError):  # this says nothing about the model: nothing is remembered
             raise
+        except HostReadError as error:
+            return f"needs the host at each step ({error})"
         except Exception as error:  # any failure inside a foreign model means: not this way
             return f"does not run with a per-row cache ({type(error).__name__}: {error})"
-        alone = [[_after(model, ids[i : i + 1], n + step) for i, n in enumerate(lengths)] for step in (0, 1, 2)]
+        alone = [[_after(model, ids[i : i + 1], n + more) for i, n in enumerate(lengths)] for more in (0, 1, 2)]
         pairs = [(ours, torch.cat(theirs)) for ours, theirs in zip(logits, alone, strict=True)]
         worst = max(_difference(ours, theirs) for ours, theirs in pairs)
         tolerance = 1e-3 if pairs[0][0].dtype in (torch.float32, torch.float64) else 0.1

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lm_env.generation.cache_support import why_no_slot_cache
 from lm_env.generation.slot_cache import SlotDecoder, check_room
@@ -34,8 +34,11 @@ class Decoder(Protocol):
     def start(self, slots: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> Outputs:
         """Begin anew in `slots (k,)` with right-padded `ids (k, P)`; logits (k, V) of the next token."""
 
-    def step(self, slots: np.ndarray, tokens: np.ndarray) -> Outputs:
-        """Append `tokens (k,)` to `slots (k,)`, ascending; logits (k, V) of the next token."""
+    def step(self, slots: np.ndarray, tokens: np.ndarray | Tensor) -> Outputs:
+        """Append `tokens (k,)` to `slots (k,)`, ascending; logits (k, V) of the next token.
+
+        Tokens that are a tensor on the model's device need not come to the host.
+        """
 
     def keep(self, slots: np.ndarray) -> None:
         """Drop all other slots; the kept ones are renumbered 0, 1, ... in the given order."""
@@ -80,10 +83,10 @@ class FullDecoder:
         self._ids[slots, :width] = ids[:, :width]
         return self._forward(slots, lengths)
 
-    def step(self, slots: np.ndarray, tokens: np.ndarray) -> Outputs:
+    def step(self, slots: np.ndarray, tokens: np.ndarray | Tensor) -> Outputs:
         at = self.lengths[slots]
         check_room(int(at.max()) + 1, self._ids.shape[1])
-        self._ids[slots, at] = tokens
+        self._ids[slots, at] = tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens
         return self._forward(slots, at + 1)
 
     def keep(self, slots: np.ndarray) -> None:

@@ -1,58 +1,72 @@
-"""Whole episodes by continuous batching, without favoring short ones.
-
-The prompts are fixed beforehand and every one of them is carried through to its end; a free slot
-takes the next prompt.  (Taking the first n texts to finish would favor short ones.)  Each generated token costs one
-one-token forward; the logprobs of sampling, and with a shared trunk the values, are kept and
-never computed again.
-
-Shapes: k slots of a call, B episodes, T response tokens, D hidden width.
-"""
+"""LocalBackend: whole episodes by continuous batching with a model in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError, NonFiniteError
-from lm_env.generation.backend import Generation, Sampling
-from lm_env.generation.decoders import make_decoder
-from lm_env.generation.sampling import sample
-from lm_env.models.inspection import evaluating
-from lm_env.models.logprobs import Outputs, restrict
+from lm_env.generation.backend import Decoding, Generation, Sampling
+from lm_env.generation.cache_support import why_no_static_step
+from lm_env.generation.continuous_batch import ContinuousBatch
+from lm_env.generation.decoders import FullDecoder, make_decoder
+from lm_env.generation.static_writer import StaticWriter
+from lm_env.generation.writer import EagerWriter, ValueOf
+from lm_env.models.adapters import adapter_layers, adapter_state
+from lm_env.models.inspection import check_positions, device_of, evaluating
+from lm_env.models.rounded_copy import RoundedCopy
 from lm_env.models.weight_watch import WeightWatch
 from lm_env.objective.task import Task
 from lm_env.progress import Progress
 
 __all__ = ["LocalBackend"]
 
-ValueOf = Callable[[Tensor], Tensor]
-"""Hidden states (k, D) -> values (k,)."""
+# Tokens of each slot that an accelerator writes before the host reads them: each look makes the host wait for it.
+LOOK_EVERY = 8
 
 
 class LocalBackend:
     """A `GenerationBackend` in this process: the task's own model, with a KV cache of `slots` rows.
+
+    From the first token to the last nothing leaves the device; the host reads the tokens once every few
+    steps.  On CUDA the step is captured as a graph, which is kept with its KV cache until the next call, or until
+    `release`.  A model whose step needs the host is run as it is, see `why_no_static_step`.
 
     Args:
         task: where a text ends, which tokens may come next, the temperature.
         slots: texts under way at a time.
         model: the causal LM that writes; default: the task's.
         value_of: maps the hidden states under the logits to values, which are then kept along.
+        decoding: in which precision, compiled or not, and how often the host looks.
+
+    Raises:
+        ConfigurationError: bf16 is asked of a quantized model.
     """
 
     def __init__(
-        self, task: Task, slots: int = 32, *, model: nn.Module | None = None, value_of: ValueOf | None = None
+        self,
+        task: Task,
+        slots: int = 32,
+        *,
+        model: nn.Module | None = None,
+        value_of: ValueOf | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
         self.task = task
         self.slots = slots
         self.model = task.model if model is None else model
         self.value_of = value_of
+        self.decoding = decoding or Decoding()
         self._watch = WeightWatch(self.model)
         self._version = 0
+        wide = any(p.is_floating_point() and p.dtype != torch.bfloat16 for p in self.model.parameters())
+        self._rounded = RoundedCopy(self.model) if self.decoding.bf16 and wide else None
+        self._kept: StaticWriter | None = None
+        self._kept_for: tuple[object, ...] = ()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, progress: str | None = None) -> Generation:
         """See `GenerationBackend.generate`.
@@ -67,10 +81,29 @@ class LocalBackend:
         if sampling.uniforms is not None and sampling.uniforms.shape != wanted:
             raise ConfigurationError(f"uniforms have the shape {sampling.uniforms.shape}: (texts, tokens) is {wanted}")
         self._version += self._watch.changed()
-        batch = _ContinuousBatch(self, prompts, sampling)
+        model = self.model if self._rounded is None else self._rounded.refresh()
+        try:
+            batch = self._run(model, prompts, sampling, progress)
+        except BaseException:
+            self.release()  # what it holds may be half of a step, or NaN
+            raise
+        return Generation(batch.episodes(), batch.values_before(), self._version, self._rounded is not None)
+
+    def release(self) -> None:
+        """Give back the memory that is kept between two calls: the KV cache and the captured steps."""
+        self._kept = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what is kept: captured steps cannot be copied."""
+        return {**self.__dict__, "_kept": None}
+
+    def _run(
+        self, model: nn.Module, prompts: Sequence[Prompt], sampling: Sampling, progress: str | None
+    ) -> ContinuousBatch:
+        batch = self._new_batch(model, prompts, sampling)
         with (
             torch.no_grad(),
-            evaluating(self.model),
+            evaluating(model),
             Progress(len(prompts), progress or "", unit="text", leave=False, enabled=progress is not None) as shown,
         ):
             while batch.busy():
@@ -82,91 +115,47 @@ class LocalBackend:
                 f"{type(self.model).__name__} gives NaN logits, so no text can be sampled from it: load a checkpoint"
                 " from before its weights became NaN, and lower the learning rate if training made them so"
             )
-        return batch.finished(self._version)
+        return batch
+
+    def _new_batch(self, model: nn.Module, prompts: Sequence[Prompt], sampling: Sampling) -> ContinuousBatch:
+        task = self.task
+        room = task.max_new_tokens
+        width = max(len(p.ids) for p in prompts) + room
+        device = device_of(model)
+        look_every = self.decoding.look_every or (1 if device.type == "cpu" else LOOK_EVERY)
+        static = self._static_writer(model, width, device)
+        if static is not None:
+            return ContinuousBatch(task, prompts, sampling, static, static.begin(len(prompts)), look_every)
+        slots = min(self.slots, len(prompts))
+        decoder = make_decoder(model, slots, width, want_hidden=self.value_of is not None)
+        writer = EagerWriter(decoder, slots, room, task.temperature, self.value_of, device)
+        if task.action_mask is not None or isinstance(decoder, FullDecoder):
+            look_every = 1
+        return ContinuousBatch(task, prompts, sampling, writer, slots, look_every)
+
+    def _static_writer(self, model: nn.Module, width: int, device: torch.device) -> StaticWriter | None:
+        """The one that is kept, or a new one; None where it is not wanted, or not right for the task or the model."""
+        task = self.task
+        if not (device.type == "cuda" or self.decoding.compile) or task.action_mask is not None:
+            return None
+        check_positions(model, width)
+        longest = max(width, task.max_length)
+        if why_no_static_step(model, longest) is not None:
+            return None
+        made_for = (self.slots, self.value_of, id(model), task.max_new_tokens, task.temperature, *_places(model))
+        if self._kept is None or self._kept_for != made_for or self._kept.max_length < width:
+            self.release()
+            self._kept = StaticWriter(
+                model, self.slots, longest, task.max_new_tokens, task.temperature, self.value_of, self.decoding.compile
+            )
+            self._kept_for = made_for
+        return self._kept
 
 
-class _ContinuousBatch:
-    """The texts under way, and the arrays that they are written to."""
-
-    def __init__(self, backend: LocalBackend, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        self.task = backend.task
-        self.value_of = backend.value_of
-        self.prompts = prompts
-        self.sampling = sampling
-        count = len(prompts)
-        slots = min(backend.slots, count)
-        width = max(len(p.ids) for p in prompts) + self.task.max_new_tokens
-        self.ids = np.full((count, width), self.task.pad_token_id, dtype=np.int64)
-        self.prompt_lengths = np.array([len(p.ids) for p in prompts], dtype=np.int64)
-        for row, prompt in zip(self.ids, prompts, strict=True):
-            row[: len(prompt.ids)] = prompt.ids
-        self.lengths = self.prompt_lengths.copy()
-        self.logprobs = np.zeros((count, self.task.max_new_tokens), dtype=np.float64)
-        self.values = np.zeros((count, self.task.max_new_tokens), dtype=np.float64)
-        self.decoder = make_decoder(backend.model, slots, width, want_hidden=self.value_of is not None)
-        self.episode_in = np.full(slots, -1)  # the episode in each slot, -1: the slot is free
-        self.upcoming = 0
-        # Reading one prompt costs nearly as much as reading four, so free slots wait until there are a few.
-        self.enough_to_refill = max(1, slots // 8)
-
-    def busy(self) -> bool:
-        """Whether any text is still to be begun or to be ended."""
-        return self.upcoming < len(self.prompts) or bool((self.episode_in >= 0).any())
-
-    @property
-    def ended(self) -> int:
-        """How many texts have come to their end."""
-        return self.upcoming - int((self.episode_in >= 0).sum())
-
-    def refill(self) -> None:
-        """Give free slots the next prompts."""
-        free = np.flatnonzero(self.episode_in < 0)
-        left = len(self.prompts) - self.upcoming
-        if not left or len(free) < min(self.enough_to_refill, left, len(self.episode_in)):
-            return
-        free = free[:left]
-        rows = np.arange(self.upcoming, self.upcoming + len(free))
-        self.upcoming += len(free)
-        self.episode_in[free] = rows
-        self._append(free, self.decoder.start(free, self.ids[rows], self.lengths[rows]))
-
-    def advance(self) -> None:
-        """Write one token of every text under way."""
-        slots = np.flatnonzero(self.episode_in >= 0)
-        if not len(slots):
-            return
-        if self.upcoming == len(self.prompts) and len(slots) < len(self.episode_in):
-            self.decoder.keep(slots)  # nothing will take the free slots any more
-            self.episode_in = self.episode_in[slots]
-            slots = np.arange(len(slots))
-        rows = self.episode_in[slots]
-        self._append(slots, self.decoder.step(slots, self.ids[rows, self.lengths[rows] - 1]))
-
-    def _append(self, slots: np.ndarray, outputs: Outputs) -> None:
-        """Sample the next token of these slots, write it down, and free the slots whose text ends."""
-        rows = self.episode_in[slots]
-        logits = outputs.logits
-        if self.task.action_mask is not None:
-            spans = [(self.ids[r], self.prompt_lengths[r], self.lengths[r]) for r in rows]
-            logits = restrict(logits, np.stack([self.task.allowed_next(ids[:p], ids[p:n]) for ids, p, n in spans]))
-        at = self.lengths[rows] - self.prompt_lengths[rows]
-        chosen = self.sampling
-        uniform = None if chosen.uniforms is None else torch.from_numpy(chosen.uniforms[rows, at])
-        tokens, logprobs = sample(logits, self.task.temperature, chosen.generator, chosen.deterministic, uniform)
-        self.ids[rows, self.lengths[rows]] = tokens.cpu().numpy()
-        self.logprobs[rows, at] = logprobs.cpu().numpy()
-        if self.value_of is not None and outputs.hidden is not None:
-            self.values[rows, at] = self.value_of(outputs.hidden).cpu().numpy()
-        self.lengths[rows] += 1
-        ended, capped = self.task.ends(self.ids[rows], self.prompt_lengths[rows], self.lengths[rows])
-        self.episode_in[slots[ended | capped]] = -1
-
-    def finished(self, weights_version: int) -> Generation:
-        """All the texts, once none is under way."""
-        longest = int((self.lengths - self.prompt_lengths).max())
-        width = int(self.lengths.max())
-        episodes = Episodes(
-            self.ids[:, :width], self.prompt_lengths, self.lengths, self.prompts, self.logprobs[:, :longest]
-        )
-        values = None if self.value_of is None else self.values[:, :longest]
-        return Generation(episodes, values, weights_version)
+def _places(model: nn.Module) -> tuple[object, ...]:
+    """What a captured step refers to: where the weights are, and which adapters are in use."""
+    modules = list(model.modules())
+    tensors = [*model.parameters(), *model.buffers()]
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    adapters = adapter_state(adapter_layers(modules))
+    return (implementation, adapters, *((t.data_ptr(), t.dtype, t.shape) for t in tensors))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lm_env.models.logprobs import token_logprobs
 
-__all__ = ["inverse_cdf", "sample"]
+__all__ = ["choose", "inverse_cdf", "sample"]
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
@@ -31,6 +31,26 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     return tokens
 
 
+def choose(logits: Tensor, uniform: Tensor | None, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The token of each row that its uniform number picks, or without numbers the likeliest one.
+
+    Args:
+        logits: (n, V); -inf masks a token.
+        uniform: float (n,) in [0, 1), on the device of the logits.
+
+    Returns:
+        (tokens int64 (n,), logprobs float (n,) in nats, temperature included), on the same device; nothing is read
+        from it.
+    """
+    if uniform is None:
+        tokens = logits.argmax(-1)
+    else:
+        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        probs = torch.softmax(scaled if temperature == 1.0 else scaled / temperature, -1)
+        tokens = inverse_cdf(probs, uniform)
+    return tokens, token_logprobs(logits, tokens, temperature)
+
+
 def sample(
     logits: Tensor,
     temperature: float = 1.0,
@@ -48,11 +68,5 @@ def sample(
     Returns:
         (tokens int64 (n,), logprobs float (n,) in nats, temperature included).
     """
-    if deterministic:
-        tokens = logits.argmax(-1)
-    else:
-        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        probs = torch.softmax(scaled if temperature == 1.0 else scaled / temperature, -1)
-        drawn = torch.rand(len(logits), generator=generator) if uniform is None else uniform
-        tokens = inverse_cdf(probs, drawn.to(logits.device))
-    return tokens, token_logprobs(logits, tokens, temperature)
+    uniform = None if deterministic else torch.rand(len(logits), generator=generator).to(logits.device)
+    return choose(logits, uniform, temperature)

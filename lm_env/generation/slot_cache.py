@@ -59,9 +59,11 @@ class _SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         plan = self.plan
         assert self.keys is not None and self.values is not None
-        # The model may have been moved, or given another dtype, since the last forward.
-        keys = self.keys = self.keys.to(key_states)
-        values = self.values = self.values.to(value_states)
+        if self.keys.dtype != key_states.dtype or self.keys.device != key_states.device:
+            # The model has been moved, or given another dtype, since the last forward.
+            self.keys = self.keys.to(key_states)
+            self.values = self.values.to(value_states)
+        keys, values = self.keys, self.values
         if plan.positions is None:
             keys[plan.slots, :, : plan.width] = key_states
             values[plan.slots, :, : plan.width] = value_states
@@ -97,7 +99,7 @@ class SlotDecoder:
     def __init__(self, model: nn.Module, slots: int, max_length: int, want_hidden: bool = False) -> None:
         self.model, self.max_length, self.want_hidden = model, max_length, want_hidden
         self.lengths = np.zeros(slots, dtype=np.int64)
-        self._device = device_of(model)
+        self.device = device_of(model)
         self._plan = _Plan()
         config = text_config(model)
         self._window = attention_window(config, max_length)
@@ -108,7 +110,7 @@ class SlotDecoder:
     def start(self, slots: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> Outputs:
         width = int(lengths.max())
         check_room(width, self.max_length)
-        self._device = device_of(self.model)
+        self.device = device_of(self.model)
         tokens = self._tensor(ids[:, :width])
         plan = self._plan
         plan.slots = self._tensor(slots)
@@ -116,21 +118,21 @@ class SlotDecoder:
         plan.ending = None
         plan.past = 0
         plan.width = width
-        last = (torch.arange(len(slots), device=self._device), self._tensor(lengths) - 1)
+        last = (torch.arange(len(slots), device=self.device), self._tensor(lengths) - 1)
         self.lengths[slots] = 0
         # Right pads write keys past the row's length; the row's own tokens overwrite them before they are read.
         outputs = self._forward(
-            tokens, torch.ones_like(tokens), torch.arange(width, device=self._device).expand_as(tokens), last
+            tokens, torch.ones_like(tokens), torch.arange(width, device=self.device).expand_as(tokens), last
         )
         self.lengths[slots] = lengths
         return outputs
 
     @torch.no_grad()
-    def step(self, slots: np.ndarray, tokens: np.ndarray) -> Outputs:
+    def step(self, slots: np.ndarray, tokens: np.ndarray | Tensor) -> Outputs:
         at = self.lengths[slots]
         width = int(at.max()) + 1
         check_room(width, self.max_length)
-        self._device = device_of(self.model)
+        self.device = device_of(self.model)
         positions = self._tensor(at)
         plan, window = self._plan, self._window
         plan.rows = self._tensor(slots)
@@ -141,16 +143,40 @@ class SlotDecoder:
         plan.ending = None
         mask: Tensor | dict[str, Tensor]
         if same_length and (window.own or not window.hides(width)):
-            mask = torch.ones((len(slots), width), dtype=torch.long, device=self._device)  # hides nothing: fast kernel
-        elif window.own and window.hides(width):
-            ending = torch.arange(1 - width, 1, device=self._device) + positions[:, None]
-            plan.ending = ending.clamp(min=0)
-            mask = self._fitting((ending >= 0)[:, None, None])
+            mask = torch.ones((len(slots), width), dtype=torch.long, device=self.device)  # hides nothing: fast kernel
         else:
-            mask = self._fitting(window.mask(positions, width))
+            mask = self._mask(positions, width)
         outputs = self._forward(self._tensor(tokens)[:, None], mask, positions[:, None], (slice(None), 0))
         self.lengths[slots] = at + 1
         return outputs
+
+    @torch.no_grad()
+    def step_first(self, tokens: Tensor, positions: Tensor, width: int) -> Outputs:
+        """Append a token to each of the first k slots, from tensors alone: the host neither knows nor reads them.
+
+        It does the same operations whatever the numbers are, so it can be captured or compiled.  `lengths` is left as
+        it is.
+
+        Args:
+            tokens, positions: int64 (k,) on the model's device.
+            width: of the keys that attention reads; beyond every position that matters.
+        """
+        count = len(tokens)
+        plan = self._plan
+        plan.rows = torch.arange(count, device=tokens.device)
+        plan.slots = slice(0, count)
+        plan.positions, plan.past, plan.width = positions, width - 1, width
+        plan.column = plan.ending = None
+        mask = self._mask(positions, width)
+        return self._forward(tokens[:, None], mask, positions[:, None], (slice(None), 0))
+
+    def move_first(self, slots: np.ndarray) -> None:
+        """Move `slots (k,)` to the places 0, 1, ... of the same memory; the others are lost."""
+        index = self._tensor(slots)
+        for layer in self._layers:
+            for stored in (layer.keys, layer.values):
+                if stored is not None:
+                    stored[: len(slots)] = stored[index]
 
     def keep(self, slots: np.ndarray) -> None:
         index = self._tensor(slots)
@@ -186,6 +212,15 @@ class SlotDecoder:
             use_cache=True,
         )
 
+    def _mask(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
+        """What one-token steps at these positions see of `width` keys, in the form that the model's attention takes."""
+        window = self._window
+        if not (window.own and window.hides(width)):
+            return self._fitting(window.mask(positions, width))
+        ending = torch.arange(1 - width, 1, device=positions.device) + positions[:, None]
+        self._plan.ending = ending.clamp(min=0)
+        return self._fitting((ending >= 0)[:, None, None])
+
     def _fitting(self, mask: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """The mask (True: attend), or one for each type of layer, in the form that the model's attention takes."""
         if isinstance(mask, dict):
@@ -202,10 +237,10 @@ class SlotDecoder:
         if implementation == "sdpa":
             return seen
         dtype = next(self.model.parameters()).dtype
-        return torch.zeros(seen.shape, dtype=dtype, device=self._device).masked_fill(~seen, torch.finfo(dtype).min)
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.long, device=self._device)
+    def _tensor(self, array: np.ndarray | Tensor) -> Tensor:
+        return torch.as_tensor(array, dtype=torch.long, device=self.device)
 
 
 def check_room(length: int, max_length: int) -> None:

@@ -16,6 +16,8 @@ from agents.sb3 import save as save_sb3
 from agents.sb3.named import SB3_AGENTS, make_sb3_agent
 from agents.sb3.running import learn as learn_sb3
 from lm_env.errors import ConfigurationError
+from lm_env.models.loading import is_quantized
+from lm_env.objective.task import Task
 from lm_env.runs.options import Option, fields_as_options, nearest
 
 __all__ = ["AgentKind", "agent_kind", "agent_names"]
@@ -101,7 +103,7 @@ def _batched(name: str) -> AgentKind:
         return agent(env, **given)
 
     def save(trained: Any, path: Path) -> Path:
-        return trained.save(path)
+        return trained.save(path, merge=_can_merge(trained.task))
 
     return AgentKind(name, _first_line(agent), options, make, save, agent.learn)
 
@@ -137,7 +139,9 @@ ARGUMENTS: dict[str, tuple[Any, str]] = {
 def _sb3(name: str) -> AgentKind:
     known = SB3_AGENTS[name]
     defaults = known.defaults()
-    options = {key: Option(key, kind, defaults[key], text) for key, (kind, text) in ARGUMENTS.items() if key in defaults}
+    options = {
+        key: Option(key, kind, defaults[key], text) for key, (kind, text) in ARGUMENTS.items() if key in defaults
+    }
     options |= {
         "num_envs": Option("num_envs", int, 32, "Slots, each with a text of its own."),
         "lr_schedule": Option(
@@ -152,7 +156,16 @@ def _sb3(name: str) -> AgentKind:
         return make_sb3_agent(name, env, logger=make_logger(verbose, log_dir), **given)
 
     summary = f"{known.algorithm} of {known.library.replace('_', '-')}, unmodified"
-    return AgentKind(name, summary, options, make, save_sb3, learn_sb3, of_sb3=True)
+    return AgentKind(name, summary, options, make, _save_sb3, learn_sb3, of_sb3=True)
+
+
+def _save_sb3(trained: Any, path: Path) -> Path:
+    return save_sb3(trained, path, merge=_can_merge(trained.get_env().observation_space.task))
+
+
+def _can_merge(task: Task) -> bool:
+    """Whether the policy has an adapter that can be taken into its base, so that policy/ is a plain model."""
+    return task.adapter is not None and not is_quantized(task.model)
 
 
 def _first_line(agent: type) -> str:

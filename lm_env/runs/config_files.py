@@ -50,7 +50,12 @@ def write_config(path: Path, options: Mapping[str, Any], about: Mapping[str, Any
         remark: the first line, a comment.
     """
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    text = f"# {remark}\n" + (_dump(plain) if plain else "") + "\n# What follows is a record, and is not read.\n" + _dump({ABOUT: dict(about)})
+    text = (
+        f"# {remark}\n"
+        + (_dump(plain) if plain else "")
+        + "\n# What follows is a record, and is not read.\n"
+        + _dump({ABOUT: dict(about)})
+    )
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)

@@ -1,12 +1,12 @@
 """The folder of a training run: what lies where, who may write there, and what was noted of the run.
 
-    run.yaml        the options, resolved; with the command, the versions and the seed
-    progress.csv    a line per rollout
-    samples.jsonl   texts that were written on the way
-    checkpoints/    what an interrupted run goes on from
-    policy/         the result
-    adapter/        of a run with LoRA, the adapter alone, as peft reads it
-    report.html     the run as one page
+run.yaml        the options, resolved; with the command, the versions and the seed
+progress.csv    a line per rollout
+samples.jsonl   texts that were written on the way
+checkpoints/    what an interrupted run goes on from
+policy/         the result
+adapter/        of a run with LoRA, the adapter alone, as peft reads it
+report.html     the run as one page
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """docs/options.md: every option of `lm-env train` on a line of its own, from the same texts as `--help`.
 
-    python -m lm_env.runs.options_page docs/options.md
+python -m lm_env.runs.options_page docs/options.md
 """
 
 from __future__ import annotations

@@ -127,7 +127,9 @@ class TaskSettings:
         if self.quantize is not None and self.model is None:
             raise ConfigurationError("quantize says how the model is loaded: name it with model")
         if self.env is None and self.split is not None:
-            raise ConfigurationError("split chooses among a registered environment's prompts: give env, or leave it out")
+            raise ConfigurationError(
+                "split chooses among a registered environment's prompts: give env, or leave it out"
+            )
 
 
 @explained

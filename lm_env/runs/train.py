@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import Checkpointing, EvaluateTexts
@@ -25,6 +24,7 @@ from lm_env.runs.task import held_out_prompts, make_env
 from lm_env.storage import write_folder
 
 __all__ = ["TrainedRun", "train", "train_reserved", "train_run"]
+
 
 @dataclass(frozen=True)
 class TrainedRun:

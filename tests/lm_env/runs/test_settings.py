@@ -133,7 +133,11 @@ def test_options_of_every_agent_come_back_from_a_file(name, tmp_path):
     write_config(tmp_path / "run.yaml", settings.options(), {"command": "lm-env train"})
     assert TrainSettings.of(tmp_path / "run.yaml") == settings
     assert read_about(tmp_path / "run.yaml") == {"command": "lm-env train"}
-    lines = [f"{n} = {v if not isinstance(v, bool) else str(v).lower()!s}" for n, v in defaults.items() if type(v) in (int, float, bool)]
+    lines = [
+        f"{n} = {v if not isinstance(v, bool) else str(v).lower()!s}"
+        for n, v in defaults.items()
+        if type(v) in (int, float, bool)
+    ]
     lines += [f'{n} = "{v}"' for n, v in defaults.items() if isinstance(v, str)]
     lines += [f'agent = "{name}"', 'env = "lm_env/TokenMDP-v0"', "seed = 3", "lora = 4", "eos_token_id = [1, 2]"]
     (tmp_path / "run.toml").write_text("\n".join(lines))

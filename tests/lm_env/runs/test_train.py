@@ -17,7 +17,13 @@ from typer.testing import CliRunner
 import lm_env
 from agents import PPO
 from lm_env.cli import app
-from lm_env.errors import CheckpointMismatchError, CheckpointWriteError, ConfigurationError, RunLockedError, TrainingInterrupted
+from lm_env.errors import (
+    CheckpointMismatchError,
+    CheckpointWriteError,
+    ConfigurationError,
+    RunLockedError,
+    TrainingInterrupted,
+)
 from lm_env.models.adapters import add_lora
 from lm_env.models.logprobs import token_logprobs
 from lm_env.runs import RunFolder, RunSettings, TaskSettings
@@ -224,7 +230,9 @@ def test_an_agent_of_stable_baselines3_goes_on_with_its_weights_and_counters(tmp
 def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(make_lm, kind):
     plain, adapted = make_lm(kind), add_lora(make_lm(kind), rank=2)
     ids = torch.arange(6)[None]
-    assert torch.equal(token_logprobs(plain(input_ids=ids).logits, ids), token_logprobs(adapted(input_ids=ids).logits, ids))
+    assert torch.equal(
+        token_logprobs(plain(input_ids=ids).logits, ids), token_logprobs(adapted(input_ids=ids).logits, ids)
+    )
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
 
@@ -273,7 +281,10 @@ def test_a_registered_task_is_evaluated_on_its_test_split():
     env = gymnasium.make("lm_env/Sentiment-v0")
     assert [p.text for p in held_out_prompts(RunSettings(), task, env)] == openings("test")
     other = gymnasium.make("lm_env/TokenMDP-v0")
-    assert held_out_prompts(RunSettings(), TaskSettings(**{"env": "lm_env/TokenMDP-v0"}), other) is other.unwrapped.task.prompts
+    assert (
+        held_out_prompts(RunSettings(), TaskSettings(**{"env": "lm_env/TokenMDP-v0"}), other)
+        is other.unwrapped.task.prompts
+    )
 
 
 # -- the command ---------------------------------------------------------------------------------------
@@ -316,7 +327,9 @@ def test_flags_that_cannot_be_parsed_are_usage_errors(flags, words, tmp_path):
 def test_a_switch_of_a_file_is_turned_off_by_its_flag(tmp_path):
     (tmp_path / "a.yaml").write_text("env: lm_env/TokenMDP-v0\nagent: ppo\nbf16: true\nnormalize_advantage: true\n")
     options = ["--timesteps", 50, "--eval-texts", 4, "--rollout-episodes", 8]
-    result = invoke("--config", tmp_path / "a.yaml", "--no-bf16", "--no-normalize-advantage", *options, "--out", tmp_path / "x")
+    result = invoke(
+        "--config", tmp_path / "a.yaml", "--no-bf16", "--no-normalize-advantage", *options, "--out", tmp_path / "x"
+    )
     assert result.exit_code == 0, (result.exception, result.output)
     text = (tmp_path / "x" / "run.yaml").read_text()
     assert "bf16: false" in text and "normalize_advantage: false" in text
