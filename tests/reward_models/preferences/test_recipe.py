@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 
 import numpy as np
@@ -169,7 +170,7 @@ def test_a_reward_model_learns_from_the_column_that_decides(tmp_path, text_lm, t
 
 
 # -- folders ---------------------------------------------------------------------------------------
-def test_transformers_reads_the_folder_as_a_classifier(text_lm, tokenizer, tmp_path, recwarn, capfd):
+def test_transformers_reads_the_folder_as_a_classifier(text_lm, tokenizer, tmp_path, recwarn):
     model = RewardModel.from_causal_lm(text_lm(), tokenizer)
     texts = ["a good film", "the end", "bad"]
     model.normalize([""] * 3, texts)
@@ -187,10 +188,16 @@ def test_transformers_reads_the_folder_as_a_classifier(text_lm, tokenizer, tmp_p
     # And as the reward that any classifier is.
     judge = SequenceClassifierReward(theirs, tokenizer, template="{prompt}{response}" + tokenizer.eos_token)
     np.testing.assert_allclose(np.diff(judge([""] * 3, texts)), np.diff(ours), rtol=1e-4, atol=1e-5)
-    capfd.readouterr()
-    again = load_reward(tmp_path / "rm")
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        again = load_reward(tmp_path / "rm")
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
     np.testing.assert_array_equal(again([""] * 3, texts), ours)
-    assert capfd.readouterr() == ("", "")  # no report of transformers about the classifier's head
+    assert not said  # no report of transformers about the classifier's head
 
 
 def test_a_folder_of_the_first_version_is_read(text_lm, tokenizer, tmp_path):
