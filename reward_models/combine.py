@@ -24,7 +24,14 @@ from typing import Any
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from lm_env.objective.rewards import RewardFunction, call_reward, is_causal, name_of, score_responses
+from lm_env.objective.rewards import (
+    RewardFunction,
+    call_reward,
+    is_causal,
+    name_of,
+    reads_prefixes,
+    score_responses,
+)
 from lm_env.objective.scores import Scores
 from lm_env.validation import check_number
 
@@ -71,6 +78,11 @@ class WeightedSum:
         """Whether any part is: then the sum is asked about texts under way, and the other parts are not."""
         return any(is_causal(part) for part in self.rewards.values())
 
+    @property
+    def reads_prefixes(self) -> bool:
+        """Whether every part does."""
+        return all(reads_prefixes(part) for part in self.rewards.values())
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
         """-> float64 (B,), or `Scores` where a part scores tokens."""
         finished = _finished(self, columns)
@@ -114,6 +126,11 @@ class Affine:
     def causal(self) -> bool:
         """As the reward inside."""
         return is_causal(self.reward)
+
+    @property
+    def reads_prefixes(self) -> bool:
+        """As the reward inside."""
+        return reads_prefixes(self.reward)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
         """-> float64 (B,), or `Scores` where the reward scores tokens."""
@@ -171,6 +188,11 @@ class Clipped:
                 f"{name_of(self.reward)} scores tokens as they come, and only the score of a whole text can be clipped:"
                 " clip its numbers inside it"
             )
+
+    @property
+    def reads_prefixes(self) -> bool:
+        """As the reward inside."""
+        return reads_prefixes(self.reward)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
         """-> float64 (B,); a score that is NaN or infinite is an error, not a bound."""

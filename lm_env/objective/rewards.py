@@ -25,6 +25,7 @@ __all__ = [
     "final_scores",
     "is_causal",
     "name_of",
+    "reads_prefixes",
     "score_responses",
 ]
 
@@ -61,6 +62,9 @@ class RewardFunction(Protocol):
     gets one more keyword argument: `response_finished`, B bools, False for a text that is still being written or
     that the length cap has cut (`cap_truncates`).  What belongs to the end of a text, such as one number for all of it,
     is paid to finished texts only.  The text so far holds no half characters and no beginning of a stop string.
+
+    A function that is cheap, and whose score of an unfinished text foretells that of the whole, may say so by an
+    attribute `reads_prefixes = True`: agents with a critic then make their values of it (`ScoreCritic`).
     """
 
     def __call__(
@@ -87,6 +91,15 @@ class Causal:
 def is_causal(reward: object) -> bool:
     """Whether the function declares that each token's score depends on the text up to that token alone."""
     return bool(getattr(reward, "causal", False))
+
+
+def reads_prefixes(reward: object) -> bool:
+    """Whether the function declares, by an attribute `reads_prefixes = True`, what a critic can be made of:
+
+    that it is cheap to ask about unfinished texts, and that the score of one says something of how the whole text
+    will score.  A sum of ratings does; an exact match, which is 0 up to the last token, does not.
+    """
+    return bool(getattr(reward, "reads_prefixes", False))
 
 
 def score_responses(
