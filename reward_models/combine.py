@@ -25,7 +25,14 @@ import numpy as np
 
 from lm_env.errors import ConfigurationError
 from lm_env.objective.description import reward_in_words
-from lm_env.objective.rewards import RewardFunction, call_reward, is_causal, name_of, score_responses
+from lm_env.objective.rewards import (
+    RewardFunction,
+    call_reward,
+    is_causal,
+    name_of,
+    reads_prefixes,
+    score_responses,
+)
 from lm_env.objective.scores import Scores
 from lm_env.validation import check_number
 
@@ -77,6 +84,11 @@ class WeightedSum:
         """Whether any part is: then the sum is asked about texts under way, and the other parts are not."""
         return any(is_causal(part) for part in self.rewards.values())
 
+    @property
+    def reads_prefixes(self) -> bool:
+        """Whether every part does."""
+        return all(reads_prefixes(part) for part in self.rewards.values())
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
         """-> float64 (B,), or `Scores` where a part scores tokens."""
         finished = _finished(self, columns)
@@ -125,6 +137,11 @@ class Affine:
     def last_parts(self) -> Mapping[str, np.ndarray]:
         """Those of the reward inside, neither scaled nor shifted."""
         return getattr(self.reward, "last_parts", {})
+
+    @property
+    def reads_prefixes(self) -> bool:
+        """As the reward inside."""
+        return reads_prefixes(self.reward)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
         """-> float64 (B,), or `Scores` where the reward scores tokens."""
@@ -187,6 +204,11 @@ class Clipped:
     def last_parts(self) -> Mapping[str, np.ndarray]:
         """Those of the reward inside, not clipped."""
         return getattr(self.reward, "last_parts", {})
+
+    @property
+    def reads_prefixes(self) -> bool:
+        """As the reward inside."""
+        return reads_prefixes(self.reward)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
         """-> float64 (B,); a score that is NaN or infinite is an error, not a bound."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from lm_env.errors import ConfigurationError
 from lm_env.validation import check_choice, check_integer
@@ -37,6 +37,8 @@ class Length:
     Raises:
         ConfigurationError: both or an impossible length; when called, "tokens" without `response_ids`.
     """
+
+    reads_prefixes: ClassVar[bool] = True
 
     target: int | None = None
     max: int | None = None
@@ -182,6 +184,8 @@ class Keyword:
     Raises:
         ConfigurationError: no words, an empty one, or a single string in place of a list.
     """
+
+    reads_prefixes: ClassVar[bool] = True
 
     words: Sequence[str]
     count: bool = False

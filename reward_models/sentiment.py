@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -31,6 +31,8 @@ class LexiconSentiment:
     Raises:
         ConfigurationError: there is no such scope.
     """
+
+    reads_prefixes: ClassVar[bool] = True
 
     scope: Scope = "response"
 

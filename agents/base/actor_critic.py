@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.base.agent import BatchedAgent
 from agents.base.config import AgentConfig
+from agents.base.text_agent import task_of
 from agents.learning.advantages import gae, whiten
 from agents.learning.critic import CriticSource
 from agents.learning.losses import clipped_value_loss, entropy
@@ -24,9 +26,15 @@ from agents.learning.score_critic import ScoreCritic
 from agents.learning.updater import MicroBatch
 from agents.run.checkpoint import Checkpoint
 from lm_env.explain import explained
+from lm_env.objective.rewards import reads_prefixes
 from lm_env.validation import check_numbers
 
 __all__ = ["ActorCritic", "ActorCriticConfig", "Targets"]
+
+VALUE_HEAD_LAMBDA = 0.95
+"""Schulman et al. 2017 (arXiv:1707.06347)."""
+SCORE_CRITIC_LAMBDA = 0.7
+"""Such a critic is good from the first rollout on, so less of the noisy return is needed; docs/agents.md."""
 
 
 @explained
@@ -36,8 +44,8 @@ class ActorCriticConfig(AgentConfig):
 
     gamma: float = 1.0
     """Discount; below 1 the agent no longer maximizes E[score] - beta KL."""
-    gae_lambda: float = 0.95
-    """1 takes the whole return to come, lower values lean more on the critic."""
+    gae_lambda: float | None = None
+    """1 takes the whole return to come, lower values lean on the critic; None: .7 with a score critic, else .95."""
     vf_coef: float = 0.1
     """Weight of the value loss beside the policy's."""
     ent_coef: float = 0.0
@@ -47,7 +55,9 @@ class ActorCriticConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, "gamma", "gae_lambda", low=0.0, high=1.0)
+        check_numbers(self, "gamma", low=0.0, high=1.0)
+        if self.gae_lambda is not None:
+            check_numbers(self, "gae_lambda", low=0.0, high=1.0)
         check_numbers(self, "vf_coef", "ent_coef", low=0.0)
 
 
@@ -68,7 +78,8 @@ class ActorCritic(BatchedAgent):
 
     Args:
         critic: see `BatchedAgent`; or `"score"`: no network, but a regression on the score of the text so
-            far (`ScoreCritic`), for rewards that are cheap to ask about unfinished texts.
+            far (`ScoreCritic`).  Default: `"score"` where the reward function declares that it can be asked about
+            unfinished texts (`reads_prefixes`, as the lexicon and the rules do), else `"shared"`.
     """
 
     Config: ClassVar[type[AgentConfig]] = ActorCriticConfig
@@ -78,12 +89,22 @@ class ActorCritic(BatchedAgent):
         self, env: Any, *, critic: CriticSource | ScoreCritic | Literal["score"] | None = None, **options: Any
     ) -> None:
         self.score_critic: ScoreCritic | None = None
+        env = gymnasium.make(env) if isinstance(env, str) else env
+        if critic is None and reads_prefixes(task_of(env).reward):
+            critic = "score"
         if isinstance(critic, str) and critic == "score":
             critic = ScoreCritic()
         if isinstance(critic, ScoreCritic):
             self.score_critic = critic
             critic = "none"
         super().__init__(env, critic=critic, **options)
+
+    @property
+    def gae_lambda(self) -> float:
+        """The config's, or the default for the critic at hand."""
+        if self.config.gae_lambda is not None:
+            return self.config.gae_lambda
+        return SCORE_CRITIC_LAMBDA if self.score_critic is not None else VALUE_HEAD_LAMBDA
 
     def targets(self, rollout: Rollout) -> Targets:
         """Advantages and returns of a rollout by generalized advantage estimation."""
@@ -97,7 +118,7 @@ class ActorCritic(BatchedAgent):
             values,
             mask,
             gamma=config.gamma,
-            lam=config.gae_lambda,
+            lam=self.gae_lambda,
             last_values=rollout.last_values,
         )
         metrics = {

@@ -27,6 +27,7 @@ __all__ = [
     "is_causal",
     "name_of",
     "parts_of",
+    "reads_prefixes",
     "score_responses",
 ]
 
@@ -66,6 +67,9 @@ class RewardFunction(Protocol):
 
     A function that adds several scores may keep them in an attribute `last_parts`: name -> one number for each text of
     its last call.  They are logged as `rollout/score/NAME`, and nothing is computed twice.
+
+    A function that is cheap, and whose score of an unfinished text foretells that of the whole, may say so by an
+    attribute `reads_prefixes = True`: agents with a critic then make their values of it (`ScoreCritic`).
     """
 
     def __call__(
@@ -123,6 +127,15 @@ def parts_of(reward: object, count: int) -> dict[str, np.ndarray]:
             f" each text of its last call, which {wrong[0]} does not"
         )
     return found
+
+
+def reads_prefixes(reward: object) -> bool:
+    """Whether the function declares that a critic can be made of its scores of unfinished texts.
+
+    It does so by an attribute `reads_prefixes = True`, and says by it that it is cheap to ask, and that the score of
+    an unfinished text foretells that of the whole.  A sum of ratings does; an exact match, 0 up to the end, does not.
+    """
+    return bool(getattr(reward, "reads_prefixes", False))
 
 
 def score_responses(

@@ -64,7 +64,7 @@ def agent_kind(name: str) -> AgentKind:
 
 
 # -- ours --------------------------------------------------------------------------------------------
-CRITIC = "What values are read from: the model's own trunk, a copy of it, or nothing"
+CRITIC = "What values are read from: the model's own trunk, a copy of it, or the score of the text so far."
 REWARD = {
     "on_reward_error": (
         Literal["raise", "retry", "skip"],
@@ -87,9 +87,9 @@ def _batched(name: str) -> AgentKind:
     options = fields_as_options(agent.Config)
     del options["seed"]
     if issubclass(agent, ActorCritic):
-        kind = Literal["shared", "separate", "score", "none"]
-        text = f"{CRITIC}; score: a regression on the score of the text so far."
-        options["critic"] = Option("critic", kind, agent.default_critic, text)
+        kind = Literal["shared", "separate", "score"] | None
+        unset = "score where the reward function reads unfinished texts, else shared"
+        options["critic"] = Option("critic", kind, None, CRITIC, unset)
     options |= {key: Option(key, *parts) for key, parts in REWARD.items()}
     if name == "ppo-ptx":
         options |= {key: Option(key, *parts) for key, parts in PTX.items()}
@@ -160,7 +160,7 @@ def _sb3(name: str) -> AgentKind:
 
 
 def _save_sb3(trained: Any, path: Path) -> Path:
-    return save_sb3(trained, path, merge=_can_merge(trained.get_env().observation_space.task))
+    return save_sb3(trained, path, merge=_can_merge(trained.get_env().observation_space.env.task))
 
 
 def _can_merge(task: Task) -> bool:

@@ -1,0 +1,75 @@
+"""Which critic an agent takes when none is asked for: that of a cheap reward function, else a value head."""
+
+from __future__ import annotations
+
+import pytest
+
+from agents import A2C, PPO
+from agents.learning.score_critic import ScoreCritic
+from lm_env import TextGenerationEnv
+from lm_env.objective.rewards import reads_prefixes
+from reward_models import Affine, Clipped, ExactMatch, Keyword, Length, LexiconSentiment, WeightedSum
+
+SMALL = {"rollout_episodes": 4, "slots": 4}
+
+
+def unknown(prompts, responses, **columns):
+    return [0.0] * len(responses)
+
+
+def declared(prompts, responses, **columns):
+    return [float(len(response)) for response in responses]
+
+
+declared.reads_prefixes = True
+
+
+@pytest.mark.parametrize("kind", [PPO, A2C])
+def test_a_reward_that_reads_prefixes_gives_the_critic_and_its_lambda(id_task, kind):
+    agent = kind(TextGenerationEnv(**id_task(reward=declared)), **SMALL)
+    assert isinstance(agent.score_critic, ScoreCritic)
+    assert agent.policy.value_head is None
+    assert agent.gae_lambda == 0.7
+    other = kind(TextGenerationEnv(**id_task(reward=unknown)), **SMALL)
+    assert other.score_critic is None
+    assert other.policy.reads_trunk
+    assert other.gae_lambda == 0.95
+
+
+def test_what_is_asked_for_wins(id_task):
+    shared = PPO(TextGenerationEnv(**id_task(reward=declared)), critic="shared", gae_lambda=0.5, **SMALL)
+    assert shared.score_critic is None
+    assert shared.policy.reads_trunk
+    assert shared.gae_lambda == 0.5
+    score = PPO(TextGenerationEnv(**id_task(reward=unknown)), critic="score", gae_lambda=1.0, **SMALL)
+    assert isinstance(score.score_critic, ScoreCritic)
+    assert score.gae_lambda == 1.0
+
+
+def test_an_agent_that_is_loaded_keeps_its_critic(id_task, tmp_path):
+    """Even where another reward function would have given another one."""
+    PPO(TextGenerationEnv(**id_task(reward=unknown)), **SMALL).save(tmp_path / "head")
+    with pytest.warns(UserWarning, match="reward"):
+        agent = PPO.load(tmp_path / "head", TextGenerationEnv(**id_task(reward=declared)))
+    assert agent.score_critic is None
+    assert agent.policy.reads_trunk
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        (LexiconSentiment(), True),
+        (Length(), True),
+        (Keyword(["a"]), True),
+        (ExactMatch(), False),
+        (unknown, False),
+        (Affine(declared, 2.0), True),
+        (Affine(unknown, 2.0), False),
+        (Clipped(declared, 0.0, 1.0), True),
+        (WeightedSum([(1.0, LexiconSentiment()), (1.0, Length())]), True),
+        (WeightedSum([(1.0, LexiconSentiment()), (1.0, unknown)]), False),
+    ],
+    ids=str,
+)
+def test_rewards_made_of_rewards_read_prefixes_if_all_their_parts_do(reward, expected):
+    assert reads_prefixes(reward) is expected
