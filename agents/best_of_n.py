@@ -22,8 +22,8 @@ from lm_env.explain import explained
 from lm_env.generation.backend import Sampling
 from lm_env.generation.generate import LocalBackend
 from lm_env.objective.scoring import episode_scores, measure_episodes
-from lm_env.theory.best_of_n import best_of_n
-from lm_env.theory.ceiling import Ceiling
+from lm_env.theory.ceilings.best_of_n import best_of_n
+from lm_env.theory.ceilings.tilting import Ceiling
 from lm_env.validation import check_field_types, check_integer, check_integers
 
 __all__ = ["BestOfN", "BestOfNConfig"]
@@ -87,7 +87,7 @@ class BestOfN(TextAgent):
         """See `TextAgent.evaluate`.
 
         The KL is that of the best of the samples to the model that they are drawn from, from their ranks with ties
-        (`lm_env.theory.best_of_n`), plus the mean log-ratio of that model to the reference.
+        (`lm_env.theory.ceilings.best_of_n`), plus the mean log-ratio of that model to the reference.
         """
         task = self.task
         chosen, n = choose_texts(task, prompts, n, ceiling)

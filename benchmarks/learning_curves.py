@@ -22,9 +22,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import AGENTS
 from lm_env.tasks import sentiment
-from lm_env.theory.best_of_n import best_of_n
-from lm_env.theory.ceiling import ceiling, frontier
-from lm_env.theory.task_ceiling import enough_reference_scores
+from lm_env.theory.ceilings.best_of_n import best_of_n
+from lm_env.theory.ceilings.task_ceiling import enough_reference_scores
+from lm_env.theory.ceilings.tilting import ceiling, frontier
 
 # What differs between the agents: how many steps they take on a rollout, and how large those are.  The settings of
 # "ppo-score" were found on other openings than these.

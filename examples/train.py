@@ -16,12 +16,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from lm_env.runs.agents import agent_kind, agent_names
 
 import lm_env  # registers the environments
 from lm_env.generation import LocalBackend, Sampling
 from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task
+from lm_env.runs.agents import agent_kind, agent_names
 
 OTHERS = {"tianshou-ppo": "tianshou_ppo", "torchrl-ppo": "torchrl_ppo"}  # the examples beside this one
 

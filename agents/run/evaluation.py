@@ -23,8 +23,8 @@ from lm_env.errors import ConfigurationError
 from lm_env.generation.backend import GenerationBackend, Sampling
 from lm_env.objective.scoring import episode_scores, measure_episodes
 from lm_env.objective.task import Task
-from lm_env.theory.ceiling import Ceiling
-from lm_env.theory.estimate import Estimate
+from lm_env.theory.ceilings.estimate import Estimate
+from lm_env.theory.ceilings.tilting import Ceiling
 from lm_env.validation import check_integer, check_number
 
 __all__ = ["Evaluation", "choose_texts", "evaluate_texts", "summarize", "write_samples"]
@@ -114,7 +114,7 @@ def evaluate_texts(
         prompts: anything that `lm_env.load_prompts` takes; None: the first ones of the task's own.
         n: texts per prompt; None: as many as make at least `TEXTS` in all.
         seed: of the uniform numbers that the texts are drawn with.
-        ceiling: of the same prompts, see `lm_env.theory.task_ceiling`; its beta is then that of J.
+        ceiling: of the same prompts, see `lm_env.theory.ceilings.task_ceiling`; its beta is then that of J.
 
     Raises:
         ConfigurationError: n or the seed cannot work, or the ceiling is that of other prompts.

@@ -22,8 +22,8 @@ from lm_env.errors import CheckpointWriteError, ConfigurationError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.adapters import without_wrapper
 from lm_env.objective.task import Task
-from lm_env.theory.ceiling import Ceiling
-from lm_env.theory.task_ceiling import task_ceiling
+from lm_env.theory.ceilings.task_ceiling import task_ceiling
+from lm_env.theory.ceilings.tilting import Ceiling
 from lm_env.validation import check_integer
 
 __all__ = ["EvaluateTexts", "Evaluated"]

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from lm_env.errors import CheckpointWriteError, ConfigurationError
 from lm_env.objective.task import Task
-from lm_env.theory.best_of_n import best_of_n
-from lm_env.theory.ceiling import Ceiling, ceiling, frontier
-from lm_env.theory.task_ceiling import enough_reference_scores
+from lm_env.theory.ceilings.best_of_n import best_of_n
+from lm_env.theory.ceilings.task_ceiling import enough_reference_scores
+from lm_env.theory.ceilings.tilting import Ceiling, ceiling, frontier
 
 __all__ = ["CeilingReport", "measure_ceiling", "plot_ceiling", "run_ceiling", "show_ceiling"]
 

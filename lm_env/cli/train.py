@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lm_env.cli.report import console, say
+from lm_env.cli.console import console, say
 from lm_env.errors import ConfigurationError
 from lm_env.runs.agents import agent_kind, agent_names
 from lm_env.runs.config_files import read_config

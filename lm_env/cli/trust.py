@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lm_env.cli.console import console, say
 from lm_env.cli.judges import default_prompts, make_judge
-from lm_env.cli.report import console, say
 from lm_env.errors import ConfigurationError
 from lm_env.models.loading import load_causal_lm
 from lm_env.objective.task import Task

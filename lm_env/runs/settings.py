@@ -69,7 +69,7 @@ class RunSettings:
 @explained
 @dataclass(frozen=True)
 class TaskSettings:
-    """What is to be written and how it is judged.  None: as the registered environment has it, or else `lm_env.Task`."""
+    """What is to be written and how it is judged; None: as the registered environment or `lm_env.Task` has it."""
 
     env: str | None = None
     """A registered environment, such as lm_env/Sentiment-v0; the options below replace its own."""

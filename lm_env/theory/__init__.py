@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from lm_env.theory.best_of_n import BestOfN, best_of_n
-from lm_env.theory.ceiling import Ceiling, FrontierPoint, ceiling, frontier, pass_rate_ceiling, upper_bound
+from lm_env.theory.ceilings.best_of_n import BestOfN, best_of_n
+from lm_env.theory.ceilings.estimate import Estimate
+from lm_env.theory.ceilings.particles import Twist, particle_ceiling, run_particles
+from lm_env.theory.ceilings.reference_samples import sample_reference_scores
+from lm_env.theory.ceilings.task_ceiling import enough_reference_scores, task_ceiling
+from lm_env.theory.ceilings.tilting import Ceiling, FrontierPoint, ceiling, frontier, pass_rate_ceiling, upper_bound
 from lm_env.theory.check_agent import AgentCheck, check_agent, parse_mdp
-from lm_env.theory.estimate import Estimate
 from lm_env.theory.loss import LossBatch, LossCheck, check_loss
 from lm_env.theory.objectives import Objective, fixed_point
-from lm_env.theory.particles import Twist, particle_ceiling, run_particles
-from lm_env.theory.reference_samples import sample_reference_scores
 from lm_env.theory.results import Evaluation, Optimum
-from lm_env.theory.task_ceiling import enough_reference_scores, task_ceiling
 from lm_env.theory.token_env import make_token_env, token_task_options
 from lm_env.theory.token_mdp import TokenMDP
 

@@ -128,7 +128,12 @@ def train_reward_model(
     if patience is not None:
         every = math.ceil(len(groups) / batch_size)
         stopping = _early_stopping(model, scorer, others, aim, patience, watched, every)
-    settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "patience": patience}
+    settings: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "patience": patience,
+    }
     settings |= {"head_learning_rate": head_learning_rate, "weight_decay": weight_decay, "watched": watched}
     losses = fit(
         {name: p for name, p in model.network.named_parameters() if p.requires_grad},

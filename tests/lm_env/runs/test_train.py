@@ -91,7 +91,7 @@ def test_every_agent_trains_on_a_registered_task(name, tmp_path):
     run = lm_env.train(tmp_path / "out", agent=name, **TINY, **SMALL[name], **texts)
     folder = RunFolder(tmp_path / "out")
     found = folder.evaluations()
-    assert [row["timesteps"] for row in found][0] == 0 and found[-1]["timesteps"] >= 100
+    assert found[0]["timesteps"] == 0 and found[-1]["timesteps"] >= 100
     assert found[0]["kl"] == pytest.approx(0, abs=1e-9) and found[-1]["kl"] > 0, "nothing was learned"
     assert (folder.policy / "agent" / "state.json").exists() and not list(tmp_path.glob("out/.*lock"))
     assert run.settings.options()["agent"] == name
@@ -138,7 +138,7 @@ def test_another_runs_folder_is_refused_and_nothing_changes(tmp_path):
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     with pytest.raises(ConfigurationError, match="holds a finished run: go on with it by resume=True, or choose"):
         lm_env.train(tmp_path / "out", **TINY)
-    with pytest.raises(ConfigurationError, match="seed is 0 in .* and 1 here"):
+    with pytest.raises(ConfigurationError, match=r"seed is 0 in .* and 1 here"):
         lm_env.train(tmp_path / "out", resume=True, seed=1)
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.errors import ConfigurationError
-from lm_env.theory.best_of_n import best_of_n
-from lm_env.theory.ceiling import ceiling, frontier, pass_rate_ceiling, upper_bound
-from lm_env.theory.task_ceiling import enough_reference_scores, task_ceiling
+from lm_env.theory.ceilings.best_of_n import best_of_n
+from lm_env.theory.ceilings.task_ceiling import enough_reference_scores, task_ceiling
+from lm_env.theory.ceilings.tilting import ceiling, frontier, pass_rate_ceiling, upper_bound
 from lm_env.theory.token_env import make_token_env
 from lm_env.theory.token_mdp import TokenMDP
 

@@ -13,7 +13,7 @@ from lm_env.envs.env import TextGenerationEnv
 from lm_env.errors import ConfigurationError, RewardValueError
 from lm_env.tasks.token_mdp import make
 from lm_env.theory import ceiling, particle_ceiling, sample_reference_scores
-from lm_env.theory.particles import run_particles
+from lm_env.theory.ceilings.particles import run_particles
 from lm_env.theory.prefix_tree import count_states
 
 T0 = TokenMDP.t0()

@@ -15,8 +15,8 @@ import numpy as np
 
 from lm_env.data.prompts import Prompt
 from lm_env.objective.task import Task
-from lm_env.theory.ceiling import Ceiling, ceiling
-from lm_env.theory.reference_samples import sample_reference_scores
+from lm_env.theory.ceilings.reference_samples import sample_reference_scores
+from lm_env.theory.ceilings.tilting import Ceiling, ceiling
 from lm_env.validation import check_integer, check_number
 
 __all__ = ["enough_reference_scores", "task_ceiling"]

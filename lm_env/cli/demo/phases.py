@@ -14,7 +14,8 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import reward_models
-from lm_env.cli.report import Curves, say
+from lm_env.cli.console import say
+from lm_env.cli.demo.before_after import Curves
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError

@@ -29,8 +29,8 @@ from lm_env.generation.sampling import sample
 from lm_env.models.inspection import evaluating
 from lm_env.objective.scoring import paid_scores
 from lm_env.objective.task import Task
-from lm_env.theory.ceiling import Ceiling, assemble, ceiling
-from lm_env.theory.reference_samples import check_unmasked, sample_reference_scores
+from lm_env.theory.ceilings.reference_samples import check_unmasked, sample_reference_scores
+from lm_env.theory.ceilings.tilting import Ceiling, assemble, ceiling
 from lm_env.validation import check_integer, check_number
 
 __all__ = ["ParticleRuns", "Twist", "particle_ceiling", "run_particles"]

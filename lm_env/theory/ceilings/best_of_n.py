@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from lm_env.theory.estimate import Estimate, ReferenceScores, checked_scores
+from lm_env.theory.ceilings.estimate import Estimate, ReferenceScores, checked_scores
 from lm_env.validation import check_integer
 
 __all__ = ["BestOfN", "best_of_n"]

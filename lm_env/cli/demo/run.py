@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from lm_env.cli.before_after import SAMPLES, SUMMARY, BeforeAfter, plot_curves, write_summary
 from lm_env.cli.console import say
-from lm_env.cli.demo_phases import (
+from lm_env.cli.demo.before_after import SAMPLES, SUMMARY, BeforeAfter, plot_curves, write_summary
+from lm_env.cli.demo.phases import (
     REWARD_MODEL,
     TEMPERATURE,
     DemoConfig,
