@@ -64,7 +64,7 @@ class TextAgent:
             prompts: anything that `lm_env.load_prompts` takes, best such as are not trained on; None: the first ones
                 of the task's own.
             n: texts per prompt; None: as many as make at least 256 in all.
-            ceiling: the optimum on the same prompts (`lm_env.theory.ceilings.task_ceiling`), to say what share is attained.
+            ceiling: the optimum on the same prompts (`lm_env.theory.task_ceiling`), to say what share is attained.
 
         Raises:
             ConfigurationError, InvalidPromptError, RewardError: see `evaluate_texts`.

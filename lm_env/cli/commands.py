@@ -37,7 +37,7 @@ def demo(
     model trained on them; (3) PPO against that reward model with a KL penalty.  Ends with a table
     before/after, samples, a plot, and a folder that transformers loads.
     """
-    from lm_env.cli.demo.run import DemoConfig, resumed_demo, run_demo
+    from lm_env.cli.demo import DemoConfig, resumed_demo, run_demo
 
     options = {
         "model": model,

@@ -65,8 +65,8 @@ def train(
     Prompts are held out, the scores are normalized to mean 0 and standard deviation 1, and the records held out are
     saved in the folder, where `lm-env rm evaluate` finds them.
     """
-    from lm_env.cli.console import say
     from lm_env.cli.trust import fitted_baselines, held_out_sentence
+    from lm_env.runs.console import say
     from lm_env.storage import check_destination
     from reward_models.preferences.reading import read_preferences
     from reward_models.preferences.recipe import Recipe, train_from_preferences

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from agents.sft import supervised_finetune
-from lm_env.cli.console import say
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import add_lora
 from lm_env.models.export import export_language_model
 from lm_env.models.loading import load_model, load_tokenizer
+from lm_env.runs.console import say
 from lm_env.storage import Checkpointing, check_destination, remove_checkpoints, write_folder
 
 __all__ = ["run_sft"]

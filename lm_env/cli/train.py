@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lm_env.cli.console import console, say
 from lm_env.errors import ConfigurationError
 from lm_env.runs.agents import agent_kind, agent_names
 from lm_env.runs.config_files import read_config
+from lm_env.runs.console import console, say
 from lm_env.runs.folder import RunFolder
 from lm_env.runs.options import Option
 from lm_env.runs.settings import RunSettings, TrainSettings, options_of, resumed_settings

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from lm_env.theory.ceilings.best_of_n import BestOfN, best_of_n
-from lm_env.theory.ceilings.estimate import Estimate
-from lm_env.theory.ceilings.particles import Twist, particle_ceiling, run_particles
-from lm_env.theory.ceilings.reference_samples import sample_reference_scores
-from lm_env.theory.ceilings.task_ceiling import enough_reference_scores, task_ceiling
-from lm_env.theory.ceilings.tilting import Ceiling, FrontierPoint, ceiling, frontier, pass_rate_ceiling, upper_bound
+from lm_env.theory.ceilings import (
+    BestOfN,
+    Ceiling,
+    Estimate,
+    FrontierPoint,
+    Twist,
+    best_of_n,
+    ceiling,
+    enough_reference_scores,
+    frontier,
+    particle_ceiling,
+    pass_rate_ceiling,
+    run_particles,
+    sample_reference_scores,
+    task_ceiling,
+    upper_bound,
+)
 from lm_env.theory.check_agent import AgentCheck, check_agent, parse_mdp
 from lm_env.theory.loss import LossBatch, LossCheck, check_loss
 from lm_env.theory.objectives import Objective, fixed_point

@@ -13,7 +13,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from lm_env.cli.console import console
+from lm_env.runs.console import console
 
 __all__ = ["SAMPLES", "SUMMARY", "BeforeAfter", "Curves", "plot_curves", "write_summary"]
 

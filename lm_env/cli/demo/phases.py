@@ -14,7 +14,6 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import reward_models
-from lm_env.cli.console import say
 from lm_env.cli.demo.before_after import Curves
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
@@ -24,6 +23,7 @@ from lm_env.models.loading import load_causal_lm
 from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import raw_scores
 from lm_env.objective.task import Task
+from lm_env.runs.console import say
 from lm_env.runs.folder import RunFolder
 from lm_env.runs.judges import default_prompts
 from lm_env.runs.settings import TrainSettings

@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 
-from lm_env.cli.console import say
 from lm_env.cli.demo.before_after import SAMPLES, SUMMARY, BeforeAfter, plot_curves, write_summary
 from lm_env.cli.demo.phases import (
     REWARD_MODEL,
@@ -46,6 +45,7 @@ from lm_env.cli.demo.phases import (
 from lm_env.errors import CheckpointWriteError, ConfigurationError
 from lm_env.report import write_report
 from lm_env.runs.config_files import read_config, write_config
+from lm_env.runs.console import say
 from lm_env.runs.folder import RunFolder, command_line
 from lm_env.runs.judges import make_judge
 from lm_env.runs.train import train_reserved
