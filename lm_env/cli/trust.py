@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_env.cli.judges import default_prompts, make_judge
+from lm_env.runs.judges import default_prompts, make_judge
 from lm_env.errors import ConfigurationError
 from lm_env.models.loading import load_causal_lm
 from lm_env.objective.task import Task

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from lm_env.cli.judges import make_judge
+from lm_env.runs.judges import make_judge
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from lm_env.cli.judges import make_judge
+from lm_env.runs.judges import make_judge
 from saved_folders import edit_json, files_of, flip
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedTokenizerFast
