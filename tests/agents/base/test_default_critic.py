@@ -55,21 +55,21 @@ def test_an_agent_that_is_loaded_keeps_its_critic(id_task, tmp_path):
     assert agent.policy.reads_trunk
 
 
-@pytest.mark.parametrize(
-    ("reward", "expected"),
-    [
-        (LexiconSentiment(), True),
-        (Length(), True),
-        (Keyword(["a"]), True),
-        (ExactMatch(), False),
-        (unknown, False),
-        (Affine(declared, 2.0), True),
-        (Affine(unknown, 2.0), False),
-        (Clipped(declared, 0.0, 1.0), True),
-        (WeightedSum([(1.0, LexiconSentiment()), (1.0, Length())]), True),
-        (WeightedSum([(1.0, LexiconSentiment()), (1.0, unknown)]), False),
-    ],
-    ids=str,
-)
-def test_rewards_made_of_rewards_read_prefixes_if_all_their_parts_do(reward, expected):
+REWARDS = {
+    "the lexicon": (LexiconSentiment(), True),
+    "a length": (Length(), True),
+    "keywords": (Keyword(["a"]), True),
+    "an exact match": (ExactMatch(), False),
+    "a function": (unknown, False),
+    "scaled, declared": (Affine(declared, 2.0), True),
+    "scaled, a function": (Affine(unknown, 2.0), False),
+    "clipped, declared": (Clipped(declared, 0.0, 1.0), True),
+    "a sum of both kinds": (WeightedSum([(1.0, LexiconSentiment()), (1.0, unknown)]), False),
+    "a sum of such": (WeightedSum([(1.0, LexiconSentiment()), (1.0, Length())]), True),
+}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_rewards_made_of_rewards_read_prefixes_if_all_their_parts_do(name):
+    reward, expected = REWARDS[name]
     assert reads_prefixes(reward) is expected
