@@ -38,9 +38,9 @@ def load_reward(
     if spec == "lexicon":
         return reward_models.LexiconSentiment()
     folder = folder_of(spec)
-    if not folder.is_dir():
+    if not spec or not folder.is_dir():
         module, _, function = spec.rpartition(":")
-        if (module and function.isidentifier()) or spec.endswith(".py"):
+        if not spec or (module and function.isidentifier()) or spec.endswith(".py"):
             return load_function(spec, "prompts, responses, **columns")
     if is_saved_folder(folder):
         for kind in (reward_models.RewardEnsemble, reward_models.RewardModel):

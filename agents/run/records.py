@@ -82,7 +82,8 @@ class RunFiles(RunWriter):
         prompts: list[str] = []
         try:
             with (self.folder / SAMPLES_FILE).open(encoding="utf-8") as file:
-                rows = [json.loads(line) for line, _ in zip(file, range(32), strict=False)]
+                rows = [json.loads(line) for line, _ in zip(file, range(256), strict=False)]
+            rows = [row for row in rows if "log_ratios" in row]  # those of evaluations are of other prompts
             prompts = [str(row["prompt"]) for row in rows if row["timesteps"] == rows[0]["timesteps"]]
         except (OSError, ValueError, KeyError, TypeError):
             return []

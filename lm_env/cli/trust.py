@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from lm_env.runs.judges import default_prompts, make_judge
 from lm_env.errors import ConfigurationError
 from lm_env.models.loading import load_causal_lm
 from lm_env.objective.task import Task
 from lm_env.runs.console import console, say
+from lm_env.runs.judges import default_prompts, make_judge
 from lm_env.storage import is_saved_folder, read_folder
 from reward_models.loading import load_reward
 from reward_models.preferences.reading import read_preferences

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
@@ -24,6 +23,10 @@ from lm_env.runs.task import held_out_prompts, make_env
 from lm_env.storage import write_folder
 
 __all__ = ["TrainedRun", "train", "train_reserved", "train_run"]
+
+
+NEVER = 2**61
+"""More timesteps than any run has."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _callbacks(settings: TrainSettings, env: Any, folder: RunFolder) -> list[Bas
     evaluate = EvaluateTexts(
         list(prompts),
         math.ceil(run.eval_texts / len(prompts)),
-        every=max(every, 1) if run.eval_every != 0 else sys.maxsize,
+        every=max(every, 1) if run.eval_every != 0 else NEVER,
         ceiling=run.eval_ceiling,
         samples=folder.samples,
         seed=run.seed,

@@ -29,7 +29,7 @@ AS_A2C = {"n_epochs": 1, "batch_size": 32, "normalize_advantage": False, "clip_r
 def test_a2c_equals_ppo_with_one_epoch_and_full_batch():
     a2c, ppo = trained(A2C, 100), trained(PPO, 100, **AS_A2C)
     for ours, theirs in zip(a2c, ppo, strict=True):
-        assert (ours - theirs).abs().max() <= 1e-12
+        assert (ours - theirs).abs().max() <= 1e-10  # of 100 updates in float64
     assert (a2c[0] - torch.tensor(T0.reference_logits)).abs().max() > 0.1  # it did learn
 
 

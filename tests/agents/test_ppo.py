@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from agents import PPO, PPOConfig
+from agents.base.actor_critic import VALUE_HEAD_LAMBDA
 from agents.learning.advantages import gae, whiten
 from agents.learning.losses import entropy
 from agents.learning.rollout import Rollout
@@ -126,7 +127,7 @@ def test_micro_batches_change_nothing(make_agent, make_lm, critic):
 def by_hand(policy: nn.Module, rollout: Rollout, config: PPOConfig) -> dict[str, torch.Tensor]:
     """The gradient of one step on the whole rollout: ratio 1, so -A grad log pi + c (V - R) grad V, over N tokens."""
     mask = rollout.mask
-    advantages, returns = gae(rollout.scored.rewards, rollout.values, mask, gamma=config.gamma, lam=config.gae_lambda)
+    advantages, returns = gae(rollout.scored.rewards, rollout.values, mask, gamma=config.gamma, lam=VALUE_HEAD_LAMBDA)
     advantages, total = whiten(advantages, mask), torch.zeros((), dtype=torch.float64)
     policy.zero_grad()
     for row, (p, n) in enumerate(zip(rollout.episodes.prompt_lengths, rollout.episodes.lengths, strict=True)):

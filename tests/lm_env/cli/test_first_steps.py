@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-from lm_env.runs.judges import make_judge
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -16,6 +15,7 @@ from lm_env.cli import app
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, ModelLoadError
 from lm_env.models import base_of
 from lm_env.objective.options import resolve_reward
+from lm_env.runs.judges import make_judge
 from reward_models import LexiconSentiment, RewardModel
 
 ROWS = [{"id": i, "question": "a good", "answer": " film"} for i in range(30)]

@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from lm_env.runs.judges import make_judge
 from saved_folders import edit_json, files_of, flip
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedTokenizerFast
@@ -18,6 +17,7 @@ from typer.testing import CliRunner
 import lm_env
 from lm_env.cli import app, main
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, ModelLoadError, UnsupportedModelError
+from lm_env.runs.judges import make_judge
 from reward_models import (
     Preference,
     Recipe,
