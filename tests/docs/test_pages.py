@@ -182,12 +182,6 @@ def check_pip(arguments: list[str]) -> None:
     for word in arguments:
         for names in re.findall(r"^(?:\.|lm-env)\[([\w,-]+)\]$", word):
             assert set(names.split(",")) <= extras().keys(), f"no extra {names}"
-
-
-def extras() -> dict[str, list[str]]:
-    """The project's own, by name."""
-    found = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    return dict(found)
         if word.endswith(".txt"):
             assert (REPOSITORY / word).is_file()
 
@@ -215,3 +209,9 @@ def test_links_between_the_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def extras() -> dict[str, list[str]]:
+    """The project's own, by name."""
+    found = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return dict(found)
