@@ -63,9 +63,10 @@ def lm_env(*words: object) -> subprocess.Popen:
 
 
 def stop_after(process: subprocess.Popen, log: Path, rollouts: int, number: signal.Signals) -> int:
-    """Send a signal once the log has so many rollouts; returns the exit status."""
+    """Send a signal once the log has so many more rollouts; returns the exit status."""
+    begun_with = _rollouts(log)
     while process.poll() is None:
-        if _rollouts(log) >= rollouts:
+        if _rollouts(log) >= begun_with + rollouts:
             process.send_signal(number)
             return process.wait()
         try:
@@ -100,7 +101,7 @@ def day(model: str, out: Path, seed: int, *, timesteps: int, epochs: int, episod
     flags = as_flags({**task, **agent, **length, "seed": seed})
     log = run.path / "progress.csv"
     first = stop_after(lm_env("train", *flags, "--out", run.path), log, 2, signal.SIGTERM)
-    second = stop_after(lm_env("train", "--out", run.path, "--resume"), log, 4, signal.SIGINT)
+    second = stop_after(lm_env("train", "--out", run.path, "--resume"), log, 2, signal.SIGINT)
     assert first == second == STOPPED, (first, second)
     assert lm_env("train", "--out", run.path, "--resume").wait() == 0
     check_files(base, run)

@@ -37,10 +37,14 @@ SHELL = [block for block in BLOCKS if block.language in ("", "sh", "bash", "cons
 TREE = "lm_env/     "  # the first line of the README's tree, which tests/test_house.py reads
 
 SHORTER = [
-    (r"\blearn\([\d_]+\)", "learn(60)"),
+    (r"\blearn\([\d_]+", "learn(60"),
     (r"\bPPO\(env, verbose=1\)", "PPO(env, verbose=1, rollout_episodes=4, slots=4, batch_size=4)"),
     (r"\bnum_envs=32\b", "num_envs=2"),
     (r"\bn_steps=64\b", "n_steps=8, batch_size=16"),
+    (r"\btimesteps=50_000\b", "timesteps=60, rollout_episodes=4, eval_texts=4"),
+    (r"\bRLOO\(\"lm_env/Sentiment-v0\", ", 'RLOO("lm_env/Sentiment-v0", rollout_episodes=4, batch_size=4, '),
+    (r"\bPPO\(\"lm_env/Sentiment-v0\", log_dir", 'PPO("lm_env/Sentiment-v0", rollout_episodes=4, log_dir'),
+    (r"openings\(\"test\"\)", 'openings("test")[:2]'),
     (r"\bcompile=True\b", "compile=False"),
     (r"\bload_reward\(\"runs/rm\"\)", 'load_reward("lexicon")'),
     (r"\bparticles=16, runs=4\b", "particles=4, runs=2"),

@@ -19,9 +19,9 @@ def test_the_reward_checks_the_sum(tmp_path):
 
 @pytest.mark.slow
 def test_the_day_in_its_short_form(tmp_path, model_folder, monkeypatch):
-    found = own_task.day(model_folder, tmp_path / "day", 0, timesteps=1200, epochs=1, episodes=32, held_out=0.2)
+    found = own_task.day(model_folder, tmp_path / "day", 0, timesteps=6000, epochs=1, episodes=32, held_out=0.2)
     run = RunFolder(tmp_path / "day" / "run")
-    assert found[0]["timesteps"] == 0 and found[-1]["timesteps"] >= 1200 and found[-1]["kl"] > 0
+    assert found[0]["timesteps"] == 0 and found[-1]["timesteps"] >= 6000 and found[-1]["kl"] > 0
     steps = [float(row["time/total_timesteps"]) for row in run.log_rows() if row["rollout/score"]]
     assert steps == sorted(set(steps)), "each rollout is in the log once, though the run was stopped twice"
     assert run.config.read_text().count("command:") == 3
