@@ -159,8 +159,6 @@ def plot(runs: dict[str, list[Record]], possible: Record, path: Path) -> None:
         left.plot(tokens / 1000, lines.mean(0), color=color, label=name)
         left.fill_between(tokens / 1000, lines.min(0), lines.max(0), color=color, alpha=0.15, linewidth=0)
         right.scatter([r["kl"] for r in records], [r["score"] for r in records], color=color, s=22)
-        mean = [statistics.mean(r[key] for r in records) for key in ("kl", "score")]
-        right.annotate(name, mean, color=color, fontsize=8, xytext=(7, -3), textcoords="offset points")
     points = sorted([[0.0, possible["J_ref"]], *possible["frontier"]])
     right.plot([p[0] for p in points], [p[1] for p in points], color="0.25", linewidth=1.6)
     right.annotate("what can be had", points[-2], color="0.25", xytext=(-30, 8), textcoords="offset points")
@@ -178,7 +176,7 @@ def plot(runs: dict[str, list[Record]], possible: Record, path: Path) -> None:
     right.set(
         xlabel="KL to the supervised model, nats per response",
         ylabel="score on held-out openings, -1 to 1",
-        title="score over KL",
+        title="score over KL, in the same colors",
     )
     left.legend(frameon=False, fontsize=8)
     for axes in (left, right):
