@@ -32,9 +32,10 @@ from lm_env.validation import check_numbers
 __all__ = ["ActorCritic", "ActorCriticConfig", "Targets"]
 
 VALUE_HEAD_LAMBDA = 0.95
-"""Schulman et al. 2017 (arXiv:1707.06347)."""
+"""Default lambda of GAE with a value head, from Schulman et al. 2017 (arXiv:1707.06347)."""
 SCORE_CRITIC_LAMBDA = 0.7
-"""Such a critic is good from the first rollout on, so less of the noisy return is needed; docs/agents.md."""
+"""Default lambda of GAE with a `ScoreCritic`: it is accurate from the first rollout on, so less of the noisy return is
+needed."""
 
 
 @explained
@@ -45,13 +46,13 @@ class ActorCriticConfig(AgentConfig):
     gamma: float = 1.0
     """Discount; below 1 the agent no longer maximizes E[score] - beta KL."""
     gae_lambda: float | None = None
-    """1 takes the whole return to come, lower values lean on the critic; None: .7 with a score critic, else .95."""
+    """1 uses the whole return, lower values rely more on the critic; None: .7 with `critic="score"`, else .95."""
     vf_coef: float = 0.1
     """Weight of the value loss beside the policy's."""
     ent_coef: float = 0.0
     """Weight of an entropy bonus; above 0 it moves the optimum."""
     normalize_advantage: bool = True
-    """Bring the advantages of a rollout to mean 0 and standard deviation 1."""
+    """Scale the advantages of a rollout to mean 0 and standard deviation 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,12 +64,12 @@ class ActorCriticConfig(AgentConfig):
 
 @dataclass(frozen=True)
 class Targets:
-    """What a rollout says that the policy and the critic should have done."""
+    """What the policy and the critic are trained towards by one rollout."""
 
     advantages: np.ndarray
-    """float64 (B, T): how much better each token was than the critic expected; perhaps normalized."""
+    """float64 (B, T): by how much each token was better than the critic expected; whitened if the config says so."""
     returns: np.ndarray
-    """float64 (B, T): what the critic should have said before each token."""
+    """float64 (B, T): the target of the critic's value before each token."""
     metrics: dict[str, float]
     """`explained_variance` of the critic, and `advantage_std` before normalization."""
 
@@ -77,9 +78,9 @@ class ActorCritic(BatchedAgent):
     """A policy with a value function; an algorithm's own file has its loss and its update.
 
     Args:
-        critic: see `BatchedAgent`; or `"score"`: no network, but a regression on the score of the text so
-            far (`ScoreCritic`).  Default: `"score"` where the reward function declares that it can be asked about
-            unfinished texts (`reads_prefixes`, as the lexicon and the rules do), else `"shared"`.
+        critic: see `BatchedAgent`; or `"score"`: no network, but a regression on the score of the unfinished text
+            (`ScoreCritic`).  Default: `"score"` if the reward function declares that it can be called on unfinished
+            texts (`reads_prefixes`, as the lexicon and the rules do), else `"shared"`.
     """
 
     Config: ClassVar[type[AgentConfig]] = ActorCriticConfig

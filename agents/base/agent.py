@@ -1,6 +1,6 @@
 """BatchedAgent: the loop of `learn` -- roll out, update, log -- that every trained agent here shares.
 
-The manner is stable-baselines3's: `Agent(env, ...).learn(total_timesteps)`, `.predict()`, `.save()`,
+The interface follows stable-baselines3: `Agent(env, ...).learn(total_timesteps)`, `.predict()`, `.save()`,
 `.load()`, its logger and its callbacks.  An agent's own file holds its config and its `update`.
 A timestep is one generated token.
 """
@@ -52,16 +52,17 @@ class BatchedAgent(PolicyAgent, ABC):
             gives the model, the prompts, the reward and the KL controller.
         critic: what the values are read from: `"shared"` (the LM's own trunk), `"separate"` (a copy of
             it), a `RewardModel` (a copy of its trunk; V starts as its score, so pass the reward model that
-            the environment uses), or `"none"`, the default of agents that need no values.
-        decoding: how texts are written: in bfloat16, by a compiled step, ...; see `Decoding`.  It is not saved: give
+            the environment uses), or `"none"`, the default of agents that need no values.  `ActorCritic` also takes
+            `"score"`.
+        decoding: how texts are sampled: in bfloat16, with a compiled step, ...; see `Decoding`.  It is not saved: pass
             it to `load` again.
         verbose: 1 prints the log as a table after each rollout.
-        log_dir: also write progress.csv, sample texts, early warnings and a page to look at there, and
-            TensorBoard files where it is installed; docs/looking.md.
-        log_to: trackers that get the log as well: "wandb", "mlflow", or a list of names and of writers.
-        on_reward_error: what happens in a rollout when the reward function raises, hangs, or returns what are no
-            scores: `"raise"` ends the training; `"retry"` asks three times, with pauses, and then raises;
-            `"skip"` leaves the texts at which it fails out of the update and counts them in the log.
+        log_dir: a folder for progress.csv, sample texts, early warnings, a page of the run, and TensorBoard files if it
+            is installed; docs/looking.md describes them.
+        log_to: trackers that get the log as well: "wandb", "mlflow", or a list of such names and of writers.
+        on_reward_error: what happens in a rollout when the reward function raises, hangs, or returns something that is
+            no list of finite scores: `"raise"` ends the training; `"retry"` calls it up to three times, with pauses,
+            and then raises; `"skip"` leaves the texts for which it fails out of the update and counts them in the log.
         reward_deadline: seconds that a call of the reward function may take; see `lm_env.PatientReward`.
         options: the fields of the agent's config.
     """
@@ -116,13 +117,13 @@ class BatchedAgent(PolicyAgent, ABC):
             reset_num_timesteps: with False, `num_timesteps` keeps counting, and the learning-rate schedule
                 reaches 0 at the old count plus `total_timesteps`.
             checkpoint: save the run in a folder as it goes, at its end, and when Ctrl-C or SIGTERM ends it.
-            resume: go on from the newest checkpoint in that folder.  `total_timesteps` is then that of the
-                whole run, and the agent is made as it was for the run; a warning names damaged checkpoints
-                that are passed over, and with none there the run starts from the beginning.
+            resume: continue from the newest checkpoint in that folder; without one, start from the beginning.
+                `total_timesteps` then counts the whole run, and the agent must have been made with the same options
+                as for the first part.  A warning names damaged checkpoints, which are skipped.
 
         Raises:
             NonFiniteError: a loss or gradient was NaN or infinite; docs/agents.md says how to continue.
-            RewardError: the reward function failed; nothing of this rollout has been learned.
+            RewardError: the reward function failed; there was no update from this rollout.
             CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `open_run`.
         """
         check_number("total_timesteps", total_timesteps, low=0)
@@ -162,14 +163,14 @@ class BatchedAgent(PolicyAgent, ABC):
                     if not goes_on:
                         break
                     run.save_if_due()
-        callbacks.on_training_end()  # not where a signal has stopped the run, which is to go on
+        callbacks.on_training_end()  # not reached if a signal stopped the run, because it will be resumed
         self.recorder.end(self.logger, self.task)
         return self
 
     def collect_rollout(self) -> Rollout:
         """Sample and score `rollout_episodes` episodes, and give their mean KL to the KL controller.
 
-        Episodes whose score could not be had are left out; there may be none left.
+        Episodes for which the reward function failed are left out; the rollout may then be empty.
         """
         sampling = Sampling(self.randomness.sampling)
         rollout = collect(self.backend, self.policy, self.task, self.draw_prompts(), sampling, self.reward)
@@ -183,10 +184,10 @@ class BatchedAgent(PolicyAgent, ABC):
         return rollout
 
     def usable(self, scored: np.ndarray) -> np.ndarray:
-        """Which episodes of a rollout are learned from, bool (B,).
+        """Which episodes of a rollout are used for the update, bool (B,).
 
         Args:
-            scored: bool (B,), those whose score could be had.
+            scored: bool (B,), True for episodes whose score is known.
         """
         return scored
 
@@ -218,14 +219,14 @@ class BatchedAgent(PolicyAgent, ABC):
         errors, self.reward.errors = self.reward.errors, 0
         return {"rollout/skipped": self.config.rollout_episodes - len(rollout), "rollout/reward_errors": errors}
 
-    # -- a run that is saved and gone on with ---------------------------------------------------------
+    # -- saving and resuming a run --------------------------------------------------------------------
     def write_run(self, path: Path, run: dict[str, Any]) -> Path:
         """`save`, with the state of the run (JSON) beside the agent's; `load` reads it as well."""
         checkpoint = self.state()
         return self.write(path, replace(checkpoint, settings={**checkpoint.settings, "run": run}))
 
     def read_run(self, path: Path) -> Checkpoint:
-        """The checkpoint of a run that this agent can go on with; nothing is changed yet.
+        """Read a checkpoint and check that this agent can resume the run from it; the agent is not changed yet.
 
         Raises:
             CheckpointCorruptError: it is damaged.

@@ -1,10 +1,10 @@
-"""What `learn` does so that nothing is lost: checkpoints on the way, an end by signal, and going on from there.
+"""Checkpoints during `learn`, a clean stop on a signal, and resuming from the newest checkpoint.
 
     agent.learn(1_000_000, checkpoint=Checkpointing("runs/a", every=50_000, keep=3), resume=True)
 
-A checkpoint is what `agent.save` writes, with the state of the run beside it, so that `load` reads it
-too.  A resumed run ends with the same weights, to the last bit, as one that was never stopped (on the
-CPU, with the same number of threads), and with the same log.
+A checkpoint is what `agent.save` writes plus the state of the run, so `load` reads it too.  A resumed run ends with the
+same weights, to the last bit, as one that was never stopped (on the CPU, with the same number of threads), and with the
+same log.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Checkpointing", "Resumable", "TrainingRun", "open_run"]
 
 
 class Resumable(Protocol):
-    """What a run asks of its agent."""
+    """What an agent must provide so that its run can be resumed."""
 
     num_timesteps: int
     num_rollouts: int
@@ -42,10 +42,10 @@ class Resumable(Protocol):
         """Save the agent, with the state of its run (JSON)."""
 
     def read_run(self, path: Path) -> Checkpoint:
-        """The checkpoint at `path`, which is of this agent, with these options and this task."""
+        """The checkpoint at `path`; an error if it is of another agent, or has other options or another task."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take its state back."""
+        """Set the agent to the state in the checkpoint."""
 
     def saved_bytes(self) -> int:
         """About how large a checkpoint will be."""
@@ -55,8 +55,9 @@ class TrainingRun:
     """One call of `learn`: where it ends, whether it is to stop, and its checkpoints.
 
     Args:
-        total_timesteps: from `start` on.
-        folder: None: no checkpoints.
+        total_timesteps: tokens, counted from `start`.
+        folder: where the checkpoints go; None for no checkpoints.
+        stop: notes SIGINT and SIGTERM; None if these keep their usual effect.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class TrainingRun:
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is another rollout to make: the end is not reached, and no signal has come."""
+        """Whether to make another rollout: the end is not reached, and no signal has come."""
         return self._agent.num_timesteps < self.end and (self._stop is None or self._stop.received is None)
 
     def save_if_due(self) -> None:
@@ -90,7 +91,7 @@ class TrainingRun:
             self._save(self._folder)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that can be read; with none there, from the beginning."""
+        """Restore the newest checkpoint that can be read; if there is none, leave the agent as it is."""
         assert self._folder is not None
         found = self._folder.newest(self._read)
         if found is None:
@@ -108,7 +109,7 @@ class TrainingRun:
         self._folder.begin(self._agent.num_timesteps)
 
     def finish(self) -> None:
-        """Save what the last checkpoint lacks.
+        """Make the last checkpoint, unless the newest one already holds the present state.
 
         Raises:
             TrainingInterrupted: a signal has come.
@@ -127,7 +128,7 @@ class TrainingRun:
             )
 
     def _read(self, path: Path) -> Checkpoint:
-        """The checkpoint at `path`, once it is known to hold a run."""
+        """The checkpoint at `path`, after checking that it holds the state of a run."""
         checkpoint = self._agent.read_run(path)
         run = checkpoint.settings.get("run")
         names = {"start": int, "callbacks": list, "early_warning": dict, "random": dict}
@@ -156,13 +157,13 @@ def open_run(
     checkpoint: Checkpointing | None,
     resume: bool,
 ) -> Iterator[TrainingRun]:
-    """A call of `learn`: inside, checkpoints can be made and signals wait; at the end what is left is saved.
+    """The context of one call of `learn`: inside, signals only set a flag; at the end the last checkpoint is made.
 
     Raises:
         ConfigurationError: `resume` without `checkpoint`, or the folder holds another run's checkpoints.
         CheckpointMismatchError: the newest checkpoint is of another agent, task or options.
         CheckpointWriteError: the folder cannot be written or has no room; found before the first rollout.
-        RunLockedError: another run has the folder.
+        RunLockedError: another run writes to the folder.
         TrainingInterrupted: SIGINT or SIGTERM has come, and all is saved.
     """
     if checkpoint is None:
@@ -191,7 +192,7 @@ def _begin_log(agent: Resumable) -> None:
 
 
 def _reward_state(reward: Any) -> Any:
-    """What a reward function with a `state_dict` (of JSON) and a `load_state_dict` has in it; None for any other."""
+    """The `state_dict` of a reward function, if it is JSON and there is a `load_state_dict`; else None."""
     if not (callable(getattr(reward, "state_dict", None)) and callable(getattr(reward, "load_state_dict", None))):
         return None
     state = reward.state_dict()

@@ -1,8 +1,8 @@
 """Evaluation: what an agent's texts score, how far from the reference they are, and what share of the optimum that is.
 
 `agent.evaluate(prompts)` measures once; the callback `EvaluateTexts` measures every so often during a training.
-Each text is drawn with uniform numbers of its own, which depend on the seed alone.  So two evaluations differ by
-the weights and not by luck, and no stream of randomness of the training moves.
+Each text is sampled with uniform random numbers of its own, which depend on the seed alone.  So differences between two
+evaluations are due to the weights, and none of the training's random generators is used.
 
 Shapes: P prompts, n texts per prompt, B = P n texts, T response tokens.
 """
@@ -30,27 +30,27 @@ from lm_env.validation import check_integer, check_number
 __all__ = ["Evaluation", "choose_texts", "evaluate_texts", "summarize", "write_samples"]
 
 TEXTS = 256
-"""Texts of an evaluation that nothing is said about: 256 prompts at most, each as often as it takes."""
+"""Texts of an evaluation by default: at most 256 prompts, and as many texts per prompt as make at least 256."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What an agent does on P prompts; errors are over prompts, or over the texts where there is a single prompt.
+    """The measurements of an agent on P prompts; standard errors are over prompts, or over texts for a single prompt.
 
-    Scores are in their own unit, KL in nats per response unless said otherwise.
+    Scores and J are in the unit of the reward function, KL in nats per response unless another unit is named.
     """
 
     beta: float
     """Weight of the KL in J, score per nat."""
     prompts: int
     texts: int
-    """In all; the same number for each prompt."""
+    """The number of texts in all; it is the same for each prompt."""
     score: Estimate
     kl: Estimate
     """The KL to the reference, its next-token distributions summed exactly over the vocabulary."""
     kl_per_token: Estimate
     J: Estimate
-    """score - beta KL, what agents are to maximize."""
+    """score - beta KL, the objective that agents maximize."""
     perplexity: Estimate
     """Of the texts under the reference at temperature 1."""
     length: Estimate
@@ -58,7 +58,7 @@ class Evaluation:
     ended: Estimate
     """Share of the texts that an EOS or a stop string ended."""
     attained: Estimate | None
-    """(J - J_ref) / (J* - J_ref), where a ceiling was given."""
+    """(J - J_ref) / (J* - J_ref); None if no ceiling was given."""
     J_by_prompt: np.ndarray
     """float (P,): `Ceiling.attained` takes it."""
     samples: list[dict[str, Any]]
@@ -107,17 +107,17 @@ def evaluate_texts(
     seed: int = 0,
     ceiling: Ceiling | None = None,
 ) -> Evaluation:
-    """Let a backend write to prompts, and measure the texts; nothing of the task changes.
+    """Sample responses to prompts with a backend, and measure them; the task is not changed.
 
     Args:
-        backend: writes with the task's own model.
-        prompts: anything that `lm_env.load_prompts` takes; None: the first ones of the task's own.
-        n: texts per prompt; None: as many as make at least `TEXTS` in all.
-        seed: of the uniform numbers that the texts are drawn with.
-        ceiling: of the same prompts, see `lm_env.theory.ceilings.task_ceiling`; its beta is then that of J.
+        backend: samples from the task's own model.
+        prompts: anything that `lm_env.load_prompts` takes; None: the first 256 of the task's own.
+        n: texts per prompt; None: as many as make at least 256 in all.
+        seed: of the uniform random numbers that the texts are sampled with.
+        ceiling: that of the same prompts, see `lm_env.theory.ceilings.task_ceiling`; J is then computed with its beta.
 
     Raises:
-        ConfigurationError: n or the seed cannot work, or the ceiling is that of other prompts.
+        ConfigurationError: n or the seed is out of range, or the ceiling has another number of prompts.
         InvalidPromptError: see `lm_env.load_prompts`.
         RewardError, RewardValueError: the reward function failed.
     """
@@ -171,8 +171,9 @@ def summarize(
     """Means and errors of measured texts.
 
     Args:
-        episodes: B = P n, those of one prompt side by side.
-        scores, kl, surprise, ended: (B,); KL and surprise in nats per response.
+        episodes: B = P n of them, those of one prompt in consecutive rows.
+        scores, kl, surprise, ended: (B,).  KL and surprise, the sum of -log pi_ref over the response at temperature
+            1, are in nats per response; `ended` is True where an EOS or a stop string ended the text.
     """
     beta = check_number("beta", task.kl.beta if ceiling is None else ceiling.beta, low=0.0)
     J = scores - beta * kl if beta else scores
@@ -210,7 +211,7 @@ def summarize(
 
 
 def write_samples(path: Path, samples: Sequence[dict[str, Any]], timesteps: int) -> None:
-    """Add rows of `Evaluation.samples` to a file of JSON lines, each with the timesteps before it.
+    """Add rows of `Evaluation.samples` to a file of JSON lines, each with `timesteps`, the tokens trained on before.
 
     Raises:
         OSError: the file cannot be written.

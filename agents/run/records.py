@@ -1,6 +1,6 @@
 """What a run keeps besides its table of numbers: its settings, sample texts, early warnings, and a page to look at.
 
-Every output of the logger that is a `RunWriter` gets them; TensorBoard gets settings and texts as text.
+Every output of the logger that is a `RunWriter` gets them; TensorBoard gets settings, texts and warnings as text.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 
 class RunWriter(KVWriter):
-    """An output of the logger that also takes what is not a number; a subclass overrides what it has a place for."""
+    """An output of the logger that also takes settings, texts and warnings; a subclass overrides what it can store."""
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Take a row of the table of numbers."""
 
     def write_settings(self, settings: dict[str, Any]) -> None:
-        """Take what the run was started with, as JSON; called once by each process that trains."""
+        """Take the options of the run, as JSON; called once by each process that trains."""
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Take texts of one rollout."""
@@ -43,20 +43,20 @@ class RunWriter(KVWriter):
         """Take one early warning."""
 
     def watched_prompts(self) -> list[str]:
-        """The prompts whose texts were written first, where a run is gone on with."""
+        """The prompts of the first rollout, if a run is resumed; their texts are shown again whenever they recur."""
         return []
 
     def end(self) -> None:
         """The training is over, for now."""
 
     def close(self) -> None:
-        """Let go of whatever is held."""
+        """Close files and connections."""
 
 
 class RunFiles(RunWriter):
     """run.json, samples.jsonl and warnings.jsonl beside progress.csv, and report.html at the end.
 
-    A run that is gone on with adds to what is there.  The lock of progress.csv guards the folder.
+    A resumed run appends to the files.  The lock of progress.csv keeps other writers out of the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,7 +78,7 @@ class RunFiles(RunWriter):
         self._add(WARNINGS_FILE, [{"timesteps": timesteps, "warning": text}])
 
     def watched_prompts(self) -> list[str]:
-        """The prompts of the first rollout in samples.jsonl; none where the file is not one of ours."""
+        """The prompts of the first rollout in samples.jsonl; none if the file has another format."""
         prompts: list[str] = []
         try:
             with (self.folder / SAMPLES_FILE).open(encoding="utf-8") as file:
@@ -90,7 +90,7 @@ class RunFiles(RunWriter):
         return prompts
 
     def rewind(self, step: int) -> None:
-        """Take back the texts and warnings that come after `step` timesteps, for a run that goes on from there."""
+        """Remove the texts and warnings after `step` timesteps, for a run that is resumed from there."""
         for name in (SAMPLES_FILE, WARNINGS_FILE):
             path = self.folder / name
             if path.exists():
@@ -119,14 +119,14 @@ class RunFiles(RunWriter):
 
 
 class Recorder:
-    """Decides when settings, texts and warnings of a training go to the outputs of its logger."""
+    """Sends the settings, texts and warnings of a training to the outputs of its logger."""
 
     def __init__(self) -> None:
         self._chooser: SampleChooser | None = None
         self._waiting: tuple[Rollout, int] | None = None
 
     def begin(self, logger: Logger, settings: dict[str, Any]) -> None:
-        """A training begins, or goes on."""
+        """A training starts or is resumed: send its settings."""
         writers = _writers(logger)
         for writer in writers:
             writer.write_settings(settings)
@@ -138,7 +138,7 @@ class Recorder:
                 board.writer.add_text("settings", text, 0)
 
     def rollout(self, logger: Logger, task: Task, rollout: Rollout, timesteps: int, number: int) -> None:
-        """A rollout has been learned from.
+        """A rollout and its update are done: send its texts if it is time to.
 
         Args:
             timesteps: tokens generated before it.
@@ -149,7 +149,7 @@ class Recorder:
             self._write_samples(logger, task)
 
     def warn(self, logger: Logger, timesteps: int, text: str) -> None:
-        """An early warning was given."""
+        """Send an early warning."""
         for writer in _writers(logger):
             writer.write_warning(timesteps, text)
         for board in _boards(logger):
@@ -163,7 +163,7 @@ class Recorder:
 
     @contextmanager
     def kept_on_failure(self, logger: Logger, task: Task) -> Iterator[None]:
-        """If a training is interrupted or fails inside, its last texts and its pages are written all the same."""
+        """If the training inside is interrupted or fails, its last texts and its page are still written."""
         try:
             yield
         except BaseException:
@@ -186,7 +186,7 @@ class Recorder:
 
 
 class _told:
-    """What cannot be written to the folder becomes a CheckpointWriteError that names it."""
+    """Turns an OSError inside into a CheckpointWriteError that names the folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -210,9 +210,9 @@ def _boards(logger: Logger) -> list[TensorBoardOutputFormat]:
 
 
 def _is_beyond(line: bytes, step: int) -> bool:
-    """Whether a line will be written again by a run that goes on from `step`.
+    """Whether a run that is resumed from `step` will write this line again.
 
-    A text of a rollout is noted at the timesteps before the rollout, a text of an evaluation at those after it.
+    A text of a rollout has the timesteps before the rollout, a text of an evaluation those at the evaluation.
     """
     try:
         row = json.loads(line)

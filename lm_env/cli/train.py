@@ -43,7 +43,7 @@ MEASURED = {
 Out = Annotated[Path, typer.Option(help="The folder of the run; it must not hold another one.")]
 Config = Annotated[
     Path | None,
-    typer.Option(help="A .yaml or .toml file of the options below, without their dashes; flags stand before it."),
+    typer.Option(help="A .yaml or .toml file of the options below, without their dashes; flags override it."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; begin it if there is none.")]
 AsTable = Annotated[bool, typer.Option("--table", help="Print the log as a table after each rollout.")]
@@ -169,7 +169,7 @@ def _what_next(run: TrainedRun) -> Iterator[str]:
 def _panels(agent: str) -> dict[str, dict[str, Option]]:
     """The options by the heading under which `--help` shows them."""
     run = options_of("run")
-    run["agent"] = _described(run["agent"], f"What learns: {', '.join(agent_names())}. Each has options of its own.")
+    run["agent"] = _described(run["agent"], f"The agent: {', '.join(agent_names())}. Each has options of its own.")
     kind = agent_kind(agent)
     title = f"Options of {agent} (--agent NAME --help shows another's)"
     return {"Run": run, "Task": options_of("task"), "LoRA": options_of("lora"), title: dict(kind.options)}

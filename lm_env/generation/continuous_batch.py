@@ -1,13 +1,14 @@
-"""ContinuousBatch: the texts of one call under way, and the arrays of the host that they are written to.
+"""ContinuousBatch: the unfinished texts of one call of `generate`, and the host's arrays that hold the results.
 
-The prompts are fixed beforehand and every one of them is carried through to its end; a free slot
+The prompts are fixed beforehand and the text of each is sampled to its end; a free slot
 takes the next prompt.  (Taking the first n texts to finish would favor short ones.)  Each generated token costs one
-one-token forward; the logprobs of sampling, and with a shared trunk the values, are kept and
-never computed again.
+one-token forward; the logprobs of sampling, and with a shared trunk the values, are kept, so
+that collecting a rollout needs no further forward for them.
 
-The host reads the tokens once every few steps.  There it sees which texts have ended, throws away what was written
-past an end, and gives free slots the next prompts.  The numbers that pick the tokens of a text are drawn when it
-begins, in the order of the prompts.  So a text depends neither on how often the host looks nor on the slots.
+The host reads the tokens once every few steps.  It then finds the texts that have ended, discards what was sampled
+past an end, and gives free slots the next prompts.  The uniform random numbers that choose the tokens of a text are
+drawn when it begins, in the order of the prompts.  So a text depends neither on how often the host reads nor on the
+slots.
 
 Shapes: B episodes, S slots, T response tokens.
 """
@@ -30,10 +31,11 @@ __all__ = ["ContinuousBatch"]
 
 
 class ContinuousBatch:
-    """B texts by way of S slots.
+    """Samples B texts in S slots.
 
     Args:
-        look_every: tokens of each slot that are written before the host reads them; 1 if the task masks tokens.
+        slots: S.
+        look_every: tokens of each slot that are sampled before the host reads them; must be 1 if the task masks tokens.
     """
 
     def __init__(
@@ -62,12 +64,12 @@ class ContinuousBatch:
         self.enough_to_refill = max(1, slots // 8)
 
     def busy(self) -> bool:
-        """Whether any text is still to be begun or to be ended."""
+        """Whether any text is unfinished or not yet started."""
         return self.upcoming < len(self.prompts) or bool((self.episode_in >= 0).any())
 
     @property
     def ended(self) -> int:
-        """How many texts are known to have come to their end."""
+        """How many texts the host knows to have ended."""
         return self.upcoming - int((self.episode_in >= 0).sum())
 
     def refill(self) -> None:
@@ -86,7 +88,7 @@ class ContinuousBatch:
         self._keep(self.writer.start(free, ids, self.lengths[rows], self._uniforms(rows), self._allowed(rows)))
 
     def advance(self) -> None:
-        """Write one token of every text that is under way and short of the cap."""
+        """Sample one token of every unfinished text that is shorter than the length cap."""
         slots = np.flatnonzero((self.episode_in >= 0) & (self.drawn < self.task.max_new_tokens))
         if len(slots):
             self._keep(self.writer.step(slots, self._allowed(self.episode_in[slots])))
@@ -108,7 +110,7 @@ class ContinuousBatch:
         self._drop_free_slots()
 
     def episodes(self) -> Episodes:
-        """All the texts, once none is under way."""
+        """All the texts, once `busy` is False."""
         longest = int((self.lengths - self.prompt_lengths).max())
         width = int(self.lengths.max())
         return Episodes(
@@ -155,7 +157,7 @@ class ContinuousBatch:
             self.drawn = self.drawn[slots]
 
     def _uniforms(self, rows: np.ndarray) -> np.ndarray | None:
-        """The numbers that pick all tokens of the next texts, float32 (k, T), given or drawn text after text."""
+        """The uniform numbers that choose all tokens of the next k texts, float32 (k, T), given or newly drawn."""
         if self.sampling.deterministic:
             return None
         if self.sampling.uniforms is not None:

@@ -25,23 +25,23 @@ from lm_env.progress import Progress
 
 __all__ = ["LocalBackend"]
 
-# Tokens of each slot that an accelerator writes before the host reads them: each look makes the host wait for it.
+# The default of `Decoding.look_every` on an accelerator, where each read makes the host wait for the device.
 LOOK_EVERY = 8
 
 
 class LocalBackend:
     """A `GenerationBackend` in this process: the task's own model, with a KV cache of `slots` rows.
 
-    From the first token to the last nothing leaves the device; the host reads the tokens once every few
-    steps.  On CUDA the step is captured as a graph, which is kept with its KV cache until the next call, or until
-    `release`.  A model whose step needs the host is run as it is, see `why_no_static_step`.
+    All tensors of the decoding stay on the device; the host reads the tokens once every few steps.  On CUDA the
+    step is captured as a CUDA graph, which is kept with its KV cache for the next call, until `release`.  A model whose
+    step cannot be captured is run step by step, see `why_no_static_step`.
 
     Args:
-        task: where a text ends, which tokens may come next, the temperature.
-        slots: texts under way at a time.
-        model: the causal LM that writes; default: the task's.
-        value_of: maps the hidden states under the logits to values, which are then kept along.
-        decoding: in which precision, compiled or not, and how often the host looks.
+        task: says where a text ends, which tokens may come next, and the temperature.
+        slots: the most texts that are decoded at a time.
+        model: the causal LM that is sampled from; default: the task's.
+        value_of: maps the last hidden states (k, D) to values (k,), which are then returned with the texts.
+        decoding: the precision, whether the step is compiled, and how often the host reads the tokens.
 
     Raises:
         ConfigurationError: bf16 is asked of a quantized model.
@@ -90,11 +90,11 @@ class LocalBackend:
         return Generation(batch.episodes(), batch.values_before(), self._version, self._rounded is not None)
 
     def release(self) -> None:
-        """Give back the memory that is kept between two calls: the KV cache and the captured steps."""
+        """Free the memory that is kept between two calls: the KV cache and the captured steps."""
         self._kept = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Without what is kept: captured steps cannot be copied."""
+        """Leave out the static writer: captured steps cannot be copied."""
         return {**self.__dict__, "_kept": None}
 
     def _run(
@@ -134,7 +134,7 @@ class LocalBackend:
         return ContinuousBatch(task, prompts, sampling, writer, slots, look_every)
 
     def _static_writer(self, model: nn.Module, width: int, device: torch.device) -> StaticWriter | None:
-        """The one that is kept, or a new one; None where it is not wanted, or not right for the task or the model."""
+        """The kept static writer, or a new one; None if not asked for, or not possible for the task or model."""
         task = self.task
         if not (device.type == "cuda" or self.decoding.compile) or task.action_mask is not None:
             return None
@@ -153,7 +153,7 @@ class LocalBackend:
 
 
 def _places(model: nn.Module) -> tuple[object, ...]:
-    """What a captured step refers to: where the weights are, and which adapters are in use."""
+    """Everything that a captured step depends on: the addresses of the weights, and which adapters are in use."""
     modules = list(model.modules())
     tensors = [*model.parameters(), *model.buffers()]
     implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)

@@ -1,12 +1,12 @@
-"""StaticWriter: a writer whose step is the same operations on the same memory every time.
+"""StaticWriter: a writer whose step runs the same operations on the same memory every time, as CUDA graphs require.
 
-All that a step needs is in tensors of fixed size on the model's device: the KV cache, the last tokens, the
-positions, the random numbers and how many of them are used up.  So a step asks the host for nothing.  On CUDA it
-is captured as a graph, one for each size of batch and of attention, and replayed by one call; with `compiled`,
-torch.compile makes it first.
+All inputs of a step are in tensors of fixed size on the model's device: the KV cache, the last tokens, the positions,
+the random numbers and how many of them are used.  So a step needs nothing from the host.  On CUDA it is captured as a
+CUDA graph, one for each number of slots and number of keys, and replayed by one call; with `compiled` the step is first
+compiled by torch.compile.
 
-Slots whose text has ended are run along until they get another; what they write is never read, and stays within the
-room that their text had.
+Slots whose text has ended keep running until they get the next prompt; the tokens that they produce are discarded, and
+stay within the memory that their text had.
 
 Shapes: S slots, n of them in use by a step, P prompt tokens, T response tokens, V vocabulary, D hidden.
 """
@@ -25,11 +25,11 @@ from lm_env.models.inspection import device_of
 
 __all__ = ["StaticWriter"]
 
-# Attention on CUDA reads so many keys or a multiple of it: each width is a graph of its own.
+# On CUDA the number of keys is rounded up to a multiple of this, because each number of keys is a graph of its own.
 WIDTHS = 64
-# Steps before a capture, in which libraries choose their kernels.
+# Uncaptured steps before a capture, in which libraries choose their kernels.
 WARM_UP = 2
-# Fewer slots than these cost a step as much.
+# A step with fewer slots than this takes as long as one with this many.
 FEWEST_SLOTS = 8
 
 Drawn = tuple[Tensor, Tensor, Tensor | None]
@@ -37,15 +37,15 @@ Drawn = tuple[Tensor, Tensor, Tensor | None]
 
 
 class StaticWriter:
-    """A `Writer` for models that `why_no_static_step` has nothing against; tasks that mask tokens need another.
+    """A `Writer` for models for which `why_no_static_step` is None, and for tasks that do not mask tokens.
 
-    It may be used for several batches, one after the other; its memory stays.
+    It may be used for several batches, one after the other; its memory is kept between them.
 
     Args:
         slots: S.
         max_length: the longest text, in tokens.
         room: T, the longest response.
-        compiled: make the step by torch.compile.  Batches of fewer than S rows run as they are.
+        compiled: compile the step by torch.compile.  Batches of fewer than S rows run uncompiled.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class StaticWriter:
         return tokens, logprobs, outputs.hidden
 
     def _replay(self, width: int) -> Drawn:
-        """The same by a captured graph, which is one launch."""
+        """`_advance` by replaying a captured graph, which is a single launch."""
         key = (self._size, width, self._drawing)
         if key not in self._graphs:
             self._graphs[key] = self._capture(width)
@@ -180,7 +180,7 @@ class StaticWriter:
         return graph, drawn
 
     def _values(self, hidden: Tensor | None) -> Tensor | None:
-        """Outside the graph, for a value head may be replaced between two calls."""
+        """The values, computed outside the graph, because a value head may be replaced between two calls."""
         return None if self.value_of is None or hidden is None else self.value_of(hidden)
 
     def _index(self, array: np.ndarray) -> Tensor:

@@ -1,9 +1,9 @@
 """Writers: the next token of every slot, drawn on the model's device and left there.
 
-A writer joins a decoder and the sampling.  What it returns are tensors on the device; the host may read them
-later, several tokens at a time.
+A writer combines a decoder with the sampling.  It returns tensors on the device; the host may read them later, several
+tokens at a time.
 
-Shapes: S slots, k of them at a time, P prompt tokens, T response tokens, V vocabulary.
+Shapes: S slots, k of them in one call, P prompt tokens, T response tokens, V vocabulary, D hidden width.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ ValueOf = Callable[[Tensor], Tensor]
 
 
 class Written(NamedTuple):
-    """One token more in each of some slots."""
+    """The next token of each of k slots."""
 
     slots: np.ndarray
     """int64 (k,), known to the host."""
     tokens: Tensor
-    """int64 (k,) on the model's device, as all that follow."""
+    """int64 (k,) on the model's device, like the two tensors below."""
     logprobs: Tensor
     """float (k,) nats, of the distribution sampled from."""
     values: Tensor | None
-    """float (k,): the value before each token, where the writer has a value head to ask."""
+    """float (k,): the value before each token, if the writer has a value head; else None."""
 
 
 class Writer(Protocol):
@@ -49,27 +49,27 @@ class Writer(Protocol):
         uniforms: np.ndarray | None,
         allowed: np.ndarray | None = None,
     ) -> Written:
-        """Begin anew in `slots (k,)` after right-padded prompts, and write the first token of each.
+        """Start new texts in `slots (k,)` from right-padded prompts, and sample the first token of each.
 
         Args:
             ids, lengths: int64 (k, P) and (k,).
-            uniforms: float32 (k, T): the number that picks each token of the text to come; None: the
+            uniforms: float32 (k, T): the uniform number that chooses each token of the text; None: the
                 likeliest token each time.
             allowed: bool (k, V) or None: the tokens that may come.
         """
 
     def step(self, slots: np.ndarray, allowed: np.ndarray | None = None) -> Written:
-        """Write one token more in `slots (k,)`, ascending, and perhaps in others as well."""
+        """Sample the next token in `slots (k,)`, in ascending order, and possibly in others as well."""
 
     def size_for(self, count: int) -> int:
-        """How many slots this writer would keep to go on with `count` of them."""
+        """How many slots this writer needs so that `count` of them can continue; at least `count`."""
 
     def keep(self, slots: np.ndarray) -> None:
         """Drop all other slots; the kept ones are renumbered 0, 1, ... in the given order."""
 
 
 class EagerWriter:
-    """A `Writer` over any decoder: each step runs the given slots alone, at the width that their texts have.
+    """A `Writer` over any decoder: each step runs only the given slots, with as many keys as their longest text.
 
     Args:
         decoder: holds the texts; with a `value_of`, made with `want_hidden`.

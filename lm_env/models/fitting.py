@@ -1,6 +1,6 @@
 """The loop of supervised training: batches in a fixed order, Adam with a cosine schedule, checkpoints on the way.
 
-Fine-tuning and the training of a reward model are this loop with losses of their own.
+Fine-tuning and the training of a reward model use this loop with their own losses.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ STOPPING = "stopping.safetensors"
 
 
 class Stopping(Protocol):
-    """What may end a run before its last batch, such as a held-out loss that no longer falls."""
+    """A rule that may end a run before its last batch, such as early stopping on a held-out loss."""
 
     def stops(self, step: int) -> bool:
-        """Asked after each step."""
+        """Whether the run ends now; called after each step, with the number of steps taken."""
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All that it remembers: JSON, and tensors by name."""
+        """Its whole state: JSON, and tensors by name."""
 
     def load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
 
 
 def fit(
@@ -61,30 +61,30 @@ def fit(
     title: str = "training",
     progress_bar: bool = False,
 ) -> list[float]:
-    """One step of Adam per batch; the learning rate falls to 0 along a cosine.
+    """One optimizer step per batch; the learning rate falls to 0 along a cosine.
 
-    A run that goes on from a checkpoint ends with the same weights, to the last bit, as one that was never
+    A run that is resumed from a checkpoint ends with the same weights, to the last bit, as one that was never
     stopped (on the CPU, with the same number of threads).
 
     Args:
         parameters: what is trained, by name.
-        batches: which samples each step sees, in their order; the same whenever the run is begun again.
+        batches: int arrays, the samples of each step in order; a resumed run must be given the same ones.
         accumulate: given a batch, adds the gradient of its loss to the parameters, and returns the loss.
-        identity: JSON that tells this run from others (options, digest of the data); a run whose identity
-            differs is not gone on with.
+        identity: JSON that tells this run from others (options, digest of the data); a checkpoint with another
+            identity is a CheckpointMismatchError.
         optimizer: of these parameters, with learning rates of its own; default: Adam with `learning_rate`.
         stopping: may end the run early; its state is saved with the run's.
-        checkpoint: save every so many steps, at the end, and when Ctrl-C or SIGTERM ends the run.
-        resume: go on from the newest checkpoint in that folder; from the beginning where there is none.
+        checkpoint: save every `checkpoint.every` steps, at the end, and when Ctrl-C or SIGTERM ends the run.
+        resume: continue from the newest checkpoint in that folder; without one, start from the beginning.
 
     Returns:
-        the loss of each step, those before the checkpoint included.
+        the loss of each step, including the steps before the checkpoint.
 
     Raises:
-        NonFiniteError: a loss or gradient is NaN or infinite; the weights are those of before that step.
-        ConfigurationError, CheckpointMismatchError, CheckpointWriteError, RunLockedError: the checkpoints are
-            another run's, or cannot be written.
-        TrainingInterrupted: a signal has come, and all is saved.
+        NonFiniteError: a loss or gradient is NaN or infinite; the weights are those before that step.
+        ConfigurationError, CheckpointMismatchError, CheckpointWriteError, RunLockedError: the checkpoints belong to
+            another run, or cannot be written.
+        TrainingInterrupted: a signal has come, and the run is saved.
     """
     optimizer = optimizer or torch.optim.Adam(list(parameters.values()), lr=learning_rate)
     run = _Fit(parameters, len(batches), optimizer, {**identity, "steps": len(batches)}, stopping)
@@ -103,7 +103,7 @@ def fit(
 
 
 class _Fit:
-    """What changes while a run goes on: the parameters, the optimizer, the schedule, the losses."""
+    """The state of a run that changes from step to step: parameters, optimizer, schedule, losses."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class _Fit:
         write_folder(path, fill)
 
     def read(self, path: Path) -> _Saved:
-        """What `write` wrote, which is of this run; nothing is changed."""
+        """Read what `write` wrote, and check that it is of this run; nothing is changed."""
         saved = read_folder(path, _read)
         if saved.state["version"] > VERSION:
             raise CheckpointMismatchError(
@@ -170,7 +170,7 @@ class _Fit:
 
     @torch.no_grad()
     def restore(self, saved: _Saved) -> None:
-        """Take back what `read` gave."""
+        """Set the run to what `read` returned."""
         for name, parameter in self.parameters.items():
             parameter.copy_(saved.weights[name])
         self.optimizer.load_state_dict(join_optimizer(saved.moments, saved.state["optimizer"]))
@@ -220,7 +220,7 @@ class _Saver:
 
 @contextmanager
 def _saving(run: _Fit, checkpoint: Checkpointing | None, resume: bool) -> Iterator[_Saver]:
-    """Inside, checkpoints can be made and signals wait; at the end what is left is saved."""
+    """The context of a run: signals only set a flag inside it, and the last checkpoint is made at its end."""
     if checkpoint is None:
         if resume:
             raise ConfigurationError("resume=True needs checkpoint=Checkpointing(folder), where the run was saved")

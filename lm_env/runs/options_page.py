@@ -19,7 +19,7 @@ __all__ = ["options_page"]
 HEAD = """# Options
 
 What [`lm-env train`](train.md) takes: as a flag (`--learning-rate 1e-4`), as a line of a file (`learning_rate: 1e-4`)
-and as a keyword of `lm_env.train` (`learning_rate=1e-4`).  A flag stands before the file, both before the default.
+and as a keyword of `lm_env.train` (`learning_rate=1e-4`).  A flag overrides the file, and both the default.
 A switch is turned on by `--bf16` and off by `--no-bf16`, and is `true` or `false` in a file; several values are
 a flag given several times, and a list in a file.
 

@@ -1,6 +1,6 @@
-"""The settings of a training run, from flags, a file and defaults: a flag stands before the file, both before defaults.
+"""The settings of a training run: a flag overrides the file of options, and the file overrides the defaults.
 
-A file is flat: its keys are the names of the options, those of the chosen agent among them.
+A file is flat: its keys are the names of the options, including those of the chosen agent.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from lm_env.validation import check_integers, check_numbers
 __all__ = ["LoraSettings", "RunSettings", "TaskSettings", "TrainSettings", "options_of", "resumed_settings"]
 
 MAY_CHANGE = ("timesteps", "device", "download", "checkpoint_every", "checkpoint_keep")
-"""Options that may differ when a run is gone on with."""
+"""Options that may differ when a run is resumed."""
 
 
 @explained
 @dataclass(frozen=True)
 class RunSettings:
-    """Who trains, how long, and what is kept on the way."""
+    """Which agent is trained, for how long, how it is evaluated, and what is saved."""
 
     agent: str = "ppo"
-    """What learns, by name."""
+    """The name of the agent."""
     timesteps: int = 100_000
-    """Tokens that are generated in training, all in all."""
+    """Tokens generated in training, in total."""
     seed: int = 0
     """The seed of everything random: prompts, sampling, minibatches, new weights."""
     checkpoint_every: int | None = None
-    """Tokens between two checkpoints, which an interrupted run goes on from; one is made at a signal, too."""
+    """Tokens between two checkpoints, from which an interrupted run resumes; one is also made at a signal."""
     checkpoint_keep: int = 2
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints are kept."""
     eval_prompts: str | None = None
-    """Prompts to evaluate on that are not trained on: a file or hub id; none: the environment's test split."""
+    """Held-out prompts to evaluate on: a file or hub id; none: the environment's test split, else the training's."""
     eval_fraction: float = 0.0
-    """Keep this share of the prompts for the evaluation, and do not train on it."""
+    """Hold out this share of the prompts for the evaluation."""
     eval_every: int | None = None
-    """Tokens between two evaluations, which are also made before and after the training; 0: only there."""
+    """Tokens between two evaluations; 0: only the two before and after the training, which are always made."""
     eval_texts: int = 128
-    """Texts per evaluation: one to each of as many prompts, several to each where there are fewer."""
+    """Texts per evaluation: one for each of this many prompts, or several for each if there are fewer prompts."""
     eval_ceiling: bool = False
-    """Estimate the optimum on these prompts first, to say which share of it is attained; it takes a while."""
+    """First estimate the optimum on these prompts, to log the attained share of the possible gain; takes a while."""
 
     def __post_init__(self) -> None:
         check_integers(self, "timesteps", "eval_texts", "checkpoint_keep")
@@ -69,7 +69,7 @@ class RunSettings:
 @explained
 @dataclass(frozen=True)
 class TaskSettings:
-    """What is to be written and how it is judged; None: as the registered environment or `lm_env.Task` has it."""
+    """Model, prompts, reward and the end of a text; None: the default of the environment or of `lm_env.Task`."""
 
     env: str | None = None
     """A registered environment, such as lm_env/Sentiment-v0; the options below replace its own."""
@@ -86,7 +86,7 @@ class TaskSettings:
     beta: float | None = None
     """Weight of the KL penalty, reward per nat."""
     adaptive_kl: float | None = None
-    """Adapt beta, so that the KL per response comes to this many nats."""
+    """Adapt beta so that the KL approaches this many nats per response."""
     max_new_tokens: int | None = None
     """Length cap of a response, tokens."""
     temperature: float | None = None
@@ -96,21 +96,21 @@ class TaskSettings:
     max_prompt_tokens: int | None = None
     """The longest prompt allowed; none: the longest there is."""
     overflow: Literal["error", "truncate"] | None = None
-    """What a longer prompt is: an error, or cut at its beginning."""
+    """What happens to a longer prompt: it is an error, or is cut at its beginning."""
     add_special_tokens: bool | None = None
-    """Let the tokenizer add to a prompt what it adds by itself, usually a BOS."""
+    """Let the tokenizer add its special tokens to a prompt, usually a BOS."""
     eos_token_id: tuple[int, ...] | None = None
     """Ids that end a text; none: the tokenizer's."""
     stop_strings: tuple[str, ...] | None = None
     """Strings that end a text; the reward sees the text before them."""
     missing_eos_score: float | None = None
-    """Paid instead of the score where the length cap ends a text."""
+    """Paid instead of the score if the length cap ends a text."""
     cap_truncates: bool | None = None
-    """The length cap pays no score, and the episode counts as truncated."""
+    """If the length cap ends a text, no score is paid, and the episode counts as truncated."""
     action_mask: str | None = None
     """'package.module:function' or 'file.py:function' that says which tokens may come next."""
     split: str | None = None
-    """Which of a registered environment's prompts, where it has splits: train or test."""
+    """Which split of a registered environment's prompts, if it has splits: train or test."""
     quantize: Literal["8bit", "4bit"] | None = None
     """Load the model, given by name, in fewer bits, and train adapters on it (lora)."""
     device: str = "cpu"
@@ -173,7 +173,7 @@ def _plain(value: Any) -> str:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """All that says what a training run does; where it writes is no part of it.
+    """All options of a training run except the folder that it writes to.
 
     `TrainSettings.of(agent="rloo", env="lm_env/Sentiment-v0", learning_rate=2e-4)` sorts flat options into the
     sections, and `options()` gives them back.
@@ -187,14 +187,14 @@ class TrainSettings:
 
     @classmethod
     def of(cls, config: str | Path | None = None, /, **options: Any) -> Self:
-        """The settings of a file and of options, which stand before the file's.
+        """The settings from a file and from options, which override those of the file.
 
         Args:
             config: a .yaml, .yml or .toml file, such as the run.yaml of another run.
-            options: of a run, a task, LoRA, or the agent; None in a flag's place is not given.
+            options: of the run, the task, LoRA, or the agent.
 
         Raises:
-            ConfigurationError: an option that does not exist, a value of another type, or an impossible one.
+            ConfigurationError: an option does not exist, or its value has another type or is impossible.
         """
         given = {**(read_config(config) if config is not None else {}), **options}
         kind = agent_kind(given.get("agent", RunSettings.agent))
@@ -226,10 +226,10 @@ class TrainSettings:
 
 
 def resumed_settings(folder: RunFolder, config: str | Path | None, options: Mapping[str, Any]) -> TrainSettings:
-    """The settings of the run in a folder; what is given anew has to be the same, but for `MAY_CHANGE`.
+    """The settings of the run in a folder; options given again must be the same, except those of `MAY_CHANGE`.
 
     Raises:
-        ConfigurationError: something else differs; the message names it.
+        ConfigurationError: another option differs; the message names it.
     """
     before = TrainSettings.of(folder.config).options()
     given = {**({} if config is None else read_config(config)), **options}

@@ -1,4 +1,4 @@
-"""`train`: any agent on any task, from settings to a folder with the result.  `lm-env train` calls it."""
+"""`train`: train an agent by name on a task, from settings to a folder with the result; `lm-env train` calls it."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ NEVER = 2**61
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What came of a run."""
+    """The result of a run."""
 
     folder: Path
     agent: Any
     """The trained agent; its environment's model is the trained one."""
     settings: TrainSettings
-    """All options, resolved."""
+    """All options, with the defaults that the environment and the agent chose."""
 
 
 def train(
@@ -48,18 +48,19 @@ def train(
     Args:
         out: the folder; docs/train.md says what is in it.  It must not hold another run.
         config: a .yaml or .toml file of options, such as the run.yaml of another run.
-        resume: go on with the run in `out`; begin it if there is none.
+        resume: continue the run in `out`; start it if there is none.
         verbose: 1 prints the log as a table after each rollout.
         options: what `lm-env train --help` lists, with underscores: `agent="rloo"`, `env=...` or `model=...`,
-            `prompts=...` and `reward=...`, `timesteps=...`, `seed=...`, the options of the agent.  They stand before
+            `prompts=...` and `reward=...`, `timesteps=...`, `seed=...`, the options of the agent.  They override
             those of the file.
 
     Raises:
-        ConfigurationError: an option that does not exist or cannot work; or `out` holds another run.
-        CheckpointWriteError: `out` cannot be written, found before the training.
+        ConfigurationError: an option does not exist or has an impossible value; or `out` holds another run.
+        CheckpointWriteError: `out` cannot be written; raised before the training.
         RunLockedError: another process writes there.
-        TrainingInterrupted: Ctrl-C or SIGTERM has come, and all is saved: go on with resume=True.
-        MissingDependencyError, ModelLoadError, InvalidPromptError, UnsupportedModelError: a part cannot be had.
+        TrainingInterrupted: Ctrl-C or SIGTERM has come, and the run is saved; continue with resume=True.
+        MissingDependencyError, ModelLoadError, InvalidPromptError, UnsupportedModelError: a package, the model or the
+            prompts cannot be loaded, or the model is not supported.
 
     Example:
         >>> import lm_env
@@ -76,7 +77,7 @@ def train(
 def train_run(
     settings: TrainSettings, folder: RunFolder, *, resume: bool = False, verbose: int = 0, progress_bar: bool = False
 ) -> TrainedRun:
-    """`train` with settings that were read already."""
+    """`train` with `TrainSettings` in place of options."""
     with folder.reserve(resume=resume):
         return train_reserved(settings, folder, resume=resume, verbose=verbose, progress_bar=progress_bar)
 
@@ -93,7 +94,7 @@ def train_reserved(
     """`train_run` in a folder that the caller has reserved.
 
     Args:
-        callbacks: further ones, called before those of the run.
+        callbacks: additional callbacks, called before those of the run.
     """
     run = settings.run
     torch.manual_seed(run.seed)  # new weights are drawn by it; all else has generators of its own
@@ -137,7 +138,7 @@ def _callbacks(settings: TrainSettings, env: Any, folder: RunFolder) -> list[Bas
 
 
 def _resolved(settings: TrainSettings, agent: Any, task: Task) -> TrainSettings:
-    """The settings with what the environment and the agent took by themselves."""
+    """The settings with the defaults that the environment and the agent chose."""
     found: dict[str, Any] = {"max_new_tokens": task.max_new_tokens, "temperature": task.temperature}
     if isinstance(task.kl, FixedKL):
         found["beta"] = task.kl.beta

@@ -1,9 +1,9 @@
-"""Which objective an agent has, from the policies of several trainings, with the agent's own noise as the measure.
+"""Which objective an agent optimizes, from the policies of several trainings and the variance between them.
 
-A policy is compared with the optimum and with the exact fixed points of other objectives.  Along the line from the
-optimum (0) to a fixed point (1), in the square roots of the probabilities, each training has a place; the places
-are taken to be normal around the one or the other, with the variance that they have among themselves.  Their
-log-likelihood ratio says how much better the fixed point explains them than the optimum does.
+A policy is compared with the optimum and with the exact fixed points of other objectives.  Each policy, as
+the square roots of its probabilities, is projected onto the line from the optimum (0) to a fixed point (1).  The
+projections are modeled as normal around 0 or around 1, with the variance between the trainings.  The log-likelihood
+ratio says how much better the fixed point explains them than the optimum does.
 
 Shapes: K trainings, N texts.
 """
@@ -26,22 +26,23 @@ __all__ = ["FAMILIES", "Evidence", "smallest_detectable", "total_variation", "we
 
 RECOGNIZED_TV = 0.1
 """An agent this near to another objective's fixed point, and at most a third as far from it as from the optimum, has
-that objective.  (An honest agent that was stopped early lies between the two, at half the way or more.)"""
+that objective.  (A correct agent that was stopped early lies between the two, half-way to the optimum or closer.)"""
 WHITENED_TV = 0.2
-"""The same for whitening within each response, which tells some texts apart by noise alone, and so rests anywhere
-among the policies that differ in these."""
+"""The same for whitening within each response.  Some texts then differ by noise alone, so that training may end at any
+of several policies."""
 CLEARER = 3.0
 """How much nearer to a fixed point than to the optimum an agent is that has that objective."""
 UNTRAINED_TV = 1e-4
-"""An agent this near to the reference has not learned at all."""
+"""An agent this near to the reference, in total variation, has not learned at all."""
 ENOUGH = math.log(100.0)
 """The log-likelihood ratio that decides: a hundred to one."""
 LEAST_VARIANCE = 1e-12
-"""Of places along the line: float32 policies are no more exact."""
+"""The least variance of the projections: the precision of float32 policies."""
 ALIKE_TV = 1e-6
-"""Fixed points this close to one another are the same."""
+"""Fixed points this close, in total variation, count as the same."""
 COLLAPSED_TV = 0.01
-"""A policy this near to the best response alone has collapsed on it; on the way there it looks like a small beta."""
+"""A policy this near, in total variation, to the best response alone has collapsed on it; before that it looks like the
+optimum at a small beta."""
 
 FAMILIES: tuple[tuple[Objective, str, tuple[float, ...]], ...] = (
     ("entropy_bonus", "entropy_coef", (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)),
@@ -59,14 +60,14 @@ BY_CREDIT = ("kl_early", "score_at_each_token")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the policies say."""
+    """The verdict on the policies."""
 
     objective: str
-    """The objective recognized, `untrained`, or `unknown`, which the optimum is as well."""
+    """The other objective that was recognized, `untrained`, or `unknown`; `unknown` includes the optimum itself."""
     alike: tuple[str, ...]
-    """Other objectives that rest at the same place on this MDP."""
+    """Other objectives that have the same fixed point on this MDP."""
     log_ratio: float
-    """Of the likelihoods: the nearest other fixed point's over the optimum's."""
+    """The log-likelihood ratio, in nats, of the nearest other fixed point to the optimum."""
     decided: bool
     """False where more trainings could tell the optimum from the nearest other fixed point."""
     noise: float | None
@@ -110,11 +111,11 @@ def weigh(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> Evidence:
 
 
 def smallest_detectable(mdp: TokenMDP, beta: float, probabilities: np.ndarray, largest_tv: float) -> dict[str, float]:
-    """The slip of each family that these trainings, at the optimum, would just have shown, by its number.
+    """The smallest deviation of each family that these trainings would have revealed, by its option.
 
-    An agent at the slip's fixed point with the same error would be three times nearer to it than to the optimum and
-    to any training that stopped early, and a hundred times likelier there; or it would be further than `largest_tv`
-    from the optimum.  Families whose largest slip would not have shown are left out.
+    An agent at the deviation's fixed point with the same error would be three times nearer to it than to the optimum
+    and to any training that stopped early, and a hundred times likelier there; or it would be further than `largest_tv`
+    from the optimum.  Families whose largest deviation would not have been revealed are left out.
     """
     optimum = _point(mdp, beta, "gibbs")
     assert optimum is not None

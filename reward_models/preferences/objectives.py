@@ -1,7 +1,7 @@
-"""What a reward model is trained on: rows of tokens with the judgements about them, and the loss of a group of them.
+"""The training data of a reward model, as rows of tokens with judgements about them, and the losses.
 
-All judgements about one prompt are one group, in which each distinct response is a row once: its score is computed
-by one forward, whatever the number of comparisons that it is in (Ouyang et al. 2022, arXiv:2203.02155, section 3.5).
+All judgements about one prompt make one group, in which each distinct response is one row: its score is computed by one
+forward, however many comparisons it is in (Ouyang et al. 2022, arXiv:2203.02155, section 3.5).
 
 Shapes: R rows of a group, K ranked responses.
 """
@@ -84,7 +84,7 @@ class Objective:
     Attributes:
         name: "pairwise" (all comparisons of a ranking), "plackett-luce" (the ranking as a whole), "best-of" (the choice
             of the best), or "regression" (the ratings themselves).
-        drop_ties: leave ties out, as InstructGPT does, instead of counting them as half a victory of each side.
+        drop_ties: leave ties out, as InstructGPT does, instead of counting them as half a win for each side.
         use_margins: train the chosen score to be the higher one by the record's margin.
         rating_mean, rating_std: of the training ratings; the scores are trained to be (rating - mean) / std.
     """
@@ -167,7 +167,7 @@ def _usable(record: Record, objective: Objective) -> bool:
 
 
 def _places(group: Group, rows: list[list[int]]) -> tuple[int, ...]:
-    """Where the rows are in the group; those that are not yet are added."""
+    """The index of each row in the group; rows that are not in it yet are added."""
     places = []
     for row in rows:
         if row not in group.rows:

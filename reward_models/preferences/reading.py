@@ -20,15 +20,15 @@ from reward_models.preferences.records.preference import Preference
 __all__ = ["Preferences", "read_preferences", "write_preferences"]
 
 LOOK_AHEAD = 50
-"""Rows by which the format is recognized."""
+"""How many of the first rows are used to recognize the format."""
 
 
 @dataclass(frozen=True)
 class Preferences(Sequence[Preference]):
-    """Records that were read, and what was met on the way.
+    """Records that were read, with the format and the problems that were found.
 
     Attributes:
-        records: in the order of the rows; a row may hold none or several.
+        records: in the order of the rows; a row may give no record or several.
         format: the name of the format.
         rows: how many rows were read, broken ones included.
         problems: a sentence about each broken row that was skipped.
@@ -64,14 +64,14 @@ def read_preferences(
     Args:
         source: a .jsonl, .json, .csv, .tsv or .parquet file; a list of rows (dicts) or of `Preference`s; a
             `datasets.Dataset`; a hub id, "user/name" or "user/name:split".
-        format: a name out of `FORMATS`; default: the first that half of the first rows fit.
+        format: a name out of `FORMATS`; default: the first format that at least half of the first 50 rows fit.
         skip_bad: leave broken rows out and note them in `problems`, instead of raising.
         tokenizer: decodes texts that are written as token ids.
         download: allow a hub id to be fetched.
         limit: read only the first `limit` rows.
 
     Raises:
-        InvalidPreferenceError: a row is broken (its place is named), or nothing is left.
+        InvalidPreferenceError: a row is broken (the message names it), or there are no records.
         ConfigurationError: the source cannot be read, or its format is not known.
     """
     if format is not None:

@@ -1,4 +1,4 @@
-"""From records of preferences to a normalized reward model, with the settings that go with the size of the trunk."""
+"""Recipe: from records of preferences to a normalized reward model, with defaults that depend on the trunk's size."""
 
 from __future__ import annotations
 
@@ -40,9 +40,13 @@ __all__ = [
 
 Trunk = Literal["full", "lora", "frozen"]
 EPOCHS = {"full": 1, "lora": 3, "frozen": 30}
+"""The default number of epochs for each `Trunk`."""
 REFERENCE_SAMPLES = 1024
+"""The most training responses on which the scores are normalized."""
 WATCHED_FRACTION = 0.1
+"""The share of the training prompts that is used for early stopping."""
 FEWEST_TO_WATCH = 20
+"""With fewer training records than this there is no early stopping."""
 HELD_OUT_FILE = "held_out.jsonl"
 TRAINING_FILE = "training.json"
 HEAD_LEARNING_RATE = 1e-3
@@ -50,24 +54,24 @@ HEAD_LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a reward model is trained from preferences; None stands for what suits the trunk and the data."""
+    """How a reward model is trained from preferences; None: a default that depends on the trunk and the data."""
 
     model: str = "reviews-3m"
     """A causal LM or an encoder: 'reviews-3m' (embedded), a folder, or a hub id."""
     trunk: Trunk = "full"
-    """What of it is trained besides the head: all of it, LoRA layers, or nothing."""
+    """What is trained besides the head: the whole trunk (the network below the head), LoRA layers, or nothing."""
     objective: str | None = None
-    """pairwise, plackett-luce, best-of or regression."""
+    """pairwise, plackett-luce, best-of or regression; None: regression for single rated responses, else pairwise."""
     epochs: int | None = None
     batch_size: int = 64
     """Prompts per update."""
     learning_rate: float | None = None
-    """Of the trunk; the head's is at least 0.001."""
+    """That of the trunk; the head's is the larger of this and 0.001.  None: see `default_learning_rate`."""
     held_out_fraction: float = 0.1
     patience: int = 2
-    """Where there are several epochs: stop after so many without a better loss on a tenth of the training prompts."""
+    """With several epochs: stop after this many in a row without a better loss on a tenth of the training prompts."""
     pair_ratings: float | None = None
-    """Make comparisons out of single rated responses that differ by at least this much."""
+    """Compare single rated responses whose ratings differ by at least this much."""
     drop_ties: bool = False
     use_margins: bool = False
     template: str = PLAIN
@@ -75,7 +79,7 @@ class Recipe:
     pooling: Pooling | None = None
     max_length: int | None = None
     ensemble: int = 1
-    """Reward models that are trained, from different seeds, and put together."""
+    """How many reward models are trained, from different seeds, and combined."""
     combine: Combination = "mean"
     lora_rank: int = 16
     seed: int = 0
@@ -90,7 +94,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """A reward model and what it was made of."""
+    """A trained reward model, its data and its reports."""
 
     reward: RewardModel | RewardEnsemble
     reports: list[TrainingReport]
@@ -132,13 +136,13 @@ class Trained:
 def train_from_preferences(
     records: Sequence[Preference], recipe: Recipe, *, say: Callable[[str], None] | None = None, bar: bool = False
 ) -> Trained:
-    """Hold out, pair, train, normalize.
+    """Hold out records, pair ratings if asked to, train, and normalize the scores.
 
-    Where there are several epochs, a tenth of the training prompts decides when to stop, so that the records held out
-    have no say in anything.
+    With several epochs, a tenth of the training prompts is used for early stopping, so that the held-out records do not
+    influence the training.
 
     Args:
-        say: is given a sentence about each step.
+        say: called with a sentence about each step.
         bar: show a progress bar.
 
     Raises:
@@ -208,9 +212,9 @@ def _train_member(
 
 
 def default_learning_rate(trunk: Trunk, size: int) -> float:
-    """A step size that falls with the square root of the number of parameters: 3e-4 at 3 million, 6e-6 at 7 billion.
+    """A step size that falls with the square root of the number of parameters: 3e-4 up to 3 million, 6e-6 at 7 billion.
 
-    LoRA layers take ten times as much, up to 1e-3; a head alone takes 1e-3.
+    For LoRA layers it is ten times as much, up to 1e-3; for a head alone it is 1e-3.
     """
     full = 3e-4 * math.sqrt(min(1.0, 3e6 / size))
     return {"full": full, "lora": min(10 * full, 1e-3), "frozen": HEAD_LEARNING_RATE}[trunk]
@@ -248,7 +252,7 @@ def score_records(reward: Callable[..., Any], records: Sequence[Preference], tok
 
 
 def digest(record: Preference) -> str:
-    """A short hash of the prompt, or of the texts where there is none, by which a leak is found."""
+    """A short hash of the prompt, or of the responses if there is no prompt, to find records of the training data."""
     said = record.prompt if record.prompt != "" else record.responses
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
@@ -266,6 +270,7 @@ def held_out_records(folder: str | Path) -> tuple[list[Preference], set[str], di
 
     Raises:
         CheckpointCorruptError: a file is damaged.
+        ConfigurationError: training.json holds no JSON object.
     """
 
     def read(held: Path) -> tuple[list[Preference], set[str], dict[str, Any]]:

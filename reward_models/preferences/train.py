@@ -80,9 +80,9 @@ def train_reward_model(
 ) -> TrainingReport:
     """Train a reward model in place; the same seed gives the same weights.
 
-    Whole prompts are held out, so that no response is on both sides.  Where a single prompt would be
-    more than the fraction asked, single records are.  What is trained is every parameter of the network that
-    requires a gradient; where the trunk has none that does, its states are computed once.
+    Whole prompts are held out, so that no response is in both parts.  If a single prompt is more than the fraction
+    asked for, single records are held out instead.  Every parameter of the network that requires a gradient is trained;
+    if the trunk has none, its hidden states are computed once.
 
     Args:
         records: `Comparison`s, `Preference`s, or both.  Preferences of one prompt make up one batch element, in which
@@ -98,13 +98,13 @@ def train_reward_model(
         held_out: records to measure on, in place of a fraction of those given; an empty list for none.
         held_out_fraction: in [0, 1), of the prompts.
         patience: measure on the held-out records before the first and after each epoch, stop when this many
-            measurements in a row were no better than an earlier one, and go back to the best weights.
+            measurements in a row were no better than the best one before, and restore the best weights.
         watched: what "better" is: a lower held-out "loss", or a higher "accuracy".
-        drop_ties: leave ties out; default: a tie is half a victory of each side.
+        drop_ties: leave ties out; default: a tie counts as half a win for each side.
         use_margins: a record's margin is by how much the better response should score higher.
         checkpoint: save the run in a folder as it goes, and when Ctrl-C or SIGTERM ends it.
-        resume: go on from the newest checkpoint there, with the model, the records and the options that the run
-            began with; from the beginning where there is none.
+        resume: continue from the newest checkpoint there, with the same model, records and options; without one, start
+            from the beginning.
 
     Raises:
         ConfigurationError: an impossible setting, too few records to hold some out, or none for the objective.
@@ -203,12 +203,12 @@ def _early_stopping(
 
 
 def _digest(groups: Sequence[Group]) -> str:
-    """A digest of all that is learned from."""
+    """A digest of the training data."""
     return hashlib.sha256(json.dumps([asdict(group) for group in groups], default=str).encode()).hexdigest()[:16]
 
 
 def _accumulate_gradient(model: RewardModel, scorer: Scorer, groups: list[Group], aim: Objective) -> float:
-    """Add the gradient of the batch's mean loss, micro-batch by micro-batch -> that loss."""
+    """Add the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss."""
     total = 0.0
     for part in group_batches(groups, model.batch_tokens):
         members = [groups[i] for i in part]

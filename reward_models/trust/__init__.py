@@ -1,4 +1,4 @@
-"""Whether a reward model deserves trust: accuracy and calibration, shortcuts, degenerate texts, over-optimization."""
+"""Whether a reward model can be trusted: accuracy, calibration, shortcuts, degenerate texts, over-optimization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reward model must beat: a score from the length alone, and one from the words alone.
+"""Baselines that a reward model has to beat: a score from the length alone, and one from the words alone.
 
 Both are fitted to the same training records, as Bradley-Terry models of comparisons, or, where there are none, by
 least squares to the ratings.
@@ -37,7 +37,7 @@ class WordBaseline:
     weights: dict[str, float]
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """-> float64 (B,)."""
+        """The score of each text, float64 (B,)."""
         return np.array(
             [sum(self.weights.get(word, 0.0) * math.log1p(n) for word, n in _words(text).items()) for text in texts]
         )
@@ -79,7 +79,8 @@ def fit_baselines(records: Sequence[Preference], *, penalty: float = 1.0) -> Bas
     """Fit both to the comparisons of the records, or to their ratings; None where they hold neither.
 
     Args:
-        penalty: of the squared weights of the words, against the sum of the losses over the comparisons.
+        penalty: half of it times the squared weights of the words is added to the sum of the losses over the
+            comparisons.
     """
     texts = list(dict.fromkeys(response for record in records for response in record.responses))
     place = {text: i for i, text in enumerate(texts)}

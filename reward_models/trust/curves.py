@@ -1,4 +1,4 @@
-"""Two curves: accuracy over the number of comparisons, and what best-of-n under the reward model does to a gold score.
+"""Two curves: accuracy over the number of training records, and the gold score of best-of-n by the reward model.
 
 Shapes: P prompts, N samples of the policy for each.
 """
@@ -41,7 +41,7 @@ def learning_curve(
     Args:
         held_out: with comparisons, and without prompts of the training records.
         points: how many sizes, each twice the one before.
-        say: is given a sentence about each.
+        say: called with a sentence about each.
     """
     order = np.random.default_rng(recipe.seed).permutation(len(training))
     found = []
@@ -69,7 +69,7 @@ def learning_curve(
 
 @dataclass(frozen=True)
 class OverOptimization:
-    """Best-of-n under the reward model, seen by a gold score that it was to stand for.
+    """Best-of-n by the reward model, scored by the gold reward function that the reward model stands in for.
 
     Attributes:
         n: how many samples the best is taken of.
@@ -143,10 +143,10 @@ def over_optimization(
     """Sample a task's reference, and see what choosing by the reward model does to the gold score.
 
     Args:
-        task: an `lm_env.objective.Task`; its own reward is not asked.
-        gold: a reward function that the reward model was to learn: a rule, another model, a judge.
+        task: an `lm_env.objective.Task`; its own reward is not used.
+        gold: the reward function that the reward model stands in for: a rule, another model, a judge.
         prompts: of the task, the first ones.
-        samples: per prompt; n goes up to a quarter of them beyond 16, and to all of them below.
+        samples: N, samples per prompt; n is 1, 2, 4, ..., up to N.
 
     Raises:
         RewardError, RewardValueError: a reward function failed.

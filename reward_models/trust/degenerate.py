@@ -1,4 +1,4 @@
-"""Texts that no person would prefer, and how a reward model ranks them among people's own candidates."""
+"""Degenerate texts that no person would prefer, and how a reward model scores them against real responses."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Degenerate:
 def rank_degenerate(
     reward: Callable[..., Any], records: Sequence[Preference], tokenizer: Any, *, limit: int = 200
 ) -> list[Degenerate]:
-    """Score degenerate texts made of the best response of up to `limit` records, in their place."""
+    """Make degenerate texts from the best responses of `limit` records, and compare their scores with real ones."""
     prompts, responses, columns = record_texts(records, tokenizer, limit=4 * limit)
     real = np.sort(score_responses(reward, prompts, responses, columns))
     chosen = list(records[:limit])

@@ -39,7 +39,7 @@ class LengthBin:
 
 @dataclass(frozen=True)
 class Trust:
-    """What was measured; accuracies count equal scores half, and leave ties of the people out.
+    """The measurements; accuracies count equal scores as half right, and leave out what people judged a tie.
 
     Attributes:
         records, prompts, comparisons: how many there were.
@@ -49,7 +49,7 @@ class Trust:
         tie_gap, decided_gap: the mean absolute difference of scores on ties, and on the others.
         best_of: the share of records with K >= 3 responses in which the best one has the highest score.
         best_of_chance: what guessing gives there.
-        calibration: (sureness, share right, count) bins, of the scores as trained.
+        calibration: bins (mean predicted probability, share right, count) of the scores before normalization.
         ece: expected calibration error of the scores as trained.
         scale: the factor on the scores that would fit best; below 1 the model is too sure.
         ece_scaled: the error with that factor.
@@ -88,7 +88,7 @@ class Trust:
     gold: OverOptimization | None = None
 
     def doubts(self) -> list[str]:
-        """What speaks against trusting it, one sentence each; none is the best that can be said."""
+        """Reasons not to trust it, one sentence each; an empty list says only that no measurement speaks against it."""
         found = []
         if self.leaked:
             found.append(f"{self.leaked} of {self.records} records are of prompts that it was trained on.")
@@ -134,7 +134,7 @@ def evaluate_reward(
     Args:
         reward: any reward function.  Texts are shown to it as they are, chats as its tokenizer renders them.
         records: with rankings; single rated responses say nothing here, pair them first (`pair_ratings`).
-        baselines: fitted on the training data.
+        baselines: those fitted to the training data, see `fit_baselines`.
         training_digests: of the records trained on (`digest`), to find leaks.
         gain: what the scores were multiplied by after the training, so that their differences are log-odds when
             divided by it; default: a `RewardModel`'s own, else 1.

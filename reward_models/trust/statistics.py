@@ -56,7 +56,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def calibration_bins(margins: np.ndarray, bins: int = 10) -> list[tuple[float, float, int]]:
-    """(mean predicted probability, share right, count) by how sure the model is that its own choice is right.
+    """(mean predicted probability, share right, count) of bins by the probability that the model gives its choice.
 
     Args:
         margins: the score of the better response minus that of the worse, in nats of log-odds.
@@ -74,7 +74,7 @@ def calibration_bins(margins: np.ndarray, bins: int = 10) -> list[tuple[float, f
 
 
 def expected_calibration_error(margins: np.ndarray, bins: int = 10) -> float:
-    """The mean distance between how sure the model is and how often it is right, over bins of sureness.
+    """The mean distance between the predicted probability and the share of right choices, over bins of the former.
 
     Source: Guo et al. 2017 (arXiv:1706.04599), with the choice between two responses as the prediction.
     """

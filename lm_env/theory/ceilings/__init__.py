@@ -1,4 +1,4 @@
-"""How much can be had on any text: the optimum from samples of the reference, particles, rejection, best of n."""
+"""The ceiling: the optimum of E[score] - beta KL on any text, from samples of the reference, particles or rejection."""
 
 from __future__ import annotations
 

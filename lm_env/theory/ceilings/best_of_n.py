@@ -27,7 +27,7 @@ class BestOfN:
     n: int
     score: Estimate
     KL: float
-    """Nats per response; the bound log n - (n - 1) / n where no scores tie, and below it where they do."""
+    """Nats per response: log n - (n - 1) / n if no scores tie, and less if some do."""
 
     def J(self, beta: float) -> float:
         """E[score] - beta KL."""
@@ -37,8 +37,8 @@ class BestOfN:
 def best_of_n(scores: ReferenceScores, n: int) -> BestOfN:
     """Score and KL of the best of n samples of the reference, without bias in the score.
 
-    The score is the mean over all subsets of n of the samples at hand (an order statistic).  The KL is
-    exact for the distribution of scores at hand: tied samples count as equal, and best-of-n picks one of them
+    The score is the mean, over all subsets of n of the given samples, of the best one (an order statistic).  The KL is
+    exact for the empirical distribution of the scores: tied samples count as equal, and best-of-n picks one of them
     at random; untied samples are treated as draws from a continuous distribution.
 
     Args:

@@ -1,11 +1,11 @@
 """Sequential Monte Carlo for the ceiling, where plain samples of the reference are too few.
 
-Particles are texts under way, N of them in each independent run.  They grow token by token as the reference
-writes, and a twist psi says of each text so far what exp(score / beta) it leads to on average.  A particle's
-weight is multiplied by psi(text with the new token) / psi(text before it), and by exp(score / beta) / psi where the
-text ends; where the weights of a run have become too unequal, its particles are drawn anew in proportion to
-them.  So computation goes to texts that lead somewhere, and the product of the mean weights is an unbiased
-estimate of Z = E_ref[exp(score / beta)] whatever the twist; a good one makes it steadier.
+Particles are unfinished texts, N of them in each independent run.  They grow token by token, sampled from the
+reference.  A twist psi estimates, for each text so far, the mean of exp(score / beta) over its continuations.  At each
+token a particle's weight is multiplied by psi(text with the new token) / psi(text before it), and at the end of the
+text by exp(score / beta) / psi.  When the effective sample size of a run falls below N / 2, its particles are resampled
+in proportion to their weights, so that computation goes to promising texts.  The product of the mean weights is an
+unbiased estimate of Z = E_ref[exp(score / beta)] for every twist; a good twist makes its variance smaller.
 
 Sources: Del Moral 2004, "Feynman-Kac Formulae", theorem 7.4.2, for the unbiasedness; Zhao et al. 2024
 (arXiv:2404.17546) for language models.
@@ -42,7 +42,7 @@ an estimate of beta log E_ref[exp(score / beta) | prompt, response so far], up t
 
 @dataclass(frozen=True, eq=False)
 class ParticleRuns:
-    """What the runs found."""
+    """The estimates of independent runs of sequential Monte Carlo."""
 
     log_z: np.ndarray
     """float64 (P, R): the logarithm of each run's unbiased estimate of Z."""
@@ -67,10 +67,11 @@ def run_particles(
     """Estimate Z and E*[score] of each prompt by sequential Monte Carlo with the reference as proposal.
 
     Args:
-        twist: see `Twist`; zeros leave plain sampling with weights at the end.
+        twist: see `Twist`; with a twist of zeros this is plain sampling, weighted at the end.
         beta: weight of the KL penalty, score per nat.
         particles: N; the runs are independent.
-        slots: texts under way at a time, in whole runs; at least one run of each prompt at a time.
+        slots: about how many texts are decoded at a time; all runs of a prompt are decoded together, whatever their
+            size.
         progress: the label of a progress bar over the prompts; None shows none.
 
     Raises:
@@ -118,8 +119,8 @@ def particle_ceiling(
 ) -> Ceiling:
     """The ceiling by sequential Monte Carlo at the task's beta; J_ref is that of plain samples.
 
-    J* is jackknifed over the runs.  `Ceiling.ess` is the number of independent texts whose plain estimate of Z would
-    vary as much as that of the runs does.
+    J* is jackknifed over the runs.  `Ceiling.ess` is the effective sample size of plain sampling whose
+    estimate of Z would have the same variance as that of the runs.
 
     Args:
         twist, particles, runs, seed, progress: see `run_particles`; at least 2 runs.

@@ -1,4 +1,4 @@
-"""Scores of samples of a task's reference: what the ceiling is estimated from.
+"""Scores of samples of a task's reference, from which the ceiling is estimated.
 
 Shapes: P prompts, n samples per prompt.
 """
@@ -55,7 +55,7 @@ def sample_reference_scores(
 
 
 def check_unmasked(task: Task) -> None:
-    """Raise ConfigurationError where a task masks tokens, so that its optimum is no tilted reference."""
+    """Raise ConfigurationError if a task masks tokens: its optimum is then not pi_ref exp(score / beta) / Z."""
     if task.action_mask is not None:
         raise ConfigurationError(
             "the ceiling is not estimated for a task with an action_mask: its optimum is the reference conditioned on"

@@ -1,8 +1,8 @@
 """The ceiling of a task on some prompts in one call, from as many samples as it takes.
 
-The number of samples is doubled for all prompts alike.  To draw more for those alone whose effective sample size is
-low would be cheaper, and wrong: a prompt whose best texts have not been sampled has a high one, so of prompts that are
-alike those would stop that have missed them, and the mean would be low.
+The number of samples is doubled for all prompts.  To draw more only for prompts with a small effective sample size
+would be cheaper, but biased: a prompt whose best texts were not sampled yet has a large one, so sampling would stop
+exactly where they were missed, and J* would be too low.
 
 Shapes: P prompts.
 """
@@ -22,7 +22,7 @@ from lm_env.validation import check_integer, check_number
 __all__ = ["enough_reference_scores", "task_ceiling"]
 
 GROWTH = 16
-"""The most samples per prompt where nothing is said about them, in units of those at the start."""
+"""The default of `most`, in units of `samples`."""
 
 
 def task_ceiling(
@@ -64,12 +64,12 @@ def enough_reference_scores(
     highest: float | None = None,
     progress: str | None = None,
 ) -> np.ndarray:
-    """Scores of samples of the reference, twice as many again and again until the ceiling can be trusted.
+    """Scores of samples of the reference, doubled in number until the ceiling is trusted (`Ceiling.trusted`).
 
     Args:
-        beta: of the ceiling, score per nat.
-        samples: of each prompt at the start, at least 2.
-        most: of each prompt in the end, if the ceiling is still not to be trusted; None: 16 times `samples`.
+        beta: the weight of the KL penalty, score per nat.
+        samples: samples per prompt at the start, at least 2.
+        most: the largest number of samples per prompt; None: 16 times `samples`.
         highest: see `ceiling`.
         progress: the label of a progress bar over the texts of each round; None shows none.
 

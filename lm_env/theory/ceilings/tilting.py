@@ -6,9 +6,9 @@ The optimum is pi* = pi_ref exp(score / beta) / Z on any text, so for each promp
     KL* = (E*[score] - J*) / beta,
 
 and n samples of the reference estimate all three by exponential tilting.  The plain estimate of J*
-is low by about (beta / 2) (1 / ESS - 1 / n), and the jackknife removes that to first order.  Texts that
-no sample holds add nothing to the estimate, so `Ceiling.trusted` says whether the number may be used as
-the optimum; where not it is a lower bound.
+is biased low by about (beta / 2) (1 / ESS - 1 / n), and the jackknife removes that to first order.  Texts that
+were not sampled add nothing to the estimate, so `Ceiling.trusted` says whether it may be used as the optimum;
+otherwise it is a lower bound.
 
 Sources: Ziegler et al. 2019 (arXiv:1909.08593), equation 2, for the optimum; Efron and Stein 1981 for the
 jackknife.
@@ -40,18 +40,18 @@ __all__ = [
 ENOUGH_ESS = 10.0
 """Effective sample size that a prompt needs for its tilted mean to be usable."""
 ENOUGH_PROMPTS = 0.95
-"""The share of the prompts that need them."""
+"""The share of the prompts that must have this effective sample size."""
 CLOSE = 0.01
 """The largest gap between the plain and the jackknifed estimate, in units of J* - J_ref."""
 ROUNDING = 1e-9
-"""A gain below this, in units of beta, is none."""
+"""A gain J* - J_ref up to this, in units of beta, counts as zero."""
 UNSEEN = 0.05
-"""The most that texts which no sample holds may add to J*, in units of J* - J_ref."""
+"""The most that texts which were not sampled may add to J*, in units of J* - J_ref."""
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What can be had at one beta; means over prompts, units of the score, nats per response."""
+    """The optimum at one beta, as means over prompts; J in the unit of the score, KL in nats per response."""
 
     beta: float
     prompts: int
@@ -74,8 +74,8 @@ class Ceiling:
     J_ref_by_prompt: np.ndarray
     """float (P,): the reference's E[score] of each prompt; its mean is J_ref."""
     unseen: float | None = None
-    """What J* would gain if texts of the highest possible score had the probability 3 / (P n), which is the most
-    that samples without them leave open at 95%; None if no highest score was given."""
+    """By how much J* would grow if texts of the highest possible score had the probability 3 / (P n), the upper 95%
+    confidence limit of a probability of which P n samples had no case; None if no highest score was given."""
 
     @property
     def trusted(self) -> bool:

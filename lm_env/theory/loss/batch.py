@@ -1,4 +1,4 @@
-"""What a loss is given to be checked on: responses with all that any library's loss asks for.
+"""LossBatch: what `check_loss` passes to a loss, responses with the inputs that the losses of libraries need.
 
 Shapes: B rows, T columns of response tokens, V vocabulary, G responses to a prompt.
 """
@@ -19,7 +19,7 @@ __all__ = ["LossBatch"]
 
 @dataclass(frozen=True, eq=False)
 class LossBatch:
-    """A batch of finished responses to one prompt, float64; those of a group stand side by side.
+    """A batch of finished responses to one prompt, float64; those of a group are in consecutive rows.
 
     A loss reads `logprobs` (or `logits`), which have a graph, or runs `model` on `input_ids` itself.  The gradient
     is taken with respect to the model's table either way.
@@ -30,17 +30,17 @@ class LossBatch:
     reference: TableLM
     """The reference policy, frozen."""
     behavior: TableLM
-    """The policy that sampled, frozen."""
+    """The sampling policy, frozen."""
     tokens: Tensor
     """int64 (B, T): the response tokens, the EOS included, then padding of any value, which may be the EOS."""
     mask: Tensor
     """bool (B, T): True at response tokens.  `lengths` says the same."""
     old_logprobs: Tensor
-    """(B, T): under the policy that sampled, nats; anything in the padding."""
+    """float64 (B, T): logprobs under the sampling policy, nats; arbitrary in the padding."""
     ref_logprobs: Tensor
-    """(B, T): under the reference, nats; anything in the padding."""
+    """float64 (B, T): logprobs under the reference, nats; arbitrary in the padding."""
     values: Tensor
-    """(B, T): before each token, the sampling policy's exact expectation of the rewards to come; anything in the
+    """(B, T): before each token, the sampling policy's exact expectation of the rewards to come; arbitrary in the
     padding.  With these, generalized advantage estimation is unbiased at every lambda."""
     scores: Tensor
     """(B,): the score of each response, paid at its last token."""
@@ -51,7 +51,7 @@ class LossBatch:
     max_length: int
     """The length cap of a response."""
     eos_id: int
-    """The EOS token, which is the whole prompt as well."""
+    """The EOS token, which is also the only token of the prompt."""
     rows: np.ndarray | None = None
     """int (B,): which rows of `whole` these are; None where the batch is not a part of another one."""
     _whole: LossBatch | None = None

@@ -1,4 +1,4 @@
-"""Which known mistake has the gradient that a loss has: the simplest one that explains it on every problem."""
+"""Explains the gradient of a loss by known mistakes: the fewest that reproduce it on every problem."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from lm_env.theory.loss.slips import MOST, Slip, slips
 __all__ = ["MATCH", "Finding", "find_causes", "pieces"]
 
 MATCH = 3e-4
-"""A slip explains a gradient if no more than this part of it is left over."""
+"""Mistakes explain a gradient if the residual is at most this share of its norm."""
 GAMMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+"""The first grid of the search for a discount."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,21 @@ class Finding:
     causes: tuple[str, ...]
     """Their names; empty if the loss is right."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """`gamma`, `entropy_coef`, `effective_beta`: what the gradients say they are."""
+    """`gamma`, `entropy_coef`, `effective_beta`, as fitted to the gradients."""
     left_over: float = 0.0
-    """The largest part of a gradient that stays unexplained."""
+    """The largest unexplained residual, as a share of the gradient's norm."""
     slip: Slip = field(default_factory=Slip)
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """Weights of score, KL and entropy in the gradient of each problem, and what is left over."""
+    """Weights of score, KL and entropy in the gradient of each problem, and the largest residual."""
 
     score: np.ndarray
     kl: np.ndarray
     entropy: np.ndarray
     sees_kl: np.ndarray
-    """Where the KL has a gradient at all: at the reference it has none."""
+    """bool (problems,): whether the KL has a gradient there; at the reference it has none."""
     shares: np.ndarray
     """(problems, 3): how much of the gradient's norm each of the three makes up."""
     left_over: float
@@ -114,7 +115,7 @@ def pieces(slip: Slip, credit: Credits) -> Iterator[np.ndarray]:
 
 
 def _finding(slip: Slip, fit: _Fit, credits: list[Credits]) -> Finding | None:
-    """What the weights say; None where they contradict the slip or leave too much over."""
+    """The mistakes that the weights imply; None if the weights contradict the slip or the residual is too large."""
     if fit.left_over > MATCH:
         return None
     causes = list(slip.causes)
@@ -147,7 +148,7 @@ def _finding(slip: Slip, fit: _Fit, credits: list[Credits]) -> Finding | None:
 def _rescaling(
     slip: Slip, relative: np.ndarray, fit: _Fit, credits: list[Credits], numbers: dict[str, float]
 ) -> list[str]:
-    """The name of a KL that weighs something else than beta beside the score."""
+    """The mistakes that give the KL a weight other than beta relative to the score."""
     size = credits[0].group_size
     beta = credits[0].beta
 
@@ -178,7 +179,7 @@ def _spread(credit: Credits) -> float:
 
 
 def _least(left_over: Callable[[float], float]) -> float:
-    """Where the least is left over in [0, 1), by a grid that is refined around its best point."""
+    """The point in [0, 1) with the smallest residual, by a grid that is refined around its best point."""
     grid = np.array(GAMMAS)
     for _ in range(8):
         best = int(np.argmin([left_over(float(x)) for x in grid]))

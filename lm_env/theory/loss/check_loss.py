@@ -1,8 +1,9 @@
 """check_loss: what any library's loss optimizes, from its exact expected gradient, without training.
 
-The loss is called on batches that hold each group of responses as often as it is likely, so that its gradient is the
-expected one, and that is held against the gradient of J = E[score] - beta KL, differentiated on its own, in float64,
-under several policies.  Where the two differ, the mistakes that explain the difference are named.
+The loss is called on batches in which each group of responses occurs in proportion to its probability, so that its
+gradient is the expected one.  This is compared, in float64 and under several policies, with the gradient of
+J = E[score] - beta KL, which is computed separately.  If the two differ, the mistakes that explain the difference are
+named.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from lm_env.validation import check_integer, check_number
 __all__ = ["INVARIANCES", "Loss", "LossCheck", "check_loss"]
 
 TOLERANCE = 1e-4
-"""The largest part of a gradient that may point elsewhere than along that of J; float32 stays well below."""
+"""The largest component of a gradient orthogonal to that of J that passes, as a share of the gradient's norm; the
+rounding of float32 stays well below."""
 INVARIANCES = {
     "padding": "padding_counted",
     "eos": "pad_is_eos",
@@ -35,7 +37,7 @@ INVARIANCES = {
     "micro_batches": "micro_batches",
     "ratio": "no_importance_ratio",
 }
-"""What is tried, and the cause that is named where it is required and does not hold."""
+"""Each property that is tested, and the cause that is named if it is required and does not hold."""
 REQUIRED = ("padding", "eos", "permutation")
 
 Loss = Callable[[LossBatch], Tensor | None]
@@ -44,28 +46,29 @@ Loss = Callable[[LossBatch], Tensor | None]
 
 @dataclass(frozen=True)
 class LossCheck:
-    """What a loss optimizes."""
+    """The result of `check_loss`."""
 
     loss: str
     beta: float
     group_size: int
     passed: bool
     causes: tuple[str, ...]
-    """What is wrong, by name; empty if nothing is, `("unknown",)` if nothing known is."""
+    """The mistakes by name, see `EXPLANATIONS`; empty for a right loss, `("unknown",)` if none explains it."""
     numbers: dict[str, float]
-    """What the gradients say of `gamma`, `entropy_coef` and `effective_beta`, where these are among the causes."""
+    """`gamma`, `entropy_coef` and `effective_beta` as fitted to the gradients, for those that belong to a cause."""
     cosine: float
-    """Between the expected gradient and that of J; the smallest of several policies."""
+    """The cosine between the expected gradient and that of J; the smallest over several policies."""
     astray: float
-    """The part of the expected gradient that is not along that of J: the sine, the largest of several policies."""
+    """The component of the expected gradient orthogonal to that of J, as a share of its norm: the sine of their angle,
+    the largest over several policies."""
     size: tuple[float, ...]
-    """The length of the expected gradient along that of J, in units of the latter, under each policy."""
+    """The component of the expected gradient along that of J, in units of the latter's norm, under each policy."""
     holds: dict[str, bool]
     """Which of `INVARIANCES` hold."""
     ratio: str
     """The importance ratio: `token`, `sequence`, `sequence_mean`, `none` or `unknown`."""
     notes: tuple[str, ...] = field(default=())
-    """What does not hold and was not required."""
+    """A sentence about each property that does not hold and was not required."""
 
     def sentence(self) -> str:
         """The verdict in words."""
@@ -97,9 +100,9 @@ def check_loss(
         beta: the weight of the KL penalty, which the batch tells the loss.
         group_size: G, responses per prompt, 1 to 3; the batch has all groups: 64, 8192 or 786,432 rows.
         seed: of the MDPs, policies and scores that are drawn.
-        require: which of `INVARIANCES` must hold besides; `ratio` where several steps are taken
-            per batch, `micro_batches` where gradients are accumulated.
-        tolerance: the largest part of the gradient that may point elsewhere.
+        require: which of `INVARIANCES` must hold as well.  Add `ratio` if the trainer takes several steps per batch,
+            and `micro_batches` if it accumulates gradients.
+        tolerance: the largest component of the gradient orthogonal to that of J, as a share of its norm.
 
     Raises:
         ConfigurationError: an option out of range, or a loss that raises (chained), returns no scalar, or does
@@ -171,7 +174,7 @@ def _ratio(
     finding: Finding | None,
     tolerance: float,
 ) -> str:
-    """The importance ratio that the loss carries, as far as it can be told."""
+    """The importance ratio that the loss has, or "unknown"."""
     if finding is None:
         return "unknown"
     gradients = [_reached(problem, gradient_of(problem.batch())) for problem in problems]
@@ -189,7 +192,7 @@ def _norm(array: np.ndarray) -> float:
 
 
 def _gradient(loss: Loss, batch: LossBatch) -> np.ndarray:
-    """The gradient (S, V) along which the loss would have the policy go."""
+    """The ascent direction (S, V): minus the gradient of the loss in the policy's logits."""
     table = batch.model.table
     table.grad = None
     try:
@@ -203,8 +206,7 @@ def _gradient(loss: Loss, batch: LossBatch) -> np.ndarray:
         raised = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigurationError(
             f"{name_of(loss)} raised {raised} when it was called as loss(batch): correct it, so that it takes a"
-            f" LossBatch"
-            " and returns a scalar"
+            " LossBatch and returns a scalar"
         ) from error
     if value is not None:
         described = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -217,7 +219,7 @@ def _gradient(loss: Loss, batch: LossBatch) -> np.ndarray:
     if table.grad is None:
         raise ConfigurationError(
             f"the loss of {name_of(loss)} does not depend on the policy: use batch.logprobs, batch.logits or"
-            f" batch.model"
+            " batch.model"
         )
     if not torch.isfinite(table.grad).all():
         raise NonFiniteError(f"the gradient of {name_of(loss)} is not finite: look for 0 / 0 and for padding")

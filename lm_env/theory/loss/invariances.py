@@ -1,4 +1,4 @@
-"""What must hold of a loss on every single batch, and not in expectation only."""
+"""Properties that a loss should have on every single batch, and not only in expectation."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ GradientOf = Callable[[LossBatch], np.ndarray]
 
 
 def invariances(gradient_of: GradientOf, problem: LossProblem, tolerance: float) -> dict[str, bool]:
-    """Which hold, by name.
+    """Which of these hold, by name.
 
-    - `padding`: more padding, with other numbers in it, changes nothing.
-    - `eos`: nor does it matter whether the padding's id is the EOS.
-    - `permutation`: nor the order of groups, and of samples within a group.
+    - `padding`: more padding, with other numbers in it, does not change the gradient.
+    - `eos`: a padding id other than the EOS does not change it.
+    - `permutation`: another order of groups, and of samples within a group, does not change it.
     - `micro_batches`: the gradients of two parts with long and short responses add up to a multiple of the
       batch's; a part knows the batch it is cut from, `LossBatch.whole`.
     """
@@ -56,8 +56,8 @@ def invariances(gradient_of: GradientOf, problem: LossProblem, tolerance: float)
 def ratio_of(gradients: list[np.ndarray], credits: list[Credits], slip: Slip, tolerance: float) -> str:
     """Which importance ratio explains the gradients off-policy: one of `RATIOS`, or `unknown`.
 
-    With `+ kl` at its end the KL in the loss carries the ratio as well.  All problems have the same policy that
-    samples, so that what multiplies score, KL and baselines is the same in all.
+    A suffix `+ kl` means that the KL in the loss is multiplied by the ratio as well.  All problems have the same
+    sampling policy, so the coefficients of score, KL and baselines are fitted to all of them at once.
     """
     found = []
     for name in RATIOS:
@@ -85,7 +85,7 @@ def _columns(credit: Credits, slip: Slip, name: str, suffix: str) -> np.ndarray:
 
 
 def _parallel(gradient: np.ndarray, other: np.ndarray) -> float:
-    """The part of a gradient that is not along the other one."""
+    """The component of a gradient orthogonal to the other one, as a share of its norm."""
     scale = float((gradient * other).sum()) / (float((other**2).sum()) or 1.0)
     norm = float(np.linalg.norm(gradient)) or 1.0
     return float(np.linalg.norm(gradient - scale * other)) / norm

@@ -1,8 +1,8 @@
-"""Small MDPs on which the expectation of any loss is exact: a batch that holds each group as often as it is likely.
+"""Small MDPs on which the expectation of any loss is exact: a batch has each group in proportion to its probability.
 
-Every next-token probability of the policy that samples is a multiple of 1/4, so each response has a probability
-k / 4^T, and the batch in which each group of G responses stands as many times as its probability says is a finite
-one.  A loss over this batch is its own expectation, whatever it does with means, ratios or groups.
+Every next-token probability of the sampling policy is a multiple of 1/4, so each response has a probability k / 4^T,
+and there is a finite batch in which every group of G responses occurs in proportion to its probability.  A loss over
+this batch is its own expectation, whatever it does with means, ratios or groups.
 
 Shapes: N responses, T horizon, S states, V vocabulary, G responses to a prompt.
 """
@@ -46,11 +46,11 @@ class LossProblem:
 
     @cached_property
     def credits(self) -> Credits:
-        """What losses credit its tokens with."""
+        """The credits that right and wrong losses assign to each token."""
         return Credits(self.mdp, self.policy, self.beta, self.behavior, self.group_size)
 
     def batch(self) -> LossBatch:
-        """Every group as often as its probability says; one row per response without groups (G = 1)."""
+        """Every group in proportion to its probability; with G = 1 a group is one response."""
         counts = np.rint(self.credits.probabilities * 4**self.mdp.horizon).astype(np.int64)
         responses = np.repeat(np.arange(len(counts)), counts)
         groups = np.indices((len(responses),) * self.group_size).reshape(self.group_size, -1).T

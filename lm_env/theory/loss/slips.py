@@ -1,4 +1,4 @@
-"""The known mistakes, alone and together, from few to many."""
+"""The known mistakes of losses, called slips in the code, and all combinations of up to `MOST` of them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WHOLE = {
     "standardized_return": "return_divided_by_group_std",
     **{f"gae_{trace}": "" for trace in (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)},  # right, unless there is a discount
 }
-"""The kinds of `Credits`, and what each is called as a mistake."""
+"""SCORE, KL, LENGTH, MASK, WHOLE: the kinds of `Credits`, and the name of each as a mistake ('' if it is right)."""
 
 MOST = 3
 """Mistakes that are combined at most."""
@@ -57,8 +57,7 @@ EXPLANATIONS = {
     "first_token_not_counted": "the first token of a response has no gradient: the mask is shifted by one",
     "gamma": "returns are discounted (gamma < 1): set gamma to 1",
     "k2_loss": "the KL penalty is k2 as a per-token loss: no token is credited with the KL that follows it; put"
-    " k1 in the"
-    " reward",
+    " k1 in the reward",
     "k2_reward": "k2 is in the reward in place of k1: its gradient is not that of the KL",
     "k3_loss": "the KL penalty is k3 as a per-token loss (GRPO): put k1 in the reward",
     "k3_loss_with_ratio": "the KL penalty is k3 times the importance ratio (TRL's GRPO), or the KL summed over the"
@@ -117,7 +116,7 @@ class Slip:
 
     @property
     def causes(self) -> tuple[str, ...]:
-        """What is wrong, by name."""
+        """The mistakes by name."""
         named = [SCORE[self.score], KL[self.kl], LENGTH[self.length], MASK[self.mask]]
         if self.whole is not None:
             named.append(WHOLE[self.whole])
@@ -133,7 +132,7 @@ class Slip:
         return self.score == "end" and self.mask == "all" and len(self.causes) <= 1
 
     def with_gamma(self, gamma: float) -> Slip:
-        """The same with returns discounted."""
+        """The same slip with discounted returns."""
         return replace(self, gamma=gamma)
 
 
