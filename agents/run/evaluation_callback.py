@@ -18,9 +18,10 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from agents.learning.policy import ValueHeadPolicy
 from agents.run.evaluation import Evaluation, choose_texts, evaluate_texts, write_samples
 from agents.run.training_log import put_files_aside
-from lm_env.errors import CheckpointWriteError, ConfigurationError
+from lm_env.errors import CheckpointWriteError, ConfigurationError, RewardError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.adapters import without_wrapper
+from lm_env.objective.patience import SkippingReward
 from lm_env.objective.task import Task
 from lm_env.theory.ceilings.task_ceiling import task_ceiling
 from lm_env.theory.ceilings.tilting import Ceiling
@@ -44,6 +45,7 @@ class EvaluateTexts(BaseCallback):
 
     The log gets `eval/score`, `eval/kl`, `eval/J`, `eval/perplexity` and the others of `Evaluation.metrics`; with a
     ceiling also `eval/attained`.  The training goes on as it would without the callback: the weights are the same.
+    An evaluation in which the reward function fails is left out where the agent has `on_reward_error="skip"`.
 
         agent.learn(100_000, callback=EvaluateTexts("held_out.txt", every=10_000, ceiling=True))
 
@@ -123,14 +125,15 @@ class EvaluateTexts(BaseCallback):
     # -- the parts ----------------------------------------------------------------------------------------
     def _evaluate(self) -> None:
         agent: Any = self.model
-        own = getattr(agent, "evaluate", None)
-        if own is not None:
-            found: Evaluation = own(self.prompts, self.n, seed=self.seed, ceiling=self.ceiling)
-        else:
-            task = _task_of(agent)
-            found = evaluate_texts(task, self._backend, self.prompts, self.n, seed=self.seed, ceiling=self.ceiling)
         self._trained = False
         timesteps = int(agent.num_timesteps)
+        try:
+            found = self._measure(agent)
+        except RewardError as error:
+            if not isinstance(getattr(agent, "reward", None), SkippingReward):
+                raise
+            log.warning("no evaluation at %d timesteps: %s", timesteps, error)
+            return
         self.history.append(Evaluated(timesteps, found))
         for name, value in found.metrics().items():
             self.logger.record(f"eval/{name}", value)
@@ -142,6 +145,14 @@ class EvaluateTexts(BaseCallback):
                 raise CheckpointWriteError(f"cannot write texts to {self.samples}: {error}; free the place") from error
         if shown and any(isinstance(output, TensorBoardOutputFormat) for output in self.logger.output_formats):
             self.logger.record("eval/samples", _as_markdown(shown), exclude=("stdout", "log", "csv", "json"))
+
+    def _measure(self, agent: Any) -> Evaluation:
+        own = getattr(agent, "evaluate", None)
+        if own is not None:
+            found: Evaluation = own(self.prompts, self.n, seed=self.seed, ceiling=self.ceiling)
+            return found
+        task = _task_of(agent)
+        return evaluate_texts(task, self._backend, self.prompts, self.n, seed=self.seed, ceiling=self.ceiling)
 
     def _write_row(self) -> None:
         """Write what has been recorded, where no rollout's row is still to come."""

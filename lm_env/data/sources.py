@@ -124,7 +124,7 @@ def _file_rows(path: Path, skip: Callable[[InvalidPromptError], None] | None) ->
     except InvalidPromptError:
         raise
     except (OSError, ValueError) as error:  # a ValueError for a zero byte in the path
-        raise ConfigurationError(f"prompts cannot be read from a file ({error}): check the path") from error
+        raise ConfigurationError(f"{path} cannot be read ({error}): check the path") from error
 
 
 def _starts_an_array(path: Path) -> bool:

@@ -64,7 +64,8 @@ def load_model(
             adapters on it, `peft.get_peft_model(model, config)`.
 
     Raises:
-        ConfigurationError: `quantization_config` is none, or is asked of a folder with an adapter.
+        ConfigurationError: the device cannot be used; `quantization_config` is none, or is asked of a folder with an
+            adapter.
         ModelLoadError: no such model here, pickled weights, code that would have to be trusted, or a
             device that cannot run the quantized weights.
         CheckpointCorruptError: a folder that this package saved is damaged.
@@ -72,6 +73,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    _check_device(device)
     if is_adapter_folder(source := source_of("model", name, download)):
         return _load_adapter(name, source, device, dtype, download, quantization_config)
     quantized: dict[str, Any] = {}
@@ -87,6 +89,14 @@ def load_model(
     if is_quantized(model):  # also if its own folder says so
         return model.requires_grad_(False).eval()
     return model.to(device).eval()
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"device {str(device)!r} cannot be used here ({reason}): choose cpu") from error
 
 
 def load_trunk(name: str | Path, *, download: bool = False) -> nn.Module:

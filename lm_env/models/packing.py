@@ -67,7 +67,8 @@ def packed_outputs(model: nn.Module, episodes: Episodes) -> tuple[Outputs, Tenso
         np.arange(start + p, start + n) for start, p, n in zip(starts, episodes.prompt_lengths, lengths, strict=True)
     ]
     at = torch.from_numpy(np.concatenate(learned)).to(device)
-    arguments = {"use_cache": False} if "use_cache" in facts_of(model).arguments else {}
+    # With a cache, transformers does not see that positions begin anew.  A wrapper of peft passes the argument on.
+    arguments = {"use_cache": False} if "use_cache" in facts_of(without_wrapper(model)).arguments else {}
     outputs = forward(model, (torch.zeros_like(at), at - 1), input_ids=ids, position_ids=positions, **arguments)
     return outputs, ids[0, at]
 

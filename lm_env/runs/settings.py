@@ -233,12 +233,18 @@ def resumed_settings(folder: RunFolder, config: str | Path | None, options: Mapp
     """
     before = TrainSettings.of(folder.config).options()
     given = {**({} if config is None else read_config(config)), **options}
+
+    def compare(name: str, value: Any) -> None:
+        if name not in MAY_CHANGE and before.get(name) != value:
+            raise ConfigurationError(
+                f"{name} is {before.get(name)!r} in {folder.path} and {value!r} here: a run goes on as it"
+                " began; leave it out, or choose another folder for a new run"
+            )
+
+    if given.get("agent") is not None:  # Before the options are merged, since another agent has others.
+        compare("agent", given["agent"])
     merged = TrainSettings.of(folder.config, **given)
     after = merged.options()
     for name in given:
-        if name not in MAY_CHANGE and before.get(name) != after.get(name):
-            raise ConfigurationError(
-                f"{name} is {before.get(name)!r} in {folder.path} and {after.get(name)!r} here: a run goes on as it"
-                " began; leave it out, or choose another folder for a new run"
-            )
+        compare(name, after.get(name))
     return merged

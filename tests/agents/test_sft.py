@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from agents.learning.likelihood import add_likelihood_gradient, perplexity
 from agents.sft import load_demonstrations, supervised_finetune
 from lm_env.errors import ConfigurationError, InvalidPromptError, NonFiniteError, UnsupportedModelError
+from lm_env.models.adapters import add_lora
 from lm_env.models.packing import check_packing, pack
 from lm_env.theory.prefix_tree import TableLM
 
@@ -222,6 +223,16 @@ def test_a_packed_training_comes_to_the_same_weights(make_lm):
         options = {"eos_token_id": EOS, "batch_size": 4, "learning_rate": 1e-3, "packing": packing}
         supervised_finetune(model, None, ROWS * 4, **options)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.testing.assert_close(trained(True), trained(False), rtol=0, atol=1e-4)
+
+
+def test_packing_with_adapters_comes_to_the_same_weights(make_lm):
+    def trained(packing):
+        model = add_lora(make_lm("llama"), rank=2)
+        options = {"eos_token_id": EOS, "batch_size": 4, "learning_rate": 1e-3, "packing": packing}
+        supervised_finetune(model, None, ROWS * 4, **options)
+        return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
     torch.testing.assert_close(trained(True), trained(False), rtol=0, atol=1e-4)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import GRPO, PPO, Checkpointing
+from agents import GRPO, PPO, Checkpointing, EvaluateTexts
 from lm_env.errors import ConfigurationError, RewardError
 from lm_env.objective.scoring import score_episodes
 from lm_env.tasks.token_mdp import make
@@ -157,3 +157,26 @@ def test_impossible_settings():
         PPO(make(), on_reward_error="ignore", **SMALL)
     with pytest.raises(ConfigurationError, match="deadline"):
         PPO(make(), on_reward_error="skip", reward_deadline=-1, **SMALL)
+
+
+def test_a_skipping_run_goes_on_without_an_evaluation_that_fails(tmp_path):
+    """The reward is asked in the first evaluation, in two rollouts, and in the last evaluation; the first fails."""
+    calls = []
+
+    def once(prompts, responses, response_ids):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("the service is away")
+        return parity(prompts, responses, response_ids)
+
+    for on_error in ("skip", "raise"):
+        calls.clear()
+        agent = PPO(make(reward=once), on_reward_error=on_error, **SMALL)
+        held_out = EvaluateTexts(n=4, every=10_000)
+        if on_error == "raise":
+            with pytest.raises(RewardError, match="the service is away"):
+                agent.learn(100, callback=held_out)
+        else:
+            agent.learn(100, callback=held_out)
+            assert [found.timesteps for found in held_out.history] == [agent.num_timesteps]
+            assert agent.num_timesteps >= 100

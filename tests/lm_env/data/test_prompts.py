@@ -290,7 +290,7 @@ class TestInvalid:
         ("source", "message"),
         [
             (Path("nowhere.txt"), r"No such file or directory: 'nowhere.txt'\): check the path"),
-            ("nowhere.jsonl", r"No such file or directory: 'nowhere.jsonl'"),
+            ("nowhere.jsonl", r"^nowhere\.jsonl cannot be read .*No such file"),
             ("user/nowhere.txt", r"No such file or directory"),
             (Path(__file__).parent, r"Is a directory"),
             (Path(__file__), r"test_prompts\.py is not \.txt, \.jsonl or \.json"),

@@ -15,7 +15,7 @@ from paths import REPOSITORY
 from saved_folders import files_of, flip
 from transformers import AutoModel
 
-from lm_env.errors import CheckpointCorruptError, ModelLoadError
+from lm_env.errors import CheckpointCorruptError, ConfigurationError, ModelLoadError
 from lm_env.models.export import export_language_model
 from lm_env.models.loading import load_model, load_pretrained, load_tokenizer
 from lm_env.storage import write_folder
@@ -154,3 +154,8 @@ def test_a_missing_folder_is_named(tmp_path):
             load(tmp_path / "nothing")
         with pytest.raises(ModelLoadError, match=r"nothing'.* there is no folder of this name"):
             load(str(tmp_path / "nothing"))
+
+
+def test_a_device_that_cannot_be_used_is_named():
+    with pytest.raises(ConfigurationError, match=r"^device 'nope' cannot be used here \(.+\): choose cpu$"):
+        load_model("reviews-3m", device="nope")

@@ -140,6 +140,8 @@ def test_another_runs_folder_is_refused_and_nothing_changes(tmp_path):
         lm_env.train(tmp_path / "out", **TINY)
     with pytest.raises(ConfigurationError, match=r"seed is 0 in .* and 1 here"):
         lm_env.train(tmp_path / "out", resume=True, seed=1)
+    with pytest.raises(ConfigurationError, match=r"agent is 'ppo' in .* and 'rloo' here"):  # which has no gamma
+        lm_env.train(tmp_path / "out", resume=True, agent="rloo", group_size=4)
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
 
 
