@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from lm_env.errors import ConfigurationError, UnsupportedModelError
 from lm_env.models.inputs import length_batches
-from lm_env.models.loading import default_device, load_pretrained, load_tokenizer
+from lm_env.models.loading import load_pretrained, load_tokenizer, usable_device
 from lm_env.objective.description import parameters_in_words
 
 __all__ = ["SequenceClassifierReward"]
@@ -75,7 +75,7 @@ class SequenceClassifierReward:
         if isinstance(model, str | Path):
             tokenizer = tokenizer or load_tokenizer(model, download=download)
             live = load_pretrained(AutoModelForSequenceClassification, model, download=download).to(
-                device or default_device()
+                usable_device(device)
             )
         if tokenizer is None:
             raise ConfigurationError("a live classifier needs its tokenizer: pass tokenizer=...")

@@ -67,6 +67,7 @@ def train(
     """
     from lm_env.cli.trust import fitted_baselines, held_out_sentence
     from lm_env.runs.console import say
+    from lm_env.runs.folder import check_new
     from lm_env.storage import check_destination
     from reward_models.preferences.reading import read_preferences
     from reward_models.preferences.recipe import Recipe, train_from_preferences
@@ -91,6 +92,7 @@ def train(
         device=device,
         download=download,
     )
+    check_new(out)
     records = read_preferences(data, format=format, skip_bad=skip_bad, download=download)
     skipped = f", {len(records.problems)} broken rows skipped" if records.problems else ""
     say("preferences", f"{len(records):,} records of {data} ({records.format}){skipped}")

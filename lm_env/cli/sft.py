@@ -13,6 +13,7 @@ from lm_env.models.adapters import add_lora
 from lm_env.models.export import export_language_model
 from lm_env.models.loading import load_model, load_tokenizer
 from lm_env.runs.console import say
+from lm_env.runs.folder import check_new
 from lm_env.storage import Checkpointing, check_destination, remove_checkpoints, write_folder
 
 __all__ = ["run_sft"]
@@ -44,10 +45,11 @@ def run_sft(
         TrainingInterrupted: SIGINT or SIGTERM has come, and all is saved.
         CheckpointWriteError: `out` cannot be written or has no room, found before the training.
         RunLockedError: another process writes there.
-        ConfigurationError: `merge` without adapters; see also `supervised_finetune`.
+        ConfigurationError: `merge` without adapters, or `out` holds a finished model; see also `supervised_finetune`.
     """
     if merge and lora is None:
         raise ConfigurationError("--merge merges adapters, and there are none: give --lora RANK, or leave it out")
+    check_new(out)
     check_destination(out)
     lm: Any = load_model(model, device=device, download=download)
     base = lm.name_or_path

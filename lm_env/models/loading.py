@@ -35,6 +35,7 @@ __all__ = [
     "read_pretrained",
     "read_tokenizer",
     "resolve",
+    "usable_device",
     "without_weight_bars",
 ]
 
@@ -73,7 +74,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    _check_device(device)
+    usable_device(device)
     if is_adapter_folder(source := source_of("model", name, download)):
         return _load_adapter(name, source, device, dtype, download, quantization_config)
     quantized: dict[str, Any] = {}
@@ -91,12 +92,19 @@ def load_model(
     return model.to(device).eval()
 
 
-def _check_device(device: str | torch.device) -> None:
+def usable_device(device: str | torch.device | None = None) -> str | torch.device:
+    """The device that is asked for, or `default_device()`.
+
+    Raises:
+        ConfigurationError: no tensor can be put there.
+    """
+    device = device or default_device()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without CUDA
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(f"device {str(device)!r} cannot be used here ({reason}): choose cpu") from error
+    return device
 
 
 def load_trunk(name: str | Path, *, download: bool = False) -> nn.Module:

@@ -25,9 +25,9 @@ from typing import Any
 
 from lm_env.errors import CheckpointWriteError, ConfigurationError, RunLockedError
 from lm_env.runs.config_files import read_about, write_config
-from lm_env.storage import FileLock, check_destination
+from lm_env.storage import FileLock, check_destination, is_saved_folder
 
-__all__ = ["RunFolder", "command_line"]
+__all__ = ["RunFolder", "check_new", "command_line"]
 
 PACKAGES = ("lm-env", "torch", "transformers", "stable-baselines3", "gymnasium", "peft", "numpy")
 
@@ -155,6 +155,12 @@ class RunFolder:
         for place in (self.path / "progress.csv", self.samples, self.checkpoints, self.policy, self.report):
             if place.exists():
                 raise FileExistsError(f"{place.name} is there, which is of no run that this command began")
+
+
+def check_new(out: Path) -> None:
+    """Raise ConfigurationError if a finished result was saved at `out`, so that none is replaced unasked."""
+    if is_saved_folder(out):
+        raise ConfigurationError(f"{out} holds what an earlier command saved: choose another --out, or move it away")
 
 
 def command_line() -> str:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, ModelLoadError
 from lm_env.models.export import check_finite
-from lm_env.models.loading import default_device, read_pretrained, read_tokenizer, without_weight_bars
+from lm_env.models.loading import read_pretrained, read_tokenizer, usable_device, without_weight_bars
 from lm_env.storage import is_saved_folder, read_folder, read_json
 from reward_models.preferences.network import ScalarHeadModel
 
@@ -96,7 +96,7 @@ def read_held(held: Path, name: str | Path, make: Callable[..., T], device: str 
     """`read_saved` of a folder as it lies there; `name` is what messages call it."""
     settings = _settings(held, name)
     with _without_load_report():
-        trunk = read_pretrained(AutoModel, held, name=name).to(device or default_device()).eval()
+        trunk = read_pretrained(AutoModel, held, name=name).to(usable_device(device)).eval()
     try:
         network = ScalarHeadModel(trunk, pooling=settings.pop("pooling")).eval()
         head = load_file(held / HEAD_FILE)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_env.errors import ConfigurationError, UnsupportedModelError
 from lm_env.models.inputs import length_batches, pad_right
-from lm_env.models.loading import default_device, load_tokenizer, load_trunk
+from lm_env.models.loading import load_tokenizer, load_trunk, usable_device
 from lm_env.objective.rewards import score_responses
 from lm_env.storage import write_folder
 from lm_env.validation import check_integer
@@ -101,13 +101,14 @@ class RewardModel:
             device: where the copy goes.  Default: where a live model is; CUDA, where there is one, for a name.
 
         Raises:
-            ConfigurationError: a live model without a tokenizer, or a bad `max_length`, `pooling` or `template`.
+            ConfigurationError: a live model without a tokenizer, a device that cannot be used, or a bad `max_length`,
+                `pooling` or `template`.
             ModelLoadError: the name could not be loaded.
             UnsupportedModelError: the model has no transformers trunk (merge LoRA adapters first).
         """
         if isinstance(model, str | Path):
             tokenizer = tokenizer or load_tokenizer(model, download=download)
-            trunk: Any = load_trunk(model, download=download).to(device or default_device())
+            trunk: Any = load_trunk(model, download=download).to(usable_device(device))
         else:
             trunk = copy.deepcopy(getattr(model, "base_model", None))
         if not isinstance(trunk, PreTrainedModel) or getattr(trunk.config, "is_encoder_decoder", False):

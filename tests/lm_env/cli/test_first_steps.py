@@ -153,3 +153,17 @@ def test_a_reward_model_is_made_from_every_name_that_a_model_has(model_folder, t
         assert found.network.trunk.config.vocab_size == load_model(name).config.vocab_size
     with pytest.raises(ModelLoadError, match="no folder of this name"):
         RewardModel.from_causal_lm("no-such-model")
+
+
+def test_a_finished_result_is_not_replaced(tmp_path, model_folder):
+    """Neither by fine-tuning nor by a reward model: hours of training may be in it."""
+    (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n")
+    out = tmp_path / "out"
+    command = ["sft", tmp_path / "data.jsonl", "--model", model_folder, "--out", out, "--held-out-fraction", 0]
+    assert invoke(*command).exit_code == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for refused in (command, [*command, "--resume"], ["rm", "train", tmp_path / "data.jsonl", "--out", out]):
+        result = invoke(*refused)
+        assert isinstance(result.exception, ConfigurationError), result.output
+        assert "choose another --out" in str(result.exception)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

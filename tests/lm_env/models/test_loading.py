@@ -19,7 +19,7 @@ from lm_env.errors import CheckpointCorruptError, ConfigurationError, ModelLoadE
 from lm_env.models.export import export_language_model
 from lm_env.models.loading import load_model, load_pretrained, load_tokenizer
 from lm_env.storage import write_folder
-from reward_models import SequenceClassifierReward
+from reward_models import RewardModel, SequenceClassifierReward
 
 LOADERS = {
     "load_model": load_model,
@@ -159,3 +159,5 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_a_device_that_cannot_be_used_is_named():
     with pytest.raises(ConfigurationError, match=r"^device 'nope' cannot be used here \(.+\): choose cpu$"):
         load_model("reviews-3m", device="nope")
+    with pytest.raises(ConfigurationError, match=r"^device 'nope' cannot be used here \(.+\): choose cpu$"):
+        RewardModel.from_causal_lm("reviews-3m", device="nope")
