@@ -10,10 +10,11 @@ Shapes: P prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from lm_env.data.prompts import Prompt
+from lm_env.data.prompts import Prompt, Prompts
 from lm_env.objective.task import Task
 from lm_env.theory.ceilings.reference_samples import sample_reference_scores
 from lm_env.theory.ceilings.tilting import Ceiling, ceiling
@@ -27,7 +28,7 @@ GROWTH = 16
 
 def task_ceiling(
     task: Task,
-    prompts: Sequence[Prompt] | None = None,
+    prompts: Any = None,
     *,
     samples: int = 96,
     most: int | None = None,
@@ -38,14 +39,18 @@ def task_ceiling(
     """Sample the task's reference on some prompts, and estimate the ceiling at the task's beta.
 
     Args:
-        prompts: None: all of the task's own.
+        prompts: anything that `lm_env.load_prompts` takes; None: all of the task's own.
         samples, most, seed, highest, progress: see `enough_reference_scores`.
 
     Raises:
-        ConfigurationError: beta is 0, at which there is no ceiling; a number cannot work; or the task masks tokens.
+        ConfigurationError, InvalidPromptError: no prompts can be had; beta is 0, at which there is no ceiling; a
+            number cannot work; or the task masks tokens.
         RewardError, RewardValueError: the task's reward function failed.
     """
-    chosen = list(task.prompts) if prompts is None else prompts
+    chosen = task.prompts if prompts is None else prompts
+    if not isinstance(chosen, Prompts) and not all(isinstance(prompt, Prompt) for prompt in chosen):
+        chosen = task.load_prompts(chosen, any_length=True)
+    chosen = list(chosen)
     beta = task.kl.beta
     scores = enough_reference_scores(
         task, chosen, beta, samples=samples, most=most, seed=seed, highest=highest, progress=progress

@@ -286,3 +286,11 @@ def test_the_share_attained():
 def test_bad_input_is_one_sentence(call, words):
     with pytest.raises(ConfigurationError, match=words):
         call()
+
+
+def test_prompts_may_be_texts():
+    task = TokenMDP.t0()
+    env = make_token_env(task, beta=1.0)
+    own = list(env.task.prompts)
+    texts = task_ceiling(env.task, [prompt.ids.tolist() for prompt in own], samples=32, most=32)
+    assert texts.J == task_ceiling(env.task, own, samples=32, most=32).J
