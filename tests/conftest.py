@@ -6,6 +6,7 @@ Sessions share the factories, not the models: whoever asks for a model may chang
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,6 +24,9 @@ from lm_env.data.prompts import Prompt
 from lm_env.theory.token_mdp import TableLM
 
 torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 V = 61  # of the models that need no tokenizer
 POSITIONS = 64

@@ -12,4 +12,5 @@ console = Console()
 
 def say(title: str, text: str) -> None:
     """A heading of a phase, or a remark in it."""
-    console.print(f"[bold cyan]{title}[/bold cyan]  {escape(text)}" if title else f"   {escape(text)}")
+    # Not wrapped: a path that is broken across two lines could not be copied.
+    console.print(f"[bold cyan]{title}[/bold cyan]  {escape(text)}" if title else f"   {escape(text)}", soft_wrap=True)

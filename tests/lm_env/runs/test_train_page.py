@@ -27,7 +27,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
             assert short != block
             exec(compile(short, "train.md", "exec"), {})
         else:
-            commands += [line for line in block.splitlines() if line]
+            commands += [line for line in block.replace("\\\n", " ").splitlines() if line]
     for command in commands:
         program, *words = shlex.split(command)
         if program == "python":
