@@ -232,12 +232,13 @@ class Gold(BaseCallback):
 
 
 def curves_of(folder: RunFolder) -> Curves:
-    """One point per rollout, from the log, which holds those of an earlier process too."""
+    """One point per rollout, at the tokens before it; from the log, which an earlier process may have begun."""
     curves = Curves()
+    before = 0.0
     for row in folder.log_rows():
         if row.get("rollout/gold"):
-            names = ("time/total_timesteps", "rollout/score", "rollout/gold", "rollout/kl")
-            curves.add(*(float(row[name]) for name in names))
+            curves.add(before, *(float(row[f"rollout/{name}"]) for name in ("score", "gold", "kl")))
+            before = float(row["time/total_timesteps"])
     return curves
 
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from agents.sft import supervised_finetune
 from lm_env.cli import app, main
+from lm_env.cli.demo.phases import curves_of
 from lm_env.errors import (
     CheckpointCorruptError,
     CheckpointWriteError,
@@ -28,6 +29,7 @@ from lm_env.errors import (
 )
 from lm_env.models.loading import load_model, load_tokenizer
 from lm_env.objective.options import resolve_reward
+from lm_env.runs.folder import RunFolder
 from lm_env.runs.judges import make_judge
 from lm_env.storage import Checkpointing, FileLock, checkpoints_in, write_folder
 from reward_models import LexiconSentiment, RewardModel
@@ -443,6 +445,8 @@ def test_the_demo_end_to_end_on_a_users_own_model(tmp_path, model_folder, prompt
     assert all(isinstance(summary[key], int | float) for key in SUMMARY) and summary["seed"] == 3
     assert 0 <= summary["rm_accuracy"] <= 1 and summary["perplexity_before"] > 1 and summary["kl"] != 0
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG") and (out / "curves.png").stat().st_size > 5000
+    drawn = curves_of(RunFolder(out)).timesteps
+    assert drawn[0] == 0 and drawn == sorted(set(drawn)), "a rollout is drawn at the tokens before it"
     table = (out / "samples.md").read_text()
     assert table.count("\n| ") > 100 and any(line in table for line in prompts_file.read_text().splitlines())
     model, tokenizer = (
