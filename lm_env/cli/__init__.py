@@ -11,6 +11,7 @@ import typer
 from lm_env import __version__
 from lm_env.cli.check_loss import check_loss_command
 from lm_env.cli.commands import ceiling, check_agent, demo, envs, sample, sft, train
+from lm_env.cli.dpo import dpo
 from lm_env.cli.prefs import prefs_app
 from lm_env.cli.report import report
 from lm_env.cli.rm import rm_app
@@ -45,6 +46,7 @@ def _options(
 
 app.command()(demo)
 app.command()(sft)
+app.command()(dpo)
 # The flags of this one depend on the agent; `lm_env.cli.train` makes and reads them, --help among them.
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(train)
 app.command()(sample)
