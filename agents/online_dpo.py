@@ -1,4 +1,6 @@
-"""Online DPO: direct preference optimization on pairs that the policy itself samples (Guo et al. 2024, arXiv:2402.04792).
+"""Online DPO: direct preference optimization on pairs that the policy itself samples.
+
+Source: Guo et al. 2024 (arXiv:2402.04792).
 
 Each prompt gets G samples; the scores of two of them say with which probability a judge would prefer one, and the
 cross-entropy of that with the implied reward beta log(pi / pi_ref) is the loss.  No gradient goes through the sampling.
@@ -25,7 +27,7 @@ from torch import Tensor
 from agents.base.config import AgentConfig
 from agents.base.group import GroupAgent, SampleGroupConfig
 from agents.learning.policy import Evaluation
-from agents.learning.preference import PreferenceLoss, preference_loss, response_sums
+from agents.learning.preference.loss import PreferenceLoss, preference_loss, response_sums
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
 from lm_env.errors import ConfigurationError

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import OnlineDPO, dpo_finetune
-from agents.learning.judged_texts import encode_judged
-from agents.learning.preference import preference_loss, response_sums
+from agents.learning.preference.judged_texts import encode_judged
+from agents.learning.preference.loss import preference_loss, response_sums
 from lm_env.errors import CheckpointMismatchError, ConfigurationError, InvalidPromptError
 from lm_env.models.fitting import weights_digest
 from lm_env.storage import Checkpointing
