@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.base.config import MEMORY_ONLY, make_config
-from agents.learning.preference.judged_texts import JudgedBatch, JudgedTexts, encode_judged
 from agents.learning.policy import ValueHeadPolicy
+from agents.learning.preference.judged_texts import JudgedBatch, JudgedTexts, encode_judged
 from agents.learning.preference.loss import PreferenceLoss, preference_loss, response_sums
 from agents.run.early_stopping import EarlyStopping, HeldOutLoss
 from lm_env.errors import ConfigurationError

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lm_env.cli.options import Resume
+
 __all__ = ["rm_app"]
 
 rm_app = typer.Typer(
@@ -54,6 +56,7 @@ def train(
     max_length: Annotated[int | None, typer.Option(help="Tokens read of a text.  [default: all positions]")] = None,
     ensemble: Annotated[int, typer.Option(help="Reward models to train and put together.", min=1)] = 1,
     combine: Annotated[str, typer.Option(help="Of an ensemble: mean, lowest or uncertainty.")] = "mean",
+    resume: Resume = False,
     format: FormatOption = None,
     skip_bad: SkipBad = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -70,7 +73,7 @@ def train(
     from lm_env.runs.folder import check_new
     from lm_env.storage import check_destination
     from reward_models.preferences.reading import read_preferences
-    from reward_models.preferences.recipe import Recipe, train_from_preferences
+    from reward_models.preferences.recipe import Recipe, remove_training_checkpoints, train_from_preferences
 
     check_destination(out)
     recipe = Recipe(
@@ -97,13 +100,22 @@ def train(
     skipped = f", {len(records.problems)} broken rows skipped" if records.problems else ""
     say("preferences", f"{len(records):,} records of {data} ({records.format}){skipped}")
     say("reward model", f"{model}, {trunk}")
-    trained = train_from_preferences(records, recipe, say=lambda text: say("", text), bar=sys.stderr.isatty())
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    trained = train_from_preferences(
+        records,
+        recipe,
+        say=lambda text: say("", text),
+        bar=sys.stderr.isatty(),
+        checkpoints=unfinished,
+        resume=resume,
+    )
     for report in trained.reports:
         say("", _sentence(report))
     baselines = fitted_baselines(trained)
     if sentence := held_out_sentence(trained, baselines):
         say("", f"accuracy on what was held out: {sentence}")
     trained.save(out, also=None if baselines is None else baselines.save)
+    remove_training_checkpoints(unfinished)
     say("", f"the reward model is in {out}: reward_models.load_reward({str(out)!r}) is a reward function")
     if trained.held_out:
         say("", f"does it deserve trust?  lm-env rm evaluate {out}")
