@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,17 @@ from reward_models.trust import wilson
 from reward_models.trust.curves import best_of_n_curve
 
 GOLD = LexiconSentiment()
-HELD_OUT = 1000
+HELD_OUT = 500
 TEXTS = 1000
-BEST_OF = (250, 16)
+BEST_OF = (128, 16)
 """Openings, and samples to each, of best-of-n."""
-PPO_OPTIONS = {"learning_rate": 3e-4, "rollout_episodes": 128, "slots": 128, "batch_size": 64, "n_epochs": 2}
+PPO_OPTIONS: dict[str, Any] = {
+    "learning_rate": 3e-4,
+    "rollout_episodes": 128,
+    "slots": 128,
+    "batch_size": 64,
+    "n_epochs": 2,
+}
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
 Record = dict[str, Any]
 
@@ -89,11 +97,14 @@ def trained(task: Any, comparisons: list[Comparison], seed: int) -> RewardModel:
     """A reward model, normalized on the texts that it was trained on; small data are gone through up to four times."""
     model = RewardModel.from_causal_lm(task.reference, task.tokenizer, seed=seed)
     epochs = max(1, min(4, 1024 // len(comparisons)))
-    options = {"epochs": epochs, "batch_size": 32, "learning_rate": 3e-4, "held_out": [], "seed": seed}
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": 32, "learning_rate": 3e-4, "held_out": [], "seed": seed}
     train_reward_model(model, comparisons, progress_bar=True, **options)
     part = comparisons[:1024]
-    ids = {"prompt_ids": [c.prompt_ids for c in part], "response_ids": [c.chosen_ids for c in part]}
-    other = {"prompt_ids": ids["prompt_ids"], "response_ids": [c.rejected_ids for c in part]}
+    ids: dict[str, list[Any]] = {
+        "prompt_ids": [c.prompt_ids for c in part],
+        "response_ids": [c.chosen_ids for c in part],
+    }
+    other: dict[str, list[Any]] = {"prompt_ids": ids["prompt_ids"], "response_ids": [c.rejected_ids for c in part]}
     both = {name: [*ids[name], *other[name]] for name in ids}
     model.normalize(2 * [c.prompt for c in part], [c.chosen for c in part] + [c.rejected for c in part], **both)
     return model
@@ -102,8 +113,9 @@ def trained(task: Any, comparisons: list[Comparison], seed: int) -> RewardModel:
 def accuracy(model: RewardModel, comparisons: list[Comparison]) -> Record:
     """On comparisons that it was not trained on, with the 95% interval."""
     prompts, prompt_ids = [c.prompt for c in comparisons], [c.prompt_ids for c in comparisons]
-    chosen = model(prompts, [c.chosen for c in comparisons], prompt_ids, [c.chosen_ids for c in comparisons])
-    rejected = model(prompts, [c.rejected for c in comparisons], prompt_ids, [c.rejected_ids for c in comparisons])
+    score: Any = model
+    chosen = score(prompts, [c.chosen for c in comparisons], prompt_ids, [c.chosen_ids for c in comparisons])
+    rejected = score(prompts, [c.rejected for c in comparisons], prompt_ids, [c.rejected_ids for c in comparisons])
     return vars(wilson((chosen > rejected) + 0.5 * (chosen == rejected)))
 
 
@@ -116,6 +128,14 @@ def won(ours: np.ndarray, theirs: np.ndarray) -> Record:
     return vars(wilson((ours > theirs) + 0.5 * (ours == theirs)))
 
 
+def kept(path: Path, make: Callable[[], list[Comparison]]) -> list[Comparison]:
+    """The comparisons in a file, or else new ones, which are written there."""
+    if not path.exists():
+        rows = make()
+        path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    return [Comparison(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
 class Simulation:
     """The parts of the simulation; each is kept in `results.json` when it is done."""
 
@@ -125,8 +145,9 @@ class Simulation:
         args.out.mkdir(parents=True, exist_ok=True)
         self.results: Record = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.train, self.test = make_task("train"), make_task("test")
-        self.pool = compared(self.train, round(1.1 * max(args.sizes)), seed=1)
-        self.held_out = compared(self.test, HELD_OUT, seed=2)
+        # About 2% of the pairs are ties, and are left out.
+        self.pool = kept(args.out / "pool.jsonl", lambda: compared(self.train, round(1.05 * max(args.sizes)), seed=1))
+        self.held_out = kept(args.out / "held_out.jsonl", lambda: compared(self.test, HELD_OUT, seed=2))
         self.prompts = [self.test.prompts[i % len(self.test.prompts)] for i in range(TEXTS)]
         self.supervised = gold_of(self.test, sampled(self.test, self.prompts, seed=3))
         openings, samples = BEST_OF
@@ -145,22 +166,23 @@ class Simulation:
     def run(self) -> None:
         """All parts: what matters most comes first."""
         largest = max(self.args.sizes)
+        first = self.args.seeds[0]
+        models = {}
+        for size in sorted(self.args.sizes):
+            for seed in self.args.seeds:
+                models[size, seed] = self.reward_model(size, seed)
         for seed in self.args.seeds:
-            for size in self.args.sizes:
-                model = self.reward_model(seed, size)
-                if model is not None and (size == largest or seed == self.args.seeds[0]):
-                    self.part(f"ppo {size} {seed}", lambda m=model, s=seed: self.ppo(m, s))
-        for seed in self.args.seeds[:1]:
-            self.part(f"dpo {largest} {seed}", lambda s=seed: self.dpo(largest, s))
+            self.part(f"ppo {largest} {seed}", partial(self.ppo, models[largest, seed], seed))
+        self.part(f"dpo {largest} {first}", partial(self.dpo, largest, first))
+        for size in sorted(self.args.sizes)[:-1]:
+            self.part(f"ppo {size} {first}", partial(self.ppo, models[size, first], first))
 
-    def reward_model(self, seed: int, size: int) -> RewardModel | None:
-        """Train it and measure its accuracy and best-of-n; None where all that is wanted of it is there."""
-        wanted = [f"reward model {size} {seed}"]
-        if size == max(self.args.sizes) or seed == self.args.seeds[0]:
-            wanted.append(f"ppo {size} {seed}")
-        if all(name in self.results for name in wanted):
-            return None
-        model = trained(self.train, self.comparisons(seed, size), seed)
+    def reward_model(self, size: int, seed: int) -> RewardModel:
+        """Train it, unless it is there, and measure its accuracy and the best of n by it."""
+        place = self.args.out / f"reward-model-{size}-{seed}"
+        if not place.exists():
+            trained(self.train, self.comparisons(seed, size), seed).save(place)
+        model = RewardModel.load(place, device="cpu")
 
         def measured() -> Record:
             shape = BEST_OF
@@ -174,7 +196,7 @@ class Simulation:
                 "curve": list(zip(curve.kl, curve.proxy, curve.gold, strict=True)),
             }
 
-        self.part(wanted[0], measured)
+        self.part(f"reward model {size} {seed}", measured)
         return model
 
     def comparisons(self, seed: int, size: int) -> list[Comparison]:
@@ -183,23 +205,25 @@ class Simulation:
 
     def ppo(self, model: RewardModel, seed: int) -> Record:
         """PPO against a reward model: its win rate on the held-out openings, and its curve."""
-        env = sentiment.make(split="train", max_prompt_tokens=40, reward=model, beta=self.args.beta)
+        env: Any = sentiment.make(split="train", max_prompt_tokens=40, reward=model, beta=self.args.beta)
         curve = Curve()
         PPO(env, seed=seed, **PPO_OPTIONS).learn(self.args.timesteps, callback=curve, progress_bar=True)
         return {**self.policy(env.unwrapped.task, model), "curve": curve.points}
 
     def dpo(self, size: int, seed: int) -> Record:
         """DPO on the same comparisons, with the same beta."""
-        env = sentiment.make(split="train", max_prompt_tokens=40, beta=self.args.beta)
+        env: Any = sentiment.make(split="train", max_prompt_tokens=40, beta=self.args.beta)
         task = env.unwrapped.task
-        options = {"temperature": task.temperature, "learning_rate": 1e-4, "seed": seed, "progress_bar": True}
-        report = dpo_finetune(task.model, task.tokenizer, self.comparisons(seed, size), beta=self.args.beta, **options)
-        accuracy_of = {"accuracy": vars(wilson([1.0] * int(report.after.right) + [0.0] * self._wrong(report.after)))}
-        return {**self.policy(task, None), **accuracy_of}
-
-    @staticmethod
-    def _wrong(found: Any) -> int:
-        return found.comparisons - int(found.right)
+        options: dict[str, Any] = {
+            "temperature": task.temperature,
+            "learning_rate": 1e-4,
+            "seed": seed,
+            "progress_bar": True,
+        }
+        report: Any = dpo_finetune(
+            task.model, task.tokenizer, self.comparisons(seed, size), beta=self.args.beta, **options
+        )
+        return {**self.policy(task, None), "accuracy": report.after.accuracy}
 
     def policy(self, task: Any, model: RewardModel | None) -> Record:
         """Gold score, win rate and KL of a trained policy on the held-out openings."""
@@ -239,7 +263,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--sizes", type=int, nargs="+", default=[64, 512, 4096])
-    p.add_argument("--timesteps", type=int, default=40_000, help="tokens of each PPO")
+    p.add_argument("--timesteps", type=int, default=24_000, help="tokens of each PPO")
     p.add_argument("--beta", type=float, default=0.05)
     p.add_argument("--out", type=Path, default=Path("runs/gold-simulation"))
     args = p.parse_args()
