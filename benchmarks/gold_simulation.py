@@ -167,15 +167,15 @@ class Simulation:
         """All parts: what matters most comes first."""
         largest = max(self.args.sizes)
         first = self.args.seeds[0]
-        models = {}
-        for size in sorted(self.args.sizes):
+        *smaller, _ = sorted(self.args.sizes)
+        for size in smaller:
             for seed in self.args.seeds:
-                models[size, seed] = self.reward_model(size, seed)
+                self.reward_model(size, seed)
         for seed in self.args.seeds:
-            self.part(f"ppo {largest} {seed}", partial(self.ppo, models[largest, seed], seed))
+            self.part(f"ppo {largest} {seed}", partial(self.ppo, self.reward_model(largest, seed), seed))
         self.part(f"dpo {largest} {first}", partial(self.dpo, largest, first))
-        for size in sorted(self.args.sizes)[:-1]:
-            self.part(f"ppo {size} {first}", partial(self.ppo, models[size, first], first))
+        for size in smaller:
+            self.part(f"ppo {size} {first}", partial(self.ppo, self.reward_model(size, first), first))
 
     def reward_model(self, size: int, seed: int) -> RewardModel:
         """Train it, unless it is there, and measure its accuracy and the best of n by it."""
