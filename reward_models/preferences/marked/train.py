@@ -197,16 +197,15 @@ def _shares(model: SpanRewardModel, training: Sequence[MarkedText], held_out: Se
     logits = np.concatenate(model.segment_logits(prompts, responses, columns))
     known = np.isfinite(logits).all(1)
     faults = np.concatenate([text.faults for text in held_out])[known]
-    words, lengths = (
-        np.array([of(text.response[a:b]) for text in held_out for a, b in segments(text.response)], dtype=object)[known]
-        for of in (_words, len)
-    )
+    pieces = [text.response[start:end] for text in held_out for start, end in segments(text.response)]
+    pieces = [piece for piece, seen in zip(pieces, known, strict=True) if seen]
+    lengths = np.array([len(piece) for piece in pieces], dtype=np.float64)
     found = []
     for k, kind in enumerate(model.kinds):
         odds = _word_odds(training, k)
-        said = np.array([np.mean([odds.get(word, 0.0) for word in own]) if own else 0.0 for own in words])
+        said = np.array([np.mean([odds.get(word, 0.0) for word in _words(piece)] or [0.0]) for piece in pieces])
         target = faults[:, k]
-        ranked = [_ranked(values, target) for values in (logits[known, k], lengths.astype(float), said)]
+        ranked = [_ranked(values, target) for values in (logits[known, k], lengths, said)]
         found.append(SpanShare(kind, len(target), int(target.sum()), *ranked))
     return found
 

@@ -128,15 +128,15 @@ def test_it_learns_what_was_marked_and_is_paid_there(tokenizer, text_lm, tmp_pat
     records = marked_records(120)
     _, texts = marked_segments(records)
     model = SpanRewardModel(SpanHeadModel(text_lm().base_model, 1), tokenizer, ["bad"])
-    report = train_span_reward_model(model, texts[:100], texts[100:], epochs=4, learning_rate=3e-3)
+    report = train_span_reward_model(model, texts[:100], texts[100:], epochs=20, learning_rate=3e-3)
     (share,) = report.shares
-    assert share.ranked > 0.95 > share.by_length and share.segments == 60
+    assert share.ranked > 0.7 > 0.5 > share.by_length and share.segments == 60
     assert share.by_words > 0.8, "the word itself tells"
     prompts, responses = [r.prompt for r in records[:100]], [r.responses[0] for r in records[:100]]
-    scores = [s.score for spans in model(prompts, responses) for s in spans]
-    assert abs(np.mean(scores)) < 1e-4 and abs(np.std(scores) - 1) < 1e-4, "an average segment is paid nothing"
-    (spans,) = model(["p"], ["good film story. bad film good. film good story"])
-    assert spans[1].score < min(spans[0].score, spans[2].score)
+    scores = np.array([s.score for spans in model(prompts, responses) for s in spans])
+    assert abs(scores.mean()) < 1e-4 and abs(scores.std() - 1) < 1e-4, "an average segment is paid nothing"
+    faulty = np.concatenate([text.faults[:, 0] for text in texts[:100]])
+    assert scores[faulty].mean() < scores[~faulty].mean() - 1
     # Saved and loaded, it is a reward function of an environment, by name.
     folder = model.save(tmp_path / "rm")
     again = load_reward(str(folder), device="cpu")
@@ -158,7 +158,7 @@ def test_the_environment_pays_a_segment_when_it_ends_stepwise_and_episode_wise(s
     paid = [env.step(token)[1] for token in ids]
     spans = model(["the end of"], [text])[0]
     assert [span.end for span in spans] == [15, 28, None]
-    assert np.count_nonzero(np.round(paid, 6)) == 3 and paid[-1] == pytest.approx(spans[-1].score, abs=1e-5)
+    assert np.count_nonzero(np.abs(paid) > 1e-4) == 3 and paid[-1] == pytest.approx(spans[-1].score, abs=1e-5)
     prompt = env.unwrapped.task.prompts[0]
     row = np.array([[*prompt.ids, *ids]])
     episodes = Episodes(row, np.array([len(prompt.ids)]), np.array([row.shape[1]]), [prompt])
