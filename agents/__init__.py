@@ -8,11 +8,13 @@
 | `rloo` | `RLOO` | leave-one-out baseline |
 | `reinforce` | `Reinforce` | running-mean baseline |
 | `reinforce-value` | `ReinforceValue` | value baseline, lambda 1 |
+| `online-dpo` | `OnlineDPO` | pairs of samples, compared by their scores |
 | `best-of-n` | `BestOfN` | no training |
 | `ppo-penalty` | `PPOPenalty` | PPO, an adaptive KL penalty on the step instead of clipping |
 | | `PPOPtx` | PPO with pretraining texts mixed in; needs `texts` |
 
-Before all of them, `supervised_finetune` makes the model that they start from.  `agent.evaluate(prompts)` measures
+Before all of them, `supervised_finetune` makes the model that they start from.  `dpo_finetune` learns from a file of
+comparisons alone.  `agent.evaluate(prompts)` measures
 an agent, and the callback `EvaluateTexts` does so while it trains.
 """
 
@@ -25,7 +27,9 @@ from typing import Any
 
 from agents.a2c import A2C, A2CConfig
 from agents.best_of_n import BestOfN, BestOfNConfig
+from agents.dpo import DPOConfig, DPOReport, dpo_finetune
 from agents.grpo import GRPO, GRPOConfig
+from agents.online_dpo import OnlineDPO, OnlineDPOConfig
 from agents.ppo import PPO, PPOConfig
 from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
 from agents.ppo_ptx import PPOPtx
@@ -44,6 +48,7 @@ AGENTS: dict[str, Callable[..., Any]] = {
     "a2c": A2C,
     "best-of-n": BestOfN,
     "grpo": GRPO,
+    "online-dpo": OnlineDPO,
     "ppo": PPO,
     "ppo-penalty": PPOPenalty,
     "reinforce": Reinforce,
@@ -62,9 +67,13 @@ __all__ = [
     "BestOfN",
     "BestOfNConfig",
     "Checkpointing",
+    "DPOConfig",
+    "DPOReport",
     "EvaluateTexts",
     "Evaluation",
     "GRPOConfig",
+    "OnlineDPO",
+    "OnlineDPOConfig",
     "PPOConfig",
     "PPOPenalty",
     "PPOPenaltyConfig",
@@ -76,5 +85,6 @@ __all__ = [
     "ReinforceValueConfig",
     "SFTConfig",
     "SFTReport",
+    "dpo_finetune",
     "supervised_finetune",
 ]

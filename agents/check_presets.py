@@ -65,6 +65,8 @@ CHECKED: dict[str, partial[None]] = {
     "dr-grpo": partial(_batched, "grpo", 300, UNSCALED),
     "dr-grpo-k1": partial(_batched, "grpo", 200, {**UNSCALED, "kl_in": "reward"}),
     "grpo": partial(_batched, "grpo", 300, GROUPS),
+    "online-dpo": partial(_batched, "online-dpo", 200, {**ONE_STEP, "batch_size": 2048}),
+    "online-dpo-best": partial(_batched, "online-dpo", 200, {**ONE_STEP, "batch_size": 2048, "labels": "best"}),
     "ppo": partial(_batched, "ppo", 150, CLIPPED),
     "ppo-penalty": partial(_batched, "ppo-penalty", 150, CLIPPED),
     "reinforce": partial(_batched, "reinforce", 200, ONE_STEP),

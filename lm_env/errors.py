@@ -2,7 +2,7 @@
 
 All derive from `LMEnvError`; those that a Gymnasium user would expect as a `ValueError` or as one
 of Gymnasium's own errors derive from that as well, so existing `except` clauses keep working.
-`TrainingInterrupted` is no error but the end that was asked for, and derives from SystemExit.
+`TrainingInterrupted` and `LabelsAwaited` are no errors but ends that were asked for, and derive from SystemExit.
 """
 
 from __future__ import annotations
@@ -110,6 +110,19 @@ class TrainingInterrupted(SystemExit):
     """
 
     EXIT_CODE = 75
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = self.EXIT_CODE
+
+
+class LabelsAwaited(SystemExit):
+    """People's labels are needed to go on; what they are to label is written, and all before it is saved.
+
+    Where nobody catches it, the process ends without a traceback and with the exit code 4.
+    """
+
+    EXIT_CODE = 4
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

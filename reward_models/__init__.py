@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reward_models.loading import load_reward
     from reward_models.preferences.ensemble import RewardEnsemble
     from reward_models.preferences.losses import pairwise_loss
+    from reward_models.preferences.marked.model import SpanRewardModel
     from reward_models.preferences.model import RewardModel
     from reward_models.preferences.network import ScalarHeadModel
     from reward_models.preferences.reading import read_preferences, write_preferences
@@ -43,6 +44,7 @@ __all__ = [
     "RewardModel",
     "ScalarHeadModel",
     "SequenceClassifierReward",
+    "SpanRewardModel",
     "TrainingReport",
     "WeightedSum",
     "effective_beta",
@@ -72,6 +74,7 @@ _MODULE_OF = {
     "KeywordSpans": "spans",
     "LexiconSentiment": "sentiment",
     "SequenceClassifierReward": "classifier",
+    "SpanRewardModel": "preferences.marked.model",
 }
 
 

@@ -20,9 +20,9 @@ def load_reward(
     """The reward function of a name, for `reward=` of an environment.
 
     Args:
-        name: `"lexicon"`; `"package.module:function"` or `"file.py:function"`; a folder of a `RewardModel` or a
-            `RewardEnsemble`; or a folder or hub id of a sequence classifier, such as the reward models that others
-            have published.
+        name: `"lexicon"`; `"package.module:function"` or `"file.py:function"`; a folder of a `RewardModel`, a
+            `RewardEnsemble` or a `SpanRewardModel`; or a folder or hub id of a sequence classifier, such as the reward
+            models that others have published.
         device: where a network is put; default: CUDA, where there is one.
         download: let a hub id that is not in the local cache be fetched.
         options: of `SequenceClassifierReward`, where it is one.
@@ -43,7 +43,7 @@ def load_reward(
         if not spec or (module and function.isidentifier()) or spec.endswith(".py"):
             return load_function(spec, "prompts, responses, **columns")
     if is_saved_folder(folder):
-        for kind in (reward_models.RewardEnsemble, reward_models.RewardModel):
+        for kind in (reward_models.RewardEnsemble, reward_models.RewardModel, reward_models.SpanRewardModel):
             if kind.is_at(folder):
                 return kind.load(folder, device=device)
     return reward_models.SequenceClassifierReward(

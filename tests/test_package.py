@@ -118,6 +118,11 @@ def test_every_public_name_is_there(name):
         getattr(module, public)
 
 
+def test_the_direct_ways_from_preferences_to_a_policy_are_public():
+    assert {"DPOConfig", "DPOReport", "OnlineDPO", "OnlineDPOConfig", "dpo_finetune"} <= set(agents.__all__)
+    assert agents.AGENTS["online-dpo"] is agents.OnlineDPO
+
+
 def test_the_way_from_preferences_to_a_reward_is_public():
     import reward_models
     from reward_models import preferences, trust
@@ -130,6 +135,7 @@ def test_the_way_from_preferences_to_a_reward_is_public():
                 "Recipe",
                 "RewardEnsemble",
                 "RewardModel",
+                "SpanRewardModel",
                 "load_reward",
                 "read_preferences",
                 "train_from_preferences",

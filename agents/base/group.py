@@ -18,12 +18,12 @@ from lm_env.errors import ConfigurationError
 from lm_env.explain import explained
 from lm_env.validation import check_integers, check_numbers
 
-__all__ = ["GroupAgent", "GroupConfig", "group_metrics"]
+__all__ = ["GroupAgent", "GroupConfig", "SampleGroupConfig", "group_metrics"]
 
 
 @explained
 @dataclass(frozen=True)
-class GroupConfig(AgentConfig):
+class SampleGroupConfig(AgentConfig):
     """Options of the agents that compare samples."""
 
     group_size: int = 8
@@ -32,25 +32,35 @@ class GroupConfig(AgentConfig):
     """Episodes per optimizer step."""
     n_epochs: int = 1
     """Passes over each rollout."""
-    clip_range: float = 0.2
-    """How far the ratio may leave 1 before its gradient is cut; at the first step of a rollout it is 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integers(self, "group_size", "batch_size", "n_epochs")
-        check_numbers(self, "clip_range", low=0.0, above=True)
         if self.rollout_episodes % self.group_size:
             raise ConfigurationError(
                 f"rollout_episodes ({self.rollout_episodes}) must be a multiple of group_size ({self.group_size})"
             )
 
 
+@explained
+@dataclass(frozen=True)
+class GroupConfig(SampleGroupConfig):
+    """Options of those whose loss has the importance ratio."""
+
+    clip_range: float = 0.2
+    """How far the ratio may leave 1 before its gradient is cut; at the first step of a rollout it is 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, "clip_range", low=0.0, above=True)
+
+
 class GroupAgent(BatchedAgent):
     """Several samples per prompt; an algorithm's own file has its advantages, its loss and its update."""
 
-    Config: ClassVar[type[AgentConfig]] = GroupConfig
+    Config: ClassVar[type[AgentConfig]] = SampleGroupConfig
     default_critic: ClassVar[CriticSource] = "none"
-    config: GroupConfig
+    config: SampleGroupConfig
 
     def draw_prompts(self) -> list[Prompt]:
         """Each prompt G times, side by side."""

@@ -27,6 +27,7 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "dr-grpo-with-ratio": partial(batched_loss, "grpo", **UNSCALED, kl_in="loss_with_ratio"),
     "grpo": partial(batched_loss, "grpo"),
     "grpo-with-ratio": partial(batched_loss, "grpo", length_normalization="token", kl_in="loss_with_ratio"),
+    "online-dpo": partial(batched_loss, "online-dpo"),
     "ppo": partial(batched_loss, "ppo"),
     "ppo-penalty": partial(batched_loss, "ppo-penalty"),
     "reinforce": partial(batched_loss, "reinforce"),

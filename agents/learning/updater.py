@@ -221,14 +221,20 @@ class UpdateStep:
         """The weighted sum of all losses given to `backward` so far."""
         return float(self._loss)
 
-    def micro_batches(self) -> Iterator[MicroBatch]:
+    def micro_batches(self, together: int = 1) -> Iterator[MicroBatch]:
         """The minibatch in parts of similar length, which keeps padding and memory low.
 
         The weights are those of the whole minibatch, so the gradient does not depend on how it is cut.
+
+        Args:
+            together: so many neighboring episodes are never cut apart, for losses that compare them; it divides the
+                minibatch.
         """
-        lengths = self._rollout.episodes.lengths[self._rows]
-        for part in length_batches(lengths, self._updater.config.micro_batch_tokens):
-            batch = MicroBatch(self._rollout, self._rows[part], _compute_dtype(self._updater.policy), self._means)
+        groups = self._rows.reshape(-1, together)
+        lengths = self._rollout.episodes.lengths[groups].max(1)
+        for part in length_batches(lengths, max(1, self._updater.config.micro_batch_tokens // together)):
+            rows = groups[part].reshape(-1)
+            batch = MicroBatch(self._rollout, rows, _compute_dtype(self._updater.policy), self._means)
             self._weight_of_tokens = batch.tokens(self._weights)
             yield batch
 

@@ -11,10 +11,12 @@ import typer
 from lm_env import __version__
 from lm_env.cli.check_loss import check_loss_command
 from lm_env.cli.commands import ceiling, check_agent, demo, envs, sample, sft, train
+from lm_env.cli.dpo import dpo
+from lm_env.cli.loop_command import loop
 from lm_env.cli.prefs import prefs_app
 from lm_env.cli.report import report
 from lm_env.cli.rm import rm_app
-from lm_env.errors import LMEnvError, TrainingInterrupted
+from lm_env.errors import LabelsAwaited, LMEnvError, TrainingInterrupted
 from lm_env.namesake import own_agents_problem
 
 __all__ = ["app", "main"]
@@ -45,6 +47,8 @@ def _options(
 
 app.command()(demo)
 app.command()(sft)
+app.command()(dpo)
+app.command()(loop)
 # The flags of this one depend on the agent; `lm_env.cli.train` makes and reads them, --help among them.
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(train)
 app.command()(sample)
@@ -64,7 +68,7 @@ def main() -> None:
     except LMEnvError as error:
         print(f"lm-env: {_as_typed(error)}", file=sys.stderr)
         raise SystemExit(1) from None
-    except TrainingInterrupted as stopped:  # all is saved; the exit code is its own
+    except (LabelsAwaited, TrainingInterrupted) as stopped:  # all is saved; the exit code is its own
         print(f"lm-env: {_as_typed(stopped)}", file=sys.stderr)
         raise
     except ImportError as error:  # an LMEnvError has been caught above

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lm_env.cli.options import Resume
+
 __all__ = ["rm_app"]
 
 rm_app = typer.Typer(
@@ -39,7 +41,10 @@ def train(
     trunk: Annotated[str, typer.Option(help="What is trained besides the head: full, lora or frozen.")] = "full",
     objective: Annotated[
         str | None,
-        typer.Option(help="pairwise, plackett-luce, best-of or regression.  [default: what the data allow]"),
+        typer.Option(
+            help="pairwise, plackett-luce, best-of, regression, or spans: what is marked in the texts, paid segment by"
+            " segment.  [default: what the data allow]"
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes.  [default: full 1, lora 3, frozen 30]", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts per update.", min=1)] = 64,
@@ -54,6 +59,7 @@ def train(
     max_length: Annotated[int | None, typer.Option(help="Tokens read of a text.  [default: all positions]")] = None,
     ensemble: Annotated[int, typer.Option(help="Reward models to train and put together.", min=1)] = 1,
     combine: Annotated[str, typer.Option(help="Of an ensemble: mean, lowest or uncertainty.")] = "mean",
+    resume: Resume = False,
     format: FormatOption = None,
     skip_bad: SkipBad = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -70,7 +76,7 @@ def train(
     from lm_env.runs.folder import check_new
     from lm_env.storage import check_destination
     from reward_models.preferences.reading import read_preferences
-    from reward_models.preferences.recipe import Recipe, train_from_preferences
+    from reward_models.preferences.recipe import Recipe, remove_training_checkpoints, train_from_preferences
 
     check_destination(out)
     recipe = Recipe(
@@ -97,16 +103,49 @@ def train(
     skipped = f", {len(records.problems)} broken rows skipped" if records.problems else ""
     say("preferences", f"{len(records):,} records of {data} ({records.format}){skipped}")
     say("reward model", f"{model}, {trunk}")
-    trained = train_from_preferences(records, recipe, say=lambda text: say("", text), bar=sys.stderr.isatty())
+    if objective == "spans":
+        _train_on_marks(records, recipe, out, resume)
+        return
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    trained = train_from_preferences(
+        records,
+        recipe,
+        say=lambda text: say("", text),
+        bar=sys.stderr.isatty(),
+        checkpoints=unfinished,
+        resume=resume,
+    )
     for report in trained.reports:
         say("", _sentence(report))
     baselines = fitted_baselines(trained)
     if sentence := held_out_sentence(trained, baselines):
         say("", f"accuracy on what was held out: {sentence}")
     trained.save(out, also=None if baselines is None else baselines.save)
+    remove_training_checkpoints(unfinished)
     say("", f"the reward model is in {out}: reward_models.load_reward({str(out)!r}) is a reward function")
     if trained.held_out:
         say("", f"does it deserve trust?  lm-env rm evaluate {out}")
+
+
+def _train_on_marks(records: Any, recipe: Any, out: Path, resume: bool) -> None:
+    """A reward model of marked spans."""
+    from lm_env.runs.console import say
+    from reward_models.preferences.marked import train_on_marks
+    from reward_models.preferences.recipe import remove_training_checkpoints
+
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    model, report = train_on_marks(records, recipe, bar=sys.stderr.isatty(), checkpoints=unfinished, resume=resume)
+    say("", f"{len(report.losses)} updates on {report.training:,} marked texts, {report.held_out:,} held out")
+    for share in report.shares:
+        say(
+            "",
+            f"{share.kind}: {share.marked:,} of {share.segments:,} segments held out; a marked one ranks below an"
+            f" unmarked one in {share.ranked:.3f} of cases (words alone {share.by_words:.3f}, length alone"
+            f" {share.by_length:.3f}, chance .5)",
+        )
+    model.save(out)
+    remove_training_checkpoints(unfinished)
+    say("", f"the reward model is in {out}: reward_models.load_reward({str(out)!r}) pays each segment at its end")
 
 
 def _sentence(report: Any) -> str:

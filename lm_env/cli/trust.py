@@ -18,8 +18,9 @@ from lm_env.runs.console import console, say
 from lm_env.runs.judges import default_prompts, make_judge
 from lm_env.storage import is_saved_folder, read_folder
 from reward_models.loading import load_reward
+from reward_models.preferences.encoding import score_records
 from reward_models.preferences.reading import read_preferences
-from reward_models.preferences.recipe import Recipe, Trained, held_out_records, score_records
+from reward_models.preferences.recipe import Recipe, Trained, held_out_records
 from reward_models.preferences.records.preference import Preference
 from reward_models.preferences.splitting import pair_ratings, split_records
 from reward_models.trust import (

@@ -5,8 +5,9 @@ Fine-tuning and the training of a reward model use this loop with their own loss
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,15 @@ from lm_env.models.optimization import guarded_step, join_optimizer, split_optim
 from lm_env.progress import tracked
 from lm_env.storage import CheckpointFolder, Checkpointing, StopSignals, read_folder, read_json, write_folder
 
-__all__ = ["Stopping", "fit"]
+__all__ = ["Stopping", "fit", "weights_digest"]
 
 VERSION = 1
 STATE = "state.json"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STOPPING = "stopping.safetensors"
+SAMPLED = 64
+"""Numbers at either end of a tensor that tell it from another one."""
 
 
 class Stopping(Protocol):
@@ -100,6 +103,19 @@ def fit(
                 break
         run.optimizer.zero_grad()
     return run.losses
+
+
+def weights_digest(tensors: Iterable[Tensor]) -> str:
+    """A digest of the first and last numbers of each tensor: it tells models apart, to the last bit of those numbers.
+
+    For the `identity` of a run that keeps some weights as they were, such as those below an adapter.
+    """
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        ends = tensor.detach().flatten()
+        ends = torch.cat([ends[:SAMPLED], ends[-SAMPLED:]]).cpu()
+        digest.update(ends.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class _Fit:

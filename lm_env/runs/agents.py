@@ -57,6 +57,11 @@ def agent_kind(name: str) -> AgentKind:
         raise ConfigurationError(
             "best-of-n trains nothing, so there is no run of it: use agents.BestOfN(env).generate() in Python"
         )
+    if name == "dpo":
+        raise ConfigurationError(
+            "dpo learns from a file of comparisons, and not in an environment: `lm-env dpo MODEL FILE --out FOLDER`;"
+            " online-dpo is its form for environments"
+        )
     if name not in agent_names():
         near = nearest(name, agent_names()) or ":"
         raise ConfigurationError(f"no agent is called {name!r}{near} choose from {', '.join(agent_names())}")

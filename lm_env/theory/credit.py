@@ -207,6 +207,10 @@ class Credits:
                 return self._whitened(to_come, kind.endswith("unbiased"))
             case "whitened_rewards" | "whitened_rewards_unbiased":
                 return self.to_go(self._whitened(self.rewards, kind.endswith("unbiased")))
+            case "preference":  # of pairs of samples, as in online DPO: one is better by its score, or by its log-ratio
+                worth, implied = self.scores[:, 0], self.beta * self.log_ratio.sum(1)
+                lead = [np.tanh((values[:, None] - values) / 2) / 2 for values in (worth, implied)]
+                return np.where(self.real, ((lead[0] - lead[1]) @ self.probabilities)[:, None], 0.0)
             case "standardized_return":
                 return np.where(self.real, self.standardized(self.rewards.sum(1))[:, None], 0.0)
             case _:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_env.data.chats import render_chat
-from lm_env.errors import ConfigurationError
-from reward_models.preferences.records.preference import PromptText
+import numpy as np
 
-__all__ = ["PLAIN", "RowEncoder", "prompt_text"]
+from lm_env.data.chats import render_chat
+from lm_env.data.prompts import RESERVED_COLUMNS
+from lm_env.errors import ConfigurationError
+from lm_env.objective.rewards import score_responses
+from reward_models.preferences.records.preference import Preference, PromptText
+
+__all__ = ["PLAIN", "RowEncoder", "prompt_text", "record_texts", "score_records"]
 
 PLAIN = "{prompt}"
 """The template that shows the prompt and nothing else."""
@@ -161,3 +165,34 @@ class RowEncoder:
         first, last = mask.index(0), len(mask) - mask[::-1].index(0)
         inner = [token for token, special in zip(ids[first:last], mask[first:last], strict=True) if special]
         return ids[:first], inner, ids[last:]
+
+
+def record_texts(
+    records: Sequence[Preference], tokenizer: Any, limit: int | None = None
+) -> tuple[list[str], list[str], dict[str, list[Any]]]:
+    """(prompts, responses, columns) of all distinct responses of the records, in their order, at most `limit`."""
+    found: dict[tuple[str, str], Preference] = {}
+    for record in records:
+        for response in record.responses:
+            found.setdefault((prompt_text(record.prompt, tokenizer), response), record)
+        if limit is not None and len(found) >= limit:
+            break
+    chosen = list(found.items())[:limit]
+    names = dict.fromkeys(name for _, record in chosen for name in record.columns)
+    columns = {
+        name: [record.columns.get(name) for _, record in chosen]
+        for name in names
+        if name.isidentifier() and name not in RESERVED_COLUMNS
+    }
+    return [prompt for (prompt, _), _ in chosen], [response for (_, response), _ in chosen], columns
+
+
+def score_records(reward: Callable[..., Any], records: Sequence[Preference], tokenizer: Any) -> list[np.ndarray]:
+    """The scores of each record's responses, float64 (K,) each; a response that occurs several times is scored once."""
+    prompts, responses, columns = record_texts(records, tokenizer)
+    scores = score_responses(reward, prompts, responses, columns)
+    known = {(p, r): float(s) for p, r, s in zip(prompts, responses, scores, strict=True)}
+    return [
+        np.array([known[prompt_text(record.prompt, tokenizer), response] for response in record.responses])
+        for record in records
+    ]

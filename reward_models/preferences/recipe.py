@@ -6,19 +6,19 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
-from lm_env.data.prompts import RESERVED_COLUMNS
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import inject_lora, merge_lora
-from lm_env.objective.rewards import score_responses
-from lm_env.storage import read_folder
+from lm_env.storage import Checkpointing, read_folder, remove_checkpoints
 from lm_env.validation import check_choice, check_integers, check_number
-from reward_models.preferences.encoding import PLAIN, prompt_text
+from reward_models.preferences.encoding import PLAIN, record_texts
 from reward_models.preferences.ensemble import Combination, RewardEnsemble
 from reward_models.preferences.model import RewardModel
 from reward_models.preferences.network import Pooling
@@ -33,8 +33,7 @@ __all__ = [
     "Trunk",
     "digest",
     "held_out_records",
-    "record_texts",
-    "score_records",
+    "remove_training_checkpoints",
     "train_from_preferences",
 ]
 
@@ -50,6 +49,8 @@ FEWEST_TO_WATCH = 20
 HELD_OUT_FILE = "held_out.jsonl"
 TRAINING_FILE = "training.json"
 HEAD_LEARNING_RATE = 1e-3
+MEMBER_CHECKPOINTS = "member-{}"
+"""The folder of each member's checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,13 @@ class Trained:
 
 
 def train_from_preferences(
-    records: Sequence[Preference], recipe: Recipe, *, say: Callable[[str], None] | None = None, bar: bool = False
+    records: Sequence[Preference],
+    recipe: Recipe,
+    *,
+    say: Callable[[str], None] | None = None,
+    bar: bool = False,
+    checkpoints: str | Path | None = None,
+    resume: bool = False,
 ) -> Trained:
     """Hold out records, pair ratings if asked to, train, and normalize the scores.
 
@@ -144,9 +151,14 @@ def train_from_preferences(
     Args:
         say: called with a sentence about each step.
         bar: show a progress bar.
+        checkpoints: a folder in which each member is saved as it is trained, every ten minutes and when a signal ends
+            the training; it can be deleted (`remove_checkpoints` of each folder in it) once the result is saved.
+        resume: go on from there with the same records and recipe, at the member and the update that the training had
+            come to; from the beginning where nothing is saved.
 
     Raises:
         ConfigurationError, ModelLoadError, NonFiniteError: see `train_reward_model` and `RewardModel.from_causal_lm`.
+        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
     """
     tell = say or (lambda sentence: None)
     rng = np.random.default_rng(recipe.seed)
@@ -163,15 +175,32 @@ def train_from_preferences(
     for i in range(recipe.ensemble):
         if recipe.ensemble > 1:
             tell(f"member {i + 1} of {recipe.ensemble}")
-        model, report = _train_member(seen, watched, recipe, recipe.seed + i, bar)
+        place = None if checkpoints is None else Checkpointing(Path(checkpoints) / MEMBER_CHECKPOINTS.format(i))
+        model, report = _train_member(seen, watched, recipe, recipe.seed + i, bar, place, resume)
         members.append(model)
         reports.append(report)
     reward = members[0] if len(members) == 1 else RewardEnsemble(members, combine=recipe.combine)
     return Trained(reward, reports, training, held_out, seen, recipe)
 
 
+def remove_training_checkpoints(folder: str | Path) -> None:
+    """Delete what `train_from_preferences` has saved in a folder of checkpoints, once its result is saved elsewhere."""
+    place = Path(folder)
+    if place.is_dir():
+        for member in sorted(place.glob(MEMBER_CHECKPOINTS.format("*"))):
+            remove_checkpoints(member)
+        with suppress(OSError):  # something else is in it
+            place.rmdir()
+
+
 def _train_member(
-    records: Sequence[Preference], watched: Sequence[Preference], recipe: Recipe, seed: int, bar: bool
+    records: Sequence[Preference],
+    watched: Sequence[Preference],
+    recipe: Recipe,
+    seed: int,
+    bar: bool,
+    checkpoint: Checkpointing | None,
+    resume: bool,
 ) -> tuple[RewardModel, TrainingReport]:
     model = RewardModel.from_causal_lm(
         recipe.model,
@@ -186,7 +215,9 @@ def _train_member(
     size = sum(p.numel() for p in trunk.parameters())
     trunk.requires_grad_(recipe.trunk == "full")
     if recipe.trunk == "lora":
-        inject_lora(trunk, rank=recipe.lora_rank)
+        with torch.random.fork_rng(devices=[]):  # so that the same seed gives the same layers
+            torch.manual_seed(seed)
+            inject_lora(trunk, rank=recipe.lora_rank)
     epochs = recipe.epochs or EPOCHS[recipe.trunk]
     rate = recipe.learning_rate or default_learning_rate(recipe.trunk, size)
     report = train_reward_model(
@@ -203,6 +234,8 @@ def _train_member(
         use_margins=recipe.use_margins,
         seed=seed,
         progress_bar=bar,
+        checkpoint=checkpoint,
+        resume=resume,
     )
     if recipe.trunk == "lora":
         merge_lora(trunk)
@@ -218,37 +251,6 @@ def default_learning_rate(trunk: Trunk, size: int) -> float:
     """
     full = 3e-4 * math.sqrt(min(1.0, 3e6 / size))
     return {"full": full, "lora": min(10 * full, 1e-3), "frozen": HEAD_LEARNING_RATE}[trunk]
-
-
-def record_texts(
-    records: Sequence[Preference], tokenizer: Any, limit: int | None = None
-) -> tuple[list[str], list[str], dict[str, list[Any]]]:
-    """(prompts, responses, columns) of all distinct responses of the records, in their order, at most `limit`."""
-    found: dict[tuple[str, str], Preference] = {}
-    for record in records:
-        for response in record.responses:
-            found.setdefault((prompt_text(record.prompt, tokenizer), response), record)
-        if limit is not None and len(found) >= limit:
-            break
-    chosen = list(found.items())[:limit]
-    names = dict.fromkeys(name for _, record in chosen for name in record.columns)
-    columns = {
-        name: [record.columns.get(name) for _, record in chosen]
-        for name in names
-        if name.isidentifier() and name not in RESERVED_COLUMNS
-    }
-    return [prompt for (prompt, _), _ in chosen], [response for (_, response), _ in chosen], columns
-
-
-def score_records(reward: Callable[..., Any], records: Sequence[Preference], tokenizer: Any) -> list[np.ndarray]:
-    """The scores of each record's responses, float64 (K,) each; a response that occurs several times is scored once."""
-    prompts, responses, columns = record_texts(records, tokenizer)
-    scores = score_responses(reward, prompts, responses, columns)
-    known = {(p, r): float(s) for p, r, s in zip(prompts, responses, scores, strict=True)}
-    return [
-        np.array([known[prompt_text(record.prompt, tokenizer), response] for response in record.responses])
-        for record in records
-    ]
 
 
 def digest(record: Preference) -> str:

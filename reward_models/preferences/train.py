@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lm_env.errors import ConfigurationError
-from lm_env.models.fitting import fit
+from lm_env.models.fitting import fit, weights_digest
 from lm_env.models.inputs import shuffled_batches
 from lm_env.storage import Checkpointing
 from lm_env.validation import check_choice, check_integer, check_number
@@ -111,8 +111,7 @@ def train_reward_model(
         NonFiniteError: a gradient is NaN or infinite; the weights are those of before that update.
         CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
     """
-    _check_settings(epochs, batch_size, learning_rate, held_out_fraction)
-    check_choice("watched", watched, ("loss", "accuracy"))
+    _check_settings(epochs, batch_size, learning_rate, held_out_fraction, watched)
     rng = np.random.default_rng(seed)
     if held_out is None:
         training, held_out = split_records(records, held_out_fraction, rng)
@@ -124,27 +123,26 @@ def train_reward_model(
         raise ConfigurationError(f"none of {len(training)} records holds anything for {aim.name!r}: choose another")
     model.network.eval()  # no dropout: the scores trained are the scores used
     scorer = make_scorer(model, [*groups, *others])
-    stopping = None
-    if patience is not None:
-        every = math.ceil(len(groups) / batch_size)
-        stopping = _early_stopping(model, scorer, others, aim, patience, watched, every)
-    settings: dict[str, Any] = {
+    every = math.ceil(len(groups) / batch_size)
+    stopping = _early_stopping(model, scorer, others, aim, patience, watched, every)
+    settings = {
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "patience": patience,
+        "head_learning_rate": head_learning_rate,
+        "weight_decay": weight_decay,
+        "watched": watched,
+        "seed": seed,
     }
-    settings |= {"head_learning_rate": head_learning_rate, "weight_decay": weight_decay, "watched": watched}
     losses = fit(
         {name: p for name, p in model.network.named_parameters() if p.requires_grad},
         list(shuffled_batches(len(groups), batch_size, epochs, rng)),
         lambda rows: _accumulate_gradient(model, scorer, [groups[i] for i in rows], aim),
         learning_rate=learning_rate,
         max_grad_norm=MAX_GRAD_NORM,
-        optimizer=torch.optim.AdamW(
-            _parameter_groups(model, head_learning_rate), lr=learning_rate, weight_decay=weight_decay
-        ),
-        identity={**settings, "seed": seed, "objective": aim.name, "records": _digest(groups)},
+        optimizer=_optimizer(model, learning_rate, head_learning_rate, weight_decay),
+        identity={**settings, **_identity(model, aim, groups)},
         stopping=stopping,
         checkpoint=checkpoint,
         resume=resume,
@@ -153,6 +151,65 @@ def train_reward_model(
     )
     if stopping is not None:
         stopping.restore()
+    return _report(losses, model, scorer, groups, others, aim, stopping)
+
+
+def _check_settings(
+    epochs: int, batch_size: int, learning_rate: float, held_out_fraction: float, watched: Watched
+) -> None:
+    check_choice("watched", watched, ("loss", "accuracy"))
+    check_integer("epochs", epochs)
+    check_integer("batch_size", batch_size)
+    check_number("learning_rate", learning_rate, low=0.0, above=True)
+    check_number("held_out_fraction", held_out_fraction, low=0.0)
+    if held_out_fraction >= 1:
+        raise ConfigurationError(
+            f"held_out_fraction must be below 1, to leave something to train on, not {held_out_fraction}"
+        )
+
+
+def _optimizer(
+    model: RewardModel, learning_rate: float, head_learning_rate: float | None, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW of the trunk's parameters and of the head's; what does not require a gradient is left out."""
+    head = {id(p) for p in model.network.head.parameters()}
+    trained = [p for p in model.network.parameters() if p.requires_grad]
+    own = {} if head_learning_rate is None else {"lr": check_number("head_learning_rate", head_learning_rate, low=0.0)}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if id(p) not in head]},
+        {"params": [p for p in trained if id(p) in head], **own},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=learning_rate, weight_decay=weight_decay
+    )
+
+
+def _early_stopping(
+    model: RewardModel,
+    scorer: Scorer,
+    groups: Sequence[Group],
+    aim: Objective,
+    patience: int | None,
+    watched: Watched,
+    every: int,
+) -> EarlyStopping | None:
+    if patience is None:
+        return None
+    if not groups:
+        raise ConfigurationError("patience needs held-out records to measure on: raise held_out_fraction, or pass some")
+    patience = check_integer("patience", patience)
+    return EarlyStopping(model, scorer, groups, aim, patience=patience, watched=watched, every=every)
+
+
+def _report(
+    losses: list[float],
+    model: RewardModel,
+    scorer: Scorer,
+    groups: Sequence[Group],
+    others: Sequence[Group],
+    aim: Objective,
+    stopping: EarlyStopping | None,
+) -> TrainingReport:
     after = measure(scorer, others, aim, model.batch_tokens) if others else None
     return TrainingReport(
         losses,
@@ -164,42 +221,15 @@ def train_reward_model(
     )
 
 
-def _check_settings(epochs: int, batch_size: int, learning_rate: float, held_out_fraction: float) -> None:
-    check_integer("epochs", epochs)
-    check_integer("batch_size", batch_size)
-    check_number("learning_rate", learning_rate, low=0.0, above=True)
-    check_number("held_out_fraction", held_out_fraction, low=0.0)
-    if held_out_fraction >= 1:
-        raise ConfigurationError(
-            f"held_out_fraction must be below 1, to leave something to train on, not {held_out_fraction}"
-        )
-
-
-def _parameter_groups(model: RewardModel, head_learning_rate: float | None) -> list[dict]:
-    """The trunk's parameters and the head's; what does not require a gradient is left out."""
-    head = {id(p) for p in model.network.head.parameters()}
-    trained = [p for p in model.network.parameters() if p.requires_grad]
-    own = {} if head_learning_rate is None else {"lr": check_number("head_learning_rate", head_learning_rate, low=0.0)}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if id(p) not in head]},
-        {"params": [p for p in trained if id(p) in head], **own},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def _early_stopping(
-    model: RewardModel,
-    scorer: Scorer,
-    groups: Sequence[Group],
-    aim: Objective,
-    patience: int,
-    watched: Watched,
-    every: int,
-) -> EarlyStopping:
-    if not groups:
-        raise ConfigurationError("patience needs held-out records to measure on: raise held_out_fraction, or pass some")
-    patience = check_integer("patience", patience)
-    return EarlyStopping(model, scorer, groups, aim, patience=patience, watched=watched, every=every)
+def _identity(model: RewardModel, aim: Objective, groups: Sequence[Group]) -> dict[str, Any]:
+    """What tells a run from others beside its settings: objective, data, and the weights that stay as they are."""
+    return {
+        "objective": aim.name,
+        "drop_ties": aim.drop_ties,
+        "use_margins": aim.use_margins,
+        "records": _digest(groups),
+        "frozen_weights": weights_digest(p for p in model.network.parameters() if not p.requires_grad),
+    }
 
 
 def _digest(groups: Sequence[Group]) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from reward_models.preferences.recipe import Recipe, score_records, train_from_preferences
+from reward_models.preferences.encoding import score_records
+from reward_models.preferences.recipe import Recipe, train_from_preferences
 from reward_models.preferences.records.preference import Preference
 from reward_models.trust.statistics import Share, wilson
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from lm_env.objective.rewards import score_responses
-from reward_models.preferences.encoding import prompt_text
-from reward_models.preferences.recipe import record_texts
+from reward_models.preferences.encoding import prompt_text, record_texts
 from reward_models.preferences.records.preference import Preference
 
 __all__ = ["DEGENERATE", "Degenerate", "rank_degenerate"]

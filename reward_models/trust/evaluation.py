@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from lm_env.errors import ConfigurationError
+from reward_models.preferences.encoding import score_records
 from reward_models.preferences.inspection import inspect_preferences
-from reward_models.preferences.recipe import digest, score_records
+from reward_models.preferences.recipe import digest
 from reward_models.preferences.records.preference import Preference
 from reward_models.trust.baselines import Baselines
 from reward_models.trust.curves import LearningPoint, OverOptimization

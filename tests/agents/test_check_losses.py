@@ -19,6 +19,7 @@ CAUSES = {
     "dr-grpo": ("k3_loss", "mean_with_itself"),
     "dr-grpo-with-ratio": ("k3_loss_with_ratio", "mean_with_itself"),
     "grpo": ("score_divided_by_group_std", "k3_loss", "length_normalization"),
+    "online-dpo": ("preference_loss",),
     "grpo-with-ratio": ("score_divided_by_group_std", "k3_loss_with_ratio"),
 }
 ONE_STEP = {"a2c", "reinforce", "reinforce-value"}

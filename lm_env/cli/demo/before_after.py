@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from lm_env.runs.console import console
+from lm_env.runs.folder import RunFolder
 
-__all__ = ["SAMPLES", "SUMMARY", "BeforeAfter", "Curves", "plot_curves", "write_summary"]
+__all__ = ["SAMPLES", "SUMMARY", "BeforeAfter", "Curves", "curves_of", "plot_curves", "write_summary"]
 
 SUMMARY = "summary.json"
 SAMPLES = "samples.md"
@@ -104,6 +105,17 @@ class Curves:
         """Append a rollout's means."""
         for column, value in ((self.timesteps, timesteps), (self.rm_score, rm_score), (self.gold, gold), (self.kl, kl)):
             column.append(float(value))
+
+
+def curves_of(folder: RunFolder) -> Curves:
+    """One point per rollout, at the tokens before it; from the log, which an earlier process may have begun."""
+    curves = Curves()
+    before = 0.0
+    for row in folder.log_rows():
+        if row.get("rollout/gold"):
+            curves.add(before, *(float(row[f"rollout/{name}"]) for name in ("score", "gold", "kl")))
+            before = float(row["time/total_timesteps"])
+    return curves
 
 
 def plot_curves(curves: Curves, path: Path) -> None:

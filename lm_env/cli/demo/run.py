@@ -20,37 +20,33 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lm_env.cli.demo.before_after import SAMPLES, SUMMARY, BeforeAfter, plot_curves, write_summary
-from lm_env.cli.demo.phases import (
+from lm_env.cli.demo.before_after import SAMPLES, SUMMARY, BeforeAfter, curves_of, plot_curves, write_summary
+from lm_env.cli.loop.labellers import GoldLabeller
+from lm_env.cli.loop.phases import (
     REWARD_MODEL,
     TEMPERATURE,
-    DemoConfig,
-    Gold,
-    Sampled,
-    compare,
-    curves_of,
-    kept,
+    RLHFConfig,
+    Round,
     make_task,
-    sample_pairs,
+    run_round,
     split_prompts,
-    train_reward_model,
-    training_settings,
 )
+from lm_env.cli.loop.run import resumed_config
+from lm_env.cli.loop.samples import Sampled
 from lm_env.errors import CheckpointWriteError, ConfigurationError
 from lm_env.report import write_report
-from lm_env.runs.config_files import read_config, write_config
+from lm_env.runs.config_files import write_config
 from lm_env.runs.console import say
 from lm_env.runs.folder import RunFolder, command_line
 from lm_env.runs.judges import make_judge
-from lm_env.runs.train import train_reserved
 from lm_env.storage import check_destination
-from reward_models import Comparison, RewardModel
+from reward_models import RewardModel
 
 __all__ = ["DemoConfig", "resumed_demo", "run_demo"]
 
@@ -59,21 +55,14 @@ CURVES = "curves.png"
 MAY_CHANGE = ("device", "download")
 
 
-def resumed_demo(out: Path, given: dict[str, Any]) -> DemoConfig:
-    """The demo in a folder, to go on with; one with the options given where there is none.
+@dataclass(frozen=True)
+class DemoConfig(RLHFConfig):
+    """What `lm-env demo --help` explains."""
 
-    Raises:
-        ConfigurationError: an option given is another one than the demo began with.
-    """
-    begun = read_config(out / OPTIONS) if (out / OPTIONS).exists() else {}
-    known = {name: value for name, value in begun.items() if name in {f.name for f in fields(DemoConfig)}}
-    for name, value in given.items():
-        if name in known and name not in MAY_CHANGE and known[name] != value:
-            raise ConfigurationError(
-                f"{name} is {known[name]!r} in {out} and {value!r} here: a demo goes on as it began; leave it out, or"
-                " choose another folder"
-            )
-    return DemoConfig(out=out, **{**known, **given})
+
+def resumed_demo(out: Path, given: dict[str, Any]) -> DemoConfig:
+    """The demo in a folder, to go on with; one with the options given where there is none.  See `resumed_config`."""
+    return resumed_config(DemoConfig, out / OPTIONS, "demo", given, MAY_CHANGE)
 
 
 def run_demo(config: DemoConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -99,28 +88,16 @@ def _run_demo(config: DemoConfig, folder: RunFolder, resume: bool) -> dict[str, 
     torch.manual_seed(config.seed)
 
     say("1  the supervised model", f"{config.model}, {TEMPERATURE} temperature")
-    judge = make_judge(config.judge, device=config.device, download=config.download)
+    judge = make_judge(str(config.judge), device=config.device, download=config.download)
     supervised = make_task(config, judge)
     folder.check_room(4 * 4 * sum(p.numel() for p in supervised.model.parameters()))  # policy, moments, reward model
     training_prompts, test_prompts = split_prompts(config, supervised)
     if not (config.out / OPTIONS).exists():
         remark = "The options of this demo; `lm-env demo --out FOLDER --resume` goes on with it."
         write_config(config.out / OPTIONS, config.options(), {"command": command_line()}, remark=remark)
-    pairs = kept(config.out / "pairs.jsonl", lambda: sample_pairs(config, supervised, training_prompts))
-
-    say(
-        "2  a reward model from comparisons",
-        f"{config.comparisons} pairs of its samples, preferred by the judge '{config.judge}'",
-    )
-    compared = kept(config.out / "comparisons.jsonl", lambda: compare(config, pairs, judge))
-    accuracy = train_reward_model(config, supervised, pairs, [Comparison(**row) for row in compared], resume)
+    this = Round(folder, 1, supervised, training_prompts, test_prompts)
+    found = run_round(config, this, GoldLabeller(judge, str(config.judge)), judge, resume)
     rm = RewardModel.load(config.out / REWARD_MODEL, device=config.device)
-    say("", f"{len(compared)} comparisons without ties; held-out accuracy {accuracy:.3f}")
-
-    say("3  PPO against the reward model", f"beta {config.beta:g}, {config.timesteps:,} tokens")
-    settings = training_settings(config, supervised, training_prompts, test_prompts)
-    if not folder.is_finished:
-        train_reserved(settings, folder, resume=resume, progress_bar=True, callbacks=[Gold(judge)])
     trained = make_task(config, judge, model=str(folder.policy), reference=supervised.reference)
 
     before, after = (Sampled(task, test_prompts, config.seed) for task in (supervised, trained))
@@ -128,7 +105,7 @@ def _run_demo(config: DemoConfig, folder: RunFolder, resume: bool) -> dict[str, 
     say("4  before and after", f"{len(test_prompts)} prompts that PPO did not see")
     report.show()
     summary = {
-        "rm_accuracy": accuracy,
+        "rm_accuracy": found["accuracy"],
         **report.summary(),
         "seconds": round(time.time() - started, 1),
         "seed": config.seed,

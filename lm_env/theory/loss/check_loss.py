@@ -139,7 +139,7 @@ def check_loss(
     if "no_gradient" not in causes:
         holds = invariances(gradient_of, problems[-1], tolerance)
         ratio = _ratio(gradient_of, off_policy, finding, tolerance)
-        holds["ratio"] = ratio.partition(" ")[0] != "none"
+        holds["ratio"] = ratio.partition(" ")[0] != "none" or "preference_loss" in causes  # right for any samples
     if ratio.endswith("+ kl") and "k2_loss" in causes:
         causes[causes.index("k2_loss")] = "k3_loss_with_ratio"
     broken = [INVARIANCES[kind] for kind, held in holds.items() if not held]

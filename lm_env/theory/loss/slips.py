@@ -42,6 +42,7 @@ WHOLE = {
     "whitened_rewards": "whitened_per_sample",
     "whitened_rewards_unbiased": "whitened_per_sample",
     "standardized_return": "return_divided_by_group_std",
+    "preference": "preference_loss",
     **{f"gae_{trace}": "" for trace in (0.8, 0.9, 0.95, 0.97, 0.98, 0.99)},  # right, unless there is a discount
 }
 """SCORE, KL, LENGTH, MASK, WHOLE: the kinds of `Credits`, and the name of each as a mistake ('' if it is right)."""
@@ -87,6 +88,8 @@ EXPLANATIONS = {
     " the baseline is the value of the state after the token",
     "padding_counted": "padding has a gradient: apply the mask to the loss of each token",
     "pad_is_eos": "the gradient depends on the id of the padding: build the mask from lengths, not from `== pad`",
+    "preference_loss": "pairs of samples are compared (online DPO): the gradient is not that of E[score] - beta KL, but"
+    " vanishes at the same policy; `check_agent` tests where it comes to rest",
     "return_divided_by_group_std": "the whole return is divided by its group's standard deviation, which weighs"
     " groups differently: leave the std out",
     "score_at_each_token": "the score is paid at every token in place of the last one",

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from agents.sft import supervised_finetune
 from lm_env.cli import app, main
-from lm_env.cli.demo.phases import curves_of
+from lm_env.cli.demo.before_after import curves_of
 from lm_env.errors import (
     CheckpointCorruptError,
     CheckpointWriteError,

@@ -10,7 +10,8 @@ import gymnasium
 import pandas as pd
 import pytest
 
-from lm_env.cli.demo.phases import DemoConfig, split_prompts
+from lm_env.cli.demo import DemoConfig
+from lm_env.cli.loop.phases import split_prompts
 from lm_env.errors import ConfigurationError
 from lm_env.objective.task import Task
 from lm_env.runs.judges import default_prompts

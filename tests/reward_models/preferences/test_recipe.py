@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -16,7 +17,13 @@ from typer.testing import CliRunner
 
 import lm_env
 from lm_env.cli import app, main
-from lm_env.errors import CheckpointCorruptError, ConfigurationError, ModelLoadError, UnsupportedModelError
+from lm_env.errors import (
+    CheckpointCorruptError,
+    CheckpointMismatchError,
+    ConfigurationError,
+    ModelLoadError,
+    UnsupportedModelError,
+)
 from lm_env.runs.judges import make_judge
 from reward_models import (
     Preference,
@@ -29,8 +36,16 @@ from reward_models import (
     write_preferences,
 )
 from reward_models.preferences.inspection import inspect_preferences, leaks
-from reward_models.preferences.recipe import held_out_records
+from reward_models.preferences.recipe import held_out_records, remove_training_checkpoints
 
+SMALL_BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 24,
+    "initializer_range": 0.25,
+}
 WORDS = ["good", "bad", "film", "it", "was"]
 
 
@@ -59,8 +74,7 @@ def encoder() -> tuple[BertModel, PreTrainedTokenizerFast]:
         tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
-    config = BertConfig(vocab_size=len(names), max_position_embeddings=24, initializer_range=0.25, **sizes)
+    config = BertConfig(vocab_size=len(names), **SMALL_BERT)
     return BertModel(config).eval(), tokenizer
 
 
@@ -118,6 +132,50 @@ def test_an_encoder_learns_and_is_saved(encoder, trunk, tmp_path):
     assert again.network.pooling == "mean"
     records, digests, facts = held_out_records(tmp_path / "rm")
     assert records == trained.held_out and len(digests) == 180 and facts["recipe"]["trunk"] == trunk
+
+
+@pytest.mark.parametrize("trunk", ["full", "lora"])
+def test_a_killed_training_goes_on_to_the_same_scores(encoder, trunk, tmp_path):
+    """Killed in the second member of an ensemble."""
+    trunk_model, tokenizer = encoder
+    trunk_model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    recipe = Recipe(str(tmp_path / "bert"), trunk, epochs=2, batch_size=8, ensemble=2, held_out_fraction=0.2)
+    records = film_records(50)
+    texts = (["film"] * 2, ["good film it was bad", "bad bad it was"])
+    whole = train_from_preferences(records, recipe)
+    members = []
+
+    def killed(sentence):
+        members.append(sentence)
+        if len(members) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_from_preferences(records, recipe, say=killed, checkpoints=tmp_path / "unfinished")
+    assert sorted(path.name for path in (tmp_path / "unfinished").iterdir()) == ["member-0"]
+    torch.manual_seed(99)  # the state of no global generator matters
+    again = train_from_preferences(records, recipe, checkpoints=tmp_path / "unfinished", resume=True)
+    np.testing.assert_array_equal(whole.reward.scores(*texts), again.reward.scores(*texts))
+    assert [r.losses for r in whole.reports] == [r.losses for r in again.reports]
+    with pytest.raises(CheckpointMismatchError, match="drop_ties differs"):
+        other = dataclasses.replace(recipe, drop_ties=True)
+        train_from_preferences(records, other, checkpoints=tmp_path / "unfinished", resume=True)
+    remove_training_checkpoints(tmp_path / "unfinished")
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_adapters_on_another_base_are_not_gone_on_with(encoder, tmp_path):
+    _, tokenizer = encoder
+    for name, seed in (("one", 1), ("two", 2)):
+        torch.manual_seed(seed)
+        BertModel(BertConfig(vocab_size=len(tokenizer), **SMALL_BERT)).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    recipe = Recipe(str(tmp_path / "one"), "lora", epochs=1, batch_size=8, held_out_fraction=0.2)
+    train_from_preferences(film_records(30), recipe, checkpoints=tmp_path / "unfinished")
+    with pytest.raises(CheckpointMismatchError, match="frozen_weights differs"):
+        other = dataclasses.replace(recipe, model=str(tmp_path / "two"))
+        train_from_preferences(film_records(30), other, checkpoints=tmp_path / "unfinished", resume=True)
 
 
 def test_the_reference_samples_score_mean_0_and_std_1(model_folder):

@@ -1,0 +1,306 @@
+"""Direct preference optimization: learn from comparisons without a reward model and without sampling.
+
+The policy itself is the reward model: beta log(pi / pi_ref) is trained to explain who won (Rafailov et al. 2023,
+arXiv:2305.18290).  If the comparisons follow the Bradley-Terry model of a reward r and the policy can be anything, the
+minimum is pi_ref exp(r / beta) / Z, the same optimum of E[r] - beta KL that the RL agents look for.
+
+Shapes: R responses of all records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.base.config import MEMORY_ONLY, make_config
+from agents.learning.policy import ValueHeadPolicy
+from agents.learning.preference.judged_texts import JudgedBatch, JudgedTexts, encode_judged
+from agents.learning.preference.loss import PreferenceLoss, preference_loss, response_sums
+from agents.run.early_stopping import EarlyStopping, HeldOutLoss
+from lm_env.errors import ConfigurationError
+from lm_env.explain import explained
+from lm_env.models.fitting import fit, weights_digest
+from lm_env.models.inputs import shuffled_batches
+from lm_env.models.inspection import device_of, evaluating, facts_of
+from lm_env.models.logprobs import response_logprobs
+from lm_env.storage import Checkpointing
+from lm_env.validation import check_choice, check_field_types, check_integers, check_numbers
+from reward_models.preferences.reading import read_preferences
+from reward_models.preferences.records import Comparison
+from reward_models.preferences.records.preference import Preference
+from reward_models.preferences.splitting import split_records
+
+__all__ = ["DPOConfig", "DPOReport", "ImpliedReward", "dpo_finetune"]
+
+ROUNDING = 1e-4
+"""Differences of log-ratios below this, in nats, are equal: the forwards of policy and reference may round apart."""
+
+
+@explained
+@dataclass(frozen=True)
+class DPOConfig:
+    """Options of direct preference optimization."""
+
+    beta: float = 0.1
+    """Weight of the KL penalty, score per nat: the implied reward is beta log(pi / pi_ref)."""
+    loss: PreferenceLoss = "sigmoid"
+    """`sigmoid` is DPO; `ipo` stays finite where one response always wins."""
+    label_smoothing: float = 0.0
+    """The probability that a label is wrong, below 1/2; above 0 it is conservative DPO."""
+    temperature: float = 1.0
+    """Divides the logits of policy and reference; the temperature that the policy will be sampled at."""
+    epochs: int = 1
+    """Passes over the records."""
+    batch_size: int = 32
+    """Records per optimizer step."""
+    learning_rate: float = 2e-5
+    """Adam's step size at the start; it falls to 0 along a cosine."""
+    held_out_fraction: float = 0.1
+    """The share of the prompts whose records are kept for the report, below 1."""
+    max_tokens: int | None = None
+    """Longer texts are cut; default the model's positions, or 1024 where it has no limit."""
+    micro_batch_tokens: int = 16_384
+    """Padded tokens per forward; memory only, the gradient is the same."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    bf16: bool = False
+    """Forwards and backwards under bfloat16 autocast; the weights stay as they are."""
+    patience: int | None = None
+    """Stop after so many measurements in a row on what is held out without a lower loss, and keep the best weights."""
+    eval_steps: int | None = None
+    """Steps between two such measurements; default one pass over the records."""
+    seed: int = 0
+    """The seed of what is held out, and of the batches."""
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        check_choice("loss", self.loss, get_args(PreferenceLoss))
+        check_integers(self, "epochs", "batch_size", "micro_batch_tokens")
+        check_integers(self, "seed", low=0)
+        check_numbers(self, "beta", "temperature", "learning_rate", "max_grad_norm", low=0.0, above=True)
+        check_numbers(self, "label_smoothing", low=0.0, high=0.499)
+        check_numbers(self, "held_out_fraction", low=0.0, high=0.99)
+        for name, low in (("max_tokens", 2), ("patience", 1), ("eval_steps", 1)):
+            if getattr(self, name) is not None:
+                check_integers(self, name, low=low)
+        if self.patience is not None and not self.held_out_fraction:
+            raise ConfigurationError("patience looks at the records held out: raise held_out_fraction above 0")
+        if self.eval_steps is not None and self.patience is None:
+            raise ConfigurationError("eval_steps says when to look whether to stop: give patience as well")
+
+
+@dataclass(frozen=True)
+class ImpliedReward:
+    """What a policy says of compared responses; the implied reward of a response is beta log(pi / pi_ref)."""
+
+    comparisons: int
+    """Those without a tie, to which accuracy, margin and logprobs refer."""
+    right: float
+    """How many of them the implied reward ranks right, equal ones counting half."""
+    margin: float
+    """Mean implied reward of the chosen response minus that of the rejected one."""
+    chosen_logprob: float
+    rejected_logprob: float
+    """Mean logprob of a whole chosen and of a whole rejected response, nats."""
+    loss: float
+    """The mean loss of a record."""
+
+    @property
+    def accuracy(self) -> float:
+        """The share of comparisons ranked right; 1/2 for the reference itself."""
+        return self.right / self.comparisons if self.comparisons else float("nan")
+
+
+@dataclass(frozen=True)
+class DPOReport:
+    """What a training did."""
+
+    losses: list[float]
+    """One per step: the mean loss of its records before the step."""
+    training: int
+    held_out: int
+    """How many records were trained on, and held out."""
+    before: ImpliedReward | None
+    after: ImpliedReward | None
+    """On the records held out; None when none were."""
+    held_out_losses: tuple[HeldOutLoss, ...] = ()
+    """With `patience`: the loss on what is held out in the course of the training."""
+
+
+def dpo_finetune(
+    model: nn.Module,
+    tokenizer: Any,
+    source: Any,
+    *,
+    reference: nn.Module | None = None,
+    eos_token_id: int | None = None,
+    separator: str = "",
+    format: str | None = None,
+    skip_bad: bool = False,
+    download: bool = False,
+    progress_bar: bool = False,
+    show: Callable[[str], object] | None = None,
+    checkpoint: Checkpointing | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> DPOReport:
+    """Train a causal LM in place on comparisons; the same seed gives the same weights.  Dropout is off.
+
+    All comparisons of a record are in one batch element, in which each response is read once.  The reference's logprobs
+    are computed once, before the training, so that a second model is needed neither in memory nor in time.
+
+    Args:
+        source: what `read_preferences` takes, or a list of `Comparison`s and `Preference`s.
+        reference: the model of the KL penalty; default: `model` as it is given.
+        eos_token_id: put behind each response that is text; default: the tokenizer's.
+        separator: text put behind each prompt that is text; prompts need it wherever the model is used.
+        format, skip_bad, download: see `read_preferences`.
+        show: is given a few lines that say what will be learned, before anything is; `print` shows them.
+        checkpoint: save the run in a folder as it goes, and when Ctrl-C or SIGTERM ends it.
+        resume: go on from the newest checkpoint there, with the model, the data and the options that the run began
+            with; from the beginning where there is none.
+        options: the fields of `DPOConfig`.
+
+    Raises:
+        ConfigurationError: an impossible setting, too few records to hold some out, or none that compares two texts.
+        InvalidPreferenceError, InvalidPromptError: a row or a prompt is broken; the message names it.
+        NonFiniteError: a gradient is NaN or infinite; the weights are those of before that step.
+        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
+    """
+    config = make_config(DPOConfig, "dpo_finetune", options)
+    facts, rng = facts_of(model), np.random.default_rng(config.seed)
+    records = _records(source, format=format, skip_bad=skip_bad, tokenizer=tokenizer, download=download)
+    training, held_out = split_records(records, config.held_out_fraction, rng)
+    reading = {
+        "vocab_size": facts.vocab_size,
+        "max_tokens": config.max_tokens or facts.max_positions or 1024,
+        "eos_token_id": eos_token_id,
+        "separator": separator,
+    }
+    texts = encode_judged(training, tokenizer, **reading)  # type: ignore[arg-type]
+    others = encode_judged(held_out, tokenizer, **reading) if held_out else None  # type: ignore[arg-type]
+    if show is not None:
+        show(_description(texts, others))
+    if not any(p.requires_grad for p in model.parameters()):
+        model.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so
+    against = model if reference is None else reference
+    judged = _Judged(model, against, texts, config)
+    watched = None if others is None else _Judged(model, against, others, config)
+    before = None if watched is None else watched.measure()
+    stopping = _early_stopping(model, judged, watched, config)
+    losses = fit(
+        {name: p for name, p in model.named_parameters() if p.requires_grad},
+        list(shuffled_batches(len(texts), config.batch_size, config.epochs, rng)),
+        judged.accumulate,
+        learning_rate=config.learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        identity={
+            **{name: value for name, value in vars(config).items() if name not in MEMORY_ONLY},
+            "records": texts.digest(),
+            "reference": weights_digest(against.parameters()),
+        },
+        stopping=stopping,
+        checkpoint=checkpoint,
+        resume=resume,
+        title="DPO",
+        progress_bar=progress_bar,
+    )
+    if stopping is not None:
+        stopping.restore(len(losses))
+    after = None if watched is None else watched.measure()
+    history = () if stopping is None else tuple(stopping.history)
+    return DPOReport(losses, len(texts), 0 if others is None else len(others), before, after, history)
+
+
+class _Judged:
+    """A policy's loss on encoded records."""
+
+    def __init__(self, model: nn.Module, reference: nn.Module, texts: JudgedTexts, config: DPOConfig) -> None:
+        self.policy = ValueHeadPolicy(model, "none", config.temperature)
+        self.texts = texts
+        self.config = config
+        with evaluating(reference):
+            tokens = response_logprobs(reference, texts.episodes, config.temperature)
+        self.ref_logprobs = tokens.astype(np.float64).sum(1)
+        """float64 (R,): of each whole response under the reference, nats."""
+
+    def accumulate(self, chosen: np.ndarray) -> float:
+        """Add the gradient of the mean loss of some records, in micro-batches of whole records; returns that loss."""
+        total = 0.0
+        for batch in self.texts.micro_batches(chosen, self.config.micro_batch_tokens):
+            with torch.autocast(device_of(self.policy).type, torch.bfloat16, enabled=self.config.bf16):
+                logprobs = self._logprobs(batch)
+            loss = self._loss(batch, logprobs) / len(chosen)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def _logprobs(self, batch: JudgedBatch) -> Tensor:
+        """Of whole responses, nats."""
+        with evaluating(self.policy):
+            return response_sums(self.policy.evaluate(batch.episodes).logprobs, batch.episodes)
+
+    def _loss(self, batch: JudgedBatch, logprobs: Tensor) -> Tensor:
+        """The sum over records of the mean loss of a record's comparisons, a scalar."""
+        ratio = logprobs - torch.from_numpy(self.ref_logprobs[batch.rows]).to(logprobs)
+        losses = preference_loss(
+            ratio[torch.from_numpy(batch.first)] - ratio[torch.from_numpy(batch.second)],
+            torch.from_numpy(batch.chances).to(logprobs),
+            self.config.beta,
+            kind=self.config.loss,
+            label_smoothing=self.config.label_smoothing,
+        )
+        return (losses * torch.from_numpy(batch.weights).to(losses)).sum()
+
+    @torch.no_grad()
+    def measure(self) -> ImpliedReward:
+        """The implied reward on all records."""
+        loss = 0.0
+        found = [np.zeros((0, 3))]  # margin, chosen and rejected logprob of each untied comparison
+        for batch in self.texts.micro_batches(np.arange(len(self.texts)), self.config.micro_batch_tokens):
+            logprobs = self._logprobs(batch)
+            loss += float(self._loss(batch, logprobs))
+            own = logprobs.double().cpu().numpy()
+            ratio = own - self.ref_logprobs[batch.rows]
+            first, second = batch.first[batch.chances == 1], batch.second[batch.chances == 1]
+            ahead = ratio[first] - ratio[second]
+            ahead = np.where(np.abs(ahead) < ROUNDING, 0.0, ahead)
+            found.append(np.stack([self.config.beta * ahead, own[first], own[second]], 1))
+        table = np.concatenate(found)
+        right = float((table[:, 0] > 0).sum() + (table[:, 0] == 0).sum() / 2)
+        margin, chosen, rejected = (float(m) for m in table.mean(0)) if len(table) else (math.nan,) * 3
+        return ImpliedReward(len(table), right, margin, chosen, rejected, loss / len(self.texts))
+
+
+def _records(source: Any, **reading: Any) -> list[Comparison | Preference]:
+    if isinstance(source, Sequence) and source and all(isinstance(r, Comparison | Preference) for r in source):
+        return list(source)
+    return list(read_preferences(source, **reading))
+
+
+def _early_stopping(
+    model: nn.Module, judged: _Judged, watched: _Judged | None, config: DPOConfig
+) -> EarlyStopping | None:
+    if config.patience is None or watched is None:
+        return None
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    every = config.eval_steps or -(-len(judged.texts) // config.batch_size)
+    return EarlyStopping(parameters, lambda: watched.measure().loss, every=every, patience=config.patience)
+
+
+def _description(texts: JudgedTexts, others: JudgedTexts | None) -> str:
+    held_out = "none held out" if others is None else f"{len(others):,} more held out"
+    lines = [f"{len(texts):,} records with {sum(len(r.first) for r in texts.records):,} comparisons; {held_out}"]
+    cut = texts.cut + (others.cut if others else 0)
+    left_out = texts.left_out + (others.left_out if others else 0)
+    if cut:
+        lines.append(f"{cut:,} responses are too long and lose their end")
+    if left_out:
+        lines.append(f"{left_out:,} records are left out: too long a prompt, equal responses, or nothing compared")
+    return "\n".join(lines)

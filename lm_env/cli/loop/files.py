@@ -1,0 +1,43 @@
+"""The results of phases, in files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_env.runs.console import say
+
+__all__ = ["kept", "kept_json", "write_rows"]
+
+
+def kept(path: Path, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of a phase: those in its file, or else new ones, which are written there whole or not at all."""
+    if path.exists():
+        say("", f"kept: {path}")
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = make()
+    write_rows(path, rows)
+    return rows
+
+
+def kept_json(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The same of a single object."""
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    found = make()
+    _write(path, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write JSON lines, whole or not at all."""
+    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
