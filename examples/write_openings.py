@@ -15,7 +15,8 @@ eight words.  A beginning is kept if
 - no review of the corpus begins with it, none holds it anywhere if it has five words or more, and it
   shares its first four words with no other opening.
 
-Every length gets as many openings as every other; a third of each is held out for evaluation.  The same
+Every length gets as many openings as every other; a third of each is held out for evaluation, and a further 13 of each
+length are for validation.  The same
 seed gives the same files, byte for byte, on the same versions of the libraries.
 """
 
@@ -42,6 +43,7 @@ DRAWS = 40_000
 TEMPERATURE = 0.8
 LENGTHS = range(3, 9)  # words
 OF_EACH_LENGTH = 117  # a multiple of 3
+VALIDATION_OF_EACH_LENGTH = 13  # on top of these
 LIKELY = -2.8  # the smallest mean logprob of a token that is kept, nats
 COMMON = 100  # the smallest number of occurrences of a word that is kept
 QUOTABLE = 5  # so many words in a row belong to whoever wrote them
@@ -133,36 +135,43 @@ def is_plain(opening: str, common: frozenset[str]) -> bool:
     return not repeats and all(word in common or word in FIRST_PERSON for word in words)
 
 
-def choose() -> list[str]:
-    """`OF_EACH_LENGTH` openings of each length, in the order in which they were drawn."""
-    training, held_out = load_reviews()
-    common = common_words(training)
-    reviews = [words_of(review) for review in (*training, *held_out)]
-    begun = {tuple(words[:n]) for words in reviews for n in LENGTHS}
-    corpus = "\n".join(f" {' '.join(words)} " for words in reviews)
-    judge = LexiconSentiment()
-    refused = set(re.split(r";\s+", REFUSED.strip()))
-    chosen: list[str] = []
-    counts: Counter[int] = Counter()
-    heads: set[tuple[str, ...]] = set()  # the first three words of every chosen one
-    keys: set[tuple[str, ...]] = set()  # the first four words of every chosen one, or all three
-    for opening, likely in draw():
-        words = tuple(words_of(opening))
-        if counts[len(words)] == OF_EACH_LENGTH or likely < LIKELY or not is_plain(opening, common):
-            continue
-        if opening in refused or judge([""], [opening]) != [0.0]:
-            continue
-        if words in heads or keys & {words[:3], words[:4]}:  # begins like one that was chosen before
-            continue
-        if words in begun or (len(words) >= QUOTABLE and f" {' '.join(words)} " in corpus):
-            continue
-        chosen.append(opening)
-        counts[len(words)] += 1
-        heads.add(words[:3])
-        keys.add(words[:4])
-    if set(counts.values()) != {OF_EACH_LENGTH}:
-        raise SystemExit(f"too few openings of some length, {dict(counts)}: raise DRAWS")
-    return chosen
+class Chooser:
+    """Keeps openings that obey the rules, and of those that begin alike the first."""
+
+    def __init__(self) -> None:
+        training, held_out = load_reviews()
+        self.common = common_words(training)
+        reviews = [words_of(review) for review in (*training, *held_out)]
+        self.begun = {tuple(words[:n]) for words in reviews for n in LENGTHS}
+        self.corpus = "\n".join(f" {' '.join(words)} " for words in reviews)
+        self.judge = LexiconSentiment()
+        self.refused = set(re.split(r";\s+", REFUSED.strip()))
+        self.heads: set[tuple[str, ...]] = set()  # the first three words of every chosen one
+        self.keys: set[tuple[str, ...]] = set()  # the first four words of every chosen one, or all three
+
+    def choose(self, draws: list[tuple[str, float]], of_each_length: int) -> list[str]:
+        """So many openings of each length, in the order in which they were drawn."""
+        chosen: list[str] = []
+        counts: Counter[int] = Counter()
+        for opening, likely in draws:
+            words = tuple(words_of(opening))
+            if counts[len(words)] == of_each_length or likely < LIKELY or not self.is_allowed(opening, words):
+                continue
+            chosen.append(opening)
+            counts[len(words)] += 1
+            self.heads.add(words[:3])
+            self.keys.add(words[:4])
+        if set(counts.values()) != {of_each_length}:
+            raise SystemExit(f"too few openings of some length, {dict(counts)}: raise DRAWS")
+        return chosen
+
+    def is_allowed(self, opening: str, words: tuple[str, ...]) -> bool:
+        """Whether it is plain, without a mood, nobody's, and begins like none that was chosen before."""
+        if not is_plain(opening, self.common) or opening in self.refused or self.judge([""], [opening]) != [0.0]:
+            return False
+        if words in self.heads or self.keys & {words[:3], words[:4]}:
+            return False
+        return words not in self.begun and not (len(words) >= QUOTABLE and f" {' '.join(words)} " in self.corpus)
 
 
 def main() -> None:
@@ -170,7 +179,9 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "lm_env" / "assets")
     args = p.parse_args()
     torch.set_num_threads(1)
-    chosen = choose()
+    draws = list(draw())
+    chooser = Chooser()
+    chosen = chooser.choose(draws, OF_EACH_LENGTH)
     args.out.mkdir(parents=True, exist_ok=True)
     seen: Counter[int] = Counter()
     files: dict[str, list[str]] = {"train": [], "test": []}
@@ -178,6 +189,7 @@ def main() -> None:
         length = len(opening.split())
         files["train" if seen[length] % 3 else "test"].append(opening)
         seen[length] += 1
+    files["validation"] = chooser.choose(draws, VALIDATION_OF_EACH_LENGTH)
     for split, openings in files.items():
         order = np.random.default_rng(SEED).permutation(len(openings))
         path = args.out / f"openings_{split}.txt"
