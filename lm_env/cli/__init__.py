@@ -11,6 +11,7 @@ import typer
 from lm_env import __version__
 from lm_env.cli.check_loss import check_loss_command
 from lm_env.cli.commands import ceiling, check_agent, demo, envs, sample, sft, train
+from lm_env.cli.new_task import new_task
 from lm_env.cli.prefs import prefs_app
 from lm_env.cli.report import report
 from lm_env.cli.rm import rm_app
@@ -55,6 +56,7 @@ app.command(name="check-loss")(check_loss_command)
 app.add_typer(prefs_app, name="prefs")
 app.add_typer(rm_app, name="rm")
 app.command()(envs)
+app.command(name="new-task")(new_task)
 
 
 def main() -> None:

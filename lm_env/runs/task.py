@@ -18,8 +18,7 @@ from lm_env.objective.functions import load_function
 from lm_env.objective.kl import AdaptiveKL
 from lm_env.runs.judges import make_judge
 from lm_env.runs.settings import LoraSettings, RunSettings, TaskSettings
-from lm_env.tasks import make_env as make_named_env
-from lm_env.tasks import task_parameters
+from lm_env.tasks import is_text_task, make_named
 
 __all__ = ["held_out_prompts", "make_env"]
 
@@ -88,34 +87,16 @@ def held_out_prompts(run: RunSettings, settings: TaskSettings, env: gymnasium.En
         held_out = [task.prompts[int(i)] for i in order[:kept]]
         task.prompts = task.load_prompts([task.prompts[int(i)] for i in order[kept:]])
         return held_out
-    if settings.env is not None and settings.prompts is None and settings.split is None and _is_text_task(settings.env):
+    if settings.env is not None and settings.prompts is None and settings.split is None and is_text_task(settings.env):
         other = _make(settings, {"split": "test", "model": task.model, "tokenizer": task.tokenizer})
         return task_of(other).prompts
     return task.prompts
 
 
-def _is_text_task(env: str) -> bool:
-    """Whether the name is that of a text task, which has prompts to test on."""
-    try:
-        task_parameters(env)
-    except ConfigurationError:
-        return False
-    return True
-
-
 def _make(task: TaskSettings, options: dict[str, Any]) -> gymnasium.Env:
     if task.env is None:
         return TextGenerationEnv(**options)
-    options = {**task.own_options(), **options}
-    try:
-        if ":" in task.env and _is_text_task(task.env):  # 'module:id', 'module:function' or 'file.py:function'
-            return make_named_env(task.env, **options)
-        return gymnasium.make(task.env, **options)
-    except (gymnasium.error.Error, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(
-            f"{task.env} cannot be made ({reason}): `lm-env envs` lists the environments"
-        ) from error
+    return make_named(task.env, **{**task.own_options(), **options})
 
 
 def _adapted(task: TaskSettings, lora: LoraSettings, options: dict[str, Any]) -> dict[str, Any]:

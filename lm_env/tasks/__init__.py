@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from lm_env.tasks.base import SPLITS, Split, TextTask, split_rows
-from lm_env.tasks.base.registry import get_task, make_env, make_vec_env, register_task, task_names, task_parameters
+from lm_env.tasks.base.checks import check_task, task_problems
+from lm_env.tasks.base.registry import (
+    get_task,
+    is_text_task,
+    make_env,
+    make_named,
+    make_vec_env,
+    register_task,
+    task_names,
+    task_parameters,
+)
 
 __all__ = [
     "SPLITS",
     "Split",
     "TextTask",
+    "check_task",
     "get_task",
+    "is_text_task",
     "make_env",
+    "make_named",
     "make_vec_env",
     "register",
     "register_task",
     "split_rows",
     "task_names",
     "task_parameters",
+    "task_problems",
 ]
 
 MODULES = {

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from lm_env.envs.env import TextGenerationEnv
     from lm_env.envs.vector_env import TextGenerationVectorEnv
 
-__all__ = ["get_task", "make_env", "make_vec_env", "register_task", "task_names", "task_parameters"]
+__all__ = [
+    "get_task",
+    "is_text_task",
+    "make_env",
+    "make_named",
+    "make_vec_env",
+    "register_task",
+    "task_names",
+    "task_parameters",
+]
 
 ENTRY_POINT = "lm_env.tasks:make_env"
 VECTOR_ENTRY_POINT = "lm_env.tasks:make_vec_env"
@@ -106,6 +115,30 @@ def make_vec_env(task: str, num_envs: int = 1, split: Split = "train", **options
     """The environment of several slots; what `gymnasium.make_vec` calls."""
     made, rest = _with_own(task, options)
     return made.make_vec(num_envs, split, **rest)
+
+
+def make_named(name: str, **options: Any) -> gymnasium.Env:
+    """An environment by any name: what `gymnasium.make` takes, and `module:function` or `file.py:function` of a task.
+
+    Raises:
+        ConfigurationError: there is none of this name, or an option cannot work.
+    """
+    try:
+        if ":" in name and is_text_task(name):
+            return make_env(name, **options)
+        return gymnasium.make(name, **options)
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"{name} cannot be made ({reason}): `lm-env envs` lists the environments") from error
+
+
+def is_text_task(name: str) -> bool:
+    """Whether there is a text task of this name."""
+    try:
+        task_parameters(name)
+    except ConfigurationError:
+        return False
+    return True
 
 
 def _with_own(name: str, options: dict[str, Any]) -> tuple[TextTask, dict[str, Any]]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lm_env.objective.task import Task
     from lm_env.theory.ceilings import Ceiling
 
-__all__ = ["TextTask"]
+__all__ = ["TextTask", "loaded"]
 
 FACES = ("flat", "render_mode", "render_values", "autoreset_mode")
 """Options of an environment that are no options of what it is about."""
@@ -183,13 +183,13 @@ class TextTask:
         names = prompts[0].columns if len(prompts) else ()
         columns = {name: [prompt.columns[name] for prompt in prompts] for name in names}
         return {
-            name: score_responses(_loaded(metric) if isinstance(metric, str) else metric, texts, responses, columns)
+            name: score_responses(loaded(metric) if isinstance(metric, str) else metric, texts, responses, columns)
             for name, metric in self.metrics.items()
         }
 
 
 @lru_cache(maxsize=8)
-def _loaded(name: str) -> Callable[..., Any]:
+def loaded(name: str) -> Callable[..., Any]:
     """A metric by its name; a network is loaded once."""
     from lm_env.objective.options import resolve_reward
 
