@@ -44,7 +44,7 @@ VALIDATION_DRAWS = 16_000
 TEMPERATURE = 0.8
 LENGTHS = range(3, 9)  # words
 OF_EACH_LENGTH = 117  # a multiple of 3
-VALIDATION_OF_EACH_LENGTH = 13
+VALIDATION_OF_EACH_LENGTH = 8
 LIKELY = -2.8  # the smallest mean logprob of a token that is kept, nats
 COMMON = 100  # the smallest number of occurrences of a word that is kept
 QUOTABLE = 5  # so many words in a row belong to whoever wrote them
@@ -76,7 +76,11 @@ REFUSED = """
     This is it's; This made a movie about a young; This movie isn't about the charisma, who is;
     Those of the actors are; Time nowadays is a; To me, I, on the; Wait, I ever; Were the time, I wanted to see;
     Where to say,; Whoever is a film; Whoever said about; With this film a complete; With time I;
-    Without the only thing
+    Without the only thing;
+    Absolutely a movie; And in a long time, I am; How this isn't a movie that is; I could tell a thing about this;
+    I'll not be spoiled watching this movie,; I'm in my opinion that I'm; noir thing about this movie is that it; Our
+    plot is about the film, but the; So this is in the hands of a; the movie is absolutely absurd, and it never;
+    Watching this movie is not to get me; Watching this movie on my the
 """
 
 

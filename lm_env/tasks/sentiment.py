@@ -20,7 +20,7 @@ __all__ = ["Split", "defaults", "make", "openings", "task"]
 
 
 def openings(split: Split = "train") -> list[str]:
-    """The prompts of the task: 468 openings to train on, 78 for validation, or 234 that are held out for evaluation.
+    """The prompts of the task: 468 openings to train on, 48 for validation, or 234 that are held out for evaluation.
 
     All are different, and no opening begins like another in its first four words, within or across the splits.
 

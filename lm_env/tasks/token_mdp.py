@@ -9,17 +9,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.errors import ConfigurationError
 from lm_env.tasks.base import SPLITS, TextTask
 from lm_env.tasks.base.registry import make_env, make_vec_env
+from lm_env.theory.ceilings import Ceiling
+from lm_env.theory.ceilings.tilting import assemble
 from lm_env.theory.token_env import token_task_options
 from lm_env.theory.token_mdp import TokenMDP
 
 __all__ = ["make", "make_vec", "task"]
 
 HOME = "lm_env.tasks.token_mdp:task"
+
+
+def _optimum(mdp: TokenMDP, beta: float) -> Ceiling:
+    """The optimum of the only prompt, by enumeration."""
+    found, reference = mdp.optimum(beta), mdp.evaluate(mdp.reference_logits, beta)
+    return assemble(
+        beta=beta,
+        samples=np.zeros(1, dtype=np.int64),
+        J_ref=np.array([reference.R]),
+        J=np.array([found.J]),
+        J_plain=found.J,
+        score=np.array([found.R]),
+        ess=np.array([np.inf]),
+        highest=None,
+    )
 
 
 def task(
@@ -40,18 +59,19 @@ def task(
         raise ConfigurationError("dense=True is for a random MDP: give its mdp_seed, or a dense TokenMDP as mdp")
     if mdp is None and mdp_seed is not None:
         mdp = TokenMDP.random(mdp_seed, vocab_size=vocab_size, horizon=horizon, dense=dense)
-    mdp = TokenMDP.t0() if mdp is None else mdp
-    own = token_task_options(mdp)
+    known = TokenMDP.t0() if mdp is None else mdp
+    own = token_task_options(known)
     return TextTask(
         id="lm_env/TokenMDP-v0",
         summary="an enumerable token MDP with a closed-form optimum",
         source=dict.fromkeys(SPLITS, own["prompts"]),
         reward=own["reward"],
-        model=mdp.policy_model,
+        model=known.policy_model,
         beta=own["beta"],
         max_new_tokens=own["max_new_tokens"],
         budget=600_000,
         ceiling="exact: J* = beta log Z by enumeration (lm_env.TokenMDP)",
+        optimum=lambda made: _optimum(known, made.kl.beta),
         options={name: own[name] for name in ("reference", "tokenizer", "missing_eos_score")},
     )
 

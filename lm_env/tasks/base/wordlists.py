@@ -6,7 +6,7 @@ __all__ = ["CONCEPT_NOUNS", "CONCEPT_VERBS", "NOUNS", "RHYME_WORDS"]
 
 NOUNS = tuple(
     """
-    actor baby beach boat book boy brother camera car castle cat child city clock cop dance daughter day detective
+    actor baby beach boat book boy brother camera car castle cat child city clock dance daughter day detective
     dinner doctor dog door dream family farm father fire fish flower forest friend game garden ghost girl guitar gun
     hand hero home horse hospital house husband island job joke journey king kitchen lake letter life man map marriage
     money monster moon mother mountain murder music neighbor night ocean office painter party picture piano pirate plane

@@ -20,6 +20,7 @@ from lm_env.tasks.arithmetic import right as right_sum
 from lm_env.tasks.base.exact import beginning_logprobs, exact_ceiling
 from lm_env.tasks.random_walks import GOAL, LONGEST, NODES, arrives, edges, is_possible, optimality, shortest, walks
 from lm_env.theory.ceilings import pass_rate_ceiling
+from lm_env.theory.token_mdp import TokenMDP
 
 TOKENIZER = make_tokenizer("ab")
 BETA = 0.3
@@ -164,3 +165,12 @@ def test_the_teacher_forgets_to_carry_and_is_never_asked_what_is_held_out():
     for level in LEVELS:
         task = get_task("lm_env/Arithmetic-v0", level=level)
         assert not asked & {row["prompt"] for split in SPLITS[1:] for row in task.prompts(split)}
+
+
+def test_the_optimum_of_a_token_mdp_is_that_of_the_mdp():
+    mdp = TokenMDP.random(3, vocab_size=4, horizon=3)
+    declared = get_task("lm_env/TokenMDP-v0", mdp=mdp)
+    found = declared.optimum(declared.task(beta=0.7))
+    assert found.J.mean == pytest.approx(mdp.soft_recursion(0.7).J)
+    assert found.KL.mean == pytest.approx(mdp.optimum(0.7).KL)
+    assert found.J_ref.mean == pytest.approx(mdp.evaluate(mdp.reference_model(), 0.7).R, abs=1e-6)
