@@ -1,18 +1,18 @@
 """A task of one's own in a file: ask for a color, and be paid for naming one early.
 
-    lm-env train --env examples/my_task.py:task --agent ppo --timesteps 20000 --out runs/colors
-    lm-env train --env my_task:my/Colors-v0 ...        # by its id, where Python finds this module
+lm-env train --env examples/my_task.py:task --agent ppo --timesteps 20000 --out runs/colors
+lm-env train --env my_task:my/Colors-v0 ...        # by its id, where Python finds this module
 """
 
 import re
 
 from lm_env.tasks import TextTask, register_task
 
-COLORS = "black blue brown gray green orange pink purple red white yellow".split()
-THINGS = "car cat coat dress eyes film flag flower hair hat house picture river room screen sky".split()
+COLORS = ("black", "blue", "brown", "gray", "green", "orange", "pink", "purple", "red", "white", "yellow")
+THINGS = ("car", "cat", "coat", "dress", "flag", "flower", "hair", "hat", "house", "river", "room", "screen", "sky")
 
 
-def score(prompts, responses, **columns):
+def score(prompts: list[str], responses: list[str], **columns: object) -> list[float]:
     """1 for a color among the first words, less by a tenth for each word before it; 0 if there is none."""
     found = [[word in COLORS for word in re.findall(r"[a-z]+", text.lower())] for text in responses]
     return [max(0.0, 1 - words.index(True) / 10) if True in words else 0.0 for words in found]

@@ -51,7 +51,7 @@ def answer_of(prompt: str, truth: str, rng: np.random.Generator) -> str:
 
 
 class Teacher:
-    """Problems of all levels with its answers; of the third level any that is not held out, not the task's own alone."""
+    """Problems of all levels with its answers; of the third level any that is not held out, not the task's alone."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)

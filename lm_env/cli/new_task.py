@@ -16,7 +16,7 @@ TASK = '''"""{id}: say in a line what is to be written, and how it is judged."""
 
 from lm_env.tasks import TextTask, register_task
 
-PROMPTS = [f"The {{noun}} {{verb}}" for noun in ("cat", "dog", "child", "king", "train") for verb in ("is", "was", "has")]
+PROMPTS = [f"The {{noun}} {{verb}}" for noun in ("cat", "dog", "child", "king") for verb in ("is", "was", "has")]
 
 
 def score(prompts, responses, **columns):

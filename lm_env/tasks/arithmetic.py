@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from lm_env.tasks.base import TextTask
+from lm_env.tasks.base import TextTask, split_rows
 from lm_env.theory.ceilings import Ceiling
 from lm_env.validation import check_integer
 
@@ -54,8 +54,7 @@ def problems(level: int = 2) -> list[Row]:
     Raises:
         ConfigurationError: there is no such level.
     """
-    if check_integer("level", level) not in LEVELS:
-        raise ConfigurationError(f"level must be one of {', '.join(map(str, LEVELS))}, not {level}")
+    _check_level(level)
     ones, tens = range(1, 10), range(10, 100)
     if level == 1:
         pairs = [*itertools.product(ones, tens), *itertools.product(tens, ones)]
@@ -68,6 +67,11 @@ def problems(level: int = 2) -> list[Row]:
         pairs = [*itertools.product(tens, range(2, 10)), *itertools.product(range(2, 10), tens)]
     prompts = [f"{a}{'*' if level == 4 else '+'}{b}=" for a, b in pairs]
     return [{"prompt": prompt, "answer": truth(prompt)} for prompt in prompts]
+
+
+def _check_level(level: int) -> None:
+    if check_integer("level", level) not in LEVELS:
+        raise ConfigurationError(f"level must be one of {', '.join(map(str, LEVELS))}, not {level}")
 
 
 def right(prompts: Sequence[str], responses: Sequence[str], answer: Sequence[str], **columns: Any) -> list[float]:
@@ -98,10 +102,11 @@ def task(level: int = 2) -> TextTask:
     Args:
         level: 1 to 4, the ladder of difficulty, see `LEVELS`.
     """
+    _check_level(level)
     return TextTask(
         id="lm_env/Arithmetic-v0",
         summary="do a sum; the score is 1 if it is right",
-        source=problems(level),
+        source=lambda split: split_rows(problems(level), split),
         reward=right,
         model="arithmetic-0.4m",
         metrics={"is_a_number": format_right},

@@ -19,7 +19,7 @@ import numpy as np
 from lm_env.data.prompts import named_rows
 from lm_env.errors import ConfigurationError, InvalidPromptError
 from lm_env.models.loading import EMBEDDED_MODEL
-from lm_env.tasks.base import TextTask
+from lm_env.tasks.base import TextTask, split_rows
 from lm_env.tasks.base.lexicon import distinct_share, lemmas, words_of
 from lm_env.tasks.base.wordlists import CONCEPT_NOUNS, CONCEPT_VERBS
 
@@ -36,8 +36,9 @@ def drawn_sets() -> list[Row]:
     rng = np.random.default_rng(0)
     found: dict[tuple[str, ...], None] = {}
     while len(found) < DRAWN:
-        words = [*rng.choice(CONCEPT_NOUNS, 2, replace=False), rng.choice(CONCEPT_VERBS)]
-        found[tuple(sorted(map(str, words)))] = None
+        nouns = rng.permutation(len(CONCEPT_NOUNS))[:2]
+        words = [*(CONCEPT_NOUNS[i] for i in nouns), CONCEPT_VERBS[rng.integers(len(CONCEPT_VERBS))]]
+        found[tuple(sorted(words))] = None
     return [_row(words) for words in found]
 
 
@@ -123,7 +124,7 @@ def task(source: str | None = None) -> TextTask:
     return TextTask(
         id="lm_env/Concepts-v0",
         summary="use all of some given words in one sentence; the score is coverage x fluency",
-        source=drawn_sets() if source is None else read_sets(source),
+        source=lambda split: split_rows(drawn_sets() if source is None else read_sets(source), split),
         reward=coverage_and_fluency,
         model=EMBEDDED_MODEL,
         metrics={"coverage": coverage, "fluency": fluency},

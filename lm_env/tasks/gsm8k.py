@@ -1,7 +1,7 @@
 """lm_env/GSM8K-v0: word problems of grade school; the score is 1 if the last number of the response is the answer.
 
-The problems are in a file or on the hub, which `source=` names: rows with `question` and `answer`, where the answer is a
-number, or a solution whose last number it is, as in "... #### 72" (Cobbe et al. 2021, arXiv:2110.14168).  The task is
+The problems are in a file or on the hub, which `source=` names: rows with `question` and `answer`, where the answer is
+a number, or a solution whose last number it is, as in "... #### 72" (Cobbe et al. 2021, arXiv:2110.14168).  The task is
 for models of real size; the default is the smallest that is packaged.
 """
 
@@ -41,7 +41,9 @@ def last_number(text: str) -> Decimal | None:
 
 def right(prompts: Sequence[str], responses: Sequence[str], answer: Sequence[str], **columns: Any) -> list[float]:
     """The reward: 1 where the last number of the response equals that of the answer, else 0."""
-    pairs = [(last_number(response), last_number(str(wanted))) for response, wanted in zip(responses, answer, strict=True)]
+    pairs = [
+        (last_number(response), last_number(str(wanted))) for response, wanted in zip(responses, answer, strict=True)
+    ]
     return [float(found is not None and found == wanted) for found, wanted in pairs]
 
 
@@ -76,5 +78,7 @@ def _row(where: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict) or not {"question", "answer"} <= row.keys():
         raise InvalidPromptError(f"{where} needs the columns question and answer: check that it is a file of GSM8K")
     if last_number(str(row["answer"])) is None:
-        raise ConfigurationError(f"{where} has no number in its answer: give a file of problems with numbers as answers")
+        raise ConfigurationError(
+            f"{where} has no number in its answer: give a file of problems with numbers as answers"
+        )
     return {"prompt": f"Question: {row['question']}\nAnswer:", "answer": str(row["answer"])}

@@ -40,7 +40,7 @@ def haiku(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> l
 
 
 def is_haiku(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """1 where the form is kept: 17 syllables, and words, and lines if there are any, that end after the 5th and 12th."""
+    """1 where the form is kept: 17 syllables, and words, and lines if there are any, that end after 5 and 12."""
     return [float(_form(response) == 1.0) for response in responses]
 
 

@@ -12,6 +12,7 @@ random walks (`examples/pretrain_walks.py`).  The 20 starts are the whole task, 
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -42,7 +43,7 @@ def edges() -> dict[str, tuple[str, ...]]:
     while True:
         drawn = rng.random((len(NODES), len(NODES))) < SHARE_OF_EDGES
         np.fill_diagonal(drawn, False)
-        found = {node: tuple(n for n, edge in zip(NODES, row, strict=True) if edge) for node, row in zip(NODES, drawn, strict=True)}
+        found = {NODES[i]: tuple(NODES[j] for j in np.flatnonzero(row)) for i, row in enumerate(drawn)}
         found[GOAL] = ()
         lengths = _distances(found)
         if len(lengths) == len(NODES) and max(lengths.values()) < LONGEST - 1:
@@ -55,7 +56,7 @@ def shortest() -> dict[str, int]:
 
 
 def _distances(graph: dict[str, tuple[str, ...]]) -> dict[str, int]:
-    """The fewest moves from each node to the goal, by breadth-first search backwards; nodes that never arrive are left out."""
+    """The fewest moves from each node that can arrive to the goal, by breadth-first search backwards."""
     moves = {GOAL: 0}
     frontier = [GOAL]
     while frontier:
@@ -70,7 +71,7 @@ def walk_length(text: str) -> int | None:
     What is written behind the goal does not count.
     """
     walk = text[: text.index(GOAL) + 1] if GOAL in text else ""
-    possible = all(after in edges().get(before, ()) for before, after in zip(walk, walk[1:], strict=False))
+    possible = all(after in edges().get(before, ()) for before, after in itertools.pairwise(walk))
     return len(walk) if walk and possible and len(walk) <= LONGEST else None
 
 
@@ -95,7 +96,7 @@ def is_possible(prompts: Sequence[str], responses: Sequence[str], **columns: Any
     for prompt, response in zip(prompts, responses, strict=True):
         text = prompt + response
         walk = text[: text.index(GOAL) + 1] if GOAL in text else text
-        found.append(float(all(b in edges().get(a, ()) for a, b in zip(walk, walk[1:], strict=False))))
+        found.append(float(all(b in edges().get(a, ()) for a, b in itertools.pairwise(walk))))
     return found
 
 
@@ -130,7 +131,7 @@ def task() -> TextTask:
     return TextTask(
         id="lm_env/RandomWalks-v0",
         summary="find the shortest way through a graph, having seen random walks alone",
-        source=dict.fromkeys(SPLITS, [node for node in NODES if node != GOAL]),
+        source={split: [node for node in NODES if node != GOAL] for split in SPLITS},
         reward=optimality,
         model="walks-0.1m",
         metrics={"arrives": arrives, "is_possible": is_possible},

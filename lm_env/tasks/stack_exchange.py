@@ -1,4 +1,4 @@
-"""lm_env/StackExchange-v0: answer a question as the votes of Stack Exchange rank answers (Askell et al. 2021; StackLLaMA).
+"""lm_env/StackExchange-v0: answer a question as the votes of Stack Exchange rank answers (as in StackLLaMA).
 
 `source=` names questions, such as a file of the paired answers, `reward_model=` a folder that `lm-env rm train` has
 written, and `judge=` a second one that has seen other pairs, which is measured and never trained on.

@@ -1,4 +1,4 @@
-"""Whether a task is sound, as far as that shows without a model: its splits, and its scores of texts that nobody wants."""
+"""Whether a task is sound, as far as that shows without a model: its splits, and scores of texts that nobody wants."""
 
 from __future__ import annotations
 

@@ -12,12 +12,9 @@ from lm_env.errors import MissingDependencyError
 
 __all__ = ["distinct_share", "is_adjective", "lemmas", "words_of"]
 
-NOT_DESCRIPTIVE = frozenset(
-    """
-    one two three four five six seven eight nine ten first second third last next other own same such certain several
-    many much more most few less least own able due
-    """.split()
-)
+NUMERALS = "one two three four five six seven eight nine ten first second third last next"
+DETERMINERS = "other own same such certain several many much more most few less least able due"
+NOT_DESCRIPTIVE = frozenset((NUMERALS + " " + DETERMINERS).split())
 """Numerals and determiners, some of which the lexicon calls adjectives."""
 
 

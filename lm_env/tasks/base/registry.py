@@ -87,7 +87,9 @@ def get_task(name: str, **options: Any) -> TextTask:
     function = _function(name)
     known = _parameters(function)
     if options and not known:
-        raise ConfigurationError(f"the task {name} has no options of its own, such as {next(iter(options))!r}: leave it out")
+        raise ConfigurationError(
+            f"the task {name} has no options of its own, such as {next(iter(options))!r}: leave it out"
+        )
     check_known(f"the task {name}", options, known)
     made = function(**options)
     if not isinstance(made, TextTask):

@@ -79,7 +79,9 @@ class TextTask:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id or ":" in self.id or self.id != self.id.strip():
-            raise ConfigurationError(f"the id of a task is a text such as 'me/Mine-v0', without a colon, not {self.id!r}")
+            raise ConfigurationError(
+                f"the id of a task is a text such as 'me/Mine-v0', without a colon, not {self.id!r}"
+            )
         check_number("beta", self.beta, low=0.0)
         check_number("temperature", self.temperature, low=0.0, above=True)
         check_integer("max_new_tokens", self.max_new_tokens)
@@ -88,7 +90,9 @@ class TextTask:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name))
         if isinstance(self.source, Mapping) and (missing := [name for name in SPLITS if name not in self.source]):
-            raise ConfigurationError(f"the prompts of {self.id} have no split {missing[0]!r}: give all three, or a list")
+            raise ConfigurationError(
+                f"the prompts of {self.id} have no split {missing[0]!r}: give all three, or a list"
+            )
 
     @property
     def model_name(self) -> str:

@@ -37,7 +37,9 @@ def test_a_dialogue_ends_where_the_assistant_answers():
 
 
 def test_a_post_ends_where_its_summary_begins():
-    assert as_post("POST: x\nTL;DR:") == as_post("POST: x") == as_post("POST: x \nTL;DR: a summary") == "POST: x\nTL;DR:"
+    assert (
+        as_post("POST: x\nTL;DR:") == as_post("POST: x") == as_post("POST: x \nTL;DR: a summary") == "POST: x\nTL;DR:"
+    )
 
 
 def test_a_question_ends_where_its_answer_begins():
@@ -48,7 +50,9 @@ def test_a_question_ends_where_its_answer_begins():
 def test_prompts_come_from_comparisons_and_from_prompts(name, tmp_path):
     rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no"} for i in range(12) for _ in range(2)]
     pairs = get_task(name, source=write(tmp_path / "pairs.jsonl", rows)).prompts("train")
-    plain = get_task(name, source=write(tmp_path / "plain.jsonl", [{"prompt": r["prompt"]} for r in rows])).prompts("train")
+    plain = get_task(name, source=write(tmp_path / "plain.jsonl", [{"prompt": r["prompt"]} for r in rows])).prompts(
+        "train"
+    )
     assert pairs == plain and len(pairs) == 10 and "question" in pairs[0]
 
 
@@ -83,7 +87,7 @@ def test_the_reward_is_trained_on_and_the_judge_is_measured(tmp_path):
 def test_a_file_that_is_neither_is_an_error(tmp_path):
     with pytest.raises(ConfigurationError, match="missing"):
         get_task(TASKS[0], source=str(tmp_path / "missing.jsonl")).prompts("train")
-    with pytest.raises(ValueError, match="row|columns|format"):
+    with pytest.raises(ValueError, match=r"row|columns|format"):
         get_task(TASKS[0], source=write(tmp_path / "odd.jsonl", [{"x": 1}] * 4)).prompts("train")
 
 
@@ -92,4 +96,6 @@ def test_real_comparisons_give_dialogues():
     task = get_task(TASKS[0], source=str(HH))
     sizes = [len(task.prompts(split)) for split in ("train", "validation", "test")]
     assert 190 <= sum(sizes) <= 200
-    assert all(prompt.startswith("\n\nHuman:") and prompt.endswith("\n\nAssistant:") for prompt in task.prompts("train"))
+    assert all(
+        prompt.startswith("\n\nHuman:") and prompt.endswith("\n\nAssistant:") for prompt in task.prompts("train")
+    )

@@ -96,7 +96,9 @@ def test_a_row_without_a_prompt_is_named():
 def test_prompts_come_from_a_list_a_file_a_mapping_or_a_function(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(f"prompt {i}" for i in range(20)))
-    from_list, from_file = (task(source=source).prompts("test") for source in (path.read_text().splitlines(), str(path)))
+    from_list, from_file = (
+        task(source=source).prompts("test") for source in (path.read_text().splitlines(), str(path))
+    )
     assert from_list == from_file and len(from_list) == 2
     by_name = {split: [split] for split in SPLITS}
     assert task(source=by_name).prompts("validation") == ["validation"]
@@ -228,7 +230,10 @@ def test_a_sound_task_has_no_problems():
         ({"source": {"train": ["a", "b"], "validation": ["c"], "test": ["b"]}}, "in both train and test"),
         ({"source": {"train": ["a"], "validation": ["b"], "test": []}}, "cannot be read"),
         ({"reward": lambda prompts, responses, **columns: [1 / len(r) for r in responses]}, "fails for nothing"),
-        ({"reward": lambda prompts, responses, **columns: [float(len(r)) for r in responses], "highest": 100.0}, "more than"),
+        (
+            {"reward": lambda prompts, responses, **columns: [float(len(r)) for r in responses], "highest": 100.0},
+            "more than",
+        ),
         ({"metrics": {"bad": lambda prompts, responses: [float("inf")] * len(responses)}}, "the metric bad fails"),
     ],
 )
