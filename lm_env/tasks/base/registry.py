@@ -35,6 +35,8 @@ __all__ = [
 
 ENTRY_POINT = "lm_env.tasks:make_env"
 VECTOR_ENTRY_POINT = "lm_env.tasks:make_vec_env"
+FUNCTIONS: dict[str, Callable[..., TextTask]] = {}
+"""Functions that were registered as such, by `module:function`: of a script or a notebook none could be imported."""
 
 
 def register_task(id: str, function: str | Callable[..., TextTask]) -> None:
@@ -51,6 +53,8 @@ def register_task(id: str, function: str | Callable[..., TextTask]) -> None:
         ConfigurationError: the id is malformed, or belongs to an environment that is no text task.
     """
     home = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
+    if not isinstance(function, str):
+        FUNCTIONS[home] = function
     known = gymnasium.registry.pop(id, None)
     if known is not None and not _is_ours(known):
         gymnasium.registry[id] = known
@@ -161,6 +165,8 @@ def _function(name: str) -> Callable[..., Any]:
     """The function behind a name."""
     from lm_env.objective.functions import load_function
 
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
     home, _, last = name.rpartition(":")
     if home and "/" not in last and not last.endswith(tuple(f"-v{n}" for n in range(10))):
         return load_function(name, "the task's own options")
@@ -176,4 +182,5 @@ def _function(name: str) -> Callable[..., Any]:
             f"{name}: {problem}: choose from {', '.join(task_names())}, or write 'module:id' or 'file.py:function' for"
             " your own"
         )
-    return load_function(spec.kwargs["task"], "the task's own options")
+    named = spec.kwargs["task"]
+    return FUNCTIONS.get(named) or load_function(named, "the task's own options")
