@@ -18,7 +18,7 @@ from lm_env.objective.functions import load_function
 from lm_env.objective.kl import AdaptiveKL
 from lm_env.runs.judges import make_judge
 from lm_env.runs.settings import LoraSettings, RunSettings, TaskSettings
-from lm_env.tasks import is_text_task, make_named
+from lm_env.tasks import get_task, is_text_task, make_named
 
 __all__ = ["held_out_prompts", "make_env"]
 
@@ -88,8 +88,8 @@ def held_out_prompts(run: RunSettings, settings: TaskSettings, env: gymnasium.En
         task.prompts = task.load_prompts([task.prompts[int(i)] for i in order[kept:]])
         return held_out
     if settings.env is not None and settings.prompts is None and settings.split is None and is_text_task(settings.env):
-        other = _make(settings, {"split": "test", "model": task.model, "tokenizer": task.tokenizer})
-        return task_of(other).prompts
+        held_out = get_task(settings.env, **settings.own_options()).prompts("test", download=settings.download)
+        return task.load_prompts(held_out, any_length=True)
     return task.prompts
 
 
