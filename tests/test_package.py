@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import agents
 import lm_env
 from lm_env.models.loading import EMBEDDED_MODEL, load_causal_lm, resolve
-from lm_env.models.names import EMBEDDED_MODELS
 from lm_env.models.logprobs import token_logprobs
+from lm_env.models.names import EMBEDDED_MODELS
 
 FOLDER = Path(resolve(EMBEDDED_MODEL))
 PACKAGES = sorted(
