@@ -42,8 +42,8 @@ class Measures:
     """A text whose score is at least this counts as a success; None: 1 where all scores are 0 or 1, else nothing."""
     independent: IndependentModel | None = None
     """A language model that took no part in the training, for a perplexity of its own."""
-    more: Mapping[str, Callable[..., Any]] | None = None
-    """Further numbers of a task: name -> f(prompts, responses, **columns), one number per text."""
+    more: Callable[[Sequence[Prompt], Sequence[str]], Mapping[str, np.ndarray]] | None = None
+    """Further numbers, such as `TextTask.measure`: (prompts, responses) -> name -> (B,)."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def measure_written(task: Task, written: Written, n: int, measures: Measures | N
     if asked.gold is not None:
         gold = raw_scores(asked.gold, task, written.episodes.prompts, written.episodes.responses())
         estimates["gold"] = _over_prompts(gold, n)
-    for name, function in (asked.more or {}).items():
-        values = raw_scores(function, task, written.episodes.prompts, written.episodes.responses())
-        estimates[name] = _over_prompts(values, n)
+    if asked.more is not None:
+        for name, values in asked.more(written.episodes.prompts, responses).items():
+            estimates[name] = _over_prompts(values, n)
     metrics: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
     single = {f"distinct_{size}": distinct(responses, size) for size in (1, 2, 3)}
     single["repetition"] = repetition(responses)

@@ -116,9 +116,7 @@ def bootstrap(
     return _percentiles(value, found)
 
 
-def probability_of_improvement(
-    runs: Runs, others: Runs, *, replicates: int = REPLICATES, seed: int = 0
-) -> Interval:
+def probability_of_improvement(runs: Runs, others: Runs, *, replicates: int = REPLICATES, seed: int = 0) -> Interval:
     """The probability that a run of the one agent beats a run of the other on a task drawn at random.
 
     The mean over tasks of the Mann-Whitney statistic over n_x n_y, ties counting a half: Agarwal et al. 2021,
