@@ -5,6 +5,7 @@ Only what was measured in the same way is put side by side: a task's rows share 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,16 @@ from lm_env.benchmark.statistics import (
 from lm_env.errors import ConfigurationError
 from lm_env.theory.ceilings import Estimate
 
-__all__ = ["THRESHOLD", "Aggregate", "Row", "Summary", "TaskTable", "attained_share", "summarize_records"]
+__all__ = [
+    "THRESHOLD",
+    "Aggregate",
+    "Row",
+    "Summary",
+    "TaskTable",
+    "attained_share",
+    "curve_shares",
+    "summarize_records",
+]
 
 THRESHOLD = 0.5
 """The attained share of the ceiling that tokens and seconds are counted to."""
@@ -211,7 +221,7 @@ def _reached(records: list[Record], ceiling: Record | None, unit: str) -> Reache
     """The first point of each learning curve at or above the threshold; nothing is interpolated."""
     found = []
     for record in records:
-        shares = _curve_shares(record, ceiling)
+        shares = curve_shares(record, ceiling)
         reached = [p[unit] for p, share in zip(record["curve"], shares, strict=True) if (share or 0.0) >= THRESHOLD]
         found.append(float(reached[0]) if reached else math.inf)
     half = len(found) // 2
@@ -219,7 +229,7 @@ def _reached(records: list[Record], ceiling: Record | None, unit: str) -> Reache
     return Reached(sum(map(math.isfinite, found)), len(found), (lower + upper) / 2 if math.isfinite(upper) else None)
 
 
-def _curve_shares(record: Record, ceiling: Record | None) -> list[float | None]:
+def curve_shares(record: Record, ceiling: Record | None) -> list[float | None]:
     """The attained share at each point of a learning curve, by the prompts of the curve."""
     if ceiling is None:
         return [None] * len(record["curve"])
@@ -234,7 +244,7 @@ def _matched(records: list[Record], kl: float) -> Interval | None:
     found = []
     for record in records:
         points = [(p["kl"], p["score"]) for p in record["curve"] if p["kl"] is not None and p["score"] is not None]
-        for (low, before), (high, after) in zip(points, points[1:], strict=False):
+        for (low, before), (high, after) in itertools.pairwise(points):
             if low < kl <= high:
                 found.append(before + (after - before) * (kl - low) / (high - low))
                 break
@@ -255,8 +265,8 @@ def _check_alike(task: str, rows: list[Row]) -> None:
         found = {record.get(key) for row in rows for record in row.records}
         if len(found) > 1:
             raise ConfigurationError(
-                f"the records of {task} differ in {key} ({', '.join(sorted(map(str, found)))}): they cannot stand in one"
-                " table; give only those that were made with the same settings"
+                f"the records of {task} differ in {key} ({', '.join(sorted(map(str, found)))}), and cannot stand in"
+                " one table: give only those that were made with the same settings"
             )
 
 
