@@ -1,4 +1,4 @@
-"""What a benchmark runs where nothing is said: the tasks that need no file, and the agents whose libraries are there."""
+"""What a benchmark runs where nothing is said: tasks that need no file, and agents whose libraries are installed."""
 
 from __future__ import annotations
 

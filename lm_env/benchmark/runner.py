@@ -21,11 +21,11 @@ from lm_env.benchmark.workers import Outcome, run_here, run_in_processes
 from lm_env.errors import CheckpointWriteError, ConfigurationError, TrainingInterrupted
 from lm_env.runs.config_files import write_config
 from lm_env.runs.folder import command_line
-from lm_env.storage import FileLock, StopSignals
+from lm_env.storage import FileLock, StopSignals, is_saved_folder
 from lm_env.tasks import get_task
 from lm_env.validation import check_integer
 
-__all__ = ["RESULTS", "SETTINGS", "Bench", "Failed", "run_bench"]
+__all__ = ["RESULTS", "SETTINGS", "Bench", "Failed", "kept_policies", "run_bench"]
 
 log = logging.getLogger(__name__)
 
@@ -199,3 +199,12 @@ def _same_as_before(settings: BenchSettings, folder: Path) -> BenchSettings:
 def _joined(before: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
     labels = {spec.label for spec in before}
     return (*before, *(spec for spec in new if spec.label not in labels))
+
+
+def kept_policies(records: list[Record], folder: Path) -> Iterator[tuple[Path, Record]]:
+    """(folder of a trained model that was kept, the record of its run)."""
+    for record in records:
+        if record["kind"] == "run":
+            policy = folder / Cell(record["task"], record["agent"], record["seed"]).path / "policy"
+            if is_saved_folder(policy):
+                yield policy, record

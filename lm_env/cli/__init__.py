@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lm_env import __version__
-from lm_env.cli.benchmark import bench
+from lm_env.cli.benchmark import bench, evaluate, leaderboard, preflight_command
 from lm_env.cli.check_loss import check_loss_command
 from lm_env.cli.commands import ceiling, check_agent, demo, envs, sample, sft, train
 from lm_env.cli.new_task import new_task
@@ -52,6 +52,9 @@ app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args"
 app.command()(sample)
 app.command()(report)
 app.command()(bench)
+app.command(name="preflight")(preflight_command)
+app.command()(evaluate)
+app.command()(leaderboard)
 app.command(name="ceiling")(ceiling)
 app.command(name="check-agent")(check_agent)
 app.command(name="check-loss")(check_loss_command)

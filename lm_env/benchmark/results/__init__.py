@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from lm_env.benchmark.results.card import card_text, write_card
 from lm_env.benchmark.results.markdown import as_markdown
+from lm_env.benchmark.results.merging import merge_files, merge_records
 from lm_env.benchmark.results.page import render_page
 from lm_env.benchmark.results.pictures import plot_benchmark
 from lm_env.benchmark.results.summary import Summary, TaskTable, attained_share, summarize_records
@@ -14,8 +16,12 @@ __all__ = [
     "TaskTable",
     "as_markdown",
     "attained_share",
+    "card_text",
+    "merge_files",
+    "merge_records",
     "plot_benchmark",
     "render_page",
     "summarize_records",
+    "write_card",
     "write_results",
 ]

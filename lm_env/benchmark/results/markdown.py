@@ -42,15 +42,15 @@ def circumstances(summary: Summary) -> list[str]:
         seeds = sorted({len(row.records) for table in summary.tables for row in table.rows if row.trained})
         number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         said.append(
-            f"Each agent trained on {amount} tokens per run, with {number} seed{'s' if number != '1' else ''}; a rollout"
-            " that was begun is finished. Intervals are 95%: of trained agents over seeds by the bootstrap, of the"
-            " others over prompts."
+            f"Each agent trained on {amount} tokens per run, with {number} seed{'s' if number != '1' else ''}; a"
+            " rollout that was begun is finished. Intervals are 95%: of trained agents over seeds by the bootstrap, of"
+            " the others over prompts."
         )
         if trials:
             per = max(record["trial"] for record in trials) + 1
             said.append(
-                f"Before that, {per} learning rate{'s were' if per > 1 else ' was'} tried for each agent on each task, with"
-                " the same tokens and another seed, and the one with the largest J on the validation prompts was"
+                f"Before that, {per} learning rate{'s were' if per > 1 else ' was'} tried for each agent on each task,"
+                " with the same tokens and another seed, and the one with the largest J on the validation prompts was"
                 " taken. No other option was tuned here."
             )
         else:

@@ -26,13 +26,15 @@ class Column:
 
 
 def shown(interval: Interval | None) -> str:
-    """`0.123 ± 0.012`, or with both ends where they are unlike; the value alone without an interval."""
+    """`0.123 ± 0.012`, half the width of the interval; the value alone without one."""
     if interval is None or not math.isfinite(interval.value):
         return ""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)) or interval.low == interval.high:
         return short_number(interval.value)
     half = (interval.high - interval.low) / 2
-    decimals = min(max(1 - math.floor(math.log10(half)), 0), 4) if half > 0 else 3
+    if half < 5e-5:
+        return short_number(interval.value if abs(interval.value) > 5e-5 else 0.0)
+    decimals = min(max(1 - math.floor(math.log10(half)), 0), 4)
     return f"{interval.value:,.{decimals}f} ± {half:,.{decimals}f}".replace("-", "\u2212")
 
 

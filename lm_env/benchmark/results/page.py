@@ -116,7 +116,7 @@ def _charts(table: TaskTable, looks: dict[str, str]) -> list[Chart]:
         best = table.ceiling
         stars = []
         if best is not None and best["KL"]["mean"] is not None:
-            stars = [Mark("optimum", best["KL"]["mean"], best["score"]["mean"], kind="ref", shape="star")]
+            stars = [Mark("", best["KL"]["mean"], best["score"]["mean"], kind="ref", shape="star")]
         charts.append(
             Chart(
                 "Score over KL",

@@ -70,7 +70,7 @@ def _learning(table: TaskTable, axis: Any, over: Any, looks: dict[str, dict[str,
         title=f"{table.task}: over {over}",
     )
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(fontsize=8, framealpha=0.8, edgecolor="none")
 
 
 def _frontier(table: TaskTable, axis: Any, looks: dict[str, dict[str, str]]) -> None:

@@ -142,7 +142,7 @@ def summarize_records(records: Sequence[Record]) -> Summary:
         ConfigurationError: there are no records of runs or baselines; or two runs of one agent on a task were
             measured differently.
     """
-    shown = [record for record in records if record["kind"] in ("run", "baseline", "ceiling")]
+    shown = [record for record in records if record["kind"] in ("run", "baseline", "model", "ceiling")]
     if not any(record["kind"] != "ceiling" for record in shown):
         raise ConfigurationError("there are no runs in these records: run lm-env bench to its end first")
     tasks = dict.fromkeys(record["task"] for record in shown)

@@ -73,7 +73,8 @@ def bench(
     """
     from lm_env.benchmark import run_bench
     from lm_env.benchmark.repeating import repeat_command, task_command
-    from lm_env.benchmark.results import write_results
+    from lm_env.benchmark.results import write_card, write_results
+    from lm_env.benchmark.runner import kept_policies
     from lm_env.runs.console import say
 
     given: dict[str, Any] = {
@@ -105,6 +106,8 @@ def bench(
         files = write_results(found.records, out, title="Benchmark", command=command, task_commands=commands)
         print(files.markdown.read_text(encoding="utf-8"))
         say("written", f"{found.results}, {files.markdown.name}, {files.picture.name}, {files.page.name}")
+        for policy, record in kept_policies(found.records, out):
+            write_card(policy, record, found.records)
     if found.failed:
         say("", "the same command tries again what failed")
         raise typer.Exit(1)
