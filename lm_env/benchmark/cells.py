@@ -46,7 +46,7 @@ TRIAL_SEED = 10_000
 """Trials have a seed that no reported run has."""
 BASELINE_SEED = 0
 CEILING_TEXTS = 4096
-"""Samples of the reference in all that the ceiling has at least, so that a task of one prompt has enough."""
+"""Samples of the reference in all that the ceiling has, if it may: a task of one prompt needs many of each."""
 CEILING_SEED = 1_000_003
 
 
@@ -126,12 +126,14 @@ def _over(settings: BenchSettings) -> dict[str, Any]:
 def _baselines(settings: BenchSettings, text_task: TextTask) -> list[Record]:
     task = text_task.task("test", **_over(settings))
     prompts, n = evaluation_prompts(task, text_task.prompts("test"), settings.prompts, settings.texts)
+    most = settings.ceiling_most
     least = max(settings.ceiling_samples, math.ceil(CEILING_TEXTS / len(prompts)))
+    least = least if most is None else min(least, most)
     found, _ = ceiling_of(
         task,
         prompts,
         samples=least,
-        most=None if settings.ceiling_most is None else max(least, settings.ceiling_most),
+        most=most,
         seed=CEILING_SEED,
         highest=text_task.highest,
     )

@@ -65,7 +65,9 @@ class IndependentModel:
             lengths.append(len(response.encode()))
         if not rows:
             return {}
-        empty = [Prompt(ids=np.array(row[:count]), text="") for row, count in zip(rows, given, strict=True)]
+        empty = [
+            Prompt(np.array(row[:count]), "", {}, i) for i, (row, count) in enumerate(zip(rows, given, strict=True))
+        ]
         episodes = text_episodes(empty, rows, given)
         with evaluating(self.model):
             logprobs = response_logprobs(self.model, episodes, 1.0)

@@ -120,7 +120,9 @@ class BenchSettings:
     agents: tuple[AgentSpec, ...]
     """Who is compared."""
     seeds: int = 5
-    """Runs of each agent on each task: the seeds 0, 1, ..."""
+    """Runs of each agent on each task, with the seeds `first_seed`, `first_seed` + 1, ..."""
+    first_seed: int = 0
+    """The first of them."""
     tokens: int | None = None
     """Training tokens of a run; None: the task's own budget."""
     tune: int = 0
@@ -155,6 +157,7 @@ class BenchSettings:
         check_integer("ceiling_samples", self.ceiling_samples, low=16)  # best-of-16 takes as many
         if not 0 <= check_integer("tune", self.tune, low=0) <= MOST_TRIALS:
             raise ConfigurationError(f"tune must be at most {MOST_TRIALS}, not {self.tune}")
+        check_integer("first_seed", self.first_seed, low=0)
         if self.ceiling_most is not None:
             check_integer("ceiling_most", self.ceiling_most, low=self.ceiling_samples)
         if self.tokens is not None:
@@ -167,6 +170,11 @@ class BenchSettings:
                 raise ConfigurationError(f"two {what}s are called {twice}: give one of them a label")
         if any(slug(spec.label) == BASELINES for spec in self.agents):
             raise ConfigurationError(f"no agent can be called {BASELINES}: give it another label")
+
+    @property
+    def seed_numbers(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def task(self, label: str) -> TaskSpec:
         """The task of that label."""
@@ -181,7 +189,7 @@ class BenchSettings:
         found = [Cell(task.label, BASELINES) for task in self.tasks]
         pairs = [(task.label, agent.label) for task in self.tasks for agent in self.agents]
         found += [Cell(task, agent, trial=trial) for task, agent in pairs for trial in range(self.tune)]
-        return found + [Cell(task, agent, seed) for task, agent in pairs for seed in range(self.seeds)]
+        return found + [Cell(task, agent, seed) for task, agent in pairs for seed in self.seed_numbers]
 
     def shared(self) -> dict[str, Any]:
         """What must not change between two calls with the same folder; tasks, agents and seeds may be added."""
@@ -244,7 +252,7 @@ def quick_settings(settings: BenchSettings) -> BenchSettings:
         prompts=min(settings.prompts, 32),
         texts=min(settings.texts, 128),
         ceiling_samples=min(settings.ceiling_samples, 64),
-        ceiling_most=256,
+        ceiling_most=1024 if settings.ceiling_most is None else settings.ceiling_most,
         tune=0,
     )
 

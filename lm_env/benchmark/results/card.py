@@ -54,7 +54,8 @@ def card_text(record: Record, records: Sequence[Record]) -> str:
     """The card as Markdown with YAML in front."""
     table = next(t for t in summarize_records(records).tables if any(record in row.records for row in t.rows))
     row = next(row for row in table.rows if record in row.records)
-    front = yaml.safe_dump(_front(record, row, table), sort_keys=False, allow_unicode=True)
+    alone = _alone(record, records, row.agent)
+    front = yaml.safe_dump(_front(record, alone, table), sort_keys=False, allow_unicode=True)
     main, more = task_columns(table)
     lines = [f"---\n{front}---\n{MARK}\n", f"# {record['agent']} on {record['task']}\n"]
     settings = record.get("settings")
@@ -68,7 +69,6 @@ def card_text(record: Record, records: Sequence[Record]) -> str:
         lines.append(f"Measured by lm-env on the task {record['task']}, beside {record['model']}.")
     lines.append(f"\nOn {record['prompts']} test prompts, {record['texts']} texts, at beta {record['beta']:g}:\n")
     lines += ["| | this model | all seeds |", "|---|---|---|"]
-    alone = _alone(record, records, row.agent)
     for column in (*main, *more):
         one, all_seeds = column.show(alone), column.show(row) if row.seeds > 1 else ""
         if one or all_seeds:
