@@ -4,10 +4,11 @@
     python benchmarks/speedrun.py mine.py:Mine --tokens 40000        # your own agent, see docs/benchmark.md
 
 An entry is an agent with its options and a number of tokens.  It is verified with five seeds that are drawn now, so
-that nobody can have chosen them: every one of the five must attain at least half of the ceiling's gain over the reference on
-the held-out openings, after training on the others from the embedded model with the task's own beta.  Its time is the
-mean time of training, without evaluations, in one process with two threads; its tokens are the mean of those generated.
-Ranked are seconds, and tokens separately.  The result is a line of JSON, and the run's folder has all records.
+that nobody can have chosen them: every one of the five must attain at least half of the ceiling's gain over the
+reference on the held-out openings, after training on the others from the embedded model with the task's own beta.  Its
+time is the mean time of training, without evaluations, in one process with two threads; its tokens are the mean of
+those generated.  Ranked are seconds, and tokens separately.  The result is a line of JSON, and the run's folder has
+all records.
 """
 
 from __future__ import annotations

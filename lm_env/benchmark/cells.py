@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm_env.benchmark.baselines import ceiling_of, without_training
-from lm_env.benchmark.curve import LearningCurve
 from lm_env.benchmark.entrants import entrant
-from lm_env.benchmark.independent import IndependentModel
-from lm_env.benchmark.measuring import Measures, measure, plain
+from lm_env.benchmark.measures.baselines import ceiling_of, without_training
+from lm_env.benchmark.measures.curve import LearningCurve
+from lm_env.benchmark.measures.independent import IndependentModel
+from lm_env.benchmark.measures.measuring import Measures, measure, plain
 from lm_env.benchmark.records import SCHEMA, environment, write_json
 from lm_env.benchmark.settings import BASELINES, AgentSpec, BenchSettings, Cell, TaskSpec
 from lm_env.data.prompts import Prompt

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import lm_env
 from agents.base import BatchedAgent
 from agents.run.checkpointing import Checkpointing
-from lm_env.benchmark.curve import LearningCurve
+from lm_env.benchmark.measures.curve import LearningCurve
 from lm_env.benchmark.settings import AgentSpec
 from lm_env.errors import ConfigurationError, MissingDependencyError
 from lm_env.objective.functions import load_named

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm_env.benchmark.measuring import plain
+from lm_env.benchmark.measures.measuring import plain
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
 from lm_env.errors import LMEnvError

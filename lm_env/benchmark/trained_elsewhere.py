@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lm_env.benchmark.baselines import ceiling_of
 from lm_env.benchmark.cells import CEILING_SEED, CEILING_TEXTS, evaluation_prompts
-from lm_env.benchmark.independent import IndependentModel
-from lm_env.benchmark.measuring import Measures, measure, plain
+from lm_env.benchmark.measures.baselines import ceiling_of
+from lm_env.benchmark.measures.independent import IndependentModel
+from lm_env.benchmark.measures.measuring import Measures, measure, plain
 from lm_env.benchmark.records import SCHEMA, Record, environment
 from lm_env.errors import ConfigurationError
 from lm_env.generation.generate import LocalBackend

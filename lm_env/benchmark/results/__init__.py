@@ -7,7 +7,8 @@ from lm_env.benchmark.results.markdown import as_markdown
 from lm_env.benchmark.results.merging import merge_files, merge_records
 from lm_env.benchmark.results.page import render_page
 from lm_env.benchmark.results.pictures import plot_benchmark
-from lm_env.benchmark.results.summary import Summary, TaskTable, attained_share, summarize_records
+from lm_env.benchmark.results.summary import Summary, summarize_records
+from lm_env.benchmark.results.tables import TaskTable, attained_share
 from lm_env.benchmark.results.writing import Files, write_results
 
 __all__ = [

@@ -14,7 +14,8 @@ import yaml
 
 from lm_env.benchmark.records import Record
 from lm_env.benchmark.results.numbers import percent, task_columns
-from lm_env.benchmark.results.summary import Row, TaskTable, summarize_records
+from lm_env.benchmark.results.summary import summarize_records
+from lm_env.benchmark.results.tables import Row, TaskTable
 from lm_env.errors import CheckpointWriteError, ConfigurationError
 
 __all__ = ["CARD", "card_text", "write_card"]

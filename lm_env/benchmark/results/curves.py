@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from lm_env.benchmark.records import Record
-from lm_env.benchmark.results.summary import Row, TaskTable, curve_shares
+from lm_env.benchmark.results.tables import Row, TaskTable, curve_shares
 
 __all__ = ["Band", "Spot", "frontier_points", "learning_band", "spots"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lm_env.benchmark.results.aggregate import Aggregate
 from lm_env.benchmark.results.numbers import (
     Column,
     aggregate_rows,
@@ -12,7 +13,8 @@ from lm_env.benchmark.results.numbers import (
     shown,
     task_columns,
 )
-from lm_env.benchmark.results.summary import Aggregate, Row, Summary, TaskTable
+from lm_env.benchmark.results.summary import Summary
+from lm_env.benchmark.results.tables import Row, TaskTable
 from lm_env.benchmark.statistics import Interval
 
 __all__ = ["as_markdown", "circumstances", "table_of"]

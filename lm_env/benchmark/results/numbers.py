@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lm_env.benchmark.results.summary import Aggregate, Reached, Row, TaskTable
+from lm_env.benchmark.results.aggregate import Aggregate
+from lm_env.benchmark.results.tables import Reached, Row, TaskTable
 from lm_env.benchmark.statistics import Interval
 from lm_env.report.chart import short_number, tokens_in_words
 

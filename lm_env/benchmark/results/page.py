@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from lm_env.benchmark.results.aggregate import Aggregate
 from lm_env.benchmark.results.curves import frontier_points, learning_band, spots
 from lm_env.benchmark.results.markdown import circumstances
 from lm_env.benchmark.results.numbers import (
@@ -20,7 +21,8 @@ from lm_env.benchmark.results.numbers import (
     improvement_rows,
     task_columns,
 )
-from lm_env.benchmark.results.summary import Aggregate, Row, Summary, TaskTable
+from lm_env.benchmark.results.summary import Summary
+from lm_env.benchmark.results.tables import Row, TaskTable
 from lm_env.report.chart import Chart, Line, Mark, short_number
 from lm_env.report.texts import visible
 

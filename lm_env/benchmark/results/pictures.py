@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lm_env.benchmark.results.aggregate import Aggregate
 from lm_env.benchmark.results.curves import frontier_points, learning_band, spots
-from lm_env.benchmark.results.summary import Aggregate, Summary, TaskTable
+from lm_env.benchmark.results.summary import Summary
+from lm_env.benchmark.results.tables import TaskTable
 from lm_env.errors import CheckpointWriteError
 
 __all__ = ["plot_benchmark"]

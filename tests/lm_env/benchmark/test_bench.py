@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from lm_env.benchmark import BenchSettings, comparable, quick_settings, read_records, read_settings, run_bench
-from lm_env.benchmark.baselines import ceiling_of, random_texts, without_training
-from lm_env.benchmark.measuring import measure
+from lm_env.benchmark.measures.baselines import ceiling_of, random_texts, without_training
+from lm_env.benchmark.measures.measuring import measure
 from lm_env.benchmark.results import summarize_records
 from lm_env.benchmark.settings import Cell
 from lm_env.benchmark.trained_elsewhere import evaluate_model
@@ -110,7 +110,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(settings, tmp_path):
     class Killed(BaseException):
         pass
 
-    from lm_env.benchmark.curve import LearningCurve
+    from lm_env.benchmark.measures.curve import LearningCurve
 
     looked = LearningCurve.look
 
@@ -262,7 +262,7 @@ def test_measures_are_those_of_their_definitions(own_task):
     prompts = list(task.prompts)[:2]
     found = measure(task, LocalBackend(task), prompts, 3, seed=1)
     metrics = found["metrics"]
-    from lm_env.benchmark.measuring import write
+    from lm_env.benchmark.measures.measuring import write
 
     episodes = write(task, LocalBackend(task), prompts, 3, seed=1).episodes
     full = measure_episodes(task, episodes)

@@ -9,7 +9,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.run.evaluation import Evaluation, evaluate_texts
-from lm_env.benchmark.measuring import plain
+from lm_env.benchmark.measures.measuring import plain
 from lm_env.data.prompts import Prompt
 from lm_env.generation.generate import LocalBackend
 from lm_env.objective.task import Task

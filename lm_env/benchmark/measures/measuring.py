@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from agents.run.evaluation import summarize
-from lm_env.benchmark.independent import IndependentModel
-from lm_env.benchmark.text_metrics import distinct, likeness, repetition
+from lm_env.benchmark.measures.independent import IndependentModel
+from lm_env.benchmark.measures.text_metrics import distinct, likeness, repetition
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
 from lm_env.errors import MissingDependencyError

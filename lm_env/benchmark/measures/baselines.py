@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm_env.benchmark.measuring import Measures, Written, measure_written, plain
+from lm_env.benchmark.measures.measuring import Measures, Written, measure_written, plain
 from lm_env.data.episodes import Episodes, text_episodes
 from lm_env.data.prompts import Prompt
 from lm_env.generation.backend import Sampling
