@@ -33,7 +33,7 @@ from lm_env.generation.generate import LocalBackend
 from lm_env.models.export import export_language_model
 from lm_env.objective.task import Task
 from lm_env.storage import remove_checkpoints, write_folder
-from lm_env.tasks import TextTask, get_task
+from lm_env.tasks import Split, TextTask, get_task
 
 __all__ = ["FACTORS", "evaluation_prompts", "read_cell", "run_cell", "tuned_rate"]
 
@@ -149,7 +149,7 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
     place = out / cell.path
     if not who.resumes:  # another run of it would not end with the same weights: it begins again
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
-    split = "validation" if cell.trial is not None else "test"
+    split: Split = "validation" if cell.trial is not None else "test"
     rows = text_task.prompts(split)
     curves: list[LearningCurve] = []
 

@@ -38,7 +38,6 @@ CHECKPOINTS = 8
 EXAMPLES = {
     "tianshou-ppo": ("tianshou", "tianshou_ppo.py"),
     "torchrl-ppo": ("torchrl", "torchrl_ppo.py"),
-    "trl-grpo": ("trl", "trl_grpo.py"),
 }
 """Name -> (library, file in the repository's examples) of agents that train by a script."""
 

@@ -23,7 +23,6 @@ AGENTS = (
     "sb3-ppo",
     "tianshou-ppo",
     "torchrl-ppo",
-    "trl-grpo",
 )
 """Those that train on any task; TRPO is a hundred times slower than they are, and has to be named."""
 

@@ -35,6 +35,8 @@ GROUP = 8
 """The group size for which the share of groups without variance is counted."""
 TARGET_KL = math.log(16) - 15 / 16
 """Nats per response: the KL of best-of-16, at which the optimum of the suggested beta is."""
+SIZES = (1, 2, 4, 8, 16)
+"""Of best-of-n."""
 BINS = 12
 BETAS = tuple(2.0**power for power in range(5, -6, -1))
 
@@ -152,7 +154,7 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
         ended=float(ended.mean()),
         truncated=float(1 - ended.mean()),
         degenerate=_degenerate(task, prompts, episodes, scores, n),
-        best_of_n=[(k, b.score.mean, b.KL) for k in (1, 2, 4, 8, 16) if k <= n and (b := best_of_n(by_prompt, k))],
+        best_of_n=[(best.n, best.score.mean, best.KL) for best in (best_of_n(by_prompt, k) for k in SIZES if k <= n)],
         beta=task.kl.beta,
         suggested_beta=suggested_beta(by_prompt),
         betas=_betas(by_prompt, task.kl.beta),
@@ -236,8 +238,14 @@ def _encoded(task: Task, text: str) -> list[int]:
 
 def _warnings(found: Preflight, task: Task) -> list[str]:
     """What should be looked at before a training, in sentences."""
+    gamed = [
+        f"{text.name} scores above the real text on {text.beats:.0%} of the prompts: the reward can be gamed"
+        for text in found.degenerate
+        if text.beats > 0.5
+    ]
     if found.std == 0:
-        return [f"all {found.prompts * found.samples} samples score {found.score:g}: nothing can be learned from them"]
+        alike = f"all {found.prompts * found.samples} samples score {found.score:g}: nothing can be learned from them"
+        return [alike, *gamed]
     said = []
     if found.equal_groups > 0.5:
         said.append(
@@ -253,11 +261,7 @@ def _warnings(found: Preflight, task: Task) -> list[str]:
             f"the score goes with the length (rank correlation {found.length_correlation:+.2f}): the policy may learn"
             f" to write {longer} texts and nothing else"
         )
-    for text in found.degenerate:
-        if text.beats > 0.5:
-            said.append(
-                f"{text.name} scores above the real text on {text.beats:.0%} of the prompts: the reward can be gamed"
-            )
+    said += gamed
     if found.ended == 0 and task.missing_eos_score is not None:
         said.append("no text ends by itself, so all are paid missing_eos_score: raise max_new_tokens")
     elif found.truncated > 0.95 and task.eos_token_ids:

@@ -14,7 +14,7 @@ LISTS = ("tasks", "agents")
 
 def repeat_command(settings: BenchSettings, out: str) -> str:
     """The command that makes all of it again in another folder."""
-    if any(spec.options for spec in (*settings.tasks, *settings.agents)) or _labelled(settings):
+    if _needs_a_file(settings):
         return f"lm-env bench --config {shlex.quote(out)}/bench.yaml --out ANOTHER_FOLDER"
     tasks, agents = (",".join(spec.name for spec in specs) for specs in (settings.tasks, settings.agents))
     return f"lm-env bench --tasks {shlex.quote(tasks)} --agents {shlex.quote(agents)}{_flags(settings)} --out FOLDER"
@@ -22,15 +22,15 @@ def repeat_command(settings: BenchSettings, out: str) -> str:
 
 def task_command(settings: BenchSettings, label: str, out: str) -> str:
     """The command that makes the figures of one task again."""
-    if any(spec.options for spec in (*settings.tasks, *settings.agents)) or _labelled(settings):
+    if _needs_a_file(settings):
         return f"lm-env bench --config {shlex.quote(out)}/bench.yaml --only {shlex.quote(label)} --out ANOTHER_FOLDER"
     agents = ",".join(spec.name for spec in settings.agents)
     name = settings.task(label).name
     return f"lm-env bench --tasks {shlex.quote(name)} --agents {shlex.quote(agents)}{_flags(settings)} --out FOLDER"
 
 
-def _labelled(settings: BenchSettings) -> bool:
-    """Whether a label or a budget was chosen that no flag can say."""
+def _needs_a_file(settings: BenchSettings) -> bool:
+    """Whether an option, a label or a budget was chosen that no flag can say."""
     plain = BenchSettings.of(
         {"tasks": [task.name for task in settings.tasks], "agents": [agent.name for agent in settings.agents]}
     )

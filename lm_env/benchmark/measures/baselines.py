@@ -62,9 +62,8 @@ def ceiling_of(
         "doubts": found.doubts(),
         "frontier": [asdict(point) for point in points],
         "best_of_n": [
-            {"n": n, "score": asdict(best.score), "KL": best.KL, "J": best.J(beta)}
-            for n in (1, 2, 4, 8, 16)
-            if n <= scores.shape[1] and (best := best_of_n(scores, n))
+            {"n": best.n, "score": asdict(best.score), "KL": best.KL, "J": best.J(beta)}
+            for best in (best_of_n(scores, n) for n in (1, 2, 4, 8, 16) if n <= scores.shape[1])
         ],
     }
     return plain(record), scores

@@ -65,7 +65,7 @@ def _apart(records: list[Record]) -> list[Record]:
     ways: dict[str, dict[tuple[object, ...], str]] = {}
     for record in records:
         if record["kind"] != "ceiling":
-            way = (record["model"], record["beta"], record["prompts"], record["texts"])
+            way: tuple[object, ...] = (record["model"], record["beta"], record["prompts"], record["texts"])
             words = f"{record['model']}, beta {record['beta']:g}, {record['prompts']} prompts, {record['texts']} texts"
             ways.setdefault(record["task"], {})[way] = words
     found = []
@@ -74,9 +74,9 @@ def _apart(records: list[Record]) -> list[Record]:
         if len(known) < 2:
             found.append(record)
             continue
-        for way, words in known.items():
+        for known_way, words in known.items():
             own = (record["model"], record["beta"], _prompts(record))
-            if own == way[:3] and record.get("texts", way[3]) == way[3]:
+            if own == known_way[:3] and record.get("texts", known_way[3]) == known_way[3]:
                 found.append({**record, "task": f"{record['task']} ({words})"})
     return found
 
