@@ -10,7 +10,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,8 +34,9 @@ from lm_env.models.export import export_language_model
 from lm_env.objective.task import Task
 from lm_env.storage import remove_checkpoints, write_folder
 from lm_env.tasks import Split, TextTask, get_task
+from lm_env.theory.ceilings import Ceiling
 
-__all__ = ["FACTORS", "evaluation_prompts", "read_cell", "run_cell", "tuned_rate"]
+__all__ = ["FACTORS", "evaluation_prompts", "exact_optimum", "read_cell", "run_cell", "tuned_rate"]
 
 Record = dict[str, Any]
 
@@ -117,6 +118,19 @@ def evaluation_prompts(task: Task, rows: Sequence[Any], most: int, texts: int) -
     return prompts, math.ceil(texts / len(prompts))
 
 
+def exact_optimum(text_task: TextTask, most: int, **over: Any) -> Callable[[], Ceiling] | None:
+    """A function that gives the exact ceiling on the first test prompts; None where the task knows none.
+
+    Args:
+        most: prompts.
+        over: options of the task.
+    """
+    exact = text_task.optimum
+    if exact is None:
+        return None
+    return lambda: exact(text_task.task("test", **over, prompts=list(text_task.prompts("test"))[:most]))
+
+
 def _over(settings: BenchSettings) -> dict[str, Any]:
     """Options of the environments that the benchmark replaces."""
     over: dict[str, Any] = {"device": settings.device, "download": settings.download}
@@ -129,13 +143,14 @@ def _baselines(settings: BenchSettings, text_task: TextTask) -> list[Record]:
     most = settings.ceiling_most
     least = max(settings.ceiling_samples, math.ceil(CEILING_TEXTS / len(prompts)))
     least = least if most is None else min(least, most)
-    found, _ = ceiling_of(
+    found = ceiling_of(
         task,
         prompts,
         samples=least,
         most=most,
         seed=CEILING_SEED,
         highest=text_task.highest,
+        optimum=exact_optimum(text_task, settings.prompts, **_over(settings)),
     )
     rows = without_training(task, prompts, n, seed=BASELINE_SEED, measures=_measures(settings, text_task))
     ceiling = {"kind": "ceiling", "success_threshold": text_task.success, **found}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lm_env.benchmark.cells import CEILING_SEED, CEILING_TEXTS, evaluation_prompts
+from lm_env.benchmark.cells import CEILING_SEED, CEILING_TEXTS, evaluation_prompts, exact_optimum
 from lm_env.benchmark.measures.baselines import ceiling_of
 from lm_env.benchmark.measures.independent import IndependentModel
 from lm_env.benchmark.measures.measuring import Measures, measure, plain
@@ -83,7 +83,14 @@ def evaluate_model(
     records: list[Record] = [{"kind": "model", "agent": name, "seed": seed, "path": str(model), **measured}]
     if ceiling_samples is not None and has_reference and resolved.kl.beta > 0:
         least = max(ceiling_samples, math.ceil(CEILING_TEXTS / len(chosen)))
-        found, _ = ceiling_of(resolved, chosen, samples=least, seed=CEILING_SEED, highest=text_task.highest)
+        found = ceiling_of(
+            resolved,
+            chosen,
+            samples=least,
+            seed=CEILING_SEED,
+            highest=text_task.highest,
+            optimum=exact_optimum(text_task, prompts, model=reference or _own_model(text_task), device=device),
+        )
         records.insert(0, {"kind": "ceiling", "success_threshold": text_task.success, **found})
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     return [{**common, **plain(record), "finished": finished} for record in records]

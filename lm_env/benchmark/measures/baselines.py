@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +22,14 @@ from lm_env.generation.generate import LocalBackend
 from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import episode_scores
 from lm_env.objective.task import Task
-from lm_env.theory.ceilings import best_of_n, ceiling, enough_reference_scores, frontier
+from lm_env.theory.ceilings import (
+    Ceiling,
+    best_of_n,
+    ceiling,
+    enough_reference_scores,
+    frontier,
+    sample_reference_scores,
+)
 
 __all__ = ["BEST_OF", "BETA_FACTORS", "ceiling_of", "random_texts", "without_training"]
 
@@ -41,20 +48,31 @@ def ceiling_of(
     most: int | None = None,
     seed: int,
     highest: float | None,
-) -> tuple[Record, np.ndarray]:
-    """The optimum on these prompts, by exponential tilting of samples of the reference; see `task_ceiling`.
+    optimum: Callable[[], Ceiling] | None = None,
+) -> Record:
+    """What can be had on these prompts: the optimum at the task's beta, the frontier of score over KL, and best-of-n.
+
+    Args:
+        samples, most: of the reference, for each prompt, see `enough_reference_scores`.
+        highest: see `lm_env.theory.ceilings.ceiling`.
+        optimum: gives the optimum exactly, on the same prompts; None: it is estimated from the samples, as the
+            frontier and best-of-n always are.
 
     Returns:
-        (`beta`; `J`, `J_ref`, `score` and `KL` as {mean, se}; `J_by_prompt` and `J_ref_by_prompt`; `doubts`, sentences
-        why it is a lower bound only; `frontier`: the best score at each KL; `best_of_n`, without sampling error of
-        which sample is the best; and the samples' scores (P, n)).
+        `beta`; `exact`; `J`, `J_ref`, `score` and `KL` as {mean, se}; `J_by_prompt` and `J_ref_by_prompt`; `doubts`,
+        sentences why it is a lower bound only; `frontier`; `best_of_n`, without bias.
     """
     beta = task.kl.beta
-    scores = enough_reference_scores(task, prompts, beta, samples=samples, most=most, seed=seed, highest=highest)
-    found = ceiling(scores, beta, highest)
+    if optimum is None:
+        scores = enough_reference_scores(task, prompts, beta, samples=samples, most=most, seed=seed, highest=highest)
+        found = ceiling(scores, beta, highest)
+    else:
+        scores = sample_reference_scores(task, prompts, samples, seed=seed)
+        found = optimum()
     points = frontier(scores, [beta * factor for factor in BETA_FACTORS])
     record = {
         "beta": beta,
+        "exact": optimum is not None,
         "samples": scores.shape[1],
         **{name: asdict(getattr(found, name)) for name in ("J", "J_ref", "score", "KL")},
         "J_by_prompt": found.J_by_prompt.tolist(),
@@ -66,7 +84,7 @@ def ceiling_of(
             for best in (best_of_n(scores, n) for n in (1, 2, 4, 8, 16) if n <= scores.shape[1])
         ],
     }
-    return plain(record), scores
+    return dict(plain(record))
 
 
 def without_training(

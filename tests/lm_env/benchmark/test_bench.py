@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from lm_env.benchmark import BenchSettings, comparable, quick_settings, read_records, read_settings, run_bench
+from lm_env.benchmark.cells import exact_optimum
 from lm_env.benchmark.measures.baselines import ceiling_of, random_texts, without_training
 from lm_env.benchmark.measures.measuring import measure
 from lm_env.benchmark.results import summarize_records
@@ -246,11 +247,15 @@ def test_the_baselines_of_an_enumerable_task_are_its_closed_forms():
 
 
 def test_the_ceiling_of_an_enumerable_task_is_its_optimum():
-    task = get_task("lm_env/TokenMDP-v0").task("test")
-    found, _ = ceiling_of(task, list(task.prompts), samples=4096, seed=0, highest=None)
+    text_task = get_task("lm_env/TokenMDP-v0")
+    task = text_task.task("test")
     exact = TokenMDP.t0().optimum(task.kl.beta)
-    assert found["J"]["mean"] == pytest.approx(exact.J, abs=0.04)
-    assert found["KL"]["mean"] == pytest.approx(exact.KL, abs=0.1)
+    options = {"samples": 4096, "seed": 0, "highest": None}
+    estimated = ceiling_of(task, list(task.prompts), **options)
+    assert estimated["J"]["mean"] == pytest.approx(exact.J, abs=0.04) and not estimated["exact"]
+    assert estimated["KL"]["mean"] == pytest.approx(exact.KL, abs=0.1)
+    found = ceiling_of(task, list(task.prompts), **options, optimum=exact_optimum(text_task, 5))
+    assert found["J"]["mean"] == pytest.approx(exact.J, rel=1e-6) and found["exact"] and not found["doubts"]
 
 
 def test_measures_are_those_of_their_definitions(own_task):
