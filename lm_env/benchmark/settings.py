@@ -252,7 +252,7 @@ def quick_settings(settings: BenchSettings) -> BenchSettings:
         prompts=min(settings.prompts, 32),
         texts=min(settings.texts, 128),
         ceiling_samples=min(settings.ceiling_samples, 64),
-        ceiling_most=1024 if settings.ceiling_most is None else settings.ceiling_most,
+        ceiling_most=512 if settings.ceiling_most is None else settings.ceiling_most,
         tune=0,
     )
 
