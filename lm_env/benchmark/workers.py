@@ -140,6 +140,8 @@ def _end_with_the_runner() -> None:
         wait([parent.sentinel])
         os._exit(1)
 
+    if wait([parent.sentinel], 0):  # it went while this process was still importing
+        os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
 
