@@ -85,6 +85,7 @@ def settings(own_task):
     )
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_changes_nothing(settings, tmp_path):
     """Two processes, one of them killed in the middle of a training, give what one untouched process gives."""
     whole = run_bench(settings, tmp_path / "whole")
