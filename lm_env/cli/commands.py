@@ -265,15 +265,13 @@ def ceiling(
 
 def envs() -> None:
     """List the registered environments."""
-    import gymnasium
     from rich.console import Console
 
-    import lm_env.tasks
+    from lm_env.tasks import get_task, task_names
 
     console = Console()
-    for name, module in lm_env.tasks.modules().items():
-        assert name in gymnasium.registry
-        console.print(f"[bold]{name}[/bold]  {module}")
+    for name in task_names():
+        console.print(f"[bold]{name}[/bold]  {get_task(name).summary}")
 
 
 def _was_typed(ctx: typer.Context, name: str) -> bool:

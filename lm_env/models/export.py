@@ -21,7 +21,7 @@ from lm_env.models.adapters import (
     without_wrapper,
 )
 from lm_env.models.loading import is_quantized, without_weight_bars
-from lm_env.models.names import EMBEDDED_MODEL, known_name, resolve
+from lm_env.models.names import EMBEDDED_MODELS, known_name, resolve
 
 __all__ = ["BASE_FILE", "base_of", "check_finite", "check_mergeable", "export_language_model"]
 
@@ -104,7 +104,8 @@ def base_of(name: str | Path) -> str | None:
 
 def _anywhere(base: str) -> str:
     """A name that means the same in another working directory, and where possible on another machine."""
-    if base == resolve(EMBEDDED_MODEL):
-        return EMBEDDED_MODEL
+    for name in EMBEDDED_MODELS:
+        if base == resolve(name):
+            return name
     path = Path(base)
     return str(path.resolve()) if path.exists() else base

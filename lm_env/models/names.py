@@ -9,9 +9,12 @@ from lm_env.errors import ModelLoadError
 from lm_env.models.gguf import PACKAGED_MODELS, packaged_file
 from lm_env.storage import folder_of, is_saved_folder
 
-__all__ = ["EMBEDDED_MODEL", "WHAT_LOADS", "known_name", "lasting_name", "resolve", "source_of"]
+__all__ = ["EMBEDDED_MODEL", "EMBEDDED_MODELS", "WHAT_LOADS", "known_name", "lasting_name", "resolve", "source_of"]
 
 EMBEDDED_MODEL = "reviews-3m"
+
+EMBEDDED_MODELS = (EMBEDDED_MODEL, "arithmetic-0.4m", "walks-0.1m")
+"""The models in the package: of film reviews, of sums, and of walks through a graph."""
 
 WHAT_LOADS = (
     f"give a folder with safetensors weights and a tokenizer, '{EMBEDDED_MODEL}',"
@@ -21,13 +24,13 @@ WHAT_LOADS = (
 
 
 def resolve(name: str | Path) -> str:
-    """Where the model of a name lies: the embedded one, one that a package carries; any other path as it is.
+    """Where the model of a name lies: one of the package's own, one that a package carries; any other path as it is.
 
     Raises:
         MissingDependencyError: the package that carries the model is not installed.
     """
-    if str(name) == EMBEDDED_MODEL:
-        return str(files("lm_env") / "assets" / EMBEDDED_MODEL)
+    if str(name) in EMBEDDED_MODELS:
+        return str(files("lm_env") / "assets" / str(name))
     if str(name) in PACKAGED_MODELS:
         return str(packaged_file(str(name)))
     folder = folder_of(name)
@@ -40,9 +43,9 @@ def lasting_name(name: str | Path) -> str:
 
 
 def known_name(saved: str) -> str:
-    """The name of a base as it is here: the embedded model may have lain elsewhere when it was written down."""
+    """The name of a base as it is here: an embedded model may have lain elsewhere when it was written down."""
     path = Path(saved)
-    return EMBEDDED_MODEL if path.name == EMBEDDED_MODEL and not path.exists() else saved
+    return path.name if path.name in EMBEDDED_MODELS and not path.exists() else saved
 
 
 def source_of(what: str, name: str | Path, download: bool) -> str:

@@ -12,11 +12,30 @@ from typing import Any
 
 from lm_env.errors import ConfigurationError
 
-__all__ = ["load_function"]
+__all__ = ["load_function", "load_named"]
 
 
 def load_function(spec: str, signature: str) -> Callable[..., Any]:
     """The function of that name; of a class, an instance made without arguments.
+
+    Args, Raises: as `load_named`; a class must also be one that can be made and called.
+    """
+    function = load_named(spec, signature)
+    if not isinstance(function, type):
+        return function
+    try:
+        made = function()
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(
+            f"{spec} cannot be made without arguments ({_in_short(error)}): name a function, or pass an instance"
+        ) from error
+    if not callable(made):
+        raise ConfigurationError(f"{spec} is a class whose instances cannot be called: it needs __call__({signature})")
+    return made
+
+
+def load_named(spec: str, signature: str) -> Callable[..., Any]:
+    """The function or class of that name, as it is.
 
     Naming a file or a module runs it, as importing it does.
 
@@ -44,17 +63,7 @@ def load_function(spec: str, signature: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigurationError(f"{spec}: {home} has no function {name}: one is needed that takes {signature}")
-    if not isinstance(function, type):
-        return function
-    try:
-        made = function()
-    except (Exception, SystemExit) as error:
-        raise ConfigurationError(
-            f"{spec} cannot be made without arguments ({_in_short(error)}): name a function, or pass an instance"
-        ) from error
-    if not callable(made):
-        raise ConfigurationError(f"{spec} is a class whose instances cannot be called: it needs __call__({signature})")
-    return made
+    return function
 
 
 def _run_file(path: Path) -> ModuleType:

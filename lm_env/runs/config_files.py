@@ -12,7 +12,7 @@ import yaml
 
 from lm_env.errors import ConfigurationError
 
-__all__ = ["ABOUT", "read_about", "read_config", "write_config"]
+__all__ = ["ABOUT", "plain_value", "read_about", "read_config", "write_config"]
 
 ABOUT = "about"
 """The key under which a run notes what is no option: its command, versions, and when it began."""
@@ -59,6 +59,15 @@ def write_config(path: Path, options: Mapping[str, Any], about: Mapping[str, Any
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)
+
+
+def plain_value(text: str) -> Any:
+    """A number, true, false or null as YAML reads it; every other text as it is."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, bool | int | float) or (value is None and text) else text
 
 
 def _dump(content: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from lm_env.explain import explained
 from lm_env.models.loading import EMBEDDED_MODEL
 from lm_env.objective.task import Task
 from lm_env.runs.agents import AgentKind, agent_kind
-from lm_env.runs.config_files import read_config
+from lm_env.runs.config_files import plain_value, read_config
 from lm_env.runs.folder import RunFolder
 from lm_env.runs.options import Option, check_names, fields_as_options
 from lm_env.validation import check_integers, check_numbers
@@ -72,7 +72,7 @@ class TaskSettings:
     """Model, prompts, reward and the end of a text; None: the default of the environment or of `lm_env.Task`."""
 
     env: str | None = None
-    """A registered environment, such as lm_env/Sentiment-v0; the options below replace its own."""
+    """A registered environment, such as lm_env/Sentiment-v0, or your own as module:id or file.py:function."""
     model: str | None = None
     """The model that is trained: 'reviews-3m' (embedded), a folder in transformers' layout, or a hub id."""
     prompts: str | None = None
@@ -110,7 +110,9 @@ class TaskSettings:
     action_mask: str | None = None
     """'package.module:function' or 'file.py:function' that says which tokens may come next."""
     split: str | None = None
-    """Which split of a registered environment's prompts, if it has splits: train or test."""
+    """Which split of a registered environment's prompts: train, validation or test."""
+    env_option: tuple[str, ...] | None = None
+    """An option of the environment's own, as NAME=VALUE, such as level=3 or source=problems.jsonl."""
     quantize: Literal["8bit", "4bit"] | None = None
     """Load the model, given by name, in fewer bits, and train adapters on it (lora)."""
     device: str = "cpu"
@@ -130,6 +132,23 @@ class TaskSettings:
             raise ConfigurationError(
                 "split chooses among a registered environment's prompts: give env, or leave it out"
             )
+        if self.env is None and self.env_option is not None:
+            raise ConfigurationError("env_option is an option of an environment: give env, or leave it out")
+        self.own_options()
+
+    def own_options(self) -> dict[str, Any]:
+        """The options of the environment's own, by name; numbers, true and false in their own types.
+
+        Raises:
+            ConfigurationError: one is not written as NAME=VALUE, or is given twice.
+        """
+        found: dict[str, Any] = {}
+        for pair in self.env_option or ():
+            name, equals, value = pair.partition("=")
+            if not equals or not name.isidentifier() or name in found:
+                raise ConfigurationError(f"env_option must be written NAME=VALUE, each name once, not {pair!r}")
+            found[name] = plain_value(value)
+        return found
 
 
 @explained

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from lm_env.objective.functions import load_function
 from lm_env.objective.kl import AdaptiveKL
 from lm_env.runs.judges import make_judge
 from lm_env.runs.settings import LoraSettings, RunSettings, TaskSettings
+from lm_env.tasks import get_task, is_text_task, make_named
 
 __all__ = ["held_out_prompts", "make_env"]
 
@@ -87,29 +87,16 @@ def held_out_prompts(run: RunSettings, settings: TaskSettings, env: gymnasium.En
         held_out = [task.prompts[int(i)] for i in order[:kept]]
         task.prompts = task.load_prompts([task.prompts[int(i)] for i in order[kept:]])
         return held_out
-    if settings.env is not None and settings.prompts is None and settings.split is None and _has_splits(env):
-        other = _make(settings, {"split": "test", "model": task.model, "tokenizer": task.tokenizer})
-        return task_of(other).prompts
+    if settings.env is not None and settings.prompts is None and settings.split is None and is_text_task(settings.env):
+        held_out = get_task(settings.env, **settings.own_options()).prompts("test", download=settings.download)
+        return task.load_prompts(held_out, any_length=True)
     return task.prompts
-
-
-def _has_splits(env: gymnasium.Env) -> bool:
-    entry_point: Any = env.spec.entry_point if env.spec is not None else None
-    if isinstance(entry_point, str):
-        entry_point = gymnasium.envs.registration.load_env_creator(entry_point)
-    return callable(entry_point) and "split" in inspect.signature(entry_point).parameters
 
 
 def _make(task: TaskSettings, options: dict[str, Any]) -> gymnasium.Env:
     if task.env is None:
         return TextGenerationEnv(**options)
-    try:
-        return gymnasium.make(task.env, **options)
-    except (gymnasium.error.Error, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(
-            f"{task.env} cannot be made ({reason}): `lm-env envs` lists the environments"
-        ) from error
+    return make_named(task.env, **{**task.own_options(), **options})
 
 
 def _adapted(task: TaskSettings, lora: LoraSettings, options: dict[str, Any]) -> dict[str, Any]:

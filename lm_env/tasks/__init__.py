@@ -1,38 +1,57 @@
-"""The registered environments, one file each: prompts, reward and defaults of a text task.
-
-| id | what it is |
-|---|---|
-| `lm_env/Sentiment-v0` | go on with the opening of a film review; the score is its sentiment |
-| `lm_env/TokenMDP-v0` | an enumerable token MDP with a closed-form optimum |
-"""
+"""The tasks that come with the package, one file each, and how a task of one's own is registered beside them."""
 
 from __future__ import annotations
 
-from importlib import import_module
+from lm_env.tasks.base import SPLITS, Split, TextTask, split_rows
+from lm_env.tasks.base.checks import check_task, task_problems
+from lm_env.tasks.base.registry import (
+    get_task,
+    is_text_task,
+    make_env,
+    make_named,
+    make_vec_env,
+    register_task,
+    task_names,
+    task_parameters,
+)
 
-import gymnasium
+__all__ = [
+    "SPLITS",
+    "Split",
+    "TextTask",
+    "check_task",
+    "get_task",
+    "is_text_task",
+    "make_env",
+    "make_named",
+    "make_vec_env",
+    "register",
+    "register_task",
+    "split_rows",
+    "task_names",
+    "task_parameters",
+    "task_problems",
+]
 
-__all__ = ["modules", "register"]
-
-_MODULES = {"lm_env/Sentiment-v0": "sentiment", "lm_env/TokenMDP-v0": "token_mdp"}
+MODULES = {
+    "lm_env/TokenMDP-v0": "token_mdp",
+    "lm_env/RandomWalks-v0": "random_walks",
+    "lm_env/Sentiment-v0": "sentiment",
+    "lm_env/Descriptiveness-v0": "descriptiveness",
+    "lm_env/Concepts-v0": "concepts",
+    "lm_env/Rhyme-v0": "rhyme",
+    "lm_env/Haiku-v0": "haiku",
+    "lm_env/Arithmetic-v0": "arithmetic",
+    "lm_env/ReasoningGym-v0": "reasoning_gym",
+    "lm_env/GSM8K-v0": "gsm8k",
+    "lm_env/Dialogue-v0": "dialogue",
+    "lm_env/Summarize-v0": "summarize",
+    "lm_env/StackExchange-v0": "stack_exchange",
+}
+"""Registered id -> the file of the task."""
 
 
 def register() -> None:
-    """Register every id with Gymnasium, once."""
-    for name, module in _MODULES.items():
-        if name not in gymnasium.registry:
-            gymnasium.register(
-                id=name,
-                entry_point=f"lm_env.tasks.{module}:make",
-                vector_entry_point=f"lm_env.tasks.{module}:make_vec",
-                # No wrapper hides `publish`, `score`, `fork` and `task`: the environment enforces the order of
-                # calls itself, and Gymnasium's checker is run on it in the tests.
-                order_enforce=False,
-                disable_env_checker=True,
-            )
-
-
-def modules() -> dict[str, str]:
-    """Registered id -> the first line of its module's docstring."""
-    homes = {name: import_module(f"lm_env.tasks.{module}") for name, module in _MODULES.items()}
-    return {name: (home.__doc__ or "").partition("\n")[0].partition(": ")[2] for name, home in homes.items()}
+    """Register the package's own tasks with Gymnasium."""
+    for name, module in MODULES.items():
+        register_task(name, f"lm_env.tasks.{module}:task")

@@ -9,54 +9,50 @@ the embedded one.  The per-token KL keeps the text English; the temperature is t
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 from lm_env.envs.env import TextGenerationEnv
-from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.models.loading import EMBEDDED_MODEL
+from lm_env.tasks.base import SPLITS, Split, TextTask
 from lm_env.validation import check_choice
 
-__all__ = ["Split", "defaults", "make", "make_vec", "openings"]
-
-Split = Literal["train", "test"]
+__all__ = ["Split", "defaults", "make", "openings", "task"]
 
 
 def openings(split: Split = "train") -> list[str]:
-    """The prompts of the task: 468 openings to train on, or the 234 others that are held out for evaluation.
+    """The prompts of the task: 468 openings to train on, 48 for validation, or 234 that are held out for evaluation.
 
     All are different, and no opening begins like another in its first four words, within or across the splits.
 
     Raises:
         ConfigurationError: there is no such split.
     """
-    check_choice("split", split, ("train", "test"))
+    check_choice("split", split, SPLITS)
     path = files("lm_env") / "assets" / f"openings_{split}.txt"
     return path.read_text(encoding="utf-8").splitlines()
 
 
-def defaults(split: Split = "train", **options: Any) -> dict[str, Any]:
-    """The options of the task, with the caller's in front.
+def task() -> TextTask:
+    """The task; it has no options of its own."""
+    return TextTask(
+        id="lm_env/Sentiment-v0",
+        summary="go on with the opening of a film review; the score is its sentiment",
+        source=openings,
+        reward="reward_models:LexiconSentiment",
+        model=EMBEDDED_MODEL,
+        beta=0.1,
+        max_new_tokens=32,
+        temperature=0.7,
+        budget=240_000,
+        highest=1.0,
+    )
 
-    Args:
-        split: which openings are the prompts, where `options` names no others.
-        options: any of `lm_env.Task`'s.
-    """
-    return {
-        "model": EMBEDDED_MODEL,
-        "prompts": openings(split),
-        "reward": "reward_models:LexiconSentiment",
-        "beta": 0.1,
-        "max_new_tokens": 32,
-        "temperature": 0.7,
-        **options,
-    }
+
+def defaults(split: Split = "train", **options: Any) -> dict[str, Any]:
+    """The options of `lm_env.Task`, with the caller's in front."""
+    return task().task_options(split, **options)
 
 
 def make(split: Split = "train", **options: Any) -> TextGenerationEnv:
-    """One slot; what `gymnasium.make` calls."""
-    return TextGenerationEnv(**defaults(split, **options))
-
-
-def make_vec(num_envs: int = 1, split: Split = "train", **options: Any) -> TextGenerationVectorEnv:
-    """n slots; what `gymnasium.make_vec` calls."""
-    return TextGenerationVectorEnv(num_envs, **defaults(split, **options))
+    """One slot; `gymnasium.make` returns the same."""
+    return task().make(split, **options)

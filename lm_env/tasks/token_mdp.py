@@ -1,54 +1,86 @@
 """lm_env/TokenMDP-v0: an enumerable token MDP whose optimum is known in closed form.
 
 Without arguments it is T0: four tokens, at most three of them, 40 texts.  `mdp_seed` draws another
-one at random; a `TokenMDP` of one's own goes to `make` directly.
+one at random; a `TokenMDP` of one's own goes to `make` directly.  There is a single prompt, the start token, which is
+that of all splits.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.errors import ConfigurationError
+from lm_env.tasks.base import SPLITS, TextTask
+from lm_env.tasks.base.registry import make_env, make_vec_env
+from lm_env.theory.ceilings import Ceiling
+from lm_env.theory.ceilings.tilting import assemble
 from lm_env.theory.token_env import token_task_options
 from lm_env.theory.token_mdp import TokenMDP
 
-__all__ = ["defaults", "make", "make_vec"]
+__all__ = ["make", "make_vec", "task"]
+
+HOME = "lm_env.tasks.token_mdp:task"
 
 
-def defaults(
+def _optimum(mdp: TokenMDP, beta: float) -> Ceiling:
+    """The optimum of the only prompt, by enumeration."""
+    found, reference = mdp.optimum(beta), mdp.evaluate(mdp.reference_logits, beta)
+    return assemble(
+        beta=beta,
+        samples=np.zeros(1, dtype=np.int64),
+        J_ref=np.array([reference.R]),
+        J=np.array([found.J]),
+        J_plain=found.J,
+        score=np.array([found.R]),
+        ess=np.array([np.inf]),
+        highest=None,
+    )
+
+
+def task(
     mdp: TokenMDP | None = None,
     mdp_seed: int | None = None,
     vocab_size: int = 6,
     horizon: int = 3,
     dense: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
-    """The options of the task.
+) -> TextTask:
+    """The task.
 
     Args:
         mdp: the MDP itself; else, with a seed, `TokenMDP.random(mdp_seed, vocab_size, horizon, dense=dense)`;
             else T0.
         dense: pay each token of the random MDP its own score, at once.
-        options: any of `lm_env.Task`'s, such as another `model` over the same tokens.
     """
     if dense and mdp_seed is None:
         raise ConfigurationError("dense=True is for a random MDP: give its mdp_seed, or a dense TokenMDP as mdp")
     if mdp is None and mdp_seed is not None:
         mdp = TokenMDP.random(mdp_seed, vocab_size=vocab_size, horizon=horizon, dense=dense)
-    mdp = TokenMDP.t0() if mdp is None else mdp
-    return token_task_options(mdp, **options)
+    known = TokenMDP.t0() if mdp is None else mdp
+    own = token_task_options(known)
+    return TextTask(
+        id="lm_env/TokenMDP-v0",
+        summary="an enumerable token MDP with a closed-form optimum",
+        source=dict.fromkeys(SPLITS, own["prompts"]),
+        reward=own["reward"],
+        model=known.policy_model,
+        beta=own["beta"],
+        max_new_tokens=own["max_new_tokens"],
+        budget=600_000,
+        ceiling="exact: J* = beta log Z by enumeration (lm_env.TokenMDP)",
+        optimum=lambda made: _optimum(known, made.kl.beta),
+        options={name: own[name] for name in ("reference", "tokenizer", "missing_eos_score")},
+    )
 
 
 def make(**options: Any) -> TextGenerationEnv:
-    """One slot; what `gymnasium.make` calls."""
-    flat = options.pop("flat", False)
-    render_mode = options.pop("render_mode", None)
-    return TextGenerationEnv(flat=flat, render_mode=render_mode, **defaults(**options))
+    """One slot; `gymnasium.make` returns the same."""
+    return make_env(HOME, **options)
 
 
 def make_vec(num_envs: int = 1, **options: Any) -> TextGenerationVectorEnv:
-    """n slots; what `gymnasium.make_vec` calls."""
-    vector = {k: options.pop(k) for k in ("flat", "render_mode", "autoreset_mode") if k in options}
-    return TextGenerationVectorEnv(num_envs, **vector, **defaults(**options))
+    """n slots; `gymnasium.make_vec` returns the same."""
+    return make_vec_env(HOME, num_envs, **options)

@@ -44,7 +44,7 @@ def test_samples_are_doubled_as_long_as_the_number_cannot_be_trusted(options, sa
     ("command", "error", "words"),
     [
         (["ceiling", "lm_env/Nothing-v0"], ConfigurationError, "cannot be made"),
-        (["ceiling", "lm_env/TokenMDP-v0", "--split", "test"], ConfigurationError, "no option 'split'"),
+        (["ceiling", "lm_env/TokenMDP-v0", "--split", "dev"], ConfigurationError, "split must be one of"),
         (["ceiling", "lm_env/TokenMDP-v0", "--out", "/proc/nothing"], CheckpointWriteError, "cannot write to"),
     ],
 )

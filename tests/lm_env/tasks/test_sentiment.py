@@ -18,7 +18,8 @@ from lm_env.runs.judges import default_prompts
 from lm_env.tasks.sentiment import defaults, openings
 from reward_models import LexiconSentiment
 
-TRAIN, TEST = openings("train"), openings("test")
+TRAIN, TEST, VALIDATION = openings("train"), openings("test"), openings("validation")
+ALL = (*TRAIN, *TEST, *VALIDATION)
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -29,23 +30,23 @@ def test_a_third_of_each_length_is_held_out():
     train, test = (Counter(len(opening.split()) for opening in split) for split in (TRAIN, TEST))
     assert set(train) == set(test) == set(range(3, 9))
     assert all(train[length] == 2 * test[length] == 78 for length in train)
+    assert Counter(len(opening.split()) for opening in VALIDATION) == dict.fromkeys(range(3, 9), 8)
 
 
 def test_no_opening_is_the_beginning_of_another():
-    rows = [words(opening) for opening in (*TRAIN, *TEST)]
+    rows = [words(opening) for opening in ALL]
     assert len({row[:4] for row in rows}) == len(rows)
     heads = Counter(row[:3] for row in rows)
     assert all(heads[row] == 1 for row in rows if len(row) == 3)
 
 
 def test_openings_are_plain_words():
-    for opening in (*TRAIN, *TEST):
+    for opening in ALL:
         assert re.fullmatch(r"[A-Za-z]+(['a-z]+)?,?( ([a-z]+('[a-z]+)?|I('[a-z]+)?),?)*", opening), opening
 
 
 def test_the_openings_have_no_mood():
-    both = [*TRAIN, *TEST]
-    assert LexiconSentiment()([""] * len(both), both) == [0.0] * len(both)
+    assert LexiconSentiment()([""] * len(ALL), ALL) == [0.0] * len(ALL)
 
 
 def test_no_review_of_the_corpus_begins_like_an_opening():
@@ -56,10 +57,10 @@ def test_no_review_of_the_corpus_begins_like_an_opening():
         first = words(re.sub(r"<br\s*/?>", " ", review[:400]))
         begun |= {first[:n] for n in range(3, 9)}
     assert words("This movie is about") in begun and len(begun) > 100_000
-    assert [opening for opening in (*TRAIN, *TEST) if words(opening) in begun] == []
+    assert [opening for opening in ALL if words(opening) in begun] == []
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_registered_environment_takes_a_split(split):
     task = gymnasium.make("lm_env/Sentiment-v0", split=split).unwrapped.task
     assert [p.text for p in task.prompts] == openings(split)
@@ -73,7 +74,7 @@ def test_the_default_is_the_training_split():
 
 
 def test_an_unknown_split_is_named():
-    with pytest.raises(ConfigurationError, match="split must be one of 'train', 'test', not 'valid'"):
+    with pytest.raises(ConfigurationError, match="split must be one of 'train', 'validation', 'test', not 'valid'"):
         gymnasium.make("lm_env/Sentiment-v0", split="valid")
 
 

@@ -1,0 +1,226 @@
+"""One cell of a benchmark: an agent trained on a task with a seed and measured, or what a task offers without training.
+
+A cell's records are in its file `record.json`, written in one step when the cell is done.  Until then its checkpoints
+are beside it, from which a killed cell goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm_env.benchmark.entrants import entrant
+from lm_env.benchmark.measures.baselines import ceiling_of, without_training
+from lm_env.benchmark.measures.curve import LearningCurve
+from lm_env.benchmark.measures.independent import IndependentModel
+from lm_env.benchmark.measures.measuring import Measures, measure, plain
+from lm_env.benchmark.records import SCHEMA, environment, write_json
+from lm_env.benchmark.settings import BASELINES, AgentSpec, BenchSettings, Cell, TaskSpec
+from lm_env.data.prompts import Prompt
+from lm_env.errors import CheckpointCorruptError
+from lm_env.generation.generate import LocalBackend
+from lm_env.models.export import export_language_model
+from lm_env.objective.task import Task
+from lm_env.storage import remove_checkpoints, write_folder
+from lm_env.tasks import Split, TextTask, get_task
+from lm_env.theory.ceilings import Ceiling
+
+__all__ = ["FACTORS", "evaluation_prompts", "exact_optimum", "read_cell", "run_cell", "tuned_rate"]
+
+Record = dict[str, Any]
+
+RECORD = "record.json"
+FACTORS = (1.0, 3.0, 1 / 3, 10.0, 0.1, 1.7, 0.6)
+"""The learning rates that are tried, as multiples of the agent's own; the same ones for every agent."""
+TRIAL_SEED = 10_000
+"""Trials have a seed that no reported run has."""
+BASELINE_SEED = 0
+CEILING_TEXTS = 4096
+"""Samples of the reference in all that the ceiling has, if it may: a task of one prompt needs many of each."""
+CEILING_SEED = 1_000_003
+
+
+def read_cell(out: Path, cell: Cell) -> list[Record] | None:
+    """The records of a cell that is done; None if it is not.
+
+    Raises:
+        CheckpointCorruptError: its file is damaged.
+    """
+    path = out / cell.path / RECORD
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))["records"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointCorruptError(f"{path} is damaged ({error}): remove it, and the cell is run again") from error
+    return records
+
+
+def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
+    """Do the work of a cell, from its last checkpoint where there is one, and write its records.
+
+    Raises:
+        LMEnvError: whatever the task, the agent or its reward function raises.
+        TrainingInterrupted: a signal has come; the cell is saved and goes on from there.
+    """
+    spec = settings.task(cell.task)
+    text_task = get_task(spec.name, **spec.options)
+    seed = TRIAL_SEED if cell.trial is not None else cell.seed
+    random.seed(seed)
+    np.random.seed(seed)  # what libraries draw without a generator of their own
+    torch.manual_seed(seed)
+    common = {
+        "schema": SCHEMA,
+        "task": cell.task,
+        "model": settings.model or text_task.model_name,
+        **environment(settings.threads, settings.device),
+    }
+    if cell.agent == BASELINES:
+        records = _baselines(settings, text_task)
+    else:
+        records = [_run(settings, text_task, spec, cell, seed, out)]
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    records = [{**common, **plain(record), "finished": finished} for record in records]
+    write_json(out / cell.path / RECORD, {"records": records})
+    with suppress(OSError):
+        remove_checkpoints(out / cell.path / "checkpoints")
+    return records
+
+
+def tuned_rate(settings: BenchSettings, out: Path, task: str, agent: str) -> float | None:
+    """The learning rate of the trial with the largest J on the validation prompts; None without trials.
+
+    Where trials are equal, the one nearest to the agent's own rate stands.
+    """
+    found = []
+    for trial in range(settings.tune):
+        records = read_cell(out, Cell(task, agent, trial=trial))
+        if records and records[0]["learning_rate"] is not None:
+            J = records[0]["metrics"]["J"]["mean"]
+            found.append((-math.inf if J is None else J, -trial, records[0]["learning_rate"]))
+    return max(found)[2] if found else None
+
+
+def evaluation_prompts(task: Task, rows: Sequence[Any], most: int, texts: int) -> tuple[list[Prompt], int]:
+    """The first prompts of a split, and how many texts each gets so that there are at least `texts`."""
+    prompts = list(task.load_prompts(list(rows)[:most], any_length=True))
+    return prompts, math.ceil(texts / len(prompts))
+
+
+def exact_optimum(text_task: TextTask, most: int, **over: Any) -> Callable[[], Ceiling] | None:
+    """A function that gives the exact ceiling on the first test prompts; None where the task knows none.
+
+    Args:
+        most: prompts.
+        over: options of the task.
+    """
+    exact = text_task.optimum
+    if exact is None:
+        return None
+    return lambda: exact(text_task.task("test", **over, prompts=list(text_task.prompts("test"))[:most]))
+
+
+def _over(settings: BenchSettings) -> dict[str, Any]:
+    """Options of the environments that the benchmark replaces."""
+    over: dict[str, Any] = {"device": settings.device, "download": settings.download}
+    return over if settings.model is None else {"model": settings.model, **over}
+
+
+def _baselines(settings: BenchSettings, text_task: TextTask) -> list[Record]:
+    task = text_task.task("test", **_over(settings))
+    prompts, n = evaluation_prompts(task, text_task.prompts("test"), settings.prompts, settings.texts)
+    most = settings.ceiling_most
+    least = max(settings.ceiling_samples, math.ceil(CEILING_TEXTS / len(prompts)))
+    least = least if most is None else min(least, most)
+    found = ceiling_of(
+        task,
+        prompts,
+        samples=least,
+        most=most,
+        seed=CEILING_SEED,
+        highest=text_task.highest,
+        optimum=exact_optimum(text_task, settings.prompts, **_over(settings)),
+    )
+    rows = without_training(task, prompts, n, seed=BASELINE_SEED, measures=_measures(settings, text_task))
+    ceiling = {"kind": "ceiling", "success_threshold": text_task.success, **found}
+    return [ceiling, *({"kind": "baseline", "agent": name, "seed": 0, **row} for name, row in rows.items())]
+
+
+def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cell, seed: int, out: Path) -> Record:
+    agent_spec = settings.agent(cell.agent)
+    tokens = spec.tokens or settings.tokens or text_task.budget
+    who, rate = _with_rate(settings, agent_spec, cell, out)
+    place = out / cell.path
+    if not who.resumes:  # another run of it would not end with the same weights: it begins again
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    split: Split = "validation" if cell.trial is not None else "test"
+    rows = text_task.prompts(split)
+    curves: list[LearningCurve] = []
+
+    def make(num_envs: int) -> Any:
+        if num_envs == 1:
+            return text_task.make("train", **_over(settings))
+        return text_task.make_vec(num_envs, "train", autoreset_mode="Disabled", **_over(settings))
+
+    def curve_of(task: Task) -> LearningCurve:
+        prompts, n = evaluation_prompts(task, rows, min(settings.prompts, settings.curve_texts), settings.curve_texts)
+        every = tokens + 1 if cell.trial is not None else max(1, tokens // settings.evaluations)
+        curves.append(LearningCurve(task, prompts, n, every=every, seed=cell.seed))
+        return curves[-1]
+
+    trained = who.train(make, tokens, seed, curve_of, place / "checkpoints")
+    curve = curves[-1]
+    task = curve.task
+    prompts, n = evaluation_prompts(task, rows, settings.prompts, settings.texts)
+    measured = measure(task, LocalBackend(task), prompts, n, seed=cell.seed, measures=_measures(settings, text_task))
+    if settings.keep_policies and cell.trial is None:
+        write_folder(place / "policy", lambda folder: export_language_model(task.model, task.tokenizer, folder))
+    return {
+        "kind": "run" if cell.trial is None else "trial",
+        "agent": cell.agent,
+        "seed": cell.seed,
+        "trial": cell.trial,
+        "settings": {"agent": agent_spec.name, **agent_spec.options, "budget": tokens},
+        "learning_rate": rate,
+        "exact_resume": who.resumes,
+        "tokens": trained.tokens,
+        "seconds": curve.seconds,
+        "evaluation_seconds": curve.evaluation_seconds,
+        "tokens_per_second": trained.tokens / curve.seconds if curve.seconds else None,
+        "inference_tokens": measured["metrics"]["length"]["mean"],
+        "curve": curve.points,
+        "curve_prompts": len(curve.prompts),
+        **measured,
+    }
+
+
+def _with_rate(settings: BenchSettings, spec: AgentSpec, cell: Cell, out: Path) -> tuple[Any, float | None]:
+    """The entrant with the learning rate of the trial, or of the best one; and that rate."""
+    who = entrant(spec)
+    rate = who.learning_rate
+    if rate is None or not settings.tune:
+        return who, rate
+    if cell.trial is not None:
+        rate *= FACTORS[cell.trial]
+    else:
+        rate = tuned_rate(settings, out, cell.task, cell.agent) or rate
+    return entrant(replace(spec, options={**spec.options, "learning_rate": rate})), rate
+
+
+def _measures(settings: BenchSettings, text_task: TextTask) -> Measures:
+    independent = None
+    if settings.independent is not None:
+        independent = IndependentModel(settings.independent, device=settings.device, download=settings.download)
+    more = text_task.measure if text_task.metrics else None
+    return Measures(success=text_task.success, independent=independent, more=more)

@@ -1,0 +1,185 @@
+"""Who takes part: the agents of `lm-env train`, those of other libraries, and a user's own, behind one function.
+
+Every entrant trains the task's own model in place for a number of tokens.  A user's entrant is named as
+`package.module:NAME` or `file.py:NAME`, where NAME is one of these:
+
+- a subclass of `agents.base.BatchedAgent`: it has a learning curve, and goes on from a checkpoint after a kill;
+- another class: `Class(env, seed=..., **options)` with `learn(timesteps)`; `env` has one slot;
+- a function `train(env, timesteps, seed=..., **options)`; `env` has 32 slots and does not reset itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lm_env
+from agents.base import BatchedAgent
+from agents.run.checkpointing import Checkpointing
+from lm_env.benchmark.measures.curve import LearningCurve
+from lm_env.benchmark.settings import AgentSpec
+from lm_env.errors import ConfigurationError, MissingDependencyError
+from lm_env.objective.functions import load_named
+from lm_env.objective.task import Task
+from lm_env.runs.agents import agent_kind, agent_names
+from lm_env.runs.options import check_names
+from lm_env.storage import checkpoints_in
+from lm_env.validation import check_known
+
+__all__ = ["EXAMPLES", "Entrant", "Trained", "entrant"]
+
+SLOTS = 32
+CHECKPOINTS = 8
+"""Checkpoints per run."""
+
+EXAMPLES = {
+    "tianshou-ppo": ("tianshou", "tianshou_ppo.py"),
+    "torchrl-ppo": ("torchrl", "torchrl_ppo.py"),
+}
+"""Name -> (library, file in the repository's examples) of agents that train by a script."""
+
+Kind = Literal["batched", "sb3", "class", "function"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves behind besides the task's model."""
+
+    agent: Any
+    """None for a function."""
+    tokens: int
+    """As the agent counts them; a function is taken at its word."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An agent that can be trained on any task."""
+
+    spec: AgentSpec
+    kind: Kind
+    train: Callable[..., Trained]
+    """`train(make, tokens, seed, curve_of, folder)`, see `entrant`."""
+    learning_rate: float | None
+    """What it trains with where nothing is said; None: it has no such option, and is not tuned."""
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a killed run goes on from its last checkpoint to the very same result; else it begins again."""
+        return self.kind == "batched"
+
+
+def entrant(spec: AgentSpec) -> Entrant:
+    """The entrant of a name, its options checked.
+
+    Its `train` takes a function `make(num_envs)` that makes the environment, the tokens, the seed, a function
+    `curve_of(task)` that makes the `LearningCurve`, and a folder for checkpoints.
+
+    Raises:
+        ConfigurationError: there is none of that name, or it does not have an option.
+        MissingDependencyError: its library is not installed.
+    """
+    if spec.name in EXAMPLES:
+        return _own(spec, _example(spec.name))
+    if ":" in spec.name:
+        return _own(spec, load_named(spec.name, "train(env, timesteps, seed)"))
+    check_known("agents", [spec.name], [*agent_names(), *EXAMPLES])
+    known = agent_kind(spec.name)
+    check_names(spec.options, known.options, f"the agent {spec.name}")
+    options = {name: known.options[name].parse(value) for name, value in spec.options.items()}
+    default = known.options["learning_rate"].default if "learning_rate" in known.options else None
+
+    def train(
+        make: Callable[[int], Any], tokens: int, seed: int, curve_of: Callable[[Task], LearningCurve], folder: Path
+    ) -> Trained:
+        env = make(1)
+        agent = known.make(env, seed=seed, log_dir=None, verbose=0, **options)
+        curve = curve_of(env.unwrapped.task)
+        agent = known.learn(agent, tokens, callback=[curve], progress_bar=False, **_checkpoints(folder, tokens))
+        return Trained(agent, int(agent.num_timesteps))
+
+    return Entrant(spec, "sb3" if known.of_sb3 else "batched", train, options.get("learning_rate", default))
+
+
+def _checkpoints(folder: Path, tokens: int) -> dict[str, Any]:
+    """Arguments of `learn`: checkpoints as it goes, and the newest one to go on from where there is one."""
+    return {
+        "checkpoint": Checkpointing(folder, max(1, tokens // CHECKPOINTS), 1),
+        "resume": bool(checkpoints_in(folder)),
+    }
+
+
+def _own(spec: AgentSpec, thing: Callable[..., Any]) -> Entrant:
+    """A user's class or function."""
+    if not isinstance(thing, type):
+        return Entrant(spec, "function", _train_function(thing, spec.options), _learning_rate(thing, spec))
+    if issubclass(thing, BatchedAgent):
+        return Entrant(spec, "batched", _train_batched(thing, spec.options), _learning_rate(thing.Config, spec))
+    if not callable(getattr(thing, "learn", None)):
+        raise ConfigurationError(f"{spec.name} has no method learn(timesteps): an agent of a benchmark needs one")
+    return Entrant(spec, "class", _train_class(thing, spec.options), _learning_rate(thing, spec))
+
+
+def _train_batched(agent_class: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Trained]:
+    def train(make: Callable[[int], Any], tokens: int, seed: int, curve_of: Any, folder: Path) -> Trained:
+        agent = agent_class(make(1), seed=seed, **options)
+        agent.learn(tokens, callback=[curve_of(agent.task)], **_checkpoints(folder, tokens))
+        return Trained(agent, int(agent.num_timesteps))
+
+    return train
+
+
+def _train_class(agent_class: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Trained]:
+    def train(make: Callable[[int], Any], tokens: int, seed: int, curve_of: Any, folder: Path) -> Trained:
+        env = make(1)
+        agent = agent_class(env, seed=seed, **options)
+        curve = curve_of(env.unwrapped.task)
+        curve.look(0)
+        curve.run()
+        agent.learn(tokens)
+        done = int(getattr(agent, "num_timesteps", tokens))
+        curve.look(done)
+        return Trained(agent, done)
+
+    return train
+
+
+def _train_function(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Trained]:
+    quiet = {"verbose": False} if "verbose" in inspect.signature(function).parameters else {}
+
+    def train(make: Callable[[int], Any], tokens: int, seed: int, curve_of: Any, folder: Path) -> Trained:
+        env = make(SLOTS)
+        curve = curve_of(env.unwrapped.task)
+        curve.look(0)
+        curve.run()
+        function(env, tokens, seed=seed, **{**quiet, **options})
+        curve.look(tokens)
+        return Trained(None, tokens)
+
+    return train
+
+
+def _learning_rate(of: Callable[..., Any], spec: AgentSpec) -> float | None:
+    """The value or the default of an option `learning_rate`."""
+    parameter = inspect.signature(of).parameters.get("learning_rate")
+    default = None if parameter is None or not isinstance(parameter.default, float) else parameter.default
+    return spec.options.get("learning_rate", default)
+
+
+def _example(name: str) -> Callable[..., Any]:
+    """The function `train` of an example, which is in the repository and not in the installed package."""
+    library, file = EXAMPLES[name]
+    path = Path(lm_env.__file__).parents[1] / "examples" / file
+    if not path.is_file():
+        raise MissingDependencyError(
+            f"{name} is an example of the repository, examples/{file}: copy it and give it as 'FILE:train', with"
+            f" {library} installed (pip install {library})"
+        )
+    try:
+        return load_named(f"{path}:train", "train(env, timesteps, seed)")
+    except ConfigurationError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise MissingDependencyError(f"{name} needs {library}: pip install {library}") from error
+        raise

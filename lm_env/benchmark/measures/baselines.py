@@ -1,0 +1,174 @@
+"""What can be had without training: the ceiling, the reference itself, random tokens, and best-of-n with its cost.
+
+Shapes: P prompts, n texts per prompt, G samples of which the best is kept, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm_env.benchmark.measures.measuring import Measures, Written, measure_written, plain
+from lm_env.data.episodes import Episodes, text_episodes
+from lm_env.data.prompts import Prompt
+from lm_env.generation.backend import Sampling
+from lm_env.generation.generate import LocalBackend
+from lm_env.models.logprobs import response_logprobs
+from lm_env.objective.scoring import episode_scores
+from lm_env.objective.task import Task
+from lm_env.theory.ceilings import (
+    Ceiling,
+    best_of_n,
+    ceiling,
+    enough_reference_scores,
+    frontier,
+    sample_reference_scores,
+)
+
+__all__ = ["BEST_OF", "BETA_FACTORS", "ceiling_of", "random_texts", "without_training"]
+
+BEST_OF = (4, 16)
+BETA_FACTORS = tuple(2.0**power for power in np.arange(4, -2.5, -0.5))
+"""The frontier is drawn at these multiples of the task's beta."""
+
+Record = dict[str, Any]
+
+
+def ceiling_of(
+    task: Task,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    most: int | None = None,
+    seed: int,
+    highest: float | None,
+    optimum: Callable[[], Ceiling] | None = None,
+) -> Record:
+    """What can be had on these prompts: the optimum at the task's beta, the frontier of score over KL, and best-of-n.
+
+    Args:
+        samples, most: of the reference, for each prompt, see `enough_reference_scores`.
+        highest: see `lm_env.theory.ceilings.ceiling`.
+        optimum: gives the optimum exactly, on the same prompts; None: it is estimated from the samples, as the
+            frontier and best-of-n always are.
+
+    Returns:
+        `beta`; `exact`; `J`, `J_ref`, `score` and `KL` as {mean, se}; `J_by_prompt` and `J_ref_by_prompt`; `doubts`,
+        sentences why it is a lower bound only; `frontier`; `best_of_n`, without bias.
+    """
+    beta = task.kl.beta
+    if optimum is None:
+        scores = enough_reference_scores(task, prompts, beta, samples=samples, most=most, seed=seed, highest=highest)
+        found = ceiling(scores, beta, highest)
+    else:
+        scores = sample_reference_scores(task, prompts, samples, seed=seed)
+        found = optimum()
+    points = frontier(scores, [beta * factor for factor in BETA_FACTORS])
+    record = {
+        "beta": beta,
+        "exact": optimum is not None,
+        "samples": scores.shape[1],
+        **{name: asdict(getattr(found, name)) for name in ("J", "J_ref", "score", "KL")},
+        "J_by_prompt": found.J_by_prompt.tolist(),
+        "J_ref_by_prompt": found.J_ref_by_prompt.tolist(),
+        "doubts": found.doubts(),
+        "frontier": [asdict(point) for point in points],
+        "best_of_n": [
+            {"n": best.n, "score": asdict(best.score), "KL": best.KL, "J": best.J(beta)}
+            for best in (best_of_n(scores, n) for n in (1, 2, 4, 8, 16) if n <= scores.shape[1])
+        ],
+    }
+    return dict(plain(record))
+
+
+def without_training(
+    task: Task, prompts: Sequence[Prompt], n: int, *, seed: int, measures: Measures | None = None
+) -> dict[str, Record]:
+    """The reference, best-of-4, best-of-16 and random tokens, measured as the trained agents are.
+
+    The best of G is the best of the first G of 16 samples of the reference, so the rows share their texts.  Each row
+    has `inference_tokens`: what one response costs, tokens.
+
+    Returns:
+        name -> what `measure_written` gives, with `inference_tokens` and `seconds`.
+    """
+    started = time.perf_counter()
+    drawn = [prompt for prompt in prompts for _ in range(n * max(BEST_OF))]
+    sampling = Sampling(torch.Generator().manual_seed(seed))
+    with task.as_reference():
+        episodes = LocalBackend(task, 64, model=task.reference).generate(drawn, sampling).episodes
+        surprise = _surprise(task, episodes)
+    scores, ended = episode_scores(task, episodes)
+    everything = Written(episodes, scores, np.zeros(len(scores)), np.zeros(len(scores)), surprise, ended)
+    found = {}
+    for size in (1, *BEST_OF):
+        chosen, kl = _best(everything, n, len(prompts), size)
+        row = measure_written(task, _rows(everything, chosen, kl), n, measures)
+        tokens = episodes.response_lengths.reshape(-1, max(BEST_OF))[:, :size].sum(1).mean()
+        name = "reference" if size == 1 else f"best-of-{size}"
+        found[name] = {**row, "inference_tokens": plain(float(tokens)), "seconds": time.perf_counter() - started}
+    row = measure_written(task, random_texts(task, prompts, n, seed=seed), n, measures)
+    found["random"] = {**row, "inference_tokens": row["metrics"]["length"]["mean"], "seconds": 0.0}
+    return found
+
+
+def random_texts(task: Task, prompts: Sequence[Prompt], n: int, *, seed: int) -> Written:
+    """Texts whose every token is drawn uniformly from the vocabulary; the KL is the k1 estimate of that policy.
+
+    Tokens to which the reference gives no probability make it infinite.
+    """
+    rng = np.random.default_rng(seed)
+    rows, given, owners = [], [], []
+    for prompt in prompts:
+        for _ in range(n):
+            response = rng.integers(task.vocab_size, size=task.max_new_tokens)
+            rows.append([*prompt.ids.tolist(), *_until_the_end(task, prompt, response)])
+            given.append(len(prompt.ids))
+            owners.append(prompt)
+    episodes = text_episodes(owners, rows, given)
+    scores, ended = episode_scores(task, episodes)
+    with task.as_reference():
+        logprobs = response_logprobs(task.reference, episodes, task.temperature)
+        surprise = _surprise(task, episodes)
+    mask = episodes.response_mask()
+    reference = np.where(mask, logprobs, 0.0).astype(np.float64).sum(1)
+    k1 = -math.log(task.vocab_size) * episodes.response_lengths - reference
+    return Written(episodes, scores, k1, k1, surprise, ended)
+
+
+def _until_the_end(task: Task, prompt: Prompt, response: np.ndarray) -> list[int]:
+    """The tokens up to the first that ends the text."""
+    whole = np.concatenate([prompt.ids, response])
+    for size in range(1, len(response) + 1):
+        length = np.array([len(prompt.ids) + size])
+        if task.ends(whole[None, : int(length[0])], np.array([len(prompt.ids)]), length)[0][0]:
+            return response[:size].tolist()
+    return response.tolist()
+
+
+def _best(written: Written, n: int, prompts: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the best of the first `size` samples of each group (P n,), the KL of that choice (P n,))."""
+    groups = written.scores.reshape(prompts * n, max(BEST_OF))[:, :size]
+    chosen = np.arange(prompts * n) * max(BEST_OF) + groups.argmax(1)
+    if size == 1:
+        return chosen, np.zeros(prompts * n)
+    pools = written.scores.reshape(prompts, -1)
+    return chosen, np.repeat([best_of_n(pool[None], size).KL for pool in pools], n)
+
+
+def _rows(written: Written, rows: np.ndarray, kl: np.ndarray) -> Written:
+    """The chosen texts; the KL of a choice has no density of a text, so k1 is it, too."""
+    episodes = written.episodes[rows]
+    return Written(episodes, written.scores[rows], kl, kl, written.surprise[rows], written.ended[rows])
+
+
+def _surprise(task: Task, episodes: Episodes) -> np.ndarray:
+    """-log pi_ref at temperature 1 of each response, (B,) nats."""
+    logprobs = response_logprobs(task.reference, episodes, 1.0)
+    return -np.where(episodes.response_mask(), logprobs, 0.0).astype(np.float64).sum(1)

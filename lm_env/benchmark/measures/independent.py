@@ -1,0 +1,79 @@
+"""How likely texts are under a language model that took no part in their training.
+
+Perplexity under the reference is part of what is optimized, through the KL penalty, and so no judge of the texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lm_env.data.episodes import text_episodes
+from lm_env.data.prompts import Prompt
+from lm_env.errors import ConfigurationError
+from lm_env.models.inspection import evaluating, facts_of
+from lm_env.models.loading import load_model, load_tokenizer
+from lm_env.models.logprobs import response_logprobs
+
+__all__ = ["IndependentModel"]
+
+
+class IndependentModel:
+    """A causal language model with its own tokenizer.
+
+    Args:
+        name: as `lm_env.load_model` takes it: a folder, a hub id, the name of an embedded model.
+        device: where it runs.
+        download: allow fetching it from the hub.
+
+    Raises:
+        ModelLoadError, MissingDependencyError: it cannot be had.
+    """
+
+    def __init__(self, name: str, *, device: str = "cpu", download: bool = False) -> None:
+        self.name = name
+        self.model = load_model(name, device=device, download=download)
+        self.tokenizer = load_tokenizer(name, download=download)
+
+    def measure(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, float]:
+        """Of the responses, each after its prompt.
+
+        Returns:
+            `independent_perplexity` per token of this model, and `independent_bits_per_byte`, which compares models
+            with different tokenizers.  {} if all responses are empty.
+
+        Raises:
+            ConfigurationError: a response is longer than the model's positions.
+        """
+        limit = facts_of(self.model).max_positions or 2**31
+        rows, given, lengths = [], [], []
+        for prompt, response in zip(prompts, responses, strict=True):
+            written = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+            if not written:
+                continue
+            before = self.tokenizer(prompt)["input_ids"] or [written[0]]
+            if len(written) >= limit:
+                raise ConfigurationError(
+                    f"a response has {len(written)} tokens and {self.name} only {limit} positions: choose another"
+                    " independent model"
+                )
+            before = before[-(limit - len(written)) :]  # the nearest part of a long prompt
+            rows.append([*before, *written])
+            given.append(len(before))
+            lengths.append(len(response.encode()))
+        if not rows:
+            return {}
+        empty = [
+            Prompt(np.array(row[:count]), "", {}, i) for i, (row, count) in enumerate(zip(rows, given, strict=True))
+        ]
+        episodes = text_episodes(empty, rows, given)
+        with evaluating(self.model):
+            logprobs = response_logprobs(self.model, episodes, 1.0)
+        nats = -float(np.where(episodes.response_mask(), logprobs, 0.0).astype(np.float64).sum())
+        tokens = float(episodes.response_lengths.sum())
+        return {
+            "independent_perplexity": math.exp(nats / tokens),
+            "independent_bits_per_byte": nats / math.log(2) / sum(lengths),
+        }

@@ -1,0 +1,191 @@
+"""What is measured of the texts of a policy: one set of numbers for agents, baselines and models trained elsewhere.
+
+Shapes: P prompts, n texts per prompt, B = P n texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from agents.run.evaluation import summarize
+from lm_env.benchmark.measures.independent import IndependentModel
+from lm_env.benchmark.measures.text_metrics import distinct, likeness, repetition
+from lm_env.data.episodes import Episodes
+from lm_env.data.prompts import Prompt
+from lm_env.errors import MissingDependencyError
+from lm_env.generation.backend import GenerationBackend, Sampling
+from lm_env.objective.scoring import episode_scores, measure_episodes, raw_scores
+from lm_env.objective.task import Task
+from lm_env.theory.ceilings.estimate import Estimate
+from lm_env.validation import check_integer
+from reward_models.trust import wilson
+
+__all__ = ["Measures", "Written", "measure", "measure_written", "plain", "write"]
+
+SHOWN = 8
+REFERENCE_COLUMNS = ("reference", "target")
+"""Columns of the prompts in which a good answer may stand."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is asked of the texts besides the task's own score."""
+
+    gold: Callable[..., Any] | None = None
+    """Another reward function, which no training saw."""
+    success: float | None = None
+    """A text whose score is at least this counts as a success; None: 1 where all scores are 0 or 1, else nothing."""
+    independent: IndependentModel | None = None
+    """A language model that took no part in the training, for a perplexity of its own."""
+    more: Callable[[Sequence[Prompt], Sequence[str]], Mapping[str, np.ndarray]] | None = None
+    """Further numbers, such as `TextTask.measure`: (prompts, responses) -> name -> (B,)."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """Texts and what was computed of each, (B,) floats in nats unless another unit is named."""
+
+    episodes: Episodes
+    """Those of one prompt in consecutive rows."""
+    scores: np.ndarray
+    kl: np.ndarray
+    """The next-token distributions' KL summed exactly over the vocabulary; of what has none, another estimate."""
+    k1: np.ndarray
+    """log pi - log pi_ref of the text that was written."""
+    surprise: np.ndarray
+    """-log pi_ref at temperature 1."""
+    ended: np.ndarray
+    """bool: an EOS or a stop string ended the text."""
+
+
+def write(task: Task, backend: GenerationBackend, prompts: Sequence[Prompt], n: int, *, seed: int) -> Written:
+    """Sample n responses to each prompt, with uniform random numbers that depend on the seed alone, and measure them.
+
+    Raises:
+        RewardError, RewardValueError: the task's reward function failed.
+    """
+    drawn = [prompt for prompt in prompts for _ in range(check_integer("n", n))]
+    sampling = Sampling.fixed(len(drawn), task.max_new_tokens, check_integer("seed", seed, low=0))
+    episodes = backend.generate(drawn, sampling).episodes
+    scores, ended = episode_scores(task, episodes)
+    found = measure_episodes(task, episodes)
+    return Written(episodes, scores, found["full"], found["k1"], found["surprise"], ended)
+
+
+def measure(
+    task: Task,
+    backend: GenerationBackend,
+    prompts: Sequence[Prompt],
+    n: int,
+    *,
+    seed: int = 0,
+    measures: Measures | None = None,
+) -> dict[str, Any]:
+    """`measure_written` of what `write` gives."""
+    return measure_written(task, write(task, backend, prompts, n, seed=seed), n, measures)
+
+
+def measure_written(task: Task, written: Written, n: int, measures: Measures | None = None) -> dict[str, Any]:
+    """The numbers as JSON.
+
+    Args:
+        n: texts per prompt.
+
+    Returns:
+        `beta`, `prompts`, `texts`; `metrics`: name -> {mean, se}, the standard error over prompts where there is one;
+        `success` {mean, low, high, count} with Wilson's 95% interval, where a success is defined; `by_prompt`:
+        `score` and `J` (P,); `samples`: some texts.
+
+    Raises:
+        RewardError, RewardValueError: the gold reward or another measure failed.
+    """
+    asked = Measures() if measures is None else measures
+    found = summarize(
+        task,
+        written.episodes,
+        scores=written.scores,
+        kl=written.kl,
+        surprise=written.surprise,
+        ended=written.ended,
+        n=n,
+        ceiling=None,
+    )
+    responses = [sample["response"] for sample in found.samples]
+    estimates = {
+        "score": found.score,
+        "kl": found.kl,
+        "kl_k1": _over_prompts(written.k1, n),
+        "kl_per_token": found.kl_per_token,
+        "J": found.J,
+        "perplexity": found.perplexity,
+        "length": found.length,
+        "truncated": _over_prompts(1.0 - written.ended, n),
+    }
+    if asked.gold is not None:
+        gold = raw_scores(asked.gold, task, written.episodes.prompts, written.episodes.responses())
+        estimates["gold"] = _over_prompts(gold, n)
+    if asked.more is not None:
+        for name, values in asked.more(written.episodes.prompts, responses).items():
+            estimates[name] = _over_prompts(values, n)
+    metrics: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
+    single = {f"distinct_{size}": distinct(responses, size) for size in (1, 2, 3)}
+    single["repetition"] = repetition(responses)
+    single |= _likeness(written.episodes.prompts, responses)
+    if asked.independent is not None:
+        single |= asked.independent.measure([sample["prompt"] for sample in found.samples], responses)
+    metrics |= {name: {"mean": value} for name, value in single.items()}
+    record = {
+        "beta": found.beta,
+        "prompts": found.prompts,
+        "texts": found.texts,
+        "metrics": metrics,
+        "by_prompt": {"score": written.scores.reshape(-1, n).mean(1).tolist(), "J": found.J_by_prompt.tolist()},
+        "samples": found.samples[::n][:SHOWN] if found.prompts > 1 else found.samples[:SHOWN],
+    }
+    if (successes := _successes(written.scores, asked.success)) is not None:
+        share = wilson(successes)
+        assert share is not None
+        record["success"] = asdict(share)
+    return plain(record)
+
+
+def plain(value: Any) -> Any:
+    """The same in types of JSON; a number that is not finite becomes None, a float keeps 7 digits."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
+
+
+def _over_prompts(values: np.ndarray, n: int) -> Estimate:
+    """The mean with its error over prompts; over texts where there is one prompt."""
+    values = values.astype(np.float64)
+    return Estimate.of(values if len(values) == n else values.reshape(-1, n).mean(1))
+
+
+def _successes(scores: np.ndarray, least: float | None) -> np.ndarray | None:
+    if least is not None:
+        return scores >= least
+    return scores == 1 if np.isin(scores, (0.0, 1.0)).all() else None
+
+
+def _likeness(prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, float]:
+    """BLEU, chrF and ROUGE where every prompt has a good answer beside it, and the packages are there."""
+    for column in REFERENCE_COLUMNS:
+        references = [prompt.columns.get(column) for prompt in prompts]
+        if all(isinstance(reference, str) for reference in references):
+            try:
+                return likeness(responses, [str(reference) for reference in references])
+            except MissingDependencyError:
+                return {}
+    return {}

@@ -1,0 +1,64 @@
+"""What a benchmark runs where nothing is said: tasks that need no file, and agents whose libraries are installed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from lm_env.benchmark.entrants import EXAMPLES, entrant
+from lm_env.benchmark.settings import AgentSpec
+from lm_env.errors import LMEnvError, MissingDependencyError
+from lm_env.tasks import get_task, task_names
+
+__all__ = ["installed_agents", "offline_tasks", "quick_agents", "quick_tasks"]
+
+AGENTS = (
+    "a2c",
+    "grpo",
+    "ppo",
+    "ppo-penalty",
+    "reinforce",
+    "reinforce-value",
+    "rloo",
+    "sb3-a2c",
+    "sb3-ppo",
+    "tianshou-ppo",
+    "torchrl-ppo",
+)
+"""Those that train on any task; TRPO is a hundred times slower than they are, and has to be named."""
+
+
+def offline_tasks() -> list[str]:
+    """The registered tasks that have test prompts without any option, file or download."""
+    return [name for name in task_names() if _is_offline(name)]
+
+
+def installed_agents() -> list[str]:
+    """The names in `AGENTS` whose libraries are installed."""
+    return [name for name in AGENTS if _is_installed(name)]
+
+
+def quick_tasks() -> list[str]:
+    """Two small tasks."""
+    return ["lm_env/TokenMDP-v0", "lm_env/Sentiment-v0"]
+
+
+def quick_agents() -> list[str]:
+    """Four agents, of two libraries."""
+    return ["ppo", "rloo", "grpo", "sb3-ppo"]
+
+
+def _is_offline(name: str) -> bool:
+    try:
+        return bool(get_task(name).prompts("test"))
+    except LMEnvError:
+        return False
+
+
+def _is_installed(name: str) -> bool:
+    if name in EXAMPLES and find_spec(EXAMPLES[name][0]) is None:
+        return False
+    try:
+        entrant(AgentSpec.of(name))
+    except MissingDependencyError:
+        return False
+    return True

@@ -1,0 +1,172 @@
+"""The records of a benchmark: JSON objects, each written whole or not at all, with what is needed to repeat them.
+
+A record says what was run (`settings`), where (`versions`, `hardware`, `commit`) and what came of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lm_env
+from lm_env.errors import CheckpointWriteError, LogReadError
+
+__all__ = ["SCHEMA", "Record", "comparable", "environment", "read_records", "write_json", "write_lines"]
+
+SCHEMA = 1
+"""The version of the records' layout."""
+
+PACKAGES = (
+    "lm-env",
+    "torch",
+    "transformers",
+    "numpy",
+    "gymnasium",
+    "stable-baselines3",
+    "sb3-contrib",
+    "tianshou",
+    "torchrl",
+    "trl",
+    "peft",
+)
+
+VARYING = ("seconds", "evaluation_seconds", "tokens_per_second", "hardware", "finished")
+"""What two runs of the same cell may differ in: times, and where they ran."""
+
+Record = dict[str, Any]
+
+
+def environment(threads: int, device: str) -> Record:
+    """`versions`, `hardware` and `commit` of this process.
+
+    Args:
+        threads: of torch on the CPU; a run is the same to the last bit only with as many.
+    """
+    hardware: Record = {
+        "machine": platform.machine(),
+        "system": platform.platform(terse=True),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "device": device,
+    }
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    return {"versions": _versions(), "hardware": hardware, "commit": _commit()}
+
+
+def comparable(value: Any) -> Any:
+    """A record without times and hardware: what must be equal between a run that was killed and one that was not."""
+    if isinstance(value, Mapping):
+        return {key: comparable(part) for key, part in value.items() if key not in VARYING}
+    if isinstance(value, list | tuple):
+        return [comparable(part) for part in value]
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write one JSON file in one step.
+
+    Raises:
+        CheckpointWriteError: it cannot be written; what was there before is untouched.
+    """
+    _write(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_lines(path: Path, records: Iterable[Record]) -> None:
+    """Write a file of JSON lines in one step: it never holds half a line.
+
+    Raises:
+        CheckpointWriteError: as `write_json`.
+    """
+    _write(path, "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """The records in a file of JSON lines.
+
+    Raises:
+        LogReadError: it cannot be read, or a line is no record of a benchmark; the message names it.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LogReadError(f"{path} cannot be read ({error}): give a results.jsonl of lm-env bench") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise LogReadError(f"{path}, line {number} is no JSON ({error}): repair or remove it") from error
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise LogReadError(
+                f"{path}, line {number} is no record of lm-env bench of this version (schema {SCHEMA}): remove it, or"
+                " run that benchmark again"
+            )
+        found.append(record)
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink()
+        raise CheckpointWriteError(f"cannot write {path}: {error}; choose another folder") from error
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@cache
+def _cpu() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the package where it runs from a git checkout, with `+changes` where files differ from it."""
+    home = Path(lm_env.__file__).parent
+    try:
+        top = _git(home, "rev-parse", "--show-toplevel")
+        if not (Path(top) / "pyproject.toml").exists():  # installed into some other project's checkout
+            return None
+        commit = _git(home, "rev-parse", "HEAD")
+        changed = _git(home, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,28 @@
+"""From the records of a benchmark to tables, figures, a page, a leaderboard and model cards."""
+
+from __future__ import annotations
+
+from lm_env.benchmark.results.card import card_text, write_card
+from lm_env.benchmark.results.markdown import as_markdown
+from lm_env.benchmark.results.merging import merge_files, merge_records
+from lm_env.benchmark.results.page import render_page
+from lm_env.benchmark.results.pictures import plot_benchmark
+from lm_env.benchmark.results.summary import Summary, summarize_records
+from lm_env.benchmark.results.tables import TaskTable, attained_share
+from lm_env.benchmark.results.writing import Files, write_results
+
+__all__ = [
+    "Files",
+    "Summary",
+    "TaskTable",
+    "as_markdown",
+    "attained_share",
+    "card_text",
+    "merge_files",
+    "merge_records",
+    "plot_benchmark",
+    "render_page",
+    "summarize_records",
+    "write_card",
+    "write_results",
+]

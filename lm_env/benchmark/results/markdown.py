@@ -1,0 +1,130 @@
+"""The tables of a benchmark as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lm_env.benchmark.results.aggregate import Aggregate
+from lm_env.benchmark.results.numbers import (
+    Column,
+    aggregate_rows,
+    cost_rows,
+    improvement_rows,
+    shown,
+    task_columns,
+)
+from lm_env.benchmark.results.summary import Summary
+from lm_env.benchmark.results.tables import Row, TaskTable
+from lm_env.benchmark.statistics import Interval
+
+__all__ = ["as_markdown", "circumstances", "table_of"]
+
+
+def as_markdown(summary: Summary, *, title: str = "Benchmark", command: str | None = None) -> str:
+    """All tables, with what they rest on."""
+    parts = [f"# {title}", *circumstances(summary)]
+    if command:
+        parts.append(f"```\n{command}\n```")
+    if summary.aggregate is not None:
+        parts += _aggregate(summary.aggregate)
+    for table in summary.tables:
+        parts += _task(table)
+    return "\n\n".join(parts) + "\n"
+
+
+def circumstances(summary: Summary) -> list[str]:
+    """Budgets, seeds, versions and machines, in sentences."""
+    runs = [record for record in summary.records if record["kind"] == "run"]
+    trials = [record for record in summary.records if record["kind"] == "trial"]
+    any_record = summary.records[0]
+    said = []
+    if runs:
+        budgets = sorted({record["settings"]["budget"] for record in runs})
+        amount = f"{budgets[0]:,}" if len(budgets) == 1 else f"{budgets[0]:,} to {budgets[-1]:,}, by task,"
+        seeds = sorted({len(row.records) for table in summary.tables for row in table.rows if row.trained})
+        number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        said.append(
+            f"Each agent trained on {amount} tokens per run, with {number} seed{'s' if number != '1' else ''}; a"
+            " rollout that was begun is finished. Intervals are 95%: of trained agents over seeds by the bootstrap, of"
+            " the others over prompts."
+        )
+        if trials:
+            per = max(record["trial"] for record in trials) + 1
+            said.append(
+                f"Before that, {per} learning rate{'s were' if per > 1 else ' was'} tried for each agent on each task,"
+                " with the same tokens and another seed, and the one with the largest J on the validation prompts was"
+                " taken. No other option was tuned here."
+            )
+        else:
+            said.append("Nothing was tuned here: the agents have their default options, or those named in bench.yaml.")
+    versions = ", ".join(f"{name} {number}" for name, number in any_record["versions"].items())
+    machines = sorted(
+        {
+            f"{r['hardware']['cpu']}, {r['hardware']['cores']} cores, {r['hardware']['threads']} thread(s)"
+            f" per run, {r['hardware'].get('gpu', r['hardware']['device'])}"
+            for r in summary.records
+        }
+    )
+    commits = sorted({str(record["commit"]) for record in summary.records if record["commit"]})
+    said.append(
+        f"Versions: {versions}. Machine: {'; '.join(machines)}."
+        + (f" Commit: {', '.join(commits)}." if commits else "")
+    )
+    return said
+
+
+def table_of(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """A Markdown table of a task."""
+    head = ["agent", *(column.title for column in columns)]
+    body = [
+        [f"**{row.agent}**" if row.trained else row.agent, *(column.show(row) for column in columns)] for row in rows
+    ]
+    return _table(head, body)
+
+
+def _task(table: TaskTable) -> list[str]:
+    main, more = task_columns(table)
+    parts = [f"## {table.task}"]
+    if table.ceiling is not None:
+        J, score, kl = (table.ceiling[name] for name in ("J", "score", "KL"))
+        values = [shown(_interval(part)) for part in (score, kl, J)]
+        parts.append(
+            f"The optimum at \u03b2 {table.ceiling['beta']:g}: score {values[0]}, KL {values[1]} nats, J {values[2]}."
+        )
+        parts += [f"It is a lower bound, so the attained shares are upper ones: {d}." for d in table.ceiling["doubts"]]
+    parts.append(table_of(table.rows, main))
+    if table.matched_kl is not None and any(column.title == "score at KL" for column in main):
+        parts.append(f"`score at KL`: at {table.matched_kl:.3g} nats, half of the optimum's KL.")
+    if more:
+        parts.append(table_of(table.rows, more))
+    head = ["agent", "training tokens", "training seconds", "tokens/s", "tokens per response"]
+    parts.append(_table(head, [list(row) for row in cost_rows(table)]))
+    return parts
+
+
+def _aggregate(found: Aggregate) -> list[str]:
+    order, rows = improvement_rows(found)
+    return [
+        "## All tasks",
+        f"The attained share of the ceiling over {len(found.tasks)} task{'s' if len(found.tasks) > 1 else ''}:"
+        f" {', '.join(found.tasks)}.",
+        _table(["agent", "interquartile mean", "mean over tasks"], [list(row) for row in aggregate_rows(found)]),
+        "The probability that a run of the row's agent beats one of the column's on a task drawn at random; an interval"
+        " that holds 50% settles nothing.",
+        _table(["", *order], [[agent, *cells] for agent, cells in zip(order, rows, strict=True)]),
+    ]
+
+
+def _interval(estimate: dict[str, float | None]) -> Interval | None:
+    mean, se = estimate["mean"], estimate["se"]
+    if mean is None:
+        return None
+    half = float("nan") if se is None else 1.96 * se
+    return Interval(mean, mean - half, mean + half)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])

@@ -1,0 +1,210 @@
+"""The runner: all cells of a benchmark, those that are done already left as they are, into one file of results.
+
+OUT/bench.yaml        the settings
+OUT/cells/...         a folder for each cell: its records, or the checkpoints that it goes on from
+OUT/results.jsonl     all records, in the order of the settings whatever the order of the work
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lm_env.benchmark.cells import read_cell
+from lm_env.benchmark.entrants import entrant
+from lm_env.benchmark.records import Record, write_lines
+from lm_env.benchmark.settings import BenchSettings, Cell, read_settings
+from lm_env.benchmark.workers import Outcome, run_here, run_in_processes
+from lm_env.errors import CheckpointWriteError, ConfigurationError, TrainingInterrupted
+from lm_env.runs.config_files import write_config
+from lm_env.runs.folder import command_line
+from lm_env.storage import FileLock, StopSignals, is_saved_folder
+from lm_env.tasks import get_task
+from lm_env.validation import check_integer
+
+__all__ = ["RESULTS", "SETTINGS", "Bench", "Failed", "kept_policies", "run_bench"]
+
+log = logging.getLogger(__name__)
+
+RESULTS = "results.jsonl"
+SETTINGS = "bench.yaml"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A cell that ended with an error."""
+
+    cell: Cell
+    error: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a benchmark has come to."""
+
+    folder: Path
+    settings: BenchSettings
+    records: list[Record]
+    failed: list[Failed]
+
+    @property
+    def results(self) -> Path:
+        """The file of all records."""
+        return self.folder / RESULTS
+
+
+def run_bench(
+    settings: BenchSettings,
+    out: str | Path,
+    *,
+    processes: int = 1,
+    say: Callable[[str], None] = lambda text: None,
+) -> Bench:
+    """Run what is not done yet, and write all results.
+
+    With the same folder it goes on with what an earlier call has left, killed or not; tasks, agents and seeds may
+    then be added, and nothing else may change.  A cell that fails is named at the end, and the others go on.
+
+    Args:
+        out: the folder.
+        processes: cells that are run side by side; the results do not depend on it.
+        say: is told what happens, a line at a time.
+
+    Raises:
+        ConfigurationError, MissingDependencyError: a task, an agent or an option does not exist, a library is missing,
+            or the folder holds a benchmark with other settings.  Nothing has been run then.
+        CheckpointWriteError: the folder cannot be written.
+        RunLockedError: another runner is at work there.
+        TrainingInterrupted: Ctrl-C or SIGTERM has come; the same call goes on from there.
+    """
+    check_integer("processes", processes)
+    folder = Path(out)
+    for task in settings.tasks:
+        get_task(task.name, **task.options)
+    for agent in settings.agents:
+        entrant(agent)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", folder)
+    except CheckpointWriteError:
+        raise
+    except OSError as error:
+        raise CheckpointWriteError(f"cannot write to {folder}: {error}; choose another --out") from error
+    try:
+        settings = _same_as_before(settings, folder)
+        return _run(settings, folder, processes, say)
+    finally:
+        lock.release()
+
+
+def _run(settings: BenchSettings, folder: Path, processes: int, say: Callable[[str], None]) -> Bench:
+    cells = settings.cells()
+    waiting = [cell for cell in cells if read_cell(folder, cell) is None]
+    done = len(cells) - len(waiting)
+    say(f"{len(cells)} cells, {done} of them done; {processes} process{'es' if processes > 1 else ''}, into {folder}")
+    _collect(settings, folder)
+    failed: list[Failed] = []
+    under_way: set[Cell] = set()
+
+    def next_cell() -> Cell | None:
+        """The first waiting cell whose trials are all done."""
+        for cell in waiting:
+            if cell.trial is not None or not _trials(waiting, under_way, cell):
+                waiting.remove(cell)
+                under_way.add(cell)
+                return cell
+        return None
+
+    with StopSignals("what is under way is saved, and the same command goes on from there") as stop:
+
+        def stopped() -> Any:
+            return stop.received
+
+        many = min(processes, len(waiting)) > 1
+        work: Iterator[Outcome] = (
+            run_in_processes(settings, folder, next_cell, stopped, processes)
+            if many
+            else run_here(settings, folder, next_cell, stopped)
+        )
+        try:
+            for outcome in work:
+                under_way.discard(outcome.cell)
+                done += outcome.error is None
+                if outcome.error is not None:
+                    failed.append(Failed(outcome.cell, outcome.error))
+                say(f"[{done}/{len(cells)}] {outcome.cell}" + (f"  FAILED: {outcome.error}" if outcome.error else ""))
+                _collect(settings, folder)
+        except TrainingInterrupted as stopped_within:
+            raise TrainingInterrupted(_interrupted("a signal", done, len(cells))) from stopped_within
+        if stop.received is not None and done + len(failed) < len(cells):
+            raise TrainingInterrupted(_interrupted(stop.received.name, done, len(cells)))
+    return Bench(folder, settings, _collect(settings, folder), failed)
+
+
+def _interrupted(what: str, done: int, cells: int) -> str:
+    return f"{what} ended the benchmark with {done} of {cells} cells done; the same command goes on from there"
+
+
+def _trials(waiting: list[Cell], under_way: set[Cell], cell: Cell) -> bool:
+    """Whether a trial of the cell's agent on its task is still to come."""
+    pair = (cell.task, cell.agent)
+    return any(other.trial is not None and (other.task, other.agent) == pair for other in [*waiting, *under_way])
+
+
+def _collect(settings: BenchSettings, folder: Path) -> list[Record]:
+    """Write the records of all cells that are done, in the order of the settings."""
+    found: list[Record] = []
+    for cell in settings.cells():
+        found += read_cell(folder, cell) or []
+    write_lines(folder / RESULTS, found)
+    return found
+
+
+def _same_as_before(settings: BenchSettings, folder: Path) -> BenchSettings:
+    """Note the settings, joined with those of the folder: tasks, agents and seeds of earlier calls stay.
+
+    Raises:
+        ConfigurationError: another option differs; the message names it.
+    """
+    path = folder / SETTINGS
+    if path.exists():
+        before = read_settings(path)
+        old, new = before.shared(), settings.shared()
+        if name := next((name for name in new if old[name] != new[name]), None):
+            raise ConfigurationError(
+                f"{name} is {old[name]!r} in {folder} and {new[name]!r} here: a benchmark goes on as it began; leave"
+                " it out, or choose another --out"
+            )
+        for kind, ours, theirs in (("task", settings.tasks, before.tasks), ("agent", settings.agents, before.agents)):
+            known: dict[str, Any] = {spec.label: spec for spec in theirs}
+            for spec in ours:
+                if known.get(spec.label, spec) != spec:
+                    raise ConfigurationError(
+                        f"the {kind} {spec.label} has other options in {folder} than here: give it another label"
+                    )
+        settings = replace(
+            settings,
+            tasks=_joined(before.tasks, settings.tasks),
+            agents=_joined(before.agents, settings.agents),
+            seeds=max(before.seeds, settings.seeds),
+        )
+    remark = "lm-env bench --config THIS_FILE --out ANOTHER_FOLDER repeats this benchmark."
+    write_config(path, settings.as_options(), {"command": command_line()}, remark=remark)
+    return settings
+
+
+def _joined(before: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
+    labels = {spec.label for spec in before}
+    return (*before, *(spec for spec in new if spec.label not in labels))
+
+
+def kept_policies(records: list[Record], folder: Path) -> Iterator[tuple[Path, Record]]:
+    """(folder of a trained model that was kept, the record of its run)."""
+    for record in records:
+        if record["kind"] == "run":
+            policy = folder / Cell(record["task"], record["agent"], record["seed"]).path / "policy"
+            if is_saved_folder(policy):
+                yield policy, record

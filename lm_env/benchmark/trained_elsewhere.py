@@ -1,0 +1,116 @@
+"""Models that were not trained here, measured on a task as the agents of a benchmark are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lm_env.benchmark.cells import CEILING_SEED, CEILING_TEXTS, evaluation_prompts, exact_optimum
+from lm_env.benchmark.measures.baselines import ceiling_of
+from lm_env.benchmark.measures.independent import IndependentModel
+from lm_env.benchmark.measures.measuring import Measures, measure, plain
+from lm_env.benchmark.records import SCHEMA, Record, environment
+from lm_env.errors import ConfigurationError
+from lm_env.generation.generate import LocalBackend
+from lm_env.models.names import resolve
+from lm_env.objective.task import Task
+from lm_env.tasks import TextTask, get_task
+
+__all__ = ["OF_REFERENCE", "evaluate_model"]
+
+OF_REFERENCE = ("kl", "kl_k1", "kl_per_token", "J", "perplexity")
+"""What needs a reference with the same vocabulary, and is left out where there is none."""
+
+
+def evaluate_model(
+    task: str,
+    model: str | Path,
+    *,
+    label: str | None = None,
+    reference: str | None = None,
+    prompts: int = 128,
+    texts: int = 512,
+    ceiling_samples: int | None = 96,
+    gold: Callable[..., Any] | None = None,
+    independent: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    download: bool = False,
+    threads: int = 1,
+    **task_options: Any,
+) -> list[Record]:
+    """Measure a model on the test prompts of a task.
+
+    Args:
+        task: as `lm_env.tasks.get_task` takes it.
+        model: a folder in transformers' layout, a hub id, or another name that `lm_env.load_model` takes.
+        label: the name of its row; default: the folder's or the hub id's last part.
+        reference: what KL, J and perplexity are measured against; default: the task's own model.  Where it has another
+            vocabulary, these are left out.
+        ceiling_samples: samples of the reference per prompt that the ceiling starts with; None estimates none.
+        gold: another reward function, which the model was not trained on.
+        independent: a language model for a perplexity of its own.
+        task_options: options of the task's own.
+
+    Returns:
+        records as `lm-env bench` writes them: one of the kind `model`, and one of the ceiling where it was asked for
+        and there is a reference.
+
+    Raises:
+        ConfigurationError, ModelLoadError, MissingDependencyError: the task or a model cannot be had.
+        RewardError: the reward function failed.
+    """
+    text_task = get_task(task, **task_options)
+    resolved, has_reference = _resolved(text_task, str(model), reference, device, download)
+    chosen, n = evaluation_prompts(resolved, text_task.prompts("test"), prompts, texts)
+    other = None if independent is None else IndependentModel(independent, device=device, download=download)
+    more = text_task.measure if text_task.metrics else None
+    measures = Measures(gold=gold, success=text_task.success, independent=other, more=more)
+    measured = measure(resolved, LocalBackend(resolved), chosen, n, seed=seed, measures=measures)
+    if not has_reference:
+        measured["metrics"] = {name: v for name, v in measured["metrics"].items() if name not in OF_REFERENCE}
+        measured["by_prompt"]["J"] = [None] * len(measured["by_prompt"]["J"])
+    common = {
+        "schema": SCHEMA,
+        "task": text_task.id.removeprefix("lm_env/"),
+        "model": reference or text_task.model_name,
+        **environment(threads, device),
+    }
+    name = label or Path(str(model)).name
+    records: list[Record] = [{"kind": "model", "agent": name, "seed": seed, "path": str(model), **measured}]
+    if ceiling_samples is not None and has_reference and resolved.kl.beta > 0:
+        least = max(ceiling_samples, math.ceil(CEILING_TEXTS / len(chosen)))
+        found = ceiling_of(
+            resolved,
+            chosen,
+            samples=least,
+            seed=CEILING_SEED,
+            highest=text_task.highest,
+            optimum=exact_optimum(text_task, prompts, model=reference or _own_model(text_task), device=device),
+        )
+        records.insert(0, {"kind": "ceiling", "success_threshold": text_task.success, **found})
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    return [{**common, **plain(record), "finished": finished} for record in records]
+
+
+def _resolved(text_task: TextTask, model: str, reference: str | None, device: str, download: bool) -> tuple[Task, bool]:
+    """The task with the model as its policy, and whether its reference is another model of the same vocabulary."""
+    over: dict[str, Any] = {"model": model, "device": device, "download": download}
+    own = text_task.options.get("reference")
+    if reference is not None or own is None:
+        over["reference"] = reference or _own_model(text_task)
+    try:
+        return text_task.task("test", **over), True
+    except ConfigurationError as error:
+        if reference is not None or "vocabulary" not in str(error):
+            raise
+    over["reference"] = None
+    return text_task.task("test", **over), False
+
+
+def _own_model(text_task: TextTask) -> Any:
+    """The task's default model, by name where it has one."""
+    return resolve(text_task.model) if isinstance(text_task.model, str) else text_task.task_options("test")["model"]

@@ -1,0 +1,169 @@
+"""Cells in several processes: each worker takes one cell after the other, and ends when the runner does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from lm_env.benchmark.cells import run_cell
+from lm_env.benchmark.settings import BenchSettings, Cell
+from lm_env.errors import TrainingInterrupted
+
+__all__ = ["Outcome", "run_here", "run_in_processes"]
+
+GRACE = 120.0
+"""Seconds that workers have to save what they are doing after a signal."""
+LOST = "its process ended without an answer, perhaps killed for memory"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell."""
+
+    cell: Cell
+    error: str | None = None
+    """The error in one line; None: its records are written."""
+
+
+class _Worker:
+    """A process, and the cell that it is at."""
+
+    def __init__(self, settings: BenchSettings, out: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, settings, out), daemon=True)
+        self.process.start()
+        other.close()
+        self.cell: Cell | None = None
+
+    def give(self, cell: Cell) -> None:
+        self.cell = cell
+        self.connection.send(cell)
+
+
+def run_here(
+    settings: BenchSettings, out: Path, next_cell: Callable[[], Cell | None], stopped: Callable[[], Any]
+) -> Iterator[Outcome]:
+    """One cell after the other in this process."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        while not stopped() and (cell := next_cell()) is not None:
+            yield _attempt(settings, out, cell)
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_in_processes(
+    settings: BenchSettings,
+    out: Path,
+    next_cell: Callable[[], Cell | None],
+    stopped: Callable[[], Any],
+    processes: int,
+) -> Iterator[Outcome]:
+    """Cells side by side, each outcome as it comes; after a signal the workers save their cells and end.
+
+    Args:
+        next_cell: the next cell that can be begun; None: none can be now.  It is asked again after each outcome.
+        stopped: whether a signal has come.
+    """
+    workers: list[_Worker] = []
+    try:
+        while True:
+            for worker in workers:
+                if worker.cell is None and not stopped() and (cell := next_cell()) is not None:
+                    worker.give(cell)
+            while len(workers) < processes and not stopped() and (cell := next_cell()) is not None:
+                workers.append(_Worker(settings, out))
+                workers[-1].give(cell)
+            busy = [worker for worker in workers if worker.cell is not None]
+            if not busy:
+                return
+            if stopped():
+                yield from _stop(busy)
+                return
+            for ready in wait([worker.connection for worker in busy], timeout=0.5):
+                worker = next(worker for worker in busy if worker.connection is ready)
+                cell, worker.cell = worker.cell, None
+                assert cell is not None
+                try:
+                    yield Outcome(cell, worker.connection.recv())
+                except (EOFError, OSError):
+                    workers.remove(worker)
+                    yield Outcome(cell, LOST)
+    finally:
+        _end(workers)
+
+
+def _attempt(settings: BenchSettings, out: Path, cell: Cell) -> Outcome:
+    """A cell, with whatever goes wrong in it as a sentence; a stop by a signal is passed on."""
+    try:
+        run_cell(settings, cell, out)
+    except (TrainingInterrupted, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        return Outcome(cell, " ".join(f"{type(error).__name__}: {error}".split()))
+    return Outcome(cell)
+
+
+def _serve(connection: Connection, settings: BenchSettings, out: Path) -> None:
+    """The life of a worker."""
+    _end_with_the_runner()
+    # Ctrl-C reaches the whole group of processes: the runner decides, and asks by SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    with suppress(EOFError, OSError):
+        while (cell := connection.recv()) is not None:
+            connection.send(_attempt(settings, out, cell).error)
+
+
+def _end_with_the_runner() -> None:
+    """End this process at once when the runner is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    if wait([parent.sentinel], 0):  # it went while this process was still importing
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _stop(busy: list[_Worker]) -> Iterator[Outcome]:
+    """Have the workers save: SIGTERM ends a training after its rollout, and anything else at once."""
+    for worker in busy:
+        worker.process.terminate()
+    until = time.monotonic() + GRACE
+    for worker in busy:
+        worker.process.join(max(0.0, until - time.monotonic()))
+        with suppress(EOFError, OSError):
+            if worker.connection.poll() and worker.cell is not None:
+                yield Outcome(worker.cell, worker.connection.recv())
+
+
+def _end(workers: list[_Worker]) -> None:
+    for worker in workers:
+        with suppress(OSError, ValueError):
+            worker.connection.send(None)
+    for worker in workers:
+        worker.process.join(10)
+        if worker.process.is_alive():
+            print(f"lm-env: process {worker.process.pid} did not end by itself and is ended", file=sys.stderr)
+            worker.process.kill()
+            worker.process.join()

@@ -1,0 +1,80 @@
+"""`lm-env evaluate`: a model that was trained elsewhere, measured as the agents of a benchmark are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lm_env.cli.options import Device, Download, Seed
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    task: Annotated[str, typer.Argument(help="A registered task, or your own 'file.py:function'.")],
+    model: Annotated[str, typer.Option(help="A folder in transformers' layout, a hub id, or 'reviews-3m'.")],
+    label: Annotated[str | None, typer.Option(help="The name of its row.  [default: the folder's]")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The model that KL and perplexity are measured against.  [default: the task's]")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Test prompts at most.", min=1)] = 128,
+    texts: Annotated[int, typer.Option(help="Texts in all.", min=1)] = 512,
+    ceiling: Annotated[
+        bool, typer.Option("--ceiling/--no-ceiling", help="Estimate the optimum, for the attained share.")
+    ] = True,
+    gold: Annotated[
+        str | None,
+        typer.Option(help="Another reward, which the model was not trained on; as --reward of lm-env train."),
+    ] = None,
+    independent: Annotated[
+        str | None, typer.Option(help="A language model that took no part, for a perplexity of its own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Add the records to this file of JSON lines, for lm-env leaderboard.")
+    ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write README.md, a model card, into the model's folder.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    download: Download = False,
+) -> None:
+    """Measure any model on a task's test prompts: score, KL, attained share, success, diversity, length.
+
+    The texts are sampled as those of the agents in lm-env bench are, so that the rows can stand side by side.
+    """
+    import torch
+
+    from lm_env.benchmark.records import read_records, write_lines
+    from lm_env.benchmark.results import as_markdown, summarize_records, write_card
+    from lm_env.benchmark.trained_elsewhere import evaluate_model
+    from lm_env.errors import ConfigurationError
+    from lm_env.runs.console import say
+    from lm_env.runs.judges import make_judge
+
+    if card and not Path(model).is_dir():
+        raise ConfigurationError(f"--card writes into the model's folder, and {model} is none: leave it out")
+    before = read_records(out) if out is not None and out.exists() else []
+    records = evaluate_model(
+        task,
+        model,
+        label=label,
+        reference=reference,
+        prompts=prompts,
+        texts=texts,
+        ceiling_samples=96 if ceiling else None,
+        gold=None if gold is None else make_judge(gold, device=device, download=download),
+        independent=independent,
+        seed=seed,
+        device=device,
+        download=download,
+        threads=torch.get_num_threads(),
+    )
+    print(as_markdown(summarize_records(records), title=f"{records[-1]['agent']} on {records[-1]['task']}"))
+    if out is not None:
+        write_lines(out, [*before, *records])
+        say("written", str(out))
+    if card:
+        say("written", str(write_card(Path(model), records[-1], records)))

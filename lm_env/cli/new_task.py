@@ -1,0 +1,114 @@
+"""`lm-env new-task NAME`: the file of a task of one's own, and a test of it, to begin with."""
+
+from __future__ import annotations
+
+import keyword
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lm_env.errors import ConfigurationError
+
+__all__ = ["new_task", "write_task"]
+
+TASK = '''"""{id}: say in a line what is to be written, and how it is judged."""
+
+from lm_env.tasks import TextTask, register_task
+
+PROMPTS = [f"The {{noun}} {{verb}}" for noun in ("cat", "dog", "child", "king") for verb in ("is", "was", "has")]
+
+
+def score(prompts, responses, **columns):
+    """The share of the words that are not repeated, 0 to 1.  Further columns of the prompts come by name."""
+    words = [response.lower().split() for response in responses]
+    return [len(set(found)) / len(found) if found else 0.0 for found in words]
+
+
+def words(prompts, responses, **columns):
+    """What else is measured: the number of words."""
+    return [float(len(response.split())) for response in responses]
+
+
+def task() -> TextTask:
+    """The task; parameters of this function would be options of the environment."""
+    return TextTask(
+        id="{id}",
+        summary="say it in a line",
+        source=PROMPTS,  # or a .jsonl file, a hub id, or {{"train": ..., "validation": ..., "test": ...}}
+        reward=score,
+        metrics={{"words": words}},
+        model="reviews-3m",
+        beta=0.1,
+        max_new_tokens=16,
+        budget=60_000,  # tokens
+        highest=1.0,
+    )
+
+
+register_task("{id}", task)
+'''
+
+TEST = '''"""The task of {name}.py is sound, and its score says what it should."""
+
+from {name} import score, task
+
+from lm_env.tasks import check_task
+
+
+def test_the_task_is_sound():
+    check_task(task())
+
+
+def test_a_better_text_scores_more():
+    good, bad, none = score(["", "", ""], ["one two three", "one one one", ""])
+    assert good > bad > none
+
+
+def test_the_environment_pays_the_score():
+    env = task().make("test")
+    env.reset(seed=0)
+    done = False
+    while not done:
+        _, _, terminated, truncated, info = env.step(env.action_space.sample())
+        done = terminated or truncated
+    assert 0 <= info["score"] <= 1
+'''
+
+
+def new_task(
+    name: Annotated[str, typer.Argument(help="What the task is called; a Python identifier, such as politeness.")],
+    out: Annotated[Path, typer.Option(help="The folder that the two files are written to.")] = Path("."),
+) -> None:
+    """Write the file of a task of your own, and a test of it; both run as they are, to be changed step by step."""
+    task, test = write_task(name, out)
+    id = task_id(name)
+    print(f"{task}: the task {id}; fill in prompts and score\n{test}: its test")
+    print(f"  pytest {test}")
+    print(f"  lm-env train --env {task}:task --out runs/{name}")
+
+
+def task_id(name: str) -> str:
+    """The id of a task by the name of its file: `my/Politeness-v0`."""
+    return f"my/{''.join(part.title() for part in name.split('_'))}-v0"
+
+
+def write_task(name: str, out: Path) -> tuple[Path, Path]:
+    """Write NAME.py and test_NAME.py; returns their paths.
+
+    Raises:
+        ConfigurationError: the name is no identifier in lower case, or one of the files is there, or cannot be written.
+    """
+    if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name) or name != name.lower():
+        raise ConfigurationError(f"{name!r} cannot be the name of a module: write it in lower case, such as politeness")
+    paths = (out / f"{name}.py", out / f"test_{name}.py")
+    for path in paths:
+        if path.exists():
+            raise ConfigurationError(f"{path} is there already: choose another name, or another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(paths, (TASK, TEST), strict=True):
+            path.write_text(text.format(id=task_id(name), name=name), encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be written ({error}): choose another --out") from error
+    return paths

@@ -1,0 +1,33 @@
+"""Common words, from which prompts are generated; all are ordinary in film reviews, and pronounced in CMUdict."""
+
+from __future__ import annotations
+
+__all__ = ["CONCEPT_NOUNS", "CONCEPT_VERBS", "NOUNS", "RHYME_WORDS"]
+
+NOUNS_LISTED = """
+    actor baby beach boat book boy brother camera car castle cat child city clock dance daughter day detective
+    dinner doctor dog door dream family farm father fire fish flower forest friend game garden ghost girl guitar gun
+    hand hero home horse hospital house husband island job joke journey king kitchen lake letter life man map marriage
+    money monster moon mother mountain murder music neighbor night ocean office painter party picture piano pirate plane
+    planet police priest prison queen rain river road robot room school screen sea secret ship singer sister snow
+    soldier song spy star storm story street student summer sun teacher theater thief town train tree truth vampire
+    village voice war wedding wife window winter witch woman world writer
+"""
+NOUNS = tuple(NOUNS_LISTED.split())
+
+CONCEPT_NOUNS_LISTED = """
+    actor brother camera character child comedy director ending family father friend girl house idea life man money
+    mother music people place role scene story town war wife woman world year
+"""
+CONCEPT_NOUNS = tuple(CONCEPT_NOUNS_LISTED.split())
+"""Nouns that are frequent in film reviews."""
+
+CONCEPT_VERBS_LISTED = "begin come fall feel find get give kill leave look love play see take think try"
+CONCEPT_VERBS = tuple(CONCEPT_VERBS_LISTED.split())
+"""Verbs that are frequent in film reviews."""
+
+RHYME_WORDS_LISTED = (
+    "bed book car chair crew crime day door face friend game gun hall hat heart key knife night song sun tree wall"
+)
+RHYME_WORDS = tuple(RHYME_WORDS_LISTED.split())
+"""Nouns of one syllable that the commonest words rhyme with: time, too, all, me, see, way, one, life, more, end."""

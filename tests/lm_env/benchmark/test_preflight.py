@@ -1,0 +1,153 @@
+"""A look at a task before training, and the numbers about texts, against what is known of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from lm_env import Task
+from lm_env.benchmark.measures import IndependentModel, distinct, likeness, repetition
+from lm_env.benchmark.preflight import TARGET_KL, preflight, suggested_beta
+from lm_env.cli import app
+from lm_env.errors import ConfigurationError, MissingDependencyError
+from lm_env.models.loading import load_causal_lm
+from lm_env.models.logprobs import token_logprobs
+from lm_env.theory.ceilings import ceiling
+
+
+def make(model_folder, reward, **options):
+    prompts = [f"film {n}" for n in range(4)]
+    return Task(model=str(model_folder), prompts=prompts, reward=reward, max_new_tokens=6, **options)
+
+
+def lengths(prompts, responses, response_ids):
+    return [float(len(ids)) for ids in response_ids]
+
+
+def test_a_reward_that_is_the_length_is_found(model_folder):
+    found = preflight(make(model_folder, lengths, beta=1.0), samples=128)
+    assert found.prompts == 4 and found.samples == 32
+    if found.length_correlation is not None:  # some text must have ended before the cap
+        assert found.length_correlation == pytest.approx(1.0)
+        assert any("goes with the length" in warning for warning in found.warnings)
+    assert found.score == pytest.approx(found.length)
+    assert sum(count for _, _, count in found.histogram) == 128
+    assert found.ended + found.truncated == pytest.approx(1)
+
+
+def test_a_reward_of_one_value_cannot_be_learned(model_folder):
+    found = preflight(make(model_folder, lambda prompts, responses: [2.0] * len(responses)), samples=64)
+    assert found.without_variance == found.equal_groups == 1 and found.suggested_beta is None
+    assert found.warnings == ["all 64 samples score 2: nothing can be learned from them"]
+
+
+def test_a_reward_that_pays_repetition_is_gamed(model_folder):
+    """The count of the word that a degenerate text repeats."""
+    found = preflight(
+        make(model_folder, lambda prompts, responses: [float(r.count("good")) for r in responses]), samples=64
+    )
+    told = {text.name: text for text in found.degenerate}
+    assert told["one word, repeated"].beats == 1.0
+    assert told["empty"].mean == 0.0
+    assert any("one word, repeated scores above" in warning for warning in found.warnings)
+
+
+def test_beta_too_large_or_too_small_is_said(model_folder):
+    def noise(prompts, responses):
+        return [(sum(map(ord, r)) % 97) / 97 for r in responses]
+
+    small = preflight(make(model_folder, noise, beta=1e-4), samples=128)
+    large = preflight(make(model_folder, noise, beta=50.0), samples=128)
+    assert small.suggested_beta == large.suggested_beta
+    assert any("allows texts far from the reference" in warning for warning in small.warnings)
+    assert any("holds the policy close" in warning for warning in large.warnings)
+    assert np.all(np.diff([point.KL for point in small.betas]) > -1e-6)
+
+
+def test_the_suggested_beta_is_where_the_optimum_has_that_kl():
+    """Normal scores with standard deviation s have an optimum at KL s^2 / (2 beta^2)."""
+    scores = np.random.default_rng(0).normal(0, 2.0, size=(30, 4000))
+    beta = suggested_beta(scores)
+    assert beta is not None
+    assert ceiling(scores, beta).KL.mean == pytest.approx(TARGET_KL, rel=0.15)  # beta has two digits
+    assert beta == pytest.approx(2.0 / math.sqrt(2 * TARGET_KL), rel=0.06)
+    assert suggested_beta(np.ones((3, 8))) is None
+    assert suggested_beta(np.arange(3)[:, None] * np.ones((3, 8))) is None
+
+
+def test_the_command_prints_and_writes(tmp_path):
+    done = CliRunner().invoke(
+        app,
+        ["preflight", "lm_env/TokenMDP-v0", "--samples", "64", "--out", str(tmp_path / "p.json")],
+        env={"NO_COLOR": "1", "COLUMNS": "160"},
+    )
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "p.json").read_text())
+    assert written["samples"] * written["prompts"] == 64 and "best of 16" in done.output
+    with pytest.raises(ConfigurationError, match="samples"):
+        preflight(None, samples=10)  # type: ignore[arg-type]
+
+
+# -- texts -------------------------------------------------------------------------------------------
+def test_diversity_by_hand():
+    texts = ["a b a b", "A b"]
+    assert distinct(texts, 1) == 2 / 6
+    assert distinct(texts, 2) == 2 / 4
+    assert distinct(["one"], 2) == 0.0
+    assert repetition(["a b a b a b a b", "one two three four five"], 4) == pytest.approx((1 - 2 / 5) / 2)
+    assert repetition([], 4) == 0.0
+
+
+@given(st.lists(st.text(alphabet="ab ", max_size=12), max_size=5), st.integers(1, 3))
+def test_diversity_counts_ngrams(texts, n):
+    grams = []
+    for text in texts:
+        words = text.split()
+        grams += list(zip(*(words[i:] for i in range(n)), strict=False))
+    assert distinct(texts, n) == (len(set(grams)) / len(grams) if grams else 0.0)
+    assert 0 <= repetition(texts, n) < 1
+
+
+def test_likeness_of_a_text_to_itself():
+    try:
+        found = likeness(["the film was good and long"], ["the film was good and long"])
+    except MissingDependencyError as error:
+        assert "lm-env[textmetrics]" in str(error)
+        return
+    assert found["bleu"] == pytest.approx(100) and found["rouge_L"] == 1.0
+    with pytest.raises(ConfigurationError):
+        likeness(["a"], [])
+
+
+def test_the_independent_perplexity_is_that_of_one_text_after_the_other(model_folder):
+    prompts, responses = ["a good", "the", "an end"], [" film", " story of it", ""]
+    found = IndependentModel(str(model_folder)).measure(prompts, responses)
+    model, tokenizer = load_causal_lm(str(model_folder))
+    nats = tokens = 0.0
+    for prompt, response in zip(prompts, responses, strict=True):
+        before = tokenizer(prompt)["input_ids"]
+        after = tokenizer(response, add_special_tokens=False)["input_ids"]
+        if not after:
+            continue
+        ids = torch.tensor([before + after])
+        with torch.no_grad():
+            logprobs = token_logprobs(model(input_ids=ids[:, :-1]).logits, ids[:, 1:])
+        nats -= float(logprobs[0, len(before) - 1 :].sum())
+        tokens += len(after)
+    assert found["independent_perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    size = sum(len(response.encode()) for response in responses)
+    assert found["independent_bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+    assert IndependentModel(str(model_folder)).measure(["a"], [""]) == {}
+
+
+def test_histogram_edges_are_in_order(model_folder):
+    found = preflight(make(model_folder, lengths), samples=64)
+    assert all(a[1] == b[0] for a, b in pairwise(found.histogram))
