@@ -221,3 +221,17 @@ def test_the_page_shows_the_defaults_of_python(tmp_path):
 
     row = next(line for line in options_page().split("## `ppo`\n")[1].splitlines() if "`clip_range`" in line)
     assert f"| {PPOConfig().clip_range} |" in row and math.isclose(PPOConfig.clip_range, 0.2)
+
+
+def test_options_of_the_environments_own_are_read_in_their_types():
+    settings = TrainSettings.of(env="lm_env/Arithmetic-v0", env_option=["level=3", "flag=true", "source=a=b.jsonl"])
+    assert settings.task.own_options() == {"level": 3, "flag": True, "source": "a=b.jsonl"}
+    assert TrainSettings.of(env="lm_env/Arithmetic-v0").task.own_options() == {}
+
+
+@pytest.mark.parametrize("wrong", [["level"], ["=3"], ["le vel=3"], ["level=2", "level=3"]])
+def test_an_option_of_the_environments_own_is_a_name_and_a_value(wrong):
+    with pytest.raises(ConfigurationError, match="env_option must be written NAME=VALUE"):
+        TrainSettings.of(env="lm_env/Arithmetic-v0", env_option=wrong)
+    with pytest.raises(ConfigurationError, match="give env"):
+        TrainSettings.of(prompts="a.txt", reward="lexicon", env_option=["level=2"])
