@@ -17,7 +17,7 @@ from reward_models.preferences.formats.base import (
 )
 from reward_models.preferences.records.preference import LabeledSpan, Preference
 
-__all__ = ["RANKINGS"]
+__all__ = ["PROMPT", "RANKINGS", "RANKS", "RATINGS", "RESPONSES"]
 
 PROMPT = ("prompt", "question", "instruction", "query", "input")
 RESPONSES = ("responses", "completions", "answers", "outputs")

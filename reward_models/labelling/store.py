@@ -1,0 +1,310 @@
+"""The file of labels: every answer is on the disk before anybody hears that it was taken."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+
+from lm_env.errors import ConfigurationError
+from lm_env.validation import check_integer, checked_path
+from reward_models.labelling.answers import (
+    Answer,
+    Presentation,
+    StoredAnswer,
+    by_response,
+    check_answer,
+    check_spans,
+    is_json,
+    random_order,
+    read_prompt,
+    read_spans,
+)
+from reward_models.labelling.database import Database
+from reward_models.labelling.items import Item
+from reward_models.preferences.records.preference import LabeledSpan
+
+__all__ = ["LabelStore"]
+
+LEASE_S = 1800.0
+"""For so long a question that somebody has open counts as being answered."""
+
+
+class LabelStore:
+    """Items, questions and answers in one SQLite file; several threads and processes may use it at once.
+
+    Args:
+        path: the file.
+        create: make it if there is none.
+        pairs: items of more than two responses are asked as pairs, instead of all responses at once.
+        per_item: how many annotators answer each question; skips do not count.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is something else.
+        CheckpointWriteError: it cannot be opened or written.
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = True, pairs: bool = False, per_item: int = 1) -> None:
+        self.path = checked_path("path", path)
+        self.pairs = pairs
+        self.per_item = check_integer("per_item", per_item)
+        self._database = Database(self.path, create=create)
+        self.id: str = self.note("id") or ""
+
+    def close(self) -> None:
+        """Close the file; what was answered is in it anyway."""
+        self._database.close()
+
+    def note(self, name: str, value: str | None = None) -> str | None:
+        """Keep a text under a name, if one is given; return what is kept."""
+        return self._database.note(name, value)
+
+    # -- items and questions -------------------------------------------------------------------------
+    def add(self, items: Sequence[Item], *, note: tuple[str, str] | None = None) -> int:
+        """Add what is not there yet, all or nothing; return how many items are new.
+
+        Args:
+            note: a name and a text, kept along with them.
+        """
+        with self._database.transaction() as database:
+            new = 0
+            for item in items:
+                prompt = item.prompt if isinstance(item.prompt, str) else [dict(m) for m in item.prompt]
+                columns = {k: v for k, v in item.columns.items() if is_json(v)}
+                new += database.execute(
+                    "INSERT OR IGNORE INTO items (key, prompt, responses, columns) VALUES (?, ?, ?, ?)",
+                    (item.key, json.dumps(prompt), json.dumps(item.responses), json.dumps(columns)),
+                ).rowcount
+            if note is not None:
+                database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", note)
+        self._ask()
+        return new
+
+    def _ask(self) -> None:
+        """Make sure that there are questions for all items, in the way in which they are now asked."""
+        with self._database.transaction() as database:
+            for number, text in database.execute("SELECT id, responses FROM items").fetchall():
+                whole = tuple(range(len(json.loads(text))))
+                for shown in combinations(whole, 2) if self.pairs else [whole]:
+                    database.execute(
+                        "INSERT OR IGNORE INTO questions (item, responses, size, whole) VALUES (?, ?, ?, ?)",
+                        (number, json.dumps(shown), len(shown), len(shown) == len(whole)),
+                    )
+
+    def items(self) -> dict[int, Item]:
+        """All items by number."""
+        return {
+            number: Item(read_prompt(prompt), tuple(json.loads(responses)), json.loads(columns))
+            for number, prompt, responses, columns in self._database.rows(
+                "SELECT id, prompt, responses, columns FROM items"
+            )
+        }
+
+    def questions(self) -> dict[int, tuple[int, tuple[int, ...]]]:
+        """(item, its responses that are shown together) of each question that is asked, by number."""
+        return {
+            number: (item, tuple(json.loads(responses)))
+            for number, item, responses in self._database.rows(
+                f"SELECT id, item, responses FROM questions q WHERE {self._asked} ORDER BY id"
+            )
+        }
+
+    @property
+    def _asked(self) -> str:
+        return "q.size = 2" if self.pairs else "q.whole = 1"
+
+    # -- what an annotator sees ----------------------------------------------------------------------
+    def open_to(self, annotator: str, *, now: float | None = None) -> list[int]:
+        """The questions that may be put to an annotator: not answered by them, and not yet by enough others."""
+        since = (time.time() if now is None else now) - LEASE_S
+        query = f"""
+            SELECT q.id FROM questions q WHERE {self._asked}
+            AND NOT EXISTS (SELECT 1 FROM answers a
+                WHERE a.question = q.id AND a.annotator = ? AND a.withdrawn_at IS NULL)
+            AND (SELECT count(*) FROM answers a
+                WHERE a.question = q.id AND a.withdrawn_at IS NULL AND a.choice <> 'skip')
+              + (SELECT count(*) FROM presentations p
+                WHERE p.question = q.id AND p.state = 'open' AND p.annotator <> ? AND p.shown_at > ?) < ?
+            ORDER BY q.id"""
+        return [row[0] for row in self._database.rows(query, (annotator, annotator, since, self.per_item))]
+
+    def present(self, annotator: str, choose: Callable[[list[int]], int]) -> Presentation | None:
+        """What an annotator has open, or else the next question; None if there is nothing left for them.
+
+        Args:
+            choose: the numbers of the questions that may be put -> one of them.
+        """
+        with self._database.transaction() as database:
+            row = database.execute(
+                "SELECT id FROM presentations WHERE annotator = ? AND state = 'open'", (annotator,)
+            ).fetchone()
+            if row is None:
+                candidates = self.open_to(annotator)
+                if not candidates:
+                    return None
+                row = self._returned(database, annotator, set(candidates))
+            if row is None:
+                question = choose(candidates)
+                (size,) = database.execute("SELECT size FROM questions WHERE id = ?", (question,)).fetchone()
+                row = (uuid.uuid4().hex,)
+                database.execute(
+                    "INSERT INTO presentations (id, question, annotator, positions, shown_at, state)"
+                    " VALUES (?, ?, ?, ?, ?, 'open')",
+                    (*row, question, annotator, json.dumps(random_order(size)), time.time()),
+                )
+            return self.presentation(row[0])
+
+    def _returned(self, database: sqlite3.Connection, annotator: str, candidates: set[int]) -> tuple[str] | None:
+        """Open again what an annotator had before them when they undid an earlier answer, the latest first."""
+        for name, question in database.execute(
+            "SELECT id, question FROM presentations WHERE annotator = ? AND state = 'returned' ORDER BY shown_at DESC",
+            (annotator,),
+        ).fetchall():
+            if question in candidates:
+                _open(database, name)
+                return (name,)
+        return None
+
+    def presentation(self, name: str) -> Presentation:
+        """A presentation by its id.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        rows = self._database.rows(
+            "SELECT p.question, p.positions, p.spans, q.responses, i.prompt, i.responses, i.columns"
+            " FROM presentations p JOIN questions q ON q.id = p.question JOIN items i ON i.id = q.item WHERE p.id = ?",
+            (name,),
+        )
+        if not rows:
+            raise ConfigurationError("this question was never shown: reload the page")
+        question, positions, spans, shown, prompt, responses, columns = rows[0]
+        texts = json.loads(responses)
+        order = [json.loads(shown)[place] for place in json.loads(positions)]
+        return Presentation(
+            name, question, read_prompt(prompt), tuple(texts[i] for i in order), json.loads(columns), read_spans(spans)
+        )
+
+    def mark(self, presentation: str, spans: Sequence[LabeledSpan]) -> None:
+        """Keep what an annotator has marked so far in what they have open.
+
+        Raises:
+            ConfigurationError: it is not open.
+            InvalidPreferenceError: a span lies outside its response.
+        """
+        check_spans(self.presentation(presentation), spans)
+        with self._database.transaction() as database:
+            changed = database.execute(
+                "UPDATE presentations SET spans = ? WHERE id = ? AND state = 'open'",
+                (json.dumps([asdict(span) for span in spans]), presentation),
+            ).rowcount
+        if not changed:
+            raise ConfigurationError("this question is no longer open: reload the page")
+
+    # -- answers -------------------------------------------------------------------------------------
+    def record(self, annotator: str, answer: Answer) -> bool:
+        """Take an answer; False if it is already there.
+
+        Raises:
+            ConfigurationError: the presentation is not this annotator's, they have answered it under another id, or
+                the id was used for something else.
+            InvalidPreferenceError: the answer does not fit the responses.
+        """
+        shown = self.presentation(answer.presentation)
+        check_answer(shown, answer)
+        with self._database.transaction() as database:
+            owner, state, text = database.execute(
+                "SELECT annotator, state, positions FROM presentations WHERE id = ?", (answer.presentation,)
+            ).fetchone()
+            places = json.loads(text)
+            ranking = json.dumps(by_response(answer, places))
+            known = database.execute(
+                "SELECT presentation, annotator, choice, ranking FROM answers WHERE id = ?", (answer.id,)
+            ).fetchone()
+            if known == (answer.presentation, annotator, answer.choice, ranking):
+                return False
+            if known is not None:
+                raise ConfigurationError("the id of this answer belongs to another one: reload the page")
+            if owner != annotator:
+                raise ConfigurationError(f"this question was shown to {owner!r}, not to {annotator!r}: reload the page")
+            if state != "open":
+                raise ConfigurationError("this question is answered already: reload the page")
+            spans = [{**asdict(span), "response": places[span.response]} for span in answer.spans]
+            database.execute(
+                "INSERT INTO answers (id, presentation, question, annotator, choice, ranking, spans, seconds,"
+                " answered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    answer.id,
+                    answer.presentation,
+                    shown.question,
+                    annotator,
+                    answer.choice,
+                    ranking,
+                    json.dumps(spans),
+                    answer.seconds,
+                    time.time(),
+                ),
+            )
+            database.execute(
+                "UPDATE presentations SET state = 'answered', spans = ? WHERE id = ?",
+                (json.dumps([asdict(span) for span in answer.spans]), answer.presentation),
+            )
+        return True
+
+    def withdraw(self, annotator: str, answer: str) -> bool:
+        """Undo an answer: its row stays, and its question is open again as it was; False if it was undone before.
+
+        Raises:
+            ConfigurationError: the annotator has given no such answer, or a later one.
+        """
+        with self._database.transaction() as database:
+            row = database.execute(
+                "SELECT number, presentation, withdrawn_at FROM answers WHERE id = ? AND annotator = ?",
+                (answer, annotator),
+            ).fetchone()
+            if row is None:
+                raise ConfigurationError("there is no such answer to undo: reload the page")
+            number, presentation, withdrawn = row
+            if withdrawn is not None:
+                return False
+            if self.last(annotator) != answer:
+                raise ConfigurationError("only the last answer can be undone: reload the page")
+            database.execute("UPDATE answers SET withdrawn_at = ? WHERE number = ?", (time.time(), number))
+            database.execute(
+                "UPDATE presentations SET state = 'returned' WHERE annotator = ? AND state = 'open'", (annotator,)
+            )
+            _open(database, presentation)
+        return True
+
+    def last(self, annotator: str) -> str | None:
+        """The id of the last valid answer of an annotator."""
+        rows = self._database.rows(
+            "SELECT id FROM answers WHERE annotator = ? AND withdrawn_at IS NULL ORDER BY number DESC LIMIT 1",
+            (annotator,),
+        )
+        return rows[0][0] if rows else None
+
+    def answers(self) -> list[StoredAnswer]:
+        """All valid answers, skips included, in the order in which they were given."""
+        rows = self._database.rows(
+            "SELECT a.id, q.item, a.question, a.annotator, a.choice, q.responses, p.positions, a.ranking, a.spans,"
+            " a.seconds, a.answered_at FROM answers a JOIN questions q ON q.id = a.question"
+            " JOIN presentations p ON p.id = a.presentation WHERE a.withdrawn_at IS NULL ORDER BY a.number"
+        )
+        return [
+            StoredAnswer(*row[:5], *(tuple(json.loads(text)) for text in row[5:8]), read_spans(row[8]), row[9], row[10])
+            for row in rows
+        ]
+
+    def count(self) -> int:
+        """How many answers were ever given or undone; it grows with every change."""
+        return int(self._database.rows("SELECT count(*) + count(withdrawn_at) FROM answers")[0][0])
+
+
+def _open(database: sqlite3.Connection, presentation: str) -> None:
+    database.execute("UPDATE presentations SET state = 'open', shown_at = ? WHERE id = ?", (time.time(), presentation))
