@@ -13,6 +13,7 @@ from lm_env.cli.benchmark import bench, evaluate, leaderboard, preflight_command
 from lm_env.cli.check_loss import check_loss_command
 from lm_env.cli.commands import ceiling, check_agent, demo, envs, sample, sft, train
 from lm_env.cli.dpo import dpo
+from lm_env.cli.label import label_app
 from lm_env.cli.loop_command import loop
 from lm_env.cli.new_task import new_task
 from lm_env.cli.prefs import prefs_app
@@ -64,6 +65,7 @@ app.command(name="check-agent")(check_agent)
 app.command(name="check-loss")(check_loss_command)
 app.add_typer(prefs_app, name="prefs")
 app.add_typer(rm_app, name="rm")
+app.add_typer(label_app, name="label")
 app.command()(envs)
 app.command(name="new-task")(new_task)
 

@@ -29,8 +29,8 @@ class QuestionChooser:
 
     With "information" it is the question with the most expected information about the strengths of its responses
     (`expected_information`), under a Bradley-Terry posterior of the strengths of the responses of each prompt and the
-    annotators' reliability.  A question of K responses counts as the mean over its pairs times K - 1.  Among equals,
-    and with "random", chance decides.
+    annotators' reliability; of a question with more than two responses the mean over its pairs.  Among equals, and with
+    "random", chance decides.
 
     Args:
         order: "information" or "random".
@@ -84,7 +84,7 @@ class QuestionChooser:
         for place, (_, responses) in enumerate(questions.values()):
             pairs = list(combinations(responses, 2))
             self._pairs[place, : len(pairs)] = pairs
-            self._weight[place, : len(pairs)] = 2 / len(responses)  # K - 1 divided by the number of pairs
+            self._weight[place, : len(pairs)] = 1 / len(pairs)
 
     def _fit(self, votes: Votes) -> None:
         """Mean and variance of the difference of strengths of each pair of each question."""

@@ -83,7 +83,7 @@ def stored_votes(answers: Iterable[StoredAnswer]) -> Votes:
 
 
 def merged_records(answers: Iterable[StoredAnswer], items: dict[int, Item]) -> list[Preference]:
-    """One record for each pair of responses: the most probable judgement, given all annotators and how reliable each is.
+    """One record for each pair of responses: its most probable judgement, given all annotators and their reliability.
 
     `confidence` is its probability under `fit_annotators`.  What anybody has marked in the two responses is kept, with
     the share of the annotators of the pair who marked it as the weight.

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from reward_models.labelling.answers import StoredAnswer
@@ -30,7 +31,8 @@ class AnnotatorLine:
         seconds: median time of an answer.
         shown_first: of two responses of which one was better, how often it was the one that was shown first; a share
             far from 1/2 says that the order, not the text, decides.
-        accuracy: (mean, low, high) of the posterior with its 95% interval; None before any answer but skips.
+        accuracy: (mean, low, high) of the posterior with its 95% interval; None where nobody else has judged what this
+            annotator has, so that nothing is known.
     """
 
     name: str
@@ -83,7 +85,10 @@ def survey(store: LabelStore) -> Overview:
     if len(votes.unit):
         fit = fit_annotators(votes)
         found = zip(fit.accuracy.tolist(), fit.low.tolist(), fit.high.tolist(), strict=True)
-        accuracy = dict(zip(fit.annotators, found, strict=True))
+        shared = votes.table() >= 0
+        compared = (shared & (shared.sum(0) > 1)).any(1).tolist()
+        named = zip(fit.annotators, found, compared, strict=True)
+        accuracy = {name: interval for name, interval, known in named if known}
     own: dict[str, list[StoredAnswer]] = {}
     for answer in answers:
         own.setdefault(answer.annotator, []).append(answer)
@@ -120,5 +125,5 @@ def labels_per_minute(times: Sequence[float]) -> float | None:
         times: of the answers of one annotator, in seconds, ascending.
     """
     recent = times[-RECENT:]
-    gaps = [b - a for a, b in zip(recent, recent[1:], strict=False) if b - a <= LONGEST_PAUSE_S]
+    gaps = [b - a for a, b in pairwise(recent) if b - a <= LONGEST_PAUSE_S]
     return 60 * len(gaps) / sum(gaps) if len(gaps) >= 2 and sum(gaps) > 0 else None

@@ -289,6 +289,23 @@ class LabelStore:
         )
         return rows[0][0] if rows else None
 
+    def times_of(self, annotator: str) -> list[float]:
+        """When an annotator gave their valid answers, in seconds since 1970, ascending."""
+        rows = self._database.rows(
+            "SELECT answered_at FROM answers WHERE annotator = ? AND withdrawn_at IS NULL ORDER BY number", (annotator,)
+        )
+        return [row[0] for row in rows]
+
+    def progress(self) -> tuple[int, int]:
+        """(questions that enough annotators have answered, questions)."""
+        (row,) = self._database.rows(
+            f"""SELECT coalesce(sum((SELECT count(*) FROM answers a WHERE a.question = q.id
+            AND a.withdrawn_at IS NULL AND a.choice <> 'skip') >= ?), 0), count(*)
+            FROM questions q WHERE {self._asked}""",
+            (self.per_item,),
+        )
+        return row[0], row[1]
+
     def answers(self) -> list[StoredAnswer]:
         """All valid answers, skips included, in the order in which they were given."""
         rows = self._database.rows(
