@@ -62,6 +62,11 @@ class QuestionChooser:
         mean, variance, weight = self._mean[places], self._variance[places], self._weight[places]
         return (expected_information(mean, variance, self._flips.get(annotator, 0.0)) * weight).sum(1)
 
+    def difference(self, question: int) -> float:
+        """How much stronger the first response of a question is than the second, in log odds, as far as is known."""
+        self._refresh()
+        return float(self._mean[self._place[question], 0])
+
     def _refresh(self) -> None:
         """Fit the posterior anew if there are enough new answers, or new questions."""
         changes = self.store.count()

@@ -66,7 +66,6 @@ def sample_items(
     model, tokenizer = load_causal_lm(settings.model, device, download)
     task = Task(
         model=model,
-        reference=model,
         tokenizer=tokenizer,
         prompts=prompts,
         reward=_no_reward,
