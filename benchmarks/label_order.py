@@ -2,9 +2,9 @@
 
 python benchmarks/label_order.py
 
-Simulated annotators compare pairs of the four responses to each of ten prompts, whose qualities are normal with standard
-deviation 1.5 in log odds.  Afterward the responses of each prompt are ordered by the posterior; an error is a pair in
-the wrong order.
+Simulated annotators compare pairs of the four responses to each of ten prompts, whose qualities are normal with a
+standard deviation of 1.5 in log odds.  Afterward the responses of each prompt are ordered by the posterior; an error is
+a pair in the wrong order.
 """
 
 from __future__ import annotations

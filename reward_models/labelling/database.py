@@ -15,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import uuid
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,10 +78,11 @@ class Database:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+            self._close = weakref.finalize(self, self._connection.close)
             try:
                 _prepare(self._connection, path)
             except BaseException:
-                self._connection.close()
+                self._close()
                 raise
         except (OSError, sqlite3.OperationalError) as error:
             raise CheckpointWriteError(f"cannot open {path}: {error}; choose another place") from error
@@ -90,7 +92,7 @@ class Database:
     def close(self) -> None:
         """Close the file; all that was reported as done is in it anyway."""
         with self._lock:
-            self._connection.close()
+            self._close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -48,6 +48,12 @@ export class Server {
   constructor(token, waiting) {
     this.token = token;
     this.waiting = waiting;
+    this.waits = false;
+  }
+
+  tell(trouble) {
+    if (trouble || this.waits) this.waiting(trouble);
+    this.waits = trouble !== null;
   }
 
   async call(name, content) {
@@ -66,14 +72,14 @@ export class Server {
     for (let wait = FIRST_WAIT_MS; ; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
       try {
         const found = await this.call(name, content);
-        this.waiting(null);
+        this.tell(null);
         return found;
       } catch (error) {
         if (error instanceof Refused && error.status < 500) {
-          this.waiting(null);
+          this.tell(null);
           throw error;
         }
-        this.waiting(error instanceof Refused ? error.message : "the server does not answer");
+        this.tell(error instanceof Refused ? error.message : "the server does not answer");
         await new Promise((resume) => setTimeout(resume, wait));
       }
     }

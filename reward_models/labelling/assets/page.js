@@ -297,6 +297,7 @@ function actionOf(event) {
   if (cursor && key.startsWith("Arrow")) return () => moveCursor(event);
   if (key === "m" && session.span_types.length) return () => startCursor(cursor ? cursor.response : 0);
   const number = /^[1-9]$/.test(key) ? Number(key) - 1 : null;
+  if (number !== null) takeSelection(); // the event that tells of a new selection may still be on its way
   if (selection && number !== null) return number < session.span_types.length ? () => mark(session.span_types[number]) : null;
   const choice = { t: "tie", b: "bad", s: "skip" }[key];
   if (choice) return () => answer(choice);
