@@ -1,4 +1,4 @@
-"""The SQLite file of labels: its tables, and transactions that are on the disk before they are reported as done.
+"""The SQLite file of labels: its tables, and transactions that end on the disk.
 
 items           what is to be judged, in the order in which it was added
 questions       which responses of an item are shown together: all of them, or a pair
@@ -60,7 +60,8 @@ CREATE INDEX answers_of_annotator ON answers (annotator, number) WHERE withdrawn
 class Database:
     """The file, for several threads; other processes may use it too.
 
-    Every transaction is on the disk before it is reported as done: write-ahead log, synchronous=FULL.
+    A transaction is on the disk before it is reported as done (write-ahead log, synchronous=FULL), unless it is one
+    that may be forgotten if the machine loses its power; a killed process loses nothing in either case.
 
     Args:
         create: make the file if there is none.
@@ -95,14 +96,18 @@ class Database:
             self._close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """All that happens in here is written, or nothing.
+
+        Args:
+            durable: wait until it is on the disk; otherwise it gets there with the next one that is durable.
 
         Raises:
             CheckpointWriteError: it cannot be written.
         """
         with self._lock:
             try:
+                self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._connection
@@ -138,7 +143,6 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
     if version > VERSION:
         raise ConfigurationError(f"{path} was written by a newer version of lm_env: update this one")
     database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
     database.execute("PRAGMA foreign_keys = ON")
     if empty:
         database.execute("BEGIN IMMEDIATE")

@@ -139,7 +139,7 @@ class LabelStore:
         Args:
             choose: the numbers of the questions that may be put -> one of them.
         """
-        with self._database.transaction() as database:
+        with self._database.transaction(durable=False) as database:
             row = database.execute(
                 "SELECT id FROM presentations WHERE annotator = ? AND state = 'open'", (annotator,)
             ).fetchone()
@@ -198,7 +198,7 @@ class LabelStore:
             InvalidPreferenceError: a span lies outside its response.
         """
         check_spans(self.presentation(presentation), spans)
-        with self._database.transaction() as database:
+        with self._database.transaction(durable=False) as database:
             changed = database.execute(
                 "UPDATE presentations SET spans = ? WHERE id = ? AND state = 'open'",
                 (json.dumps([asdict(span) for span in spans]), presentation),

@@ -86,6 +86,17 @@ def test_the_same_question_stays_open_until_it_is_answered(tmp_path):
     assert again == shown
 
 
+def test_an_answer_is_waited_for_until_it_is_on_the_disk(tmp_path):
+    store = opened(tmp_path)
+    statements = []
+    store._database._connection.set_trace_callback(statements.append)
+    answered(store, "ana", "good")
+    written = next(i for i, text in enumerate(statements) if text.startswith("INSERT INTO answers"))
+    modes = [text for text in statements[:written] if "synchronous" in text]
+    assert modes[-1] == "PRAGMA synchronous = FULL"
+    assert store._database.rows("PRAGMA journal_mode") == [("wal",)]
+
+
 def test_undo_keeps_the_history_and_opens_the_question_as_it_was(tmp_path):
     store = opened(tmp_path)
     one = answered(store, "ana", "good")
