@@ -126,7 +126,8 @@ def test_the_direct_ways_from_preferences_to_a_policy_are_public():
 
 def test_the_way_from_preferences_to_a_reward_is_public():
     import reward_models
-    from reward_models import preferences, trust
+    from reward_models import labelling, preferences, trust
+    from reward_models.labelling import posterior
 
     for module, names in (
         (
@@ -146,6 +147,8 @@ def test_the_way_from_preferences_to_a_reward_is_public():
         ),
         (preferences, {"FORMATS", "inspect_preferences", "kwise_loss", "pair_ratings", "plackett_luce_loss"}),
         (trust, {"evaluate_reward", "fit_baselines", "learning_curve", "over_optimization", "write_page"}),
+        (labelling, {"Answer", "Item", "LabelStore", "QuestionChooser", "export_labels", "read_items", "survey"}),
+        (posterior, {"bradley_terry", "cohen_kappa", "fit_annotators", "krippendorff_alpha", "votes_of_records"}),
     ):
         assert names <= set(module.__all__)
 

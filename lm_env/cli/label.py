@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 from typer.core import TyperGroup
@@ -115,7 +116,10 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     done, asked = store.progress()
     say("labels", f"{store.path}: {done:,} of {asked:,} questions are answered by {per_item} annotator(s)")
-    say("page", f"http://{shown}:{listening.getsockname()[1]}/#token={token}")
+    address = f"http://{shown}:{listening.getsockname()[1]}/#token={token}"
+    say("page", address)
+    for name in settings.annotators:
+        say("", f"{name}: {address}&annotator={quote(name)}")
     if host not in LOOPBACK:
         say("", "the page is not encrypted: whoever sees the traffic to it can read and write labels")
     say("", "stop with Ctrl-C; every answer is on the disk as soon as it is given")

@@ -24,6 +24,7 @@ __all__ = [
     "random_order",
     "read_prompt",
     "read_spans",
+    "stored_answer",
 ]
 
 CHOICES = ("ranked", "tie", "bad", "skip")
@@ -134,6 +135,12 @@ def check_spans(shown: Presentation, spans: Sequence[LabeledSpan]) -> None:
             raise InvalidPreferenceError(
                 "a span needs a response that is shown, a start and an end in its text, a kind, and a finite weight"
             )
+
+
+def stored_answer(row: Sequence[Any]) -> StoredAnswer:
+    """An answer from the columns of the file, in the order of the fields."""
+    responses, shown, ranking = (tuple(json.loads(text)) for text in row[5:8])
+    return StoredAnswer(*row[:5], responses, shown, ranking, read_spans(row[8]), *row[9:])
 
 
 def read_spans(text: str) -> tuple[LabeledSpan, ...]:

@@ -157,7 +157,8 @@ def kept_token(store: str | Path) -> str:
     try:
         if path.exists():
             token = path.read_text(encoding="ascii").strip()
-            if len(token) >= 32 and not path.stat().st_mode & 0o077:
+            private = os.name != "posix" or not path.stat().st_mode & 0o077
+            if len(token) >= 32 and private:
                 return token
             path.unlink()
         token = secrets.token_urlsafe(32)

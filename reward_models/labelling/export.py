@@ -97,12 +97,13 @@ def merged_records(answers: Iterable[StoredAnswer], items: dict[int, Item]) -> l
     judges = np.bincount(votes.unit, minlength=len(votes.units))
     found = []
     for unit, probabilities, count in zip(votes.units, truth, judges.tolist(), strict=True):
-        item, best = items[unit.item], int(probabilities.argmax())  # type: ignore[index]
+        number, best = int(str(unit.item)), int(probabilities.argmax())
+        item = items[number]
         ranking = (0, 0) if best == TIE else (0, 1) if best == FIRST else (1, 0)
         spans = [
             LabeledSpan(place, start, end, kind, min(1.0, times / count))
             for place, response in enumerate((unit.first, unit.second))
-            for (start, end, kind), times in marks.get((unit.item, response), {}).items()  # type: ignore[call-overload]
+            for (start, end, kind), times in marks.get((number, response), {}).items()
         ]
         found.append(
             Preference(

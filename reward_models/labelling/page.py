@@ -101,12 +101,13 @@ class LabellingSession:
         """Take an answer: {"annotator", "id", "presentation", "choice", "ranking", "spans", "seconds"}."""
         annotator = self._annotator(request)
         ranking, seconds = request.get("ranking") or [], request.get("seconds", 0.0)
-        texts = [request.get(name) for name in ("id", "presentation", "choice")]
-        if not all(isinstance(text, str) for text in texts) or not isinstance(ranking, list):
+        name, presentation, choice = (request.get(field) for field in ("id", "presentation", "choice"))
+        texts = isinstance(name, str) and isinstance(presentation, str) and isinstance(choice, str)
+        if not texts or not isinstance(ranking, list):
             raise InvalidPreferenceError("an answer needs an id, a presentation and a choice, as texts")
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
             raise InvalidPreferenceError("an answer takes a finite number of seconds")
-        answer = Answer(*texts, ranking=tuple(ranking), spans=_spans(request), seconds=float(seconds))  # type: ignore[arg-type]
+        answer = Answer(str(name), str(presentation), str(choice), tuple(ranking), _spans(request), float(seconds))
         self.store.record(annotator, answer)
         return self._state(annotator)
 

@@ -24,9 +24,11 @@ from reward_models.labelling.answers import (
     random_order,
     read_prompt,
     read_spans,
+    stored_answer,
 )
 from reward_models.labelling.database import Database
 from reward_models.labelling.items import Item
+from reward_models.labelling.queries import ANSWERS, OPEN_TO, PRESENTATION, PROGRESS
 from reward_models.preferences.records.preference import LabeledSpan
 
 __all__ = ["LabelStore"]
@@ -122,15 +124,7 @@ class LabelStore:
     def open_to(self, annotator: str, *, now: float | None = None) -> list[int]:
         """The questions that may be put to an annotator: not answered by them, and not yet by enough others."""
         since = (time.time() if now is None else now) - LEASE_S
-        query = f"""
-            SELECT q.id FROM questions q WHERE {self._asked}
-            AND NOT EXISTS (SELECT 1 FROM answers a
-                WHERE a.question = q.id AND a.annotator = ? AND a.withdrawn_at IS NULL)
-            AND (SELECT count(*) FROM answers a
-                WHERE a.question = q.id AND a.withdrawn_at IS NULL AND a.choice <> 'skip')
-              + (SELECT count(*) FROM presentations p
-                WHERE p.question = q.id AND p.state = 'open' AND p.annotator <> ? AND p.shown_at > ?) < ?
-            ORDER BY q.id"""
+        query = OPEN_TO.format(asked=self._asked)
         return [row[0] for row in self._database.rows(query, (annotator, annotator, since, self.per_item))]
 
     def present(self, annotator: str, choose: Callable[[list[int]], int]) -> Presentation | None:
@@ -176,11 +170,7 @@ class LabelStore:
         Raises:
             ConfigurationError: there is none.
         """
-        rows = self._database.rows(
-            "SELECT p.question, p.positions, p.spans, q.responses, i.prompt, i.responses, i.columns"
-            " FROM presentations p JOIN questions q ON q.id = p.question JOIN items i ON i.id = q.item WHERE p.id = ?",
-            (name,),
-        )
+        rows = self._database.rows(PRESENTATION, (name,))
         if not rows:
             raise ConfigurationError("this question was never shown: reload the page")
         question, positions, spans, shown, prompt, responses, columns = rows[0]
@@ -298,25 +288,12 @@ class LabelStore:
 
     def progress(self) -> tuple[int, int]:
         """(questions that enough annotators have answered, questions)."""
-        (row,) = self._database.rows(
-            f"""SELECT coalesce(sum((SELECT count(*) FROM answers a WHERE a.question = q.id
-            AND a.withdrawn_at IS NULL AND a.choice <> 'skip') >= ?), 0), count(*)
-            FROM questions q WHERE {self._asked}""",
-            (self.per_item,),
-        )
+        (row,) = self._database.rows(PROGRESS.format(asked=self._asked), (self.per_item,))
         return row[0], row[1]
 
     def answers(self) -> list[StoredAnswer]:
         """All valid answers, skips included, in the order in which they were given."""
-        rows = self._database.rows(
-            "SELECT a.id, q.item, a.question, a.annotator, a.choice, q.responses, p.positions, a.ranking, a.spans,"
-            " a.seconds, a.answered_at FROM answers a JOIN questions q ON q.id = a.question"
-            " JOIN presentations p ON p.id = a.presentation WHERE a.withdrawn_at IS NULL ORDER BY a.number"
-        )
-        return [
-            StoredAnswer(*row[:5], *(tuple(json.loads(text)) for text in row[5:8]), read_spans(row[8]), row[9], row[10])
-            for row in rows
-        ]
+        return [stored_answer(row) for row in self._database.rows(ANSWERS)]
 
     def count(self) -> int:
         """How many answers were ever given or undone; it grows with every change."""

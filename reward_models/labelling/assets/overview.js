@@ -1,6 +1,7 @@
 // The overview: progress, annotators and agreement as tables.
 
-const share = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
+const share = (value) => (value === null || value === undefined
+  ? "–" : value.toFixed(2).replace(/^-(0\.00)$/, "$1").replace("-", "\u2212"));
 const interval = (low, high) => (low === null || low === undefined ? "" : ` (${share(low)} to ${share(high)})`);
 
 function table(head, rows) {
@@ -62,9 +63,9 @@ export function draw(element, found) {
     paragraph(`Krippendorff's alpha ${share(agreement.alpha)}${interval(agreement.low, agreement.high)}, on`
       + ` ${agreement.units} pairs of responses that several have judged. 1 is full agreement, 0 is chance.`),
     table(
-      ["", "", "Cohen's kappa, 95% interval", "agreed", "judged by both"],
+      ["", "Cohen's kappa, 95% interval", "agreed", "judged by both"],
       agreement.kappas.map(([one, other, kappa]) => [
-        one, other, `${share(kappa.value)}${interval(kappa.low, kappa.high)}`, share(kappa.share), kappa.units,
+        `${one}, ${other}`, `${share(kappa.value)}${interval(kappa.low, kappa.high)}`, share(kappa.share), kappa.units,
       ]),
     ),
   );

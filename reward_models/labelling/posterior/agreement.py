@@ -9,11 +9,12 @@ from itertools import combinations
 import numpy as np
 
 from lm_env.errors import ConfigurationError
-from reward_models.labelling.posterior.votes import Votes
+from reward_models.labelling.posterior.votes import FIRST, SECOND, TIE, Votes
 
 __all__ = ["Agreement", "Kappa", "cohen_kappa", "krippendorff_alpha", "measure_agreement"]
 
 Z95 = 1.959963984540054
+SWAP = [SECOND, FIRST, TIE]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ def cohen_kappa(one: np.ndarray, two: np.ndarray) -> Kappa | None:
     categories, coded = np.unique(np.concatenate([one[both], two[both]]), return_inverse=True)
     joint = np.zeros((len(categories), len(categories)))
     np.add.at(joint, (coded[:n], coded[n:]), 1 / n)
+    return _kappa(joint, n)
+
+
+def _kappa(joint: np.ndarray, n: int) -> Kappa:
+    """Of the shares (C, C) of n units that the two gave each pair of categories."""
     rows, columns = joint.sum(1), joint.sum(0)
     agreed, chance = float(np.trace(joint)), float(rows @ columns)
     if chance >= 1:
@@ -80,7 +86,8 @@ def krippendorff_alpha(table: np.ndarray) -> float | None:
     Args:
         table: integers (W, U), the category each annotator gave each unit; negative: not judged.
     """
-    return _alpha(_counts(table))
+    counts = _counts(table)
+    return _alpha(counts, counts.sum(0))
 
 
 def _counts(table: np.ndarray) -> np.ndarray:
@@ -91,10 +98,9 @@ def _counts(table: np.ndarray) -> np.ndarray:
     return counts[counts.sum(1) >= 2]
 
 
-def _alpha(counts: np.ndarray) -> float | None:
+def _alpha(counts: np.ndarray, of_category: np.ndarray) -> float | None:
     judged = counts.sum(1)
     total = float(judged.sum())
-    of_category = counts.sum(0)
     expected = total**2 - float((of_category**2).sum())  # pairs of values of different categories, over all units
     if total == 0 or expected == 0:
         return None
@@ -104,7 +110,11 @@ def _alpha(counts: np.ndarray) -> float | None:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement among all annotators.
+    """Agreement among all annotators beyond chance.
+
+    Which response of a pair is the first is arbitrary, and in a file of preferences it may always be the better one.
+    So chance is computed with both orders of each pair alike: whoever always finds the right one does not seem to agree
+    by habit.
 
     Attributes:
         alpha: Krippendorff's, None where it is not defined.
@@ -128,21 +138,29 @@ def measure_agreement(votes: Votes, *, resamples: int = 400, seed: int = 0) -> A
     table = votes.table()
     numbers = {item: n for n, item in enumerate(dict.fromkeys(unit.item for unit in votes.units))}
     item = np.array([numbers[unit.item] for unit in votes.units], dtype=np.int64)
-    categories = np.arange(3)
-    counts = (table[:, :, None] == categories).sum(0)
+    counts = (table[:, :, None] == np.arange(3)).sum(0)
     twice = counts.sum(1) >= 2
     counts, item = counts[twice], item[twice]
-    alpha = _alpha(counts)
+    alpha = _alpha(counts, _either_order(counts.sum(0)))
     low = high = None
     if alpha is not None:
         low, high = _bootstrapped(counts, item, resamples, seed)
     found = {}
     for a, b in combinations(range(len(votes.annotators)), 2):
-        kappa = cohen_kappa(table[a], table[b])
-        if kappa is not None:
-            found[votes.annotators[a], votes.annotators[b]] = kappa
+        both = (table[a] >= 0) & (table[b] >= 0)
+        if both.any():
+            joint = np.zeros((3, 3))
+            np.add.at(joint, (table[a, both], table[b, both]), 1 / both.sum())
+            found[votes.annotators[a], votes.annotators[b]] = _kappa(
+                (joint + joint[SWAP][:, SWAP]) / 2, int(both.sum())
+            )
     kappas = dict(sorted(found.items(), key=lambda pair: -pair[1].units))
     return Agreement(alpha, low, high, int(twice.sum()), kappas)
+
+
+def _either_order(of_category: np.ndarray) -> np.ndarray:
+    """How often each category (..., 3) is chosen if each pair is counted in both orders, half each."""
+    return (of_category + of_category[..., SWAP]) / 2
 
 
 def _bootstrapped(counts: np.ndarray, item: np.ndarray, resamples: int, seed: int) -> tuple[float | None, float | None]:
@@ -158,7 +176,7 @@ def _bootstrapped(counts: np.ndarray, item: np.ndarray, resamples: int, seed: in
     times = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=resamples)
     drawn = times @ sums
     total = drawn[:, 1:].sum(1)
-    expected = total**2 - (drawn[:, 1:] ** 2).sum(1)
+    expected = total**2 - (_either_order(drawn[:, 1:]) ** 2).sum(1)
     valid = expected > 0
     if not valid.any():
         return None, None

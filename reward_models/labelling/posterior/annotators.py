@@ -26,8 +26,8 @@ from reward_models.labelling.posterior.votes import TIE, Votes
 __all__ = ["AnnotatorPosterior", "fit_annotators", "flip_rates"]
 
 Z95 = 1.959963984540054
-PRIOR = (4.0, 2.0)
-"""Of an accuracy: a Beta distribution with mean 2/3, as much as six votes with known truth."""
+PRIOR = (1.0, 0.5)
+"""Of an accuracy: a Beta distribution with mean 2/3, as much as one and a half votes with known truth."""
 SHARE_PRIOR = (1.0, 1.0)
 MOST_STEPS = 2000
 TOLERANCE = 1e-9
@@ -196,8 +196,8 @@ class _Model:
         curve = np.zeros((units, 3, size + extra))
         a, weight = self.accuracy[self.v.annotator][:, None], self.v.weight[:, None]
         for z in range(3):
-            np.add.at(slope, (self.v.unit, z, self.v.annotator), ((self.right - a) * weight)[:, z])
-            np.add.at(curve, (self.v.unit, z, self.v.annotator), (-a * (1 - a) * weight)[:, 0])
+            np.add.at(slope[:, z], (self.v.unit, self.v.annotator), ((self.right - a) * weight)[:, z])
+            np.add.at(curve[:, z], (self.v.unit, self.v.annotator), (-a * (1 - a) * weight)[:, 0])
         diagonal = -sum(self.prior) * self.accuracy * (1 - self.accuracy)
         if self.has_ties:
             t, e = self.ties, self.tie_errors

@@ -88,8 +88,8 @@ def votes_of(judgements: Iterable[Judgement]) -> Votes:
             value = TIE if tied else FIRST if i < j else SECOND
             rows.append((units.setdefault(unit, len(units)), who, value, weight))
     array = np.array(rows, dtype=np.float64).reshape(-1, 4)
-    unit_of, annotator, value = (array[:, c].astype(np.int64) for c in range(3))
-    return Votes(tuple(units), tuple(names), unit_of, annotator, value, array[:, 3])
+    numbers = array[:, :3].astype(np.int64)
+    return Votes(tuple(units), tuple(names), numbers[:, 0], numbers[:, 1], numbers[:, 2], array[:, 3])
 
 
 def votes_of_records(records: Iterable[Preference]) -> Votes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -142,6 +144,22 @@ def test_the_interval_of_alpha_covers_the_alpha_of_many_more_units():
     assert covered >= 34  # P(fewer | 95%) < 1%
 
 
+def test_agreement_does_not_depend_on_which_response_is_called_the_first():
+    """As in a file in which the better one always comes first: nearly all votes are then of one category."""
+    votes, truth = simulated([0.9, 0.85, 0.8], 300, np.random.default_rng(0), ties=0.1)
+    turned = (truth == SECOND)[votes.unit] & (votes.value != TIE)
+    sorted_ = replace(votes, value=np.where(turned, 1 - votes.value, votes.value))
+    one, two = measure_agreement(votes), measure_agreement(sorted_)
+    assert one.alpha == pytest.approx(two.alpha) and (one.low, one.high) == pytest.approx((two.low, two.high))
+    for names, kappa in one.kappas.items():
+        assert two.kappas[names].value == pytest.approx(kappa.value)
+        assert two.kappas[names].high == pytest.approx(kappa.high)
+    # Where both orders are equally common anyway, it is the plain measure, up to chance.
+    assert one.alpha == pytest.approx(krippendorff_alpha(votes.table()), abs=0.01)
+    plain = cohen_kappa(*votes.table()[:2])
+    assert one.kappas["annotator 0", "annotator 1"].value == pytest.approx(plain.value, abs=0.01)
+
+
 # -- annotators ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("ties", [0.0, 0.2], ids=["no ties", "ties"])
 def test_planted_accuracies_are_inside_their_intervals(ties):
@@ -154,8 +172,9 @@ def test_planted_accuracies_are_inside_their_intervals(ties):
         assert np.all(fit.high - fit.low < 0.35)
         best = fit.truth.argmax(1)
         assert (best == truth).mean() > np.mean([v == truth[u] for u, v in zip(votes.unit, votes.value, strict=True)])
-    share = np.mean(inside)  # of 150; a bound of three standard errors about 95%
-    assert share >= 0.95 - 3 * (0.95 * 0.05 / 150) ** 0.5
+    # Bounds of three standard errors about 95%, of all 150 intervals and of the 30 of each annotator.
+    assert np.mean(inside) >= 0.95 - 3 * (0.95 * 0.05 / 150) ** 0.5
+    assert np.mean(inside, axis=0).min() >= 0.95 - 3 * (0.95 * 0.05 / 30) ** 0.5
 
 
 def test_the_truth_is_as_probable_as_it_is_said_to_be():
