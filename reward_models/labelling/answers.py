@@ -140,7 +140,9 @@ def check_spans(shown: Presentation, spans: Sequence[LabeledSpan]) -> None:
 def stored_answer(row: Sequence[Any]) -> StoredAnswer:
     """An answer from the columns of the file, in the order of the fields."""
     responses, shown, ranking = (tuple(json.loads(text)) for text in row[5:8])
-    return StoredAnswer(*row[:5], responses, shown, ranking, read_spans(row[8]), *row[9:])
+    name, item, question, annotator, choice = row[:5]
+    spans, seconds, answered_at = read_spans(row[8]), *row[9:]
+    return StoredAnswer(name, item, question, annotator, choice, responses, shown, ranking, spans, seconds, answered_at)
 
 
 def read_spans(text: str) -> tuple[LabeledSpan, ...]:
