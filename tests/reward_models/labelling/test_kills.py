@@ -26,6 +26,7 @@ def test_an_answer_is_on_the_disk_when_it_is_reported(tmp_path):
     assert [answer.id for answer in store.answers()] == ["x"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_labels_survive_kills(tmp_path):
     pytest.importorskip("starlette")
