@@ -30,6 +30,8 @@ from agents.best_of_n import BestOfN, BestOfNConfig
 from agents.dpo import DPOConfig, DPOReport, dpo_finetune
 from agents.grpo import GRPO, GRPOConfig
 from agents.online_dpo import OnlineDPO, OnlineDPOConfig
+from agents.learning.distributed import processes
+from agents.learning.options import Updating
 from agents.ppo import PPO, PPOConfig
 from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
 from agents.ppo_ptx import PPOPtx
@@ -86,5 +88,7 @@ __all__ = [
     "SFTConfig",
     "SFTReport",
     "dpo_finetune",
+    "Updating",
+    "processes",
     "supervised_finetune",
 ]

@@ -49,8 +49,8 @@ def require_one_process(what: str) -> None:
     together = processes()
     if together.count > 1:
         raise ConfigurationError(
-            f"{what} in one process, and there are {together.count}: start it without torchrun, or train an agent of"
-            " this package, such as agents.PPO"
+            f"{what} in one process, and there are {together.count}: start it without torchrun; the agents of"
+            " this package, such as agents.PPO, train in several"
         )
 
 
