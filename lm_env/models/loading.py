@@ -6,6 +6,7 @@ folder that this package saved is verified first, and read as one save even whil
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
