@@ -44,7 +44,8 @@ class ProcessGroup(Processes):
             return sampling
         uniforms = sampling.uniforms
         if uniforms is None:
-            uniforms = torch.rand(texts, tokens, generator=sampling.generator).numpy()
+            rows = [torch.rand(tokens, generator=sampling.generator) for _ in range(texts)]  # as a single process draws
+            uniforms = torch.stack(rows).numpy()
         return Sampling(uniforms=uniforms[self.share(texts)])
 
     def deal(self, lengths: np.ndarray) -> np.ndarray:

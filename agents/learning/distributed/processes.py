@@ -45,9 +45,9 @@ class Processes:
     def sampling(self, sampling: Sampling, texts: int, tokens: int) -> Sampling:
         """How this process draws its share of texts.
 
-        Several processes draw one uniform number for each token of each text of the whole rollout, from a generator
-        that stands alike in all of them, and each takes the rows of its share.  So no two use the same numbers, and
-        the texts do not depend on how many processes write them.
+        Every process draws one uniform number for each token of each text of the whole rollout, from a generator that
+        stands alike in all of them, and uses those of its share.  So no two use the same numbers, and a rollout's
+        texts do not depend on how many processes write them, one included.
 
         Args:
             sampling: of all texts.

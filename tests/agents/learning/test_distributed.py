@@ -25,18 +25,6 @@ from lm_env.generation import Sampling
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
 
 
-def alone(agent):
-    """The agent, its texts drawn by one uniform number for each token, as in a run of several processes."""
-    generate = agent.backend.generate
-
-    def with_numbers(prompts, sampling, **options):
-        shape = len(prompts), agent.task.max_new_tokens
-        return generate(prompts, Sampling(uniforms=torch.rand(*shape, generator=sampling.generator).numpy()), **options)
-
-    agent.backend.generate = with_numbers
-    return agent
-
-
 def launch(folder: Path, count: int = 2) -> list[subprocess.Popen]:
     """The processes of tests/support/two_processes.py, with the environment that torchrun gives them."""
     with socket.socket() as free:
@@ -63,7 +51,7 @@ def launch(folder: Path, count: int = 2) -> list[subprocess.Popen]:
 def one_run(tmp_path_factory):
     """(an agent trained in one process, its folder): in `one` lies the checkpoint after its first rollout."""
     folder = tmp_path_factory.mktemp("processes")
-    agent = alone(make_ppo())
+    agent = make_ppo()
     agent.learn(TIMESTEPS, checkpoint=Checkpointing(folder / "whole", every=1, keep=9))
     first = sorted((folder / "whole").glob("0*"))[0]
     shutil.copytree(first, folder / "one" / first.name)
@@ -94,7 +82,7 @@ def furthest(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
 
 
 def test_the_gradient_of_two_processes_is_that_of_one(two):
-    expected = first_gradient(alone(make_ppo(max_grad_norm=1e9)))
+    expected = first_gradient(make_ppo(max_grad_norm=1e9))
     size = max(float(np.abs(g).max()) for g in expected.values())
     for rank in range(2):
         assert furthest(part(two[0][rank], "gradient"), expected) <= 1e-6 * max(size, 1.0)
@@ -112,7 +100,7 @@ def test_five_steps_of_two_processes_lead_to_the_weights_of_one(two, one_run):
 
 @pytest.mark.parametrize("name, make", [("grpo", make_grpo), ("ptx", make_ptx)])
 def test_groups_and_pretraining_texts_are_divided_too(two, name, make):
-    agent = alone(make())
+    agent = make()
     agent.learn(TIMESTEPS)
     assert furthest(part(two[0][1], name), weights_of(agent)) <= 1e-5
 
@@ -136,7 +124,7 @@ def test_every_text_is_scored_by_one_process(two, one_run):
 def test_the_first_process_writes_and_its_log_is_of_all_texts(two, one_run):
     rows = list(csv.DictReader((two[2] / "log" / "progress.csv").read_text().splitlines()))
     assert len(rows) == one_run[0].num_rollouts
-    last = alone(make_ppo())
+    last = make_ppo()
     rollout = last.collect_rollout()
     assert float(rows[0]["rollout/score"]) == pytest.approx(rollout.scored.scores.mean(), abs=1e-5)
     assert float(rows[0]["rollout/kl"]) == pytest.approx(rollout.scored.kl.mean(), abs=1e-4)
@@ -149,7 +137,7 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(two, one_run, tmp_path):
     checkpoints = sorted((two[2] / "two").glob("0*"))
     assert len(checkpoints) == one_run[0].num_rollouts
     shutil.copytree(checkpoints[0], tmp_path / checkpoints[0].name)
-    agent = alone(make_ppo())
+    agent = make_ppo()
     agent.learn(TIMESTEPS, checkpoint=Checkpointing(tmp_path, every=1), resume=True)
     assert furthest(weights_of(agent), weights_of(one_run[0])) <= 1e-5
 
