@@ -50,6 +50,8 @@ class PPOPtx(PPO):
         self.ptx_coef = check_number("ptx_coef", ptx_coef, low=0.0)
         self.ptx_ratio = check_number("ptx_ratio", ptx_ratio, low=0.0, above=True)
         super().__init__(env, **options)
+        if self.updater.model is not self.policy:
+            raise ConfigurationError("PPO-ptx reads its texts with the whole policy: leave Updating(shard=True) out")
         pool = load_prompts(texts, self.task.tokenizer, vocab_size=self.task.vocab_size, max_prompt_tokens=2**31 - 1)
         self.texts: list[Prompt] = [p for p in pool if len(p.ids) >= 2]
         if not self.texts:

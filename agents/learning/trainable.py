@@ -66,7 +66,7 @@ def averaged_model(lm: nn.Module, decay: float | None) -> AveragedModel | None:
     return AveragedModel(lm, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
-def sharded_copy(policy: ValueHeadPolicy, task: Task) -> ShardedCopy | None:
+def sharded_copy(policy: ValueHeadPolicy, task: Task) -> ShardedCopy[ValueHeadPolicy] | None:
     """The copy of the policy that several processes divide among them; None in a run of one process.
 
     Raises:

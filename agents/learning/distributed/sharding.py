@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,10 @@ from lm_env.models.inspection import device_of, facts_of
 __all__ = ["ShardedCopy", "as_shards", "whole"]
 
 
-class ShardedCopy:
+M = TypeVar("M", bound=nn.Module)
+
+
+class ShardedCopy(Generic[M]):
     """A copy of a module, its blocks and its rest divided among the processes of the default group.
 
     Gradients are sums over the processes, as in `Processes.sum_gradients`.
@@ -34,8 +37,8 @@ class ShardedCopy:
         models: the language models in it, see `facts_of`.
     """
 
-    def __init__(self, original: nn.Module, models: tuple[str, ...]) -> None:
-        self.module = copy.deepcopy(original)
+    def __init__(self, original: M, models: tuple[str, ...]) -> None:
+        self.module: M = copy.deepcopy(original)
         for name in models:  # known before the weights are divided, for it takes a forward
             facts_of(self.module.get_submodule(name))
         mesh = init_device_mesh(device_of(original).type, (dist.get_world_size(),))
