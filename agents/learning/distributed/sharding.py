@@ -42,7 +42,7 @@ class ShardedCopy(Generic[M]):
         for name in models:  # known before the weights are divided, for it takes a forward
             facts_of(self.module.get_submodule(name))
         mesh = init_device_mesh(device_of(original).type, (dist.get_world_size(),))
-        parts = [*_blocks(self.module), self.module]
+        parts: list[nn.Module] = [*_blocks(self.module), self.module]
         for part in parts:
             fully_shard(part, mesh=mesh)
         for part in parts:
