@@ -34,6 +34,7 @@ from agents.run.records import Recorder
 from agents.run.trackers import LogTo
 from agents.run.training_log import make_logger, rollout_metrics
 from lm_env.data.prompts import Prompt
+from lm_env.errors import ConfigurationError
 from lm_env.generation.backend import Decoding, Sampling
 from lm_env.models.inputs import shuffled_batches
 from lm_env.objective.fingerprint import check_same_task
@@ -86,6 +87,11 @@ class BatchedAgent(PolicyAgent, ABC):
         **options: Any,
     ) -> None:
         super().__init__(env, critic=critic, decoding=decoding, updating=updating, **options)
+        if self.config.rollout_episodes < (count := processes().count):
+            raise ConfigurationError(
+                f"rollout_episodes is {self.config.rollout_episodes} for {count} processes, each of which needs a text"
+                " to write: raise it, or start fewer"
+            )
         self.reward = patient(self.task.reward, on_reward_error, reward_deadline)
         self.verbose = verbose
         self.early_warning = EarlyWarning()

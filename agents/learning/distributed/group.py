@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from agents.learning.distributed.processes import Processes
-from lm_env.errors import ConfigurationError, LostProcessError
+from lm_env.errors import ConfigurationError, LMEnvError, LostProcessError
 from lm_env.generation.backend import Sampling
 
 __all__ = ["PATIENCE", "ProcessGroup"]
@@ -141,7 +141,7 @@ class ProcessGroup(Processes):
         try:
             yield
         except RuntimeError as error:
-            if not _is_of_the_connection(error):
+            if isinstance(error, LMEnvError) or not _is_of_the_connection(error):
                 raise
             raise LostProcessError(
                 f"process {self.rank} of {self.count} ends because another one has ended or cannot be reached"
