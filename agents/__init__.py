@@ -29,9 +29,9 @@ from agents.a2c import A2C, A2CConfig
 from agents.best_of_n import BestOfN, BestOfNConfig
 from agents.dpo import DPOConfig, DPOReport, dpo_finetune
 from agents.grpo import GRPO, GRPOConfig
-from agents.online_dpo import OnlineDPO, OnlineDPOConfig
 from agents.learning.distributed import processes
 from agents.learning.options import Updating
+from agents.online_dpo import OnlineDPO, OnlineDPOConfig
 from agents.ppo import PPO, PPOConfig
 from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
 from agents.ppo_ptx import PPOPtx
@@ -87,8 +87,8 @@ __all__ = [
     "ReinforceValueConfig",
     "SFTConfig",
     "SFTReport",
-    "dpo_finetune",
     "Updating",
+    "dpo_finetune",
     "processes",
     "supervised_finetune",
 ]
