@@ -29,6 +29,8 @@ from agents.a2c import A2C, A2CConfig
 from agents.best_of_n import BestOfN, BestOfNConfig
 from agents.dpo import DPOConfig, DPOReport, dpo_finetune
 from agents.grpo import GRPO, GRPOConfig
+from agents.learning.distributed import processes
+from agents.learning.options import Updating
 from agents.online_dpo import OnlineDPO, OnlineDPOConfig
 from agents.ppo import PPO, PPOConfig
 from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
@@ -85,6 +87,8 @@ __all__ = [
     "ReinforceValueConfig",
     "SFTConfig",
     "SFTReport",
+    "Updating",
     "dpo_finetune",
+    "processes",
     "supervised_finetune",
 ]

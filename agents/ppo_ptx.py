@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.learning.distributed import processes
 from agents.learning.likelihood import add_likelihood_gradient, text_episodes
 from agents.learning.rollout import Rollout
 from agents.ppo import PPO
@@ -49,6 +50,8 @@ class PPOPtx(PPO):
         self.ptx_coef = check_number("ptx_coef", ptx_coef, low=0.0)
         self.ptx_ratio = check_number("ptx_ratio", ptx_ratio, low=0.0, above=True)
         super().__init__(env, **options)
+        if self.updater.model is not self.policy:
+            raise ConfigurationError("PPO-ptx reads its texts with the whole policy: leave Updating(shard=True) out")
         pool = load_prompts(texts, self.task.tokenizer, vocab_size=self.task.vocab_size, max_prompt_tokens=2**31 - 1)
         self.texts: list[Prompt] = [p for p in pool if len(p.ids) >= 2]
         if not self.texts:
@@ -74,10 +77,15 @@ class PPOPtx(PPO):
     def add_text_gradient(self, texts: Sequence[Prompt]) -> None:
         """Accumulate the gradient of -ptx_coef x mean log pi(token) over all tokens but the first."""
         rows = [p.ids[: self.max_text_tokens].tolist() for p in texts]
+        own = processes().deal(np.array([len(row) for row in rows]))
+        if not len(own):
+            return
+        episodes = text_episodes(texts, rows, [1] * len(rows))
+        part = episodes[own]
         add_likelihood_gradient(
             self.policy.lm,
-            text_episodes(texts, rows, [1] * len(rows)),
-            self.ptx_coef,
+            part,
+            self.ptx_coef * (int(part.response_lengths.sum()) / int(episodes.response_lengths.sum())),
             self.config.micro_batch_tokens,
             self.updater.forwards,
         )

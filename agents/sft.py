@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from agents.base.config import MEMORY_ONLY, make_config
+from agents.learning.distributed import require_one_process
 from agents.learning.likelihood import add_likelihood_gradient, perplexity
 from agents.run.early_stopping import EarlyStopping, HeldOutLoss
 from lm_env.data.demonstrations import read_demonstrations
@@ -128,12 +129,13 @@ def supervised_finetune(
         options: the fields of `SFTConfig`.
 
     Raises:
-        ConfigurationError: an impossible setting, too few demonstrations to hold some out, or rows of which it is not
-            clear what is to be learned.
+        ConfigurationError: an impossible setting, too few demonstrations to hold some out, rows of which it is not
+            clear what is to be learned; or this is one of several processes.
         UnsupportedModelError: texts are to be packed, and the model lets them see each other.
         NonFiniteError: a gradient is NaN or infinite; the weights are those of before that step.
         CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
     """
+    require_one_process("supervised fine-tuning runs")
     config = make_config(SFTConfig, "supervised_finetune", options)
     facts, rng = facts_of(model), np.random.default_rng(config.seed)
     demonstrations = read_demonstrations(

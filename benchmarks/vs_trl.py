@@ -3,6 +3,7 @@
     pip install trl
     python benchmarks/vs_trl.py --algo rloo --epochs 1
     python benchmarks/vs_trl.py --algo grpo --dtype bf16 --json
+    python benchmarks/vs_trl.py --algo grpo --compile
     python benchmarks/vs_trl.py --algo grpo --sampled-lengths 24 --new-tokens 128
     pip install 'trl==1.12.*'                            # the last with a PPO
     python benchmarks/vs_trl.py --algo ppo --epochs 4
@@ -207,6 +208,7 @@ def main() -> None:
     p.add_argument("--algo", default="grpo", choices=("grpo", "ppo", "rloo", "sb3-ppo"))
     p.add_argument("--epochs", type=int, default=1)
     p.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    p.add_argument("--compile", action="store_true", help="compile our decoding step; TRL's stays as it is")
     p.add_argument("--rollouts", type=int, default=5)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--device", default="cpu")

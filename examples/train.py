@@ -5,6 +5,10 @@
 
 It makes the agents that `lm-env train` makes, and those of Tianshou (tianshou-ppo) and TorchRL (torchrl-ppo), which
 train the same language model on the same environment and have no saved form of their own here.
+
+Several processes train one model, each of them on its share of the texts:
+
+    torchrun --nproc_per_node 2 examples/train.py --agent grpo
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import numpy as np
 import torch
 
 import lm_env  # registers the environments
+from agents.learning.distributed import processes, require_one_process
 from lm_env.generation import LocalBackend, Sampling
 from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task
@@ -29,6 +34,7 @@ OTHERS = {"tianshou-ppo": "tianshou_ppo", "torchrl-ppo": "torchrl_ppo"}  # the e
 def train(name: str, env: Any, timesteps: int, seed: int) -> Any:
     """Train the environment's own model by the agent of that name."""
     if name in OTHERS:
+        require_one_process(f"{name} trains")
         return import_module(OTHERS[name]).train(env, timesteps, seed=seed)
     agent = agent_kind(name).make(env, seed=seed, log_dir=None, verbose=0)
     return agent.learn(timesteps, progress_bar=True)
@@ -53,10 +59,12 @@ def main() -> None:
     args = parser.parse_args()
     env: Any = gymnasium.make_vec(args.env, num_envs=32, beta=args.beta, autoreset_mode="Disabled")
     task = env.unwrapped.task
-    print(f"lm_env {lm_env.__version__}: {args.agent} on {args.env}")
-    print("before: score {:.3f}, KL {:.2f}".format(*measure(task)))
+    if processes().first:
+        print(f"lm_env {lm_env.__version__}: {args.agent} on {args.env}")
+        print("before: score {:.3f}, KL {:.2f}".format(*measure(task)))
     train(args.agent, env, args.timesteps, args.seed)
-    print("after:  score {:.3f}, KL {:.2f}".format(*measure(task)))
+    if processes().first:
+        print("after:  score {:.3f}, KL {:.2f}".format(*measure(task)))
 
 
 if __name__ == "__main__":

@@ -102,6 +102,18 @@ class NonFiniteError(LMEnvError, FloatingPointError):
     """A loss, gradient, weight or logit is NaN or infinite; the weights are those of before the update."""
 
 
+class BackendError(LMEnvError, RuntimeError):
+    """A program that writes the texts cannot be reached, refuses, or answers what cannot be right."""
+
+
+class StaleWeightsError(BackendError):
+    """Texts were, or would have been, written with other weights than those of the model under training."""
+
+
+class LostProcessError(LMEnvError, RuntimeError):
+    """Another process of a run of several has ended, so that this one cannot go on either."""
+
+
 class TrainingInterrupted(SystemExit):
     """A signal ended a training run after a step, and all of it is saved: start it again with `resume=True`.
 

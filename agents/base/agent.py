@@ -19,9 +19,11 @@ import numpy as np
 from stable_baselines3.common.logger import Logger
 
 from agents.base.config import check_same_options
-from agents.base.description import run_settings
+from agents.base.description import run_identity, run_settings
 from agents.base.policy_agent import PolicyAgent
 from agents.learning.critic import CriticSource
+from agents.learning.distributed import processes
+from agents.learning.options import Updating
 from agents.learning.rollout import Rollout, collect
 from agents.run.callbacks import CallbackLike, TrainingEnv, as_callback
 from agents.run.checkpoint import Checkpoint
@@ -32,6 +34,7 @@ from agents.run.records import Recorder
 from agents.run.trackers import LogTo
 from agents.run.training_log import make_logger, rollout_metrics
 from lm_env.data.prompts import Prompt
+from lm_env.errors import ConfigurationError
 from lm_env.generation.backend import Decoding, Sampling
 from lm_env.models.inputs import shuffled_batches
 from lm_env.objective.fingerprint import check_same_task
@@ -56,6 +59,8 @@ class BatchedAgent(PolicyAgent, ABC):
             `"score"`.
         decoding: how texts are sampled: in bfloat16, with a compiled step, ...; see `Decoding`.  It is not saved: pass
             it to `load` again.
+        updating: how updates are computed: divided among processes, with Adam in 8 bits, ...; see `Updating`.  Like
+            `decoding`, it is not saved.
         verbose: 1 prints the log as a table after each rollout.
         log_dir: a folder for progress.csv, sample texts, early warnings, a page of the run, and TensorBoard files if it
             is installed; docs/looking.md describes them.
@@ -73,6 +78,7 @@ class BatchedAgent(PolicyAgent, ABC):
         *,
         critic: CriticSource | None = None,
         decoding: Decoding | None = None,
+        updating: Updating | None = None,
         verbose: int = 0,
         log_dir: str | Path | None = None,
         log_to: LogTo = (),
@@ -80,12 +86,17 @@ class BatchedAgent(PolicyAgent, ABC):
         reward_deadline: float | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(env, critic=critic, decoding=decoding, **options)
+        super().__init__(env, critic=critic, decoding=decoding, updating=updating, **options)
+        if self.config.rollout_episodes < (count := processes().count):
+            raise ConfigurationError(
+                f"rollout_episodes is {self.config.rollout_episodes} for {count} processes, each of which needs a text"
+                " to write: raise it, or start fewer"
+            )
         self.reward = patient(self.task.reward, on_reward_error, reward_deadline)
         self.verbose = verbose
         self.early_warning = EarlyWarning()
         self.recorder = Recorder()
-        self.logger: Logger = make_logger(verbose, log_dir, log_to)
+        self.logger: Logger = make_logger(verbose, log_dir, log_to) if processes().first else make_logger(0, None)
 
     # -- what an agent defines ----------------------------------------------------------------------
     @abstractmethod
@@ -124,9 +135,12 @@ class BatchedAgent(PolicyAgent, ABC):
         Raises:
             NonFiniteError: a loss or gradient was NaN or infinite; docs/agents.md says how to continue.
             RewardError: the reward function failed; there was no update from this rollout.
+            LostProcessError: of several processes that train together, another one has ended.
             CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `open_run`.
         """
         check_number("total_timesteps", total_timesteps, low=0)
+        together = processes()
+        together.check_alike("the agent or the task", lambda: [run_identity(self), total_timesteps])
         callbacks = as_callback(callback)
         callbacks.init_callback(self)  # type: ignore[arg-type]  # the parts of SB3's base class that callbacks use
         if reset_num_timesteps:
@@ -135,10 +149,11 @@ class BatchedAgent(PolicyAgent, ABC):
             open_run(self, callbacks, total_timesteps, checkpoint, resume) as run,
             self.recorder.kept_on_failure(self.logger, self.task),
         ):
+            self.updater.begin()
             total_timesteps = run.end  # as stable-baselines3's callbacks find it among the locals
             self.recorder.begin(self.logger, run_settings(self))
             callbacks.on_training_start(locals(), globals())
-            with ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar) as line:
+            with ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar and together.first) as line:
                 while run.goes_on:
                     self.updater.schedule(1 - self.num_timesteps / total_timesteps, self.num_rollouts)
                     callbacks.on_rollout_start()
@@ -152,15 +167,15 @@ class BatchedAgent(PolicyAgent, ABC):
                     metrics = self.update(rollout) if len(rollout) else {}
                     seconds = (rolled_out - started, time.perf_counter() - rolled_out)
                     for text in self.early_warning.look(rollout, metrics, self.updater.rounds or rollout.rounded):
-                        log.warning("%s", text)
+                        log.log(logging.WARNING if together.first else logging.DEBUG, "%s", text)
                         self.recorder.warn(self.logger, self.num_timesteps, text)
                     self._record(rollout, metrics, seconds)
                     self.recorder.rollout(self.logger, self.task, rollout, before, self.num_rollouts)
                     line.show(self.num_timesteps, rollout)
-                    goes_on = callbacks.on_step()
+                    stops = together.any(not callbacks.on_step())
                     if self.logger.name_to_value:  # a callback such as EvalCallback may have written the log already
                         self.dump_logs()
-                    if not goes_on:
+                    if stops:
                         break
                     run.save_if_due()
         callbacks.on_training_end()  # not reached if a signal stopped the run, because it will be resumed
@@ -173,7 +188,9 @@ class BatchedAgent(PolicyAgent, ABC):
         Episodes for which the reward function failed are left out; the rollout may then be empty.
         """
         sampling = Sampling(self.randomness.sampling)
-        rollout = collect(self.backend, self.policy, self.task, self.draw_prompts(), sampling, self.reward)
+        rollout = collect(
+            self.backend, self.policy, self.task, self.draw_prompts(), sampling, self.reward, self.updater.updating
+        )
         self.num_timesteps += int(rollout.episodes.response_lengths.sum())
         self.num_rollouts += 1
         failed = rollout.scored.failed
@@ -216,7 +233,7 @@ class BatchedAgent(PolicyAgent, ABC):
         """What to log of a reward function that may fail: episodes left out, and failed calls since the last row."""
         if self.reward is None:
             return {}
-        errors, self.reward.errors = self.reward.errors, 0
+        errors, self.reward.errors = sum(processes().gather(self.reward.errors)), 0
         return {"rollout/skipped": self.config.rollout_episodes - len(rollout), "rollout/reward_errors": errors}
 
     # -- saving and resuming a run --------------------------------------------------------------------

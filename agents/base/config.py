@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from agents.learning.updater import UpdaterConfig
+from agents.learning.options import UpdaterConfig
 from lm_env.errors import CheckpointMismatchError, ConfigurationError
 from lm_env.explain import explained
 from lm_env.validation import check_integers

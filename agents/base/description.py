@@ -14,8 +14,9 @@ import torch
 
 from agents.learning.critic import describe_critic
 from lm_env.objective.description import describe_task, id_of, task_in_words
+from lm_env.objective.fingerprint import task_fingerprint
 
-__all__ = ["agent_in_words", "run_settings"]
+__all__ = ["agent_in_words", "run_identity", "run_settings"]
 
 LONGEST_COMMAND = 2000
 """Characters of a command line that are kept."""
@@ -57,6 +58,21 @@ def run_settings(agent: Any) -> dict[str, Any]:
             "transformers": _version("transformers"),
             "python": platform.python_version(),
         },
+    }
+
+
+def run_identity(agent: Any) -> dict[str, Any]:
+    """What must be the same in all processes that train one model: class, options and task, as JSON.
+
+    The weights are not part of it: all processes take those of the first one.
+    """
+    fingerprint = {name: value for name, value in task_fingerprint(agent.task).items() if name != "reference"}
+    return {
+        "agent": type(agent).__name__,
+        "config": asdict(agent.config),
+        "task": fingerprint,
+        "beta": agent.task.kl.beta,
+        "timesteps": agent.num_timesteps,
     }
 
 

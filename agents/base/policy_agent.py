@@ -16,6 +16,8 @@ from agents.base.config import AgentConfig, make_config
 from agents.base.observations import checked_masks, checked_observation
 from agents.base.text_agent import TextAgent, task_of
 from agents.learning.critic import CriticSource, describe_critic, make_policy, rebuild_critic
+from agents.learning.distributed import processes
+from agents.learning.options import Updating
 from agents.learning.randomness import Randomness
 from agents.learning.updater import Updater
 from agents.run.checkpoint import Checkpoint, language_model_tensors, read_checkpoint, write_checkpoint
@@ -38,7 +40,7 @@ class PolicyAgent(TextAgent):
 
     Args:
         env: see `TextAgent`.
-        critic, decoding: see `BatchedAgent`.
+        critic, decoding, updating: see `BatchedAgent`.
         options: the fields of the agent's config.
     """
 
@@ -46,13 +48,19 @@ class PolicyAgent(TextAgent):
     default_critic: ClassVar[CriticSource] = "shared"
 
     def __init__(
-        self, env: Any, *, critic: CriticSource | None = None, decoding: Decoding | None = None, **options: Any
+        self,
+        env: Any,
+        *,
+        critic: CriticSource | None = None,
+        decoding: Decoding | None = None,
+        updating: Updating | None = None,
+        **options: Any,
     ) -> None:
         self.config = make_config(self.Config, type(self).__name__, options)
         super().__init__(env, self.config.seed)
         self.policy = make_policy(self.task, self.default_critic if critic is None else critic)
         self.policy.train(False)  # dropout would make the first ratio differ from 1
-        self.updater = Updater(self.policy, self.task, self.config)
+        self.updater = Updater(self.policy, self.task, self.config, updating)
         value_of = self.policy.value_of if self.policy.reads_trunk else None
         self.backend = LocalBackend(self.task, self.config.slots, value_of=value_of, decoding=decoding)
         self.num_timesteps = 0
@@ -104,7 +112,8 @@ class PolicyAgent(TextAgent):
         """Write a folder that `load` and, for a transformers model, `AutoModelForCausalLM.from_pretrained` read.
 
         Safetensors and JSON only; written beside and renamed into place, with checksums.  A path that ends
-        in `.zip`, as stable-baselines3's callbacks write it, names the folder without that ending.
+        in `.zip`, as stable-baselines3's callbacks write it, names the folder without that ending.  Of several
+        processes that train together all call this, and the first one writes.
 
         Args:
             merge: of a peft model, write the whole language model, its adapter merged into a copy of it.
@@ -124,6 +133,8 @@ class PolicyAgent(TextAgent):
 
     def write(self, path: Path, checkpoint: Checkpoint, *, merge: bool = False) -> Path:
         """Write what `state` gave, with the language model beside it; see `save`."""
+        if not processes().first:
+            return path
         task = self.task
         lm = task.adapter or task.model
         if merge:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from agents.learning.advantages import gae, whiten
 from agents.learning.losses import clip_fraction, clipped_policy_loss, clipped_value_loss, entropy
 from agents.learning.metrics import Means, explained_variance
+from agents.learning.options import UpdaterConfig, Updating
 from agents.learning.policy import Evaluation, ValueHeadPolicy
 from agents.learning.rollout import Rollout, collect
-from agents.learning.updater import MicroBatch, Updater, UpdaterConfig, UpdateStep
+from agents.learning.updater import MicroBatch, Updater, UpdateStep
 
 __all__ = [
     "Evaluation",
@@ -17,6 +18,7 @@ __all__ = [
     "UpdateStep",
     "Updater",
     "UpdaterConfig",
+    "Updating",
     "ValueHeadPolicy",
     "clip_fraction",
     "clipped_policy_loss",

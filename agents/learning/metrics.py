@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -33,6 +35,22 @@ class Means:
         """Keep the first value ever given under this name."""
         if name not in self._firsts:
             self._firsts[name] = float(value)
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """What has been counted, as JSON."""
+        return {"sums": self._sums, "counts": self._counts, "firsts": self._firsts}
+
+    @classmethod
+    def joined(cls, states: Sequence[dict[str, dict[str, Any]]]) -> Means:
+        """Everything that several have counted (`state`); of first values the largest."""
+        means = cls()
+        for state in states:
+            for name, value in state["sums"].items():
+                means._sums[name] += value
+                means._counts[name] += state["counts"][name]
+            for name, value in state["firsts"].items():
+                means._firsts[name] = max(value, means._firsts.get(name, value))
+        return means
 
     def result(self) -> dict[str, float]:
         """Name -> mean or first value."""

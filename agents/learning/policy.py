@@ -25,6 +25,7 @@ from lm_env.models.logprobs import (
     restrict,
     token_logprobs,
 )
+from lm_env.models.packing import packed_hidden, packed_outputs
 
 Critic = Literal["shared", "separate", "none"] | nn.Module
 
@@ -103,7 +104,13 @@ class ValueHeadPolicy(nn.Module):
         assert self.value_head is not None
         return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
-    def evaluate(self, episodes: Episodes, allowed: np.ndarray | None = None, keep_logits: bool = False) -> Evaluation:
+    def evaluate(
+        self,
+        episodes: Episodes,
+        allowed: np.ndarray | None = None,
+        keep_logits: bool = False,
+        packed: bool = False,
+    ) -> Evaluation:
         """Logprobs and values of all response tokens, one forward per sequence, padding excluded.
 
         Logits that would fill more than `LOGIT_BUDGET` are never in memory whole, unless they are to be
@@ -111,14 +118,16 @@ class ValueHeadPolicy(nn.Module):
 
         Args:
             allowed: bool (N, V), see `Task.allowed_in`.
+            packed: the LM reads all episodes side by side in one row, see `lm_env.models.packing`.
         """
         facts = facts_of(self.lm)
         logits_wanted = int(episodes.response_lengths.sum()) * facts.vocab_size
         if facts.splits and allowed is None and not keep_logits and logits_wanted > model_logprobs.LOGIT_BUDGET:
-            hidden, tokens = response_hidden(self.lm, episodes)
+            hidden, tokens = (packed_hidden if packed else response_hidden)(self.lm, episodes)
             logprobs = chunked_logprobs(self.lm, hidden, tokens, self.temperature)
             return Evaluation(logprobs, self._values(episodes, hidden, logprobs), None)
-        outputs, tokens = response_outputs(self.lm, episodes, want_hidden=self.reads_trunk)
+        read = packed_outputs if packed else response_outputs
+        outputs, tokens = read(self.lm, episodes, want_hidden=self.reads_trunk)
         logits = outputs.logits if allowed is None else restrict(outputs.logits, allowed)
         logprobs = token_logprobs(logits, tokens, self.temperature)
         return Evaluation(logprobs, self._values(episodes, outputs.hidden, logprobs), logits)

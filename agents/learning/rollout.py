@@ -6,12 +6,17 @@ Shapes: B episodes, T response tokens, N response tokens of some episodes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from agents.learning.distributed import processes
+from agents.learning.metrics import Means
+from agents.learning.options import Updating
 from agents.learning.policy import ValueHeadPolicy
 from lm_env.data.episodes import Episodes, ScoredEpisodes
 from lm_env.data.prompts import Prompt
@@ -20,7 +25,7 @@ from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task
 
-__all__ = ["Rollout", "collect"]
+__all__ = ["MicroBatch", "Rollout", "collect"]
 
 # Episodes that are scored again to tell how far the logprobs of sampling are off.
 MISMATCH_ROWS = 16
@@ -41,6 +46,9 @@ class Rollout:
     mismatch: np.ndarray | None = None
     """float64 (N,): by how many nats the logprobs of some of the texts are off, where they were written in lower
     precision: the absolute difference to those that the policy itself gives; else None."""
+    ratios: np.ndarray | None = None
+    """float64 (B, T): the weight of each token's loss where `Updating.ratio_limit` is set and the texts were written
+    with other probabilities than the policy's; None: all are 1.  The logprobs are then those of the policy itself."""
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -57,6 +65,7 @@ class Rollout:
             values=self.values[rows, :width],
             last_values=self.last_values[rows],
             scored=replace(scored, **narrow),
+            ratios=None if self.ratios is None else self.ratios[rows, :width],
         )
 
     @property
@@ -70,6 +79,53 @@ class Rollout:
         return self.episodes.response_mask()
 
 
+class MicroBatch:
+    """Some episodes of a rollout, and its arrays cut to their response tokens."""
+
+    def __init__(self, rollout: Rollout, rows: np.ndarray, dtype: tuple[torch.device, torch.dtype], means: Means):
+        self.rows = rows
+        """int (k,): which episodes of the rollout these are."""
+        self.episodes: Episodes = rollout.episodes[rows]
+        self._rollout = rollout
+        self._mask = rollout.mask[rows]
+        self._device, self._dtype = dtype
+        self._means = means
+
+    def tokens(self, values: np.ndarray) -> Tensor:
+        """The entries (N,) of the batch's response tokens, row after row.
+
+        Args:
+            values: of the whole rollout, (B, T) one per token, or (B,) one per episode.
+        """
+        rows = values[self.rows]
+        real = rows[self._mask] if values.ndim == 2 else np.repeat(rows, self._mask.sum(1))
+        return torch.from_numpy(real).to(self._device, self._dtype)
+
+    @property
+    def old_logprobs(self) -> Tensor:
+        """(N,) logprobs under the policy that sampled, nats."""
+        return self.tokens(self._rollout.scored.logprobs)
+
+    @property
+    def ref_logprobs(self) -> Tensor:
+        """(N,) logprobs under the reference, nats."""
+        return self.tokens(self._rollout.scored.ref_logprobs)
+
+    @property
+    def old_values(self) -> Tensor:
+        """(N,) values before each token, as the critic saw them when sampling."""
+        return self.tokens(self._rollout.values)
+
+    def record(self, **columns: Tensor) -> None:
+        """Log the means over all tokens of the update, by name; each column is (N,)."""
+        self._means.add_tokens(**{name: column.detach() for name, column in columns.items()})
+
+    def record_first(self, **values: Tensor) -> None:
+        """Log the first value that the update gives under each name."""
+        for name, value in values.items():
+            self._means.first(name, value)
+
+
 def collect(
     backend: GenerationBackend,
     policy: ValueHeadPolicy,
@@ -77,15 +133,44 @@ def collect(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     reward: Callable[..., Any] | None = None,
+    updating: Updating | None = None,
 ) -> Rollout:
     """Sample an episode for each prompt, then score them all: reference, values and reward in one pass each.
 
+    Where several processes train together, each samples and scores its share, and all get the whole rollout.
+
     Args:
+        prompts: B prompts, at least one for each process.
+        sampling: of all B episodes.
         reward: see `score_episodes`.
+        updating: says whether the tokens are to be weighted by ratios.
     """
+    together = processes()
+    share = together.share(len(prompts))
+    sampling = together.sampling(sampling, len(prompts), task.max_new_tokens)
+    own = _collect(backend, policy, task, prompts[share], sampling, reward, updating or Updating())
+    arrays = together.gather_rows(_as_arrays(own), len(own))
+    return _from_arrays(arrays, prompts, own.scoring_seconds)
+
+
+def _collect(
+    backend: GenerationBackend,
+    policy: ValueHeadPolicy,
+    task: Task,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    reward: Callable[..., Any] | None,
+    updating: Updating,
+) -> Rollout:
+    """The rollout of one process."""
     generation = backend.generate(prompts, sampling)
     episodes = generation.episodes
     started = time.perf_counter()
+    mismatch = ratios = None
+    if generation.rounded and updating.ratio_limit is None:
+        mismatch = _mismatch(policy, task, episodes)
+    elif generation.rounded:
+        episodes, mismatch, ratios = _reweighted(policy, task, episodes, updating)
     values = policy.values(episodes) if generation.values is None else generation.values
     last_values = np.zeros(len(episodes))
     scored = score_episodes(task, episodes, reward)
@@ -93,8 +178,56 @@ def collect(
         cut = np.flatnonzero(~scored.ended)
         part = episodes[cut]
         last_values[cut] = policy.next_outputs(part.input_ids, part.lengths)[1].cpu().numpy()
-    mismatch = _mismatch(policy, task, episodes) if generation.rounded else None
-    return Rollout(episodes, values, last_values, scored, time.perf_counter() - started, mismatch)
+    return Rollout(episodes, values, last_values, scored, time.perf_counter() - started, mismatch, ratios)
+
+
+def _as_arrays(rollout: Rollout) -> dict[str, np.ndarray]:
+    """All that a rollout consists of, but for its prompts."""
+    episodes, scored = rollout.episodes, rollout.scored
+    arrays = {
+        "input_ids": episodes.input_ids,
+        "prompt_lengths": episodes.prompt_lengths,
+        "lengths": episodes.lengths,
+        "logprobs": episodes.logprobs,
+        "values": rollout.values,
+        "last_values": rollout.last_values,
+        "mismatch": rollout.mismatch,
+        "ratios": rollout.ratios,
+        **{f"scored.{name}": value for name, value in vars(scored).items() if name != "parts"},
+        **{f"parts.{name}": value for name, value in scored.parts.items()},
+    }
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray], prompts: Sequence[Prompt], seconds: float) -> Rollout:
+    """The rollout that `_as_arrays` took apart."""
+    scored = {name.removeprefix("scored."): array for name, array in arrays.items() if name.startswith("scored.")}
+    parts = {name.removeprefix("parts."): array for name, array in arrays.items() if name.startswith("parts.")}
+    episodes = Episodes(
+        arrays["input_ids"], arrays["prompt_lengths"], arrays["lengths"], prompts, arrays.get("logprobs")
+    )
+    return Rollout(
+        episodes,
+        arrays["values"],
+        arrays["last_values"],
+        ScoredEpisodes(**scored, parts=parts),
+        seconds,
+        arrays.get("mismatch"),
+        arrays.get("ratios"),
+    )
+
+
+def _reweighted(
+    policy: ValueHeadPolicy, task: Task, episodes: Episodes, updating: Updating
+) -> tuple[Episodes, np.ndarray, np.ndarray]:
+    """(the episodes with the policy's own logprobs, by how much these differ (N,), the ratios (B, T))."""
+    assert episodes.logprobs is not None and updating.ratio_limit is not None
+    mask = episodes.response_mask()
+    own = response_logprobs(policy.lm, episodes, task.temperature, task.allowed_in(episodes)).astype(np.float64)
+    difference = np.where(mask, own - episodes.logprobs, 0.0)
+    exponents = difference if updating.ratio_of == "token" else difference.sum(1, keepdims=True)
+    ratios = np.exp(np.minimum(exponents, np.log(updating.ratio_limit)))
+    return replace(episodes, logprobs=own), np.abs(difference[mask]), np.where(mask, ratios, 0.0)
 
 
 def _mismatch(policy: ValueHeadPolicy, task: Task, episodes: Episodes) -> np.ndarray:

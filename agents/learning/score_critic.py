@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.learning.distributed import processes
 from agents.learning.rollout import Rollout
 from lm_env.errors import CheckpointCorruptError
 from lm_env.objective.scoring import raw_scores
@@ -115,6 +116,11 @@ def prefix_scores(task: Task, rollout: Rollout, reward: Callable[..., Any] | Non
     responses = rollout.episodes.responses()
     prefixes = [responses[row][:step] for row, step in zip(rows.tolist(), steps.tolist(), strict=True)]
     prompts = [rollout.episodes.prompts[row] for row in rows.tolist()]
+    together = processes()
+    share = together.share(len(prefixes))
+    own = np.zeros(0)
+    if prefixes[share]:
+        own = raw_scores(task.reward if reward is None else reward, task, prompts[share], prefixes[share])
     result = np.zeros(mask.shape)
-    result[mask] = raw_scores(task.reward if reward is None else reward, task, prompts, prefixes)
+    result[mask] = together.gather_rows({"scores": own}, len(own))["scores"]
     return result

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from agents.learning.distributed import ShardedCopy, processes
 from agents.learning.policy import ValueHeadPolicy
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import trains_adapter
@@ -13,7 +14,7 @@ from lm_env.models.inspection import device_of, evaluating
 from lm_env.models.loading import is_quantized
 from lm_env.objective.task import Task
 
-__all__ = ["averaged_model", "trainable_parameters"]
+__all__ = ["averaged_model", "sharded_copy", "trainable_parameters"]
 
 
 def trainable_parameters(policy: ValueHeadPolicy, task: Task) -> list[nn.Parameter]:
@@ -63,3 +64,20 @@ def averaged_model(lm: nn.Module, decay: float | None) -> AveragedModel | None:
     if is_quantized(lm):
         raise ConfigurationError(f"{type(lm).__name__} is quantized, which cannot be averaged: leave ema_decay out")
     return AveragedModel(lm, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def sharded_copy(policy: ValueHeadPolicy, task: Task) -> ShardedCopy[ValueHeadPolicy] | None:
+    """The copy of the policy that several processes divide among them; None in a run of one process.
+
+    Raises:
+        ConfigurationError: the model has an adapter, or is quantized: then what is trained is small, and the rest is
+            needed whole to write texts.
+    """
+    if processes().count == 1:
+        return None
+    if task.adapter is not None or is_quantized(policy.lm):
+        raise ConfigurationError(
+            "shard=True divides the weights that are trained, and an adapter's are few: leave shard off; each process"
+            " then holds the frozen weights once"
+        )
+    return ShardedCopy(policy, ("lm",) if policy.critic is None else ("lm", "critic"))

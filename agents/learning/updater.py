@@ -16,61 +16,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from agents.learning.distributed import as_shards, processes, whole
 from agents.learning.gradient_checkpointing import recomputable_layers, recomputing
 from agents.learning.metrics import Means
+from agents.learning.options import UpdaterConfig, Updating
 from agents.learning.policy import Evaluation, ValueHeadPolicy
-from agents.learning.rollout import Rollout
-from agents.learning.trainable import averaged_model, trainable_parameters
-from lm_env.data.episodes import Episodes
-from lm_env.errors import CheckpointMismatchError, ConfigurationError
-from lm_env.explain import explained
+from agents.learning.rollout import MicroBatch, Rollout
+from agents.learning.trainable import averaged_model, sharded_copy, trainable_parameters
+from lm_env.errors import CheckpointMismatchError
 from lm_env.models.inputs import length_batches
 from lm_env.models.inspection import device_of, evaluating
 from lm_env.models.loading import is_quantized
-from lm_env.models.optimization import guarded_step, join_optimizer, split_optimizer
+from lm_env.models.optimization import guarded_step, join_optimizer, make_adam, split_optimizer
+from lm_env.models.packing import ROW_TOKENS, check_packing, pack
 from lm_env.objective.task import Task
-from lm_env.validation import check_field_types, check_integers, check_numbers
 
-__all__ = ["MicroBatch", "UpdateStep", "Updater", "UpdaterConfig"]
-
-
-@explained
-@dataclass(frozen=True)
-class UpdaterConfig:
-    """How an agent's losses become steps of Adam."""
-
-    learning_rate: float = 1e-4
-    """Adam's step size at the start."""
-    lr_schedule: Literal["constant", "linear"] = "linear"
-    """Linear falls to 0 at `total_timesteps`."""
-    warmup_rollouts: int = 0
-    """The learning rate rises from a tenth over this many rollouts (10 in InstructGPT)."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
-    ema_decay: float | None = None
-    """Keep `agent.ema.module`, an exponential moving average of the LM's weights (.992 in InstructGPT)."""
-    bf16: bool = False
-    """Forwards and backwards of the update under bfloat16 autocast; weights and sums stay fp32."""
-    micro_batch_tokens: int = 16_384
-    """Padded tokens per forward of an update.  It affects memory use only; the gradient does not depend on it."""
-    gradient_checkpointing: bool = False
-    """Layers keep only their inputs for the backward pass: less memory for one more forward, the same gradient."""
-
-    def __post_init__(self) -> None:
-        check_field_types(self)
-        check_numbers(self, "learning_rate", "max_grad_norm", low=0.0, above=True)
-        check_integers(self, "warmup_rollouts", low=0)
-        check_integers(self, "micro_batch_tokens")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigurationError(f"ema_decay must lie between 0 and 1, not {self.ema_decay!r}")
+__all__ = ["MicroBatch", "UpdateStep", "Updater"]
 
 
 class Updater:
@@ -80,21 +48,44 @@ class Updater:
         policy: the model under training with its critic; what is frozen in it stays frozen.
         task: the environment's task, for its action masks and its adapter.
         config: see `UpdaterConfig`.
+        updating: how updates are computed.
 
     Raises:
-        ConfigurationError: nothing can be trained, as in a quantized model without an adapter.
-        UnsupportedModelError: gradient checkpointing is asked of a model that does not support it.
+        ConfigurationError: nothing can be trained, as in a quantized model without an adapter; or several processes
+            are to divide the weights of a model with an adapter.
+        UnsupportedModelError: gradient checkpointing or packing is asked of a model that does not support it.
+        MissingDependencyError: Adam in 8 bits without bitsandbytes.
     """
 
-    def __init__(self, policy: ValueHeadPolicy, task: Task, config: UpdaterConfig) -> None:
+    def __init__(
+        self, policy: ValueHeadPolicy, task: Task, config: UpdaterConfig, updating: Updating | None = None
+    ) -> None:
         self.policy = policy
         self.task = task
         self.config = config
+        self.updating = updating or Updating()
         trained = trainable_parameters(policy, task)
-        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, eps=1e-8, fused=True)
+        self._sharded = sharded_copy(policy, task) if self.updating.shard else None
+        self.model: ValueHeadPolicy = policy if self._sharded is None else self._sharded.module
+        """The policy whose gradient is computed: `policy`, or the copy of it that is divided among processes."""
+        if self._sharded is not None:
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+        if self.updating.packed:
+            check_packing(self.model.lm if self._sharded is None else policy.lm)
+        eight_bits = self.updating.optimizer == "adam-8bit"
+        self.optimizer = make_adam(trained, config.learning_rate, eight_bits=eight_bits)
         self.ema: AveragedModel | None = averaged_model(policy.lm, config.ema_decay)
-        self._checkpointed = recomputable_layers(policy) if config.gradient_checkpointing else []
+        self._checkpointed = recomputable_layers(self.model) if config.gradient_checkpointing else []
         self._means = Means()
+
+    def begin(self) -> None:
+        """A training begins: all processes of the run take the weights that the first one has."""
+        modules: list[nn.Module] = [self.policy]
+        if self.task.reference is not self.task.model:
+            modules.append(self.task.reference)
+        processes().begin(modules)
+        if self._sharded is not None:
+            self._sharded.read(self.policy)
 
     @property
     def rounds(self) -> bool:
@@ -138,22 +129,41 @@ class Updater:
             weights = np.full(len(rollout), 1 / rollout.episodes.response_lengths[rows].sum())
         self.optimizer.zero_grad()
         update = UpdateStep(self, rollout, rows, weights, self._means)
+        together = processes()
         try:
-            yield update
-            norm = guarded_step(self.optimizer, self.policy.parameters(), self.config.max_grad_norm, loss=update.loss)
+            with together.guarded():
+                yield update
+            summed: list[nn.Parameter] = self._trained if self._sharded is None else []
+            loss = together.sum_gradients(summed, update.loss)
+            norm = guarded_step(self.optimizer, self.model.parameters(), self.config.max_grad_norm, loss=loss)
         except BaseException:
             self.optimizer.zero_grad()
             self._means = Means()
             raise
+        if self._sharded is not None:
+            self._sharded.write(self.policy)
         if self.ema is not None:
             self.ema.update_parameters(self.policy.lm)
         self._means.add("grad_norm", norm)
 
     def metrics(self) -> dict[str, float]:
         """The means of what was recorded since the last call, by name."""
-        means = self._means.result()
+        means = Means.joined(processes().gather(self._means.state()))
         self._means = Means()
-        return means
+        return means.result()
+
+    def parts(self, lengths: np.ndarray, together: int = 1) -> list[np.ndarray | None]:
+        """How the rows of a minibatch, or groups of `together` rows, of these lengths, are divided into forwards.
+
+        Returns:
+            index arrays; and None for a forward that is only run because other processes run as many, as they must
+            where the weights are divided among them.
+        """
+        size = max(1, self.config.micro_batch_tokens // together)
+        own = pack(lengths, min(size, ROW_TOKENS)) if self.updating.packed else length_batches(lengths, size)
+        if self._sharded is None:
+            return [*own]
+        return [*own, *[None] * (processes().most(len(own)) - len(own))]
 
     @contextmanager
     def forwards(self) -> Iterator[None]:
@@ -161,7 +171,7 @@ class Updater:
         autocast = (
             torch.autocast(device_of(self.policy).type, dtype=torch.bfloat16) if self.config.bf16 else nullcontext()
         )
-        with autocast, evaluating(self.policy), recomputing(self._checkpointed):
+        with autocast, evaluating(self.model), recomputing(self._checkpointed):
             yield
 
     # -- on disk --------------------------------------------------------------------------------------
@@ -170,11 +180,11 @@ class Updater:
 
         The optimizer's options are not part of it: they are the config's.
         """
-        tensors, _ = split_optimizer(self.optimizer.state_dict())
+        tensors, _ = split_optimizer(whole(self.optimizer.state_dict()))
         tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
         if self.ema is not None:
             tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
-        return tensors, {"trained": len(self._trained)}
+        return tensors, {"trained": len(self._trained), "optimizer": self.updating.optimizer}
 
     def check_state(self, tensors: dict[str, Tensor], layout: dict[str, Any]) -> None:
         """Raise CheckpointMismatchError unless `restore` could take what `state` gave."""
@@ -182,9 +192,16 @@ class Updater:
             raise CheckpointMismatchError(
                 f"{layout.get('trained')} tensors were trained, {len(self._trained)} are trainable here"
             )
+        saved = layout.get("optimizer", "adam")
+        if saved != self.updating.optimizer:
+            raise CheckpointMismatchError(
+                f"the optimizer was {saved!r}, {self.updating.optimizer!r} is given: pass Updating(optimizer={saved!r})"
+            )
         for name, tensor in _part(tensors, "optimizer.").items():
             index = int(name.partition(".")[0])
             fits = index < len(self._trained) and tensor.shape in ((), self._trained[index].shape)
+            if saved == "adam-8bit":  # its moments have shapes of their own, which its own loading checks
+                fits = index < len(self._trained)
             if not fits:
                 raise CheckpointMismatchError(f"the optimizer's {name} does not fit the tensor that it belongs to")
         own = {} if self.ema is None else self.ema.state_dict()
@@ -195,7 +212,10 @@ class Updater:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back the tensors that `state` gave."""
         layout = {"param_groups": self.optimizer.state_dict()["param_groups"]}
-        self.optimizer.load_state_dict(join_optimizer(_part(tensors, "optimizer."), layout))
+        state = join_optimizer(_part(tensors, "optimizer."), layout)
+        for index, entry in state["state"].items():
+            state["state"][index] = {name: as_shards(tensor, self._trained[index]) for name, tensor in entry.items()}
+        self.optimizer.load_state_dict(state)
         if self.ema is not None:
             self.ema.load_state_dict(_part(tensors, "ema."))
 
@@ -230,12 +250,19 @@ class UpdateStep:
             together: so many neighboring episodes are never cut apart, for losses that compare them; it divides the
                 minibatch.
         """
+        updater, rollout = self._updater, self._rollout
         groups = self._rows.reshape(-1, together)
-        lengths = self._rollout.episodes.lengths[groups].max(1)
-        for part in length_batches(lengths, max(1, self._updater.config.micro_batch_tokens // together)):
-            rows = groups[part].reshape(-1)
-            batch = MicroBatch(self._rollout, rows, _compute_dtype(self._updater.policy), self._means)
-            self._weight_of_tokens = batch.tokens(self._weights)
+        lengths = rollout.episodes.lengths[groups].max(1)
+        own = processes().deal(lengths)
+        for part in updater.parts(lengths[own], together):
+            if part is None:  # only so that all processes run as many forwards
+                rows, means, weights = groups[0], Means(), np.zeros_like(self._weights)
+            else:
+                rows, means, weights = groups[own[part]].reshape(-1), self._means, self._weights
+            batch = MicroBatch(rollout, rows, _compute_dtype(updater.policy), means)
+            self._weight_of_tokens = batch.tokens(weights)
+            if rollout.ratios is not None:
+                self._weight_of_tokens = self._weight_of_tokens * batch.tokens(rollout.ratios)
             yield batch
 
     def evaluate(self, batch: MicroBatch, keep_logits: bool = False) -> Evaluation:
@@ -246,11 +273,12 @@ class UpdateStep:
         """
         updater = self._updater
         with updater.forwards():
-            evaluation = updater.policy.evaluate(batch.episodes, updater.task.allowed_in(batch.episodes), keep_logits)
+            allowed = updater.task.allowed_in(batch.episodes)
+            evaluation = updater.model.evaluate(batch.episodes, allowed, keep_logits, updater.updating.packed)
         with torch.no_grad():
             log_ratio = evaluation.logprobs - batch.old_logprobs
             batch.record(approx_kl=torch.expm1(log_ratio) - log_ratio)
-            self._means.first("first_log_ratio", log_ratio.abs().max())
+            batch.record_first(first_log_ratio=log_ratio.abs().max())
         return evaluation
 
     def backward(self, losses: Tensor) -> None:
@@ -259,48 +287,6 @@ class UpdateStep:
         loss = (losses * self._weight_of_tokens).sum()
         loss.backward()
         self._loss = self._loss.to(loss.device) + loss.detach()
-
-
-class MicroBatch:
-    """Some episodes of a rollout, and its arrays cut to their response tokens."""
-
-    def __init__(self, rollout: Rollout, rows: np.ndarray, dtype: tuple[torch.device, torch.dtype], means: Means):
-        self.rows = rows
-        """int (k,): which episodes of the rollout these are."""
-        self.episodes: Episodes = rollout.episodes[rows]
-        self._rollout = rollout
-        self._mask = rollout.mask[rows]
-        self._device, self._dtype = dtype
-        self._means = means
-
-    def tokens(self, values: np.ndarray) -> Tensor:
-        """The entries (N,) of the batch's response tokens, row after row.
-
-        Args:
-            values: of the whole rollout, (B, T) one per token, or (B,) one per episode.
-        """
-        rows = values[self.rows]
-        real = rows[self._mask] if values.ndim == 2 else np.repeat(rows, self._mask.sum(1))
-        return torch.from_numpy(real).to(self._device, self._dtype)
-
-    @property
-    def old_logprobs(self) -> Tensor:
-        """(N,) logprobs under the policy that sampled, nats."""
-        return self.tokens(self._rollout.scored.logprobs)
-
-    @property
-    def ref_logprobs(self) -> Tensor:
-        """(N,) logprobs under the reference, nats."""
-        return self.tokens(self._rollout.scored.ref_logprobs)
-
-    @property
-    def old_values(self) -> Tensor:
-        """(N,) values before each token, as the critic saw them when sampling."""
-        return self.tokens(self._rollout.values)
-
-    def record(self, **columns: Tensor) -> None:
-        """Log the means over all tokens of the update, by name; each column is (N,)."""
-        self._means.add_tokens(**{name: column.detach() for name, column in columns.items()})
 
 
 def _compute_dtype(policy: ValueHeadPolicy) -> tuple[torch.device, torch.dtype]:

@@ -16,12 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from agents.learning.distributed import processes
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ModelLoadError
 from lm_env.models.export import check_finite
 from lm_env.models.loading import read_pretrained
 from lm_env.storage import read_json, write_folder
 
-__all__ = ["Checkpoint", "language_model_tensors", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "checkpoint_from_first", "language_model_tensors", "read_checkpoint", "write_checkpoint"]
 
 FORMAT = 1
 """The version of what `write_checkpoint` writes."""
@@ -93,6 +94,24 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         updater = load_file(own / "optimizer.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointCorruptError(f"the agent's weights cannot be read ({error}): use another checkpoint") from error
+    return Checkpoint(settings, weights, updater)
+
+
+def checkpoint_from_first(checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """The checkpoint that the first of several processes has read, in all of them; None where it found none."""
+    content = None
+    if checkpoint is not None:
+        weights = {f"weights.{name}": tensor for name, tensor in checkpoint.weights.items()}
+        updater = {f"updater.{name}": tensor for name, tensor in checkpoint.updater.items()}
+        content = (checkpoint.settings, weights | updater)
+    given = processes().from_first(content)
+    if given is None:
+        return None
+    settings, tensors = given
+    weights, updater = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in ("weights.", "updater.")
+    )
     return Checkpoint(settings, weights, updater)
 
 

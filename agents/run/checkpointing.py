@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
+from agents.learning.distributed import processes
 from agents.learning.randomness import global_random_state, set_global_random_state
 from agents.run.callbacks import callback_state, restore_callbacks
-from agents.run.checkpoint import Checkpoint
+from agents.run.checkpoint import Checkpoint, checkpoint_from_first
 from agents.run.early_warning import EarlyWarning
 from agents.run.training_log import begin_log, rewind_log
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, TrainingInterrupted
@@ -39,7 +40,7 @@ class Resumable(Protocol):
     task: Any
 
     def write_run(self, path: Path, run: dict[str, Any]) -> object:
-        """Save the agent, with the state of its run (JSON)."""
+        """Save the agent, with the state of its run (JSON); of several processes, the first one writes."""
 
     def read_run(self, path: Path) -> Checkpoint:
         """The checkpoint at `path`; an error if it is of another agent, or has other options or another task."""
@@ -54,9 +55,11 @@ class Resumable(Protocol):
 class TrainingRun:
     """One call of `learn`: where it ends, whether it is to stop, and its checkpoints.
 
+    Of several processes the first one has the folder; whether to stop or to save is decided for all of them.
+
     Args:
         total_timesteps: tokens, counted from `start`.
-        folder: where the checkpoints go; None for no checkpoints.
+        folder: where the checkpoints go; None for no checkpoints, and in processes other than the first.
         stop: notes SIGINT and SIGTERM; None if these keep their usual effect.
     """
 
@@ -73,6 +76,7 @@ class TrainingRun:
         self._total_timesteps = total_timesteps
         self._folder = folder
         self._stop = stop
+        self._together = processes()
         self.start = agent.num_timesteps
 
     @property
@@ -83,20 +87,21 @@ class TrainingRun:
     @property
     def goes_on(self) -> bool:
         """Whether to make another rollout: the end is not reached, and no signal has come."""
-        return self._agent.num_timesteps < self.end and (self._stop is None or self._stop.received is None)
+        stopped = self._stop is not None and self._stop.received is not None
+        return self._agent.num_timesteps < self.end and not self._together.any(stopped)
 
     def save_if_due(self) -> None:
         """Make a checkpoint, if it is time for one."""
-        if self._folder is not None and self._folder.is_due(self._agent.num_timesteps):
-            self._save(self._folder)
+        due = self._folder is not None and self._folder.is_due(self._agent.num_timesteps)
+        if self._together.any(due):
+            self._save()
 
     def resume(self) -> None:
         """Restore the newest checkpoint that can be read; if there is none, leave the agent as it is."""
-        assert self._folder is not None
-        found = self._folder.newest(self._read)
-        if found is None:
+        found = None if self._folder is None else self._folder.newest(self._read)
+        checkpoint = checkpoint_from_first(None if found is None else found[1])
+        if checkpoint is None:
             return
-        checkpoint = found[1]
         run = checkpoint.settings["run"]
         self._agent.restore(checkpoint)
         self.start = run["start"]
@@ -106,7 +111,8 @@ class TrainingRun:
             self._agent.task.reward.load_state_dict(run["reward"])
         rewind_log(self._agent.logger, self._agent.num_timesteps)
         set_global_random_state(run["random"])
-        self._folder.begin(self._agent.num_timesteps)
+        if self._folder is not None:
+            self._folder.begin(self._agent.num_timesteps)
 
     def finish(self) -> None:
         """Make the last checkpoint, unless the newest one already holds the present state.
@@ -114,17 +120,21 @@ class TrainingRun:
         Raises:
             TrainingInterrupted: a signal has come.
         """
-        folder = self._folder
-        if folder is None:
+        if self._stop is None:
             return
+        folder = self._folder
         step = self._agent.num_timesteps
-        signal = self._stop.received if self._stop is not None else None
-        if step != folder.last or (signal is not None and not folder.place(step).exists()):
-            self._save(folder)
-        if signal is not None:
+        signal = self._stop.received
+        stopped = self._together.any(signal is not None)
+        unsaved = folder is not None and (step != folder.last or (stopped and not folder.place(step).exists()))
+        if self._together.any(unsaved):
+            self._save()
+        if stopped:
+            name = "a signal to another process" if signal is None else signal.name
+            where = "" if folder is None else f" in {folder.root}"
             raise TrainingInterrupted(
-                f"{signal.name} ended the training at timestep {step} of {self.end}; it is saved in {folder.root}: go"
-                " on with resume=True"
+                f"{name} ended the training at timestep {step} of {self.end}; it is saved{where}: go on with"
+                " resume=True"
             )
 
     def _read(self, path: Path) -> Checkpoint:
@@ -138,7 +148,7 @@ class TrainingRun:
             )
         return checkpoint
 
-    def _save(self, folder: CheckpointFolder) -> None:
+    def _save(self) -> None:
         run = {
             "start": self.start,
             "callbacks": callback_state(self._callbacks),
@@ -146,7 +156,10 @@ class TrainingRun:
             "random": global_random_state(),
             "reward": _reward_state(self._agent.task.reward),
         }
-        folder.save(self._agent.num_timesteps, lambda path: self._agent.write_run(path, run))
+        if self._folder is None:
+            self._agent.write_run(Path(), run)  # writes nothing: this process gives its part to the first one
+        else:
+            self._folder.save(self._agent.num_timesteps, lambda path: self._agent.write_run(path, run))
 
 
 @contextmanager
@@ -173,14 +186,17 @@ def open_run(
         yield TrainingRun(agent, callbacks, total_timesteps)
         return
     promise = "this rollout and its update are finished, then the run is saved"
-    with CheckpointFolder(checkpoint) as folder, StopSignals(promise) as stop:
+    first = processes().first
+    with CheckpointFolder(checkpoint) if first else nullcontext() as folder, StopSignals(promise) as stop:
         run = TrainingRun(agent, callbacks, total_timesteps, folder, stop)
-        folder.begin(agent.num_timesteps)
+        if folder is not None:
+            folder.begin(agent.num_timesteps)
+            if not resume:
+                folder.check_unused(agent.num_timesteps)
         if resume:
             run.resume()
-        else:
-            folder.check_unused(agent.num_timesteps)
-        folder.check_room(agent.saved_bytes())
+        if folder is not None:
+            folder.check_room(agent.saved_bytes())
         _begin_log(agent)
         yield run
         run.finish()

@@ -15,6 +15,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
+from agents.learning.distributed import processes
 from agents.learning.policy import ValueHeadPolicy
 from agents.run.evaluation import Evaluation, choose_texts, evaluate_texts, write_samples
 from agents.run.training_log import put_files_aside
@@ -46,6 +47,7 @@ class EvaluateTexts(BaseCallback):
     The log gets `eval/score`, `eval/kl`, `eval/J`, `eval/perplexity` and the others of `Evaluation.metrics`; with a
     ceiling also `eval/attained`.  The training goes on as it would without the callback: the weights are the same.
     An evaluation in which the reward function fails is left out where the agent has `on_reward_error="skip"`.
+    Of several processes that train together, each evaluates the same texts, and the first one writes.
 
         agent.learn(100_000, callback=EvaluateTexts("held_out.txt", every=10_000, ceiling=True))
 
@@ -82,7 +84,7 @@ class EvaluateTexts(BaseCallback):
             raise ConfigurationError(f"ceiling must be True, False or a Ceiling, not {type(ceiling).__name__}")
         self.ceiling: Ceiling | None = ceiling if isinstance(ceiling, Ceiling) else None
         self._estimates_ceiling = ceiling is True
-        self.samples = None if samples is None else Path(samples)
+        self.samples = None if samples is None or not processes().first else Path(samples)
         self.shown = check_integer("shown", shown, low=0)
         self.seed = check_integer("seed", seed, low=0)
         self.history: list[Evaluated] = []

@@ -244,6 +244,8 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     if rollout.mismatch is not None:
         row["rollout/logprob_mismatch"] = float(rollout.mismatch.mean())
         row["rollout/logprob_mismatch_max"] = float(rollout.mismatch.max())
+    if rollout.ratios is not None:
+        row["rollout/ratio"] = float(rollout.ratios[rollout.mask].mean())
     return row
 
 

@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.base.text_agent import task_of
+from agents.learning.distributed import require_one_process
 from agents.sb3.buffer import EpisodeRolloutBuffer
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.vec_env import TextVecEnv
@@ -92,9 +93,10 @@ def make_sb3_agent(
         options: arguments of the class, in place of `SB3Agent.defaults`.
 
     Raises:
-        ConfigurationError: TRPO on a model of which a part is frozen.
+        ConfigurationError: TRPO on a model of which a part is frozen; or this is one of several processes.
         MissingDependencyError: sb3-contrib is not installed.
     """
+    require_one_process("stable-baselines3's agents train")
     known = SB3_AGENTS[name]
     algorithm = known.load()
     vec = TextVecEnv.from_env(env, num_envs=num_envs)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from agents import processes
 from lm_env.errors import ConfigurationError
 from lm_env.runs.agents import agent_kind, agent_names
 from lm_env.runs.config_files import read_config
@@ -122,6 +123,7 @@ def _given(ctx: typer.Context, options: Mapping[str, Option], flags: Mapping[str
 
 def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resume: bool, table: bool) -> TrainedRun:
     """Train by the options given, and say what can be done with the result."""
+    console.quiet = not processes().first
     folder = RunFolder(out)
     goes_on = resume and folder.has_run
     settings = resumed_settings(folder, config, given) if goes_on else TrainSettings.of(config, **given)
@@ -131,6 +133,8 @@ def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resum
         there = checkpoints_in(folder.checkpoints)
         say("", f"going on from {there[-1]}" if there else "no checkpoint was made yet: from the beginning")
     run = train_run(settings, folder, resume=resume, verbose=int(table), progress_bar=not table)
+    if not processes().first:
+        return run
     _show_evaluations(folder.evaluations(), settings)
     for line in _what_next(run):
         say("", line)

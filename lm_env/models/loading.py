@@ -6,6 +6,7 @@ folder that this package saved is verified first, and read as one save even whil
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -74,7 +75,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    usable_device(device)
+    device = usable_device(device)
     if is_adapter_folder(source := source_of("model", name, download)):
         return _load_adapter(name, source, device, dtype, download, quantization_config)
     quantized: dict[str, Any] = {}
@@ -95,10 +96,14 @@ def load_model(
 def usable_device(device: str | torch.device | None = None) -> str | torch.device:
     """The device that is asked for, or `default_device()`.
 
+    In one of several processes that torchrun has started on a machine, "cuda" is the GPU with the process's number.
+
     Raises:
         ConfigurationError: no tensor can be put there.
     """
     device = device or default_device()
+    if str(device) == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without CUDA

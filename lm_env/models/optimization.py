@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lm_env.errors import NonFiniteError
+from lm_env.errors import MissingDependencyError, NonFiniteError
 
-__all__ = ["guarded_step", "join_optimizer", "split_optimizer"]
+__all__ = ["guarded_step", "join_optimizer", "make_adam", "split_optimizer"]
+
+
+def make_adam(parameters: Iterable[nn.Parameter], learning_rate: float, *, eight_bits: bool = False) -> Optimizer:
+    """Adam without weight decay (Kingma and Ba 2015, arXiv:1412.6980), epsilon 1e-8.
+
+    Args:
+        eight_bits: keep the moments of weights of at least 4,096 numbers in 8 bits, with a scale for each block
+            (Dettmers et al. 2022, arXiv:2110.02861), by bitsandbytes.
+
+    Raises:
+        MissingDependencyError: 8 bits, and bitsandbytes is not installed.
+    """
+    if not eight_bits:
+        return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-8, fused=True)
+    try:
+        from bitsandbytes.optim import Adam8bit
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Adam in 8 bits needs bitsandbytes: pip install 'lm-env[quantized]', or leave the optimizer at 'adam'"
+        ) from error
+    return Adam8bit(parameters, lr=learning_rate, eps=1e-8)
 
 
 def guarded_step(
@@ -43,14 +64,27 @@ def guarded_step(
 
 def split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's `state_dict` as (its tensors by name, everything else as JSON)."""
-    tensors = {f"{i}.{k}": v.detach().cpu().clone() for i, entry in state["state"].items() for k, v in entry.items()}
+    tensors = {f"{i}.{name}": tensor for i, entry in state["state"].items() for name, tensor in _flat(entry)}
     return tensors, {"param_groups": state["param_groups"]}
 
 
 def join_optimizer(tensors: dict[str, Tensor], layout: dict[str, Any]) -> dict[str, Any]:
     """The `state_dict` that `split_optimizer` has split."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
+        index, _, path = name.partition(".")
+        *outer, key = path.split("/")
+        entry = state.setdefault(int(index), {})
+        for part in outer:
+            entry = entry.setdefault(part, {})
+        entry[key] = tensor.item() if tensor.dtype == torch.int64 and not tensor.ndim else tensor
     return {"state": state, "param_groups": layout["param_groups"]}
+
+
+def _flat(entry: dict[str, Any], before: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors and integers of one parameter's state; what lies in a dictionary inside has a path with slashes."""
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}/")
+        else:
+            yield f"{before}{key}", torch.as_tensor(value).detach().cpu().clone()

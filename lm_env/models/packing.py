@@ -9,6 +9,7 @@ Shapes: B texts, L tokens of a packed row, N response tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,10 @@ from transformers import PreTrainedModel
 from lm_env.data.episodes import Episodes
 from lm_env.errors import UnsupportedModelError
 from lm_env.models.adapters import without_wrapper
-from lm_env.models.inspection import device_of, evaluating, facts_of
+from lm_env.models.inspection import device_of, evaluating, facts_of, trunk_of
 from lm_env.models.logprobs import Outputs, forward
 
-__all__ = ["check_packing", "pack", "packed_outputs"]
+__all__ = ["ROW_TOKENS", "check_packing", "pack", "packed_hidden", "packed_outputs"]
 
 ROW_TOKENS = 512
 """A packed row is no longer than this, or than its one text: what a longer row costs in attention, it does not save."""
@@ -51,12 +52,27 @@ def pack(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[np.ndarray]:
     return [np.array(row) for row in rows]
 
 
-def packed_outputs(model: nn.Module, episodes: Episodes) -> tuple[Outputs, Tensor]:
+def packed_outputs(model: nn.Module, episodes: Episodes, want_hidden: bool = False) -> tuple[Outputs, Tensor]:
     """Logits that predict each response token of the episodes, which are read side by side in one row.
 
     Returns:
-        Outputs with logits (N, V), and the response tokens (N,), text after text.
+        Outputs with logits (N, V), hidden (N, D) if asked for, and the response tokens (N,), text after text.
     """
+    arguments, at = _packed_row(model, episodes)
+    ids = arguments["input_ids"]
+    return forward(model, (torch.zeros_like(at), at - 1), want_hidden, **arguments), ids[0, at]
+
+
+def packed_hidden(model: nn.Module, episodes: Episodes) -> tuple[Tensor, Tensor]:
+    """The hidden states (N, D) under those logits, and the tokens (N,), of a model that `splits`."""
+    arguments, at = _packed_row(model, episodes)
+    trunk = trunk_of(model)
+    assert trunk is not None, "a model that splits has a trunk"
+    return trunk(**arguments).last_hidden_state[0, at - 1], arguments["input_ids"][0, at]
+
+
+def _packed_row(model: nn.Module, episodes: Episodes) -> tuple[dict[str, Any], Tensor]:
+    """The arguments of a forward over all texts in one row, and the positions (N,) of the response tokens in it."""
     device = device_of(model)
     lengths = episodes.lengths
     real = np.arange(episodes.input_ids.shape[1]) < lengths[:, None]
@@ -68,9 +84,8 @@ def packed_outputs(model: nn.Module, episodes: Episodes) -> tuple[Outputs, Tenso
     ]
     at = torch.from_numpy(np.concatenate(learned)).to(device)
     # With a cache, transformers does not see that positions begin anew.  A wrapper of peft passes the argument on.
-    arguments = {"use_cache": False} if "use_cache" in facts_of(without_wrapper(model)).arguments else {}
-    outputs = forward(model, (torch.zeros_like(at), at - 1), input_ids=ids, position_ids=positions, **arguments)
-    return outputs, ids[0, at]
+    cache = {"use_cache": False} if "use_cache" in facts_of(without_wrapper(model)).arguments else {}
+    return {"input_ids": ids, "position_ids": positions, **cache}, at
 
 
 @torch.no_grad()

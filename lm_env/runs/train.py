@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents import Checkpointing, EvaluateTexts
+from agents import Checkpointing, EvaluateTexts, processes
 from agents.base import task_of
 from agents.sb3.named import TextMetrics
 from lm_env.models.adapters import save_adapter
@@ -78,8 +80,20 @@ def train_run(
     settings: TrainSettings, folder: RunFolder, *, resume: bool = False, verbose: int = 0, progress_bar: bool = False
 ) -> TrainedRun:
     """`train` with `TrainSettings` in place of options."""
-    with folder.reserve(resume=resume):
-        return train_reserved(settings, folder, resume=resume, verbose=verbose, progress_bar=progress_bar)
+    with _own_folder(folder, resume) as own:
+        run = train_reserved(settings, own, resume=resume, verbose=verbose, progress_bar=progress_bar)
+    return replace(run, folder=folder.path)
+
+
+@contextmanager
+def _own_folder(folder: RunFolder, resume: bool) -> Iterator[RunFolder]:
+    """The folder, reserved; in processes other than the first, a place for what nobody will look at."""
+    if processes().first:
+        with folder.reserve(resume=resume):
+            yield folder
+    else:
+        with TemporaryDirectory() as nowhere:
+            yield RunFolder(Path(nowhere))
 
 
 def train_reserved(

@@ -142,6 +142,9 @@ def test_commands_are_ones(where, command):
         "python3": check_python,
         "make": check_make,
         "pip": check_pip,
+        "torchrun": check_launched,
+        "accelerate": lambda arguments: check_launched(arguments[1:]),
+        "vllm": lambda arguments: None,
         "pytest": lambda arguments: None,
         "pre-commit": lambda arguments: None,
         "run": lambda arguments: None,
@@ -173,6 +176,16 @@ def check_python(arguments: list[str]) -> None:
     source = script.read_text()
     for option in (word.partition("=")[0] for word in arguments[1:] if word.startswith("--")):
         assert f'"{option}"' in source, f"{script.name} has no option {option}"
+
+
+def check_launched(arguments: list[str]) -> None:
+    """What is started in several processes is a script that is there, or a module, after the launcher's options."""
+    while arguments[0] not in ("-m",) and not arguments[0].endswith(".py"):
+        arguments = arguments[2:] if "=" not in arguments[0] else arguments[1:]
+    if arguments[0] == "-m" and arguments[1] == "lm_env":
+        check_lm_env(arguments[2:])
+    elif arguments[0] != "my_training.py":
+        check_python(arguments)
 
 
 def check_make(arguments: list[str]) -> None:

@@ -1,0 +1,212 @@
+"""ProcessGroup: several processes of torch.distributed that train one model.
+
+Nothing is pickled: what is sent are tensors, arrays by their bytes, and JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from agents.learning.distributed.processes import Processes
+from lm_env.errors import ConfigurationError, LMEnvError, LostProcessError
+from lm_env.generation.backend import Sampling
+
+__all__ = ["PATIENCE", "ProcessGroup"]
+
+BUCKET = 2**25
+"""Numbers that are reduced at a time, so that no second copy of all gradients stands in memory."""
+
+PATIENCE = timedelta(hours=6)
+"""How long one process waits for another.  A process that has ended is noticed at once, by its closed connection."""
+
+
+class ProcessGroup(Processes):
+    """The default group of `torch.distributed`, which is initialized; see `Processes` for the methods."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.count = dist.get_world_size()
+
+    # -- what each process does --------------------------------------------------------------------------
+    def sampling(self, sampling: Sampling, texts: int, tokens: int) -> Sampling:
+        """See `Processes.sampling`."""
+        if sampling.deterministic:
+            return sampling
+        uniforms = sampling.uniforms
+        if uniforms is None:
+            rows = [torch.rand(tokens, generator=sampling.generator) for _ in range(texts)]  # as a single process draws
+            uniforms = torch.stack(rows).numpy()
+        return Sampling(uniforms=uniforms[self.share(texts)])
+
+    def deal(self, lengths: np.ndarray) -> np.ndarray:
+        """See `Processes.deal`: from the longest row on, dealt to and fro."""
+        order = np.argsort(-np.asarray(lengths), kind="stable")
+        place = np.arange(len(order)) % (2 * self.count)
+        owner = np.minimum(place, 2 * self.count - 1 - place)
+        return np.sort(order[owner == self.rank])
+
+    # -- what they tell one another ----------------------------------------------------------------------
+    def gather_rows(self, arrays: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+        """See `Processes.gather_rows`."""
+        header = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
+        headers = self.gather({"arrays": header, "rows": rows})
+        content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values())
+        parts = [
+            _read_arrays(described["arrays"], part)
+            for described, part in zip(headers, self._gather_bytes(content), strict=True)
+        ]
+        names = dict.fromkeys(name for part in parts for name in part)
+        missing = [np.full(described["rows"], np.nan) for described in headers]
+        return {
+            name: _concatenated([part.get(name, nothing) for part, nothing in zip(parts, missing, strict=True)])
+            for name in names
+        }
+
+    def gather(self, content: Any) -> list[Any]:
+        """See `Processes.gather`."""
+        return [json.loads(part) for part in self._gather_bytes(json.dumps(content).encode())]
+
+    def any(self, flag: bool) -> bool:
+        """See `Processes.any`."""
+        return bool(self.most(int(flag)))
+
+    def most(self, number: int) -> int:
+        """See `Processes.most`."""
+        value = torch.tensor([number])
+        self._reduce(value, dist.ReduceOp.MAX)
+        return int(value)
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
+        """See `Processes.sum_gradients`.  The sums are in the gradients' own precision, the loss in double."""
+        known = torch.tensor([float(p.grad is not None) for p in parameters] + [loss], dtype=torch.float64)
+        self._reduce(known)
+        for parameter, owners in zip(parameters, known[:-1].tolist(), strict=True):
+            if owners and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for kind in dict.fromkeys((g.dtype, g.device) for g in gradients):
+            for bucket in _buckets([g for g in gradients if (g.dtype, g.device) == kind]):
+                flat = torch.cat([g.reshape(-1) for g in bucket])
+                self._reduce(flat)
+                for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                    gradient.copy_(part.view_as(gradient))
+        return float(known[-1])
+
+    @torch.no_grad()
+    def begin(self, modules: Iterable[nn.Module]) -> None:
+        """See `Processes.begin`."""
+        for module in modules:
+            for tensor in [*module.parameters(), *module.buffers()]:
+                tensor.copy_(self._from_first(tensor.detach().clone()))
+
+    def check_alike(self, what: str, describe: Callable[[], Any]) -> None:
+        """See `Processes.check_alike`."""
+        text = json.dumps(describe(), sort_keys=True, default=str)
+        digests = self.gather(hashlib.sha256(text.encode()).hexdigest())
+        for rank, digest in enumerate(digests):
+            if digest != digests[0]:
+                raise ConfigurationError(
+                    f"{what} of process {rank} differs from that of process 0: give all processes of a run the same"
+                    " options, and the same seed; they write different texts all the same"
+                )
+
+    def from_first(self, content: tuple[Any, Mapping[str, Tensor]] | None) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """See `Processes.from_first`."""
+        header = None
+        if self.first and content is not None:
+            shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in content[1].items()}
+            header = [content[0], shapes]
+        header = json.loads(self._gather_bytes(json.dumps(header).encode() if self.first else b"")[0])
+        if header is None:
+            return None
+        tensors: dict[str, Tensor] = {}
+        for name, (dtype, shape) in header[1].items():
+            own = content[1][name].detach().cpu() if self.first and content is not None else None
+            tensors[name] = self._from_first(torch.empty(shape, dtype=getattr(torch, dtype)) if own is None else own)
+        return header[0], tensors
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """See `Processes.guarded`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, LMEnvError) or not _is_of_the_connection(error):
+                raise
+            raise LostProcessError(
+                f"process {self.rank} of {self.count} ends because another one has ended or cannot be reached"
+                f" ({str(error).splitlines()[0][:200]}): see what that one said last; a run with checkpoint= goes"
+                " on from its last checkpoint with resume=True"
+            ) from error
+
+    def _from_first(self, tensor: Tensor) -> Tensor:
+        """The first process's tensor of this shape and dtype; it is sent as bytes, whatever its dtype."""
+        content = tensor.contiguous().reshape(-1).view(torch.uint8)
+        with self.guarded():
+            dist.broadcast(content, 0)
+        return content.view(tensor.dtype).view(tensor.shape)
+
+    def _reduce(self, tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
+        with self.guarded():
+            dist.all_reduce(tensor, operation)
+
+    def _gather_bytes(self, content: bytes) -> list[bytes]:
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        with self.guarded():
+            dist.all_gather(sizes, torch.tensor([len(content)]))
+        longest = max(int(size) for size in sizes)
+        padded = torch.zeros(max(longest, 1), dtype=torch.uint8)
+        padded[: len(content)] = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8)[: len(content)]
+        parts = [torch.empty_like(padded) for _ in range(self.count)]
+        with self.guarded():
+            dist.all_gather(parts, padded)
+        return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+
+def _is_of_the_connection(error: RuntimeError) -> bool:
+    """Whether an error comes from torch.distributed, and not from the model: gloo raises plain RuntimeErrors."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return any(word in text for word in ("gloo", "connection closed", "connection reset", "nccl", "broken pipe"))
+
+
+def _read_arrays(header: Mapping[str, Any], content: bytes) -> dict[str, np.ndarray]:
+    arrays = {}
+    start = 0
+    for name, (dtype, shape) in header.items():
+        kind = np.dtype(dtype)
+        count = int(np.prod(shape))
+        arrays[name] = np.frombuffer(content, kind, count, start).reshape(shape)
+        start += count * kind.itemsize
+    return arrays
+
+
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays one after the other, those of rows padded with 0 to the widest."""
+    if parts[0].ndim < 2:
+        return np.concatenate(parts)
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts])
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in their order, in lists of at most `BUCKET` numbers or of one tensor."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

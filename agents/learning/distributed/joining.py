@@ -1,0 +1,77 @@
+"""The processes of this run: found by what torchrun and `accelerate launch` put into the environment."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from functools import cache
+
+import torch
+import torch.distributed as dist
+
+from agents.learning.distributed.group import PATIENCE, ProcessGroup
+from agents.learning.distributed.processes import Processes
+from lm_env.errors import ConfigurationError
+
+__all__ = ["processes", "require_one_process"]
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""The variables by which torchrun and `accelerate launch` tell a process its place."""
+
+_ALONE = Processes()
+
+
+def processes() -> Processes:
+    """The processes that share this run.
+
+    A process that torchrun or `accelerate launch` has started joins the others at the first call, through gloo for
+    what is on the CPU and NCCL for what is on CUDA devices; and one whose program has initialized
+    `torch.distributed` by itself takes that group.  Every other process is a run of its own.
+
+    Raises:
+        ConfigurationError: the other processes could not be reached.
+    """
+    if not dist.is_available():
+        return _ALONE
+    if not dist.is_initialized():
+        if not all(name in os.environ for name in LAUNCHED):
+            return _ALONE
+        _join()
+    return _group()
+
+
+def require_one_process(what: str) -> None:
+    """Raise ConfigurationError in a run of several processes.
+
+    Args:
+        what: what cannot be done in several, as the beginning of a sentence.
+    """
+    together = processes()
+    if together.count > 1:
+        raise ConfigurationError(
+            f"{what} in one process, and there are {together.count}: start it without torchrun; the agents of"
+            " this package, such as agents.PPO, train in several"
+        )
+
+
+def _join() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigurationError(
+            f"this process was started as number {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, and cannot reach"
+            f" the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({error})"
+        ) from error
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@cache
+def _group() -> ProcessGroup:
+    return ProcessGroup()

@@ -1,0 +1,112 @@
+"""Processes: what a run says to the other processes that train the same model with it.
+
+Every process runs the same program.  It holds the same weights, draws the same prompts, and after each rollout has all
+episodes of it, so that advantages, KL means and metrics are of the whole rollout without a word about processes.  Only
+two things are divided: which texts a process writes and scores (`share`, `gather_rows`), and of which episodes of
+a minibatch it computes the gradient (`deal`, `sum_gradients`).
+
+`Processes` itself is a run in one process, in which nothing is divided and nothing is sent.
+
+Shapes: B episodes of a rollout, T response tokens, k rows of a minibatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from lm_env.generation.backend import Sampling
+
+__all__ = ["Processes"]
+
+
+class Processes:
+    """A run in one process; `ProcessGroup` is one of several."""
+
+    rank: int = 0
+    """The number of this process, from 0 on."""
+    count: int = 1
+    """How many processes there are."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process logs and saves."""
+        return self.rank == 0
+
+    # -- what each process does --------------------------------------------------------------------------
+    def share(self, count: int) -> slice:
+        """Which of `count` things this process handles; the shares are contiguous, disjoint and cover all."""
+        return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
+
+    def sampling(self, sampling: Sampling, texts: int, tokens: int) -> Sampling:
+        """How this process draws its share of texts.
+
+        Every process draws one uniform number for each token of each text of the whole rollout, from a generator that
+        stands alike in all of them, and uses those of its share.  So no two use the same numbers, and a rollout's
+        texts do not depend on how many processes write them, one included.
+
+        Args:
+            sampling: of all texts.
+            texts, tokens: how many there are, and how long they can be.
+        """
+        return sampling
+
+    def deal(self, lengths: np.ndarray) -> np.ndarray:
+        """The rows of a minibatch whose gradient this process computes, ascending; about as many tokens for each.
+
+        Args:
+            lengths: int (k,), tokens of each row; the same in all processes.
+        """
+        return np.arange(len(lengths))
+
+    # -- what they tell one another ----------------------------------------------------------------------
+    def gather_rows(self, arrays: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+        """The arrays of all processes, one after the other in the order of their ranks.
+
+        Args:
+            arrays: name -> numbers (n,) or (n, width); narrow ones are padded with 0 on the right.
+            rows: how many rows an array has that other processes have and this one does not; they are NaN.
+        """
+        return dict(arrays)
+
+    def gather(self, content: Any) -> list[Any]:
+        """The JSON content of all processes, by rank."""
+        return [content]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any of the processes."""
+        return flag
+
+    def most(self, number: int) -> int:
+        """The largest number that any of the processes has."""
+        return number
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
+        """Put the sum of all processes' gradients into `grad`; returns the sum of their losses.
+
+        A parameter without a gradient in any of them keeps none.
+        """
+        return loss
+
+    def begin(self, modules: Iterable[nn.Module]) -> None:
+        """Give all processes the weights and buffers that the first one has."""
+
+    def check_alike(self, what: str, describe: Callable[[], Any]) -> None:
+        """Raise ConfigurationError unless `describe()`, JSON, is the same in all processes.
+
+        Args:
+            what: what is described, for the message.
+        """
+
+    def from_first(self, content: tuple[Any, Mapping[str, Tensor]] | None) -> tuple[Any, Mapping[str, Tensor]] | None:
+        """What the first process gives, in all of them: JSON and named tensors, or None."""
+        return content
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Inside, an error of the connection to another process becomes a LostProcessError."""
+        yield

@@ -1,0 +1,163 @@
+"""What one of several processes does in tests/agents/learning/test_distributed.py: `two_processes.py FOLDER`.
+
+It writes its findings to FOLDER/RANK.npz, and messages to FOLDER/RANK.json.  The functions above `main` make agents for
+the run of one process as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import build_lm
+
+from agents import GRPO, PPO, Checkpointing, PPOPtx
+from agents.learning import Updating
+from agents.learning.distributed import processes
+from lm_env import TextGenerationEnv
+from lm_env.errors import LMEnvError, LostProcessError
+
+FIVE_STEPS = {"rollout_episodes": 15, "slots": 4, "batch_size": 6, "n_epochs": 2, "learning_rate": 0.003}
+"""Rollouts of 15 episodes in minibatches of 6, 6 and 3; the second process has one episode more than the first."""
+TIMESTEPS = 100
+
+
+def uneven(prompts, responses, response_ids):
+    """A score that tells texts apart; of unequal size, so that means over unequal shares differ."""
+    return [sum(((token * 7) % 11) * (i + 1) for i, token in enumerate(ids)) / 20 for ids in response_ids]
+
+
+def make_env(reward=uneven) -> TextGenerationEnv:
+    """Texts of 1 to 12 tokens: many tokens end one.  In double precision, for Adam makes steps of full size out of what
+    is only rounding in gradients that ought to be 0, as those of the attention's key biases."""
+    return TextGenerationEnv(
+        model=build_lm("gpt2").double(),
+        reference=build_lm("gpt2", seed=1).double(),
+        prompts=[[1, 2, 3, 4, 5], [6], [7, 8, 9], [10, 11]],
+        reward=reward,
+        eos_token_id=list(range(0, 61, 8)),
+        max_new_tokens=12,
+        beta=0.1,
+    )
+
+
+def make_ppo(reward=uneven, **options) -> PPO:
+    """PPO with a value head that says something."""
+    agent = PPO(make_env(reward), critic="shared", **{**FIVE_STEPS, **options})
+    torch.nn.init.constant_(agent.policy.value_head.weight, 0.1)
+    return agent
+
+
+def make_grpo(**options) -> GRPO:
+    return GRPO(make_env(), group_size=3, **{**FIVE_STEPS, **options})
+
+
+def make_ptx(**options) -> PPOPtx:
+    texts = [{"ids": [i, i + 1, 3][: 2 + i % 2]} for i in range(1, 9)]
+    return PPOPtx(make_env(), [row["ids"] for row in texts], critic="shared", ptx_coef=0.5, **FIVE_STEPS, **options)
+
+
+def weights_of(agent) -> dict[str, np.ndarray]:
+    return {name: p.detach().numpy().copy() for name, p in agent.policy.named_parameters()}
+
+
+def first_gradient(agent, per_process_mean: bool = False) -> dict[str, np.ndarray]:
+    """The gradient of the first minibatch of a rollout, as the optimizer gets it.
+
+    Args:
+        per_process_mean: divide by the tokens of this process's share, and by the number of processes: the mistake that
+            must not be made.
+    """
+    agent.updater.begin()
+    rollout = agent.collect_rollout()
+    rows = np.arange(3)
+    targets = agent.targets(rollout)
+    lengths = rollout.episodes.response_lengths
+    weights = None
+    if per_process_mean:
+        own = processes().deal(rollout.episodes.lengths[rows])
+        weights = np.full(len(rollout), 1 / lengths[rows][own].sum() / processes().count)
+    agent.updater.optimizer.step = lambda *_: None
+    with agent.updater.step(rollout, rows, weights) as step:
+        for batch in step.micro_batches():
+            step.backward(agent.loss(step.evaluate(batch), batch, targets))
+    return {name: p.grad.numpy().copy() for name, p in agent.policy.named_parameters()}
+
+
+class DiesInRollout:
+    """A reward function during whose second call the second process ends, as if it were killed."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, prompts, responses, response_ids):
+        self.calls += 1
+        if self.calls == 2 and processes().rank == 1:
+            os._exit(9)
+        return uneven(prompts, responses, response_ids)
+
+
+def main(folder: Path) -> None:
+    together = processes()
+    found: dict[str, np.ndarray] = {}
+    said: dict[str, object] = {"rank": together.rank, "count": together.count}
+
+    def keep(prefix: str, arrays: dict[str, np.ndarray]) -> None:
+        found.update({f"{prefix}/{name}": array for name, array in arrays.items()})
+
+    keep("gradient", first_gradient(make_ppo(max_grad_norm=1e9)))
+    keep("mistake", first_gradient(make_ppo(max_grad_norm=1e9), per_process_mean=True))
+
+    seen: list[str] = []
+    agent = make_ppo(log_dir=folder / "log", on_reward_error="retry")
+    reward = agent.task.reward
+    agent.reward.reward = lambda prompts, responses, **columns: (
+        seen.append(len(responses)) or reward(prompts, responses, columns["response_ids"])
+    )
+    agent.learn(TIMESTEPS, checkpoint=Checkpointing(folder / "two", every=1, keep=9))
+    keep("ppo", weights_of(agent))
+    said["ppo"] = {"texts": seen, "timesteps": agent.num_timesteps}
+    agent.save(folder / "saved")
+
+    divided = make_ppo(updating=Updating(shard=True))
+    divided.learn(TIMESTEPS // 2, checkpoint=Checkpointing(folder / "divided", every=1))
+    said["divided"] = {
+        "numbers": sum(p.to_local().numel() for p in divided.updater.model.parameters()),
+        "moments": sum(s["exp_avg"].to_local().numel() for s in divided.updater.optimizer.state.values()),
+        "of": sum(p.numel() for p in divided.policy.parameters()),
+    }
+    other = make_ppo(updating=Updating(shard=True))
+    other.learn(TIMESTEPS, checkpoint=Checkpointing(folder / "divided", every=1), resume=True)
+    keep("divided", weights_of(other))
+
+    for name, make in (("grpo", make_grpo), ("ptx", make_ptx)):
+        other = make()
+        other.learn(TIMESTEPS)
+        keep(name, weights_of(other))
+
+    resumed = make_ppo()
+    resumed.learn(TIMESTEPS, checkpoint=Checkpointing(folder / "one", every=1), resume=True)
+    keep("resumed", weights_of(resumed))
+
+    try:
+        make_ppo(seed=together.rank).learn(TIMESTEPS)
+    except LMEnvError as error:
+        said["differing"] = str(error)
+
+    np.savez(folder / f"{together.rank}.npz", **found)
+    (folder / f"{together.rank}.json").write_text(json.dumps(said))
+    try:
+        make_ppo(DiesInRollout()).learn(10**6)
+    except LostProcessError as error:
+        (folder / "lost.json").write_text(json.dumps(str(error)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
