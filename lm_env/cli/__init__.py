@@ -12,6 +12,7 @@ from lm_env import __version__
 from lm_env.cli.benchmark import bench, evaluate, leaderboard, preflight_command
 from lm_env.cli.check_loss import check_loss_command
 from lm_env.cli.commands import ceiling, check_agent, demo, envs, sample, sft, train
+from lm_env.cli.compare import compare
 from lm_env.cli.dpo import dpo
 from lm_env.cli.loop_command import loop
 from lm_env.cli.new_task import new_task
@@ -59,6 +60,7 @@ app.command()(bench)
 app.command(name="preflight")(preflight_command)
 app.command()(evaluate)
 app.command()(leaderboard)
+app.command()(compare)
 app.command(name="ceiling")(ceiling)
 app.command(name="check-agent")(check_agent)
 app.command(name="check-loss")(check_loss_command)
