@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lm_env.cli.options import Resume
-from lm_env.cli.serve import serve
+from lm_env.cli.rewards import serve
 
 __all__ = ["rm_app"]
 

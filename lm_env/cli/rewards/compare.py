@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from lm_env.cli.options import Device, Download, Prompts, Seed
-
 __all__ = ["compare"]
 
 
@@ -27,7 +25,9 @@ def compare(
             " classifier, the address of a reward server."
         ),
     ] = "lexicon",
-    prompts: Prompts = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="A .txt or .jsonl file, or a hub id.  [default: openings of film reviews]")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first prompts.", min=1)] = None,
     samples: Annotated[int, typer.Option(help="Responses to each prompt.", min=1)] = 1,
     new_tokens: Annotated[int, typer.Option(help="Length cap of a response, tokens.", min=1)] = 48,
@@ -44,9 +44,9 @@ def compare(
         Path | None, typer.Option(help="Folder for comparison.json, comparison.png, and what was written.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    download: Download = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    download: Annotated[bool, typer.Option("--download", help="Allow fetching hub ids.")] = False,
 ) -> None:
     """Rank language models by how often their responses to the same prompts are better.
 
