@@ -66,6 +66,14 @@ class RewardTimeoutError(RewardError, TimeoutError):
     """The reward function did not answer before its deadline."""
 
 
+class RewardUnavailableError(RewardError, ConnectionError):
+    """A remote reward cannot be reached, refuses its caller, or is not the one it was: no text is to blame."""
+
+
+class RewardProtocolError(RewardError):
+    """What a remote reward answered is not what its protocol says, or is larger than allowed."""
+
+
 class UnsafePathError(LMEnvError, ValueError):
     """A path found in data leaves the folder it belongs to."""
 

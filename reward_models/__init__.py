@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from reward_models.preferences.train import TrainingReport, train_reward_model
     from reward_models.rules import ExactMatch, Keyword, Length, Regex
     from reward_models.sentiment import LexiconSentiment
+    from reward_models.serving import RemoteReward, RewardServer
     from reward_models.spans import KeywordSpans
 
 __all__ = [
@@ -40,8 +41,10 @@ __all__ = [
     "Preference",
     "Recipe",
     "Regex",
+    "RemoteReward",
     "RewardEnsemble",
     "RewardModel",
+    "RewardServer",
     "ScalarHeadModel",
     "SequenceClassifierReward",
     "SpanRewardModel",
@@ -69,6 +72,7 @@ _MODULE_OF = {
     **dict.fromkeys(["Recipe", "train_from_preferences"], "preferences.recipe"),
     "Preference": "preferences.records.preference",
     "RewardEnsemble": "preferences.ensemble",
+    **dict.fromkeys(["RemoteReward", "RewardServer"], "serving"),
     "load_reward": "loading",
     "pairwise_loss": "preferences.losses",
     "KeywordSpans": "spans",

@@ -10,6 +10,7 @@ import torch
 
 from lm_env.objective.functions import load_function
 from lm_env.storage import folder_of, is_saved_folder
+from reward_models.serving.address import is_reward_url
 
 __all__ = ["load_reward"]
 
@@ -21,22 +22,26 @@ def load_reward(
 
     Args:
         name: `"lexicon"`; `"package.module:function"` or `"file.py:function"`; a folder of a `RewardModel`, a
-            `RewardEnsemble` or a `SpanRewardModel`; or a folder or hub id of a sequence classifier, such as the reward
-            models that others have published.
+            `RewardEnsemble` or a `SpanRewardModel`; a folder or hub id of a sequence classifier, such as the reward
+            models that others have published; or the address of a reward server, "http://127.0.0.1:8000"
+            (`RemoteReward`).
         device: where a network is put; default: CUDA, where there is one.
         download: let a hub id that is not in the local cache be fetched.
-        options: of `SequenceClassifierReward`, where it is one.
+        options: of `SequenceClassifierReward` or `RemoteReward`, where it is one.
 
     Raises:
         ConfigurationError: there is no such function, or the classifier needs an option, such as a `label`.
         ModelLoadError: there is nothing of this name.
         CheckpointCorruptError, CheckpointMismatchError: a folder that this package saved cannot be read.
+        RewardUnavailableError, RewardTimeoutError, RewardProtocolError: no reward server answers at the address.
     """
     import reward_models
 
     spec = os.fspath(name)
     if spec == "lexicon":
         return reward_models.LexiconSentiment()
+    if is_reward_url(spec):
+        return reward_models.RemoteReward(spec, **options)
     folder = folder_of(spec)
     if not spec or not folder.is_dir():
         module, _, function = spec.rpartition(":")

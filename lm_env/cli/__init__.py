@@ -18,6 +18,7 @@ from lm_env.cli.loop_command import loop
 from lm_env.cli.new_task import new_task
 from lm_env.cli.prefs import prefs_app
 from lm_env.cli.report import report
+from lm_env.cli.rewards import compare
 from lm_env.cli.rm import rm_app
 from lm_env.errors import LabelsAwaited, LMEnvError, TrainingInterrupted
 from lm_env.namesake import own_agents_problem
@@ -60,6 +61,7 @@ app.command()(bench)
 app.command(name="preflight")(preflight_command)
 app.command()(evaluate)
 app.command()(leaderboard)
+app.command()(compare)
 app.command(name="ceiling")(ceiling)
 app.command(name="check-agent")(check_agent)
 app.command(name="check-loss")(check_loss_command)

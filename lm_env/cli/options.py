@@ -28,7 +28,7 @@ Resume = Annotated[
 JudgeOption = Annotated[
     str,
     typer.Option(
-        help="'lexicon', 'package.module:function', 'file.py:function', the folder of a reward model, or a classifier's"
-        " folder or hub id."
+        help="'lexicon', 'package.module:function', 'file.py:function', the folder of a reward model, a classifier's"
+        " folder or hub id, or the address of a reward server, http://..."
     ),
 ]

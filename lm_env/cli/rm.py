@@ -1,4 +1,4 @@
-"""`lm-env rm`: train reward models on human preferences, and find out whether they deserve trust."""
+"""`lm-env rm`: train reward models on human preferences, find out whether they deserve trust, and serve them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from lm_env.cli.options import Resume
+from lm_env.cli.rewards import serve
 
 __all__ = ["rm_app"]
 
 rm_app = typer.Typer(
-    help="Train reward models on human preferences, and find out whether they deserve trust.",
+    help="Train reward models on human preferences, find out whether they deserve trust, and serve them.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -210,3 +211,6 @@ def evaluate(
         )
     )
     raise typer.Exit(3 if trust.doubts() else 0)
+
+
+rm_app.command()(serve)

@@ -184,13 +184,17 @@ def _wrapped_reward(function: Any) -> Any:
 
 
 def _reward_digest(reward: Any) -> str:
-    """The weights of a reward that is a network, or holds networks as its attributes, or wraps such a reward."""
+    """The weights of a reward that is a network, or holds networks as its attributes, or wraps such a reward.
+
+    Where they are on another machine, its `fingerprint` stands for them.
+    """
     held = [reward, *vars(reward).values()] if hasattr(reward, "__dict__") else [reward]
-    wrapped = _wrapped_reward(reward)
-    while wrapped is not None:
+    rewards = [reward]
+    while (wrapped := _wrapped_reward(rewards[-1])) is not None:
+        rewards.append(wrapped)
         held += [wrapped, *getattr(wrapped, "__dict__", {}).values()]
-        wrapped = _wrapped_reward(wrapped)
     digests = [weights_digest(part) for part in held if isinstance(part, nn.Module)]
+    digests += [given for part in rewards if isinstance(given := getattr(part, "fingerprint", None), str)]
     return ", ".join(dict.fromkeys(digests)) or "none"
 
 

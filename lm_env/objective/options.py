@@ -149,16 +149,18 @@ def resolve_reward(reward: Any, *, device: str | None = None) -> Callable[..., A
     """A reward function as it is, or the one that a text names.
 
     Args:
-        reward: a function; `"package.module:function"` or `"file.py:function"`; `"lexicon"`; or a folder with a
-            saved reward model, or with a sequence classifier.
+        reward: a function; `"package.module:function"` or `"file.py:function"`; `"lexicon"`; a folder with a saved
+            reward model, or with a sequence classifier; or the address of a reward server, `"http://..."`.
         device: where a network that is loaded is put.
 
     Raises:
         ConfigurationError: it cannot be imported, or called.
         ModelLoadError, CheckpointCorruptError, CheckpointMismatchError: the folder cannot be read.
+        RewardUnavailableError, RewardTimeoutError, RewardProtocolError: no reward server answers at the address.
     """
     if isinstance(reward, os.PathLike) or (
-        isinstance(reward, str) and (reward == "lexicon" or folder_of(reward).is_dir())
+        isinstance(reward, str)
+        and (reward == "lexicon" or reward.lower().startswith(("http://", "https://")) or folder_of(reward).is_dir())
     ):
         return load_function(REWARDS_BY_NAME, "name")(reward, device=device)
     if isinstance(reward, str):

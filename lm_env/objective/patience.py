@@ -18,7 +18,13 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from lm_env.errors import ConfigurationError, RewardError, RewardTimeoutError, RewardValueError
+from lm_env.errors import (
+    ConfigurationError,
+    RewardError,
+    RewardTimeoutError,
+    RewardUnavailableError,
+    RewardValueError,
+)
 from lm_env.objective.rewards import ask_reward, name_of, parts_of
 from lm_env.objective.scores import Scores, checked_rows, checked_scores
 from lm_env.validation import check_choice, check_integer, check_number
@@ -133,8 +139,8 @@ class SkippingReward(PatientReward):
 
     Scores that are no finite numbers belong to their texts alone.  After an exception or a wrong number of scores the
     batch is halved, and again, until the texts that cause it are found, or it was asked `MAX_CALLS` times:
-    then what is left is given up.  After a deadline the texts of that call are given up at once, so that a dead
-    function costs one deadline per batch.
+    then what is left is given up.  After a deadline, and where a remote reward is not available, the texts of that call
+    are given up at once, so that a dead function costs one deadline per batch.
     """
 
     def __init__(self, reward: Callable[..., Any], *, deadline: float | None = None) -> None:
@@ -164,7 +170,7 @@ class SkippingReward(PatientReward):
             except RewardError as error:
                 if not failed and len(rows) == len(responses):
                     log.warning("%s", error)
-                if isinstance(error, RewardTimeoutError) or len(rows) == 1:
+                if isinstance(error, RewardTimeoutError | RewardUnavailableError) or len(rows) == 1:
                     failed += rows
                 else:
                     waiting.extend(np.array_split(rows, 2))

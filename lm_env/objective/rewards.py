@@ -70,6 +70,9 @@ class RewardFunction(Protocol):
 
     A function that is cheap, and whose score of an unfinished text foretells that of the whole, may say so by an
     attribute `reads_prefixes = True`: agents with a critic then make their values of it (`ScoreCritic`).
+
+    A function whose weights are not in it, because they are on another machine, may have an attribute `fingerprint`, a
+    text that differs where its scores may: checkpoints remember it.
     """
 
     def __call__(

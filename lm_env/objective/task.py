@@ -49,8 +49,8 @@ class Task:
             the reward, a tokenizer's output, a .txt or .jsonl file, a `datasets.Dataset`, a hub id.
         prompt_column, overflow, add_special_tokens: how prompts are read, see `load_prompts`.
         reward: a `RewardFunction`, or where one is: `"reward_models:LexiconSentiment"` or
-            `"file.py:function"`, of which a class is called without arguments; `"lexicon"`; or a folder with
-            a saved reward model or a sequence classifier.
+            `"file.py:function"`, of which a class is called without arguments; `"lexicon"`; a folder with a
+            saved reward model or a sequence classifier; or the address of a reward server, `"http://..."`.
         reference: the frozen model of the KL penalty.  Default: a frozen copy of `model`; for a peft
             model its own base, the adapter switched off, without a second copy of the weights.
         beta: weight of the KL penalty (reward per nat), or a controller of it.

@@ -78,7 +78,8 @@ class TaskSettings:
     prompts: str | None = None
     """A .txt file with a prompt per line, a .jsonl file (its other columns go to the reward), or a hub id."""
     reward: str | None = None
-    """'lexicon', 'package.module:function', 'file.py:function', or a classifier's folder or hub id."""
+    """'lexicon', 'package.module:function', 'file.py:function', the folder of a reward model, a classifier's folder
+    or hub id, or the address of a reward server, http://..."""
     reference: str | None = None
     """The frozen model of the KL penalty; none: the model as it is before the training."""
     tokenizer: str | None = None
