@@ -90,6 +90,15 @@ class EvaluateTexts(BaseCallback):
         self._intervals = 0
         self._trained = False
 
+    def __repr__(self) -> str:
+        if self.prompts is None:
+            prompts = "the task's prompts"
+        elif isinstance(self.prompts, str | Path):
+            prompts = repr(str(self.prompts))
+        else:
+            prompts = f"{len(self.prompts):,} prompts" if hasattr(self.prompts, "__len__") else "prompts"
+        return f"EvaluateTexts({prompts}, n={self.n}, every={self.every}, {len(self.history)} evaluations so far)"
+
     # -- stable-baselines3 calls these ------------------------------------------------------------------
     def _on_training_start(self) -> None:
         task = _task_of(self.model)

@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lm_env.data.prompts import RESERVED_COLUMNS
-from lm_env.errors import ConfigurationError
+from lm_env.errors import CheckpointCorruptError
 from lm_env.models.adapters import inject_lora, merge_lora
 from lm_env.objective.rewards import score_responses
-from lm_env.storage import read_folder
+from lm_env.storage import Checkpointing, read_folder, remove_checkpoints
 from lm_env.validation import check_choice, check_integers, check_number
 from reward_models.preferences.encoding import PLAIN, prompt_text
 from reward_models.preferences.ensemble import Combination, RewardEnsemble
@@ -34,6 +34,7 @@ __all__ = [
     "digest",
     "held_out_records",
     "record_texts",
+    "remove_unfinished",
     "score_records",
     "train_from_preferences",
 ]
@@ -134,7 +135,13 @@ class Trained:
 
 
 def train_from_preferences(
-    records: Sequence[Preference], recipe: Recipe, *, say: Callable[[str], None] | None = None, bar: bool = False
+    records: Sequence[Preference],
+    recipe: Recipe,
+    *,
+    say: Callable[[str], None] | None = None,
+    bar: bool = False,
+    unfinished: Path | None = None,
+    resume: bool = False,
 ) -> Trained:
     """Hold out records, pair ratings if asked to, train, and normalize the scores.
 
@@ -144,9 +151,13 @@ def train_from_preferences(
     Args:
         say: called with a sentence about each step.
         bar: show a progress bar.
+        unfinished: a folder for checkpoints, those of each member in a folder of their own; `remove_unfinished` removes
+            it once the result is saved.  None: none are made.
+        resume: continue from the checkpoints in `unfinished`, with the same records and recipe.
 
     Raises:
         ConfigurationError, ModelLoadError, NonFiniteError: see `train_reward_model` and `RewardModel.from_causal_lm`.
+        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
     """
     tell = say or (lambda sentence: None)
     rng = np.random.default_rng(recipe.seed)
@@ -163,16 +174,32 @@ def train_from_preferences(
     for i in range(recipe.ensemble):
         if recipe.ensemble > 1:
             tell(f"member {i + 1} of {recipe.ensemble}")
-        model, report = _train_member(seen, watched, recipe, recipe.seed + i, bar)
+        checkpoint = None if unfinished is None else Checkpointing(_member_folder(unfinished, i))
+        model, report = _train_member(
+            seen, watched, recipe, recipe.seed + i, progress_bar=bar, checkpoint=checkpoint, resume=resume
+        )
         members.append(model)
         reports.append(report)
     reward = members[0] if len(members) == 1 else RewardEnsemble(members, combine=recipe.combine)
     return Trained(reward, reports, training, held_out, seen, recipe)
 
 
+def remove_unfinished(folder: Path, recipe: Recipe) -> None:
+    """Remove the checkpoints that `train_from_preferences` has made, once the result is saved; other files stay."""
+    for i in range(recipe.ensemble):
+        remove_checkpoints(_member_folder(folder, i))
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _member_folder(unfinished: Path, i: int) -> Path:
+    return unfinished / f"member-{i}"
+
+
 def _train_member(
-    records: Sequence[Preference], watched: Sequence[Preference], recipe: Recipe, seed: int, bar: bool
+    records: Sequence[Preference], watched: Sequence[Preference], recipe: Recipe, seed: int, **running: Any
 ) -> tuple[RewardModel, TrainingReport]:
+    """One reward model and its report; `running` is what `train_reward_model` takes about checkpoints and progress."""
     model = RewardModel.from_causal_lm(
         recipe.model,
         seed=seed,
@@ -202,7 +229,7 @@ def _train_member(
         drop_ties=recipe.drop_ties,
         use_margins=recipe.use_margins,
         seed=seed,
-        progress_bar=bar,
+        **running,
     )
     if recipe.trunk == "lora":
         merge_lora(trunk)
@@ -269,8 +296,7 @@ def held_out_records(folder: str | Path) -> tuple[list[Preference], set[str], di
     All empty where the folder has no such files.
 
     Raises:
-        CheckpointCorruptError: a file is damaged.
-        ConfigurationError: training.json holds no JSON object.
+        CheckpointCorruptError: a file is damaged, or training.json holds no JSON object.
     """
 
     def read(held: Path) -> tuple[list[Preference], set[str], dict[str, Any]]:
@@ -279,7 +305,7 @@ def held_out_records(folder: str | Path) -> tuple[list[Preference], set[str], di
             return records, set(), {}
         content = json.loads((held / TRAINING_FILE).read_text())
         if not isinstance(content, dict):
-            raise ConfigurationError(f"{TRAINING_FILE} of {folder} holds no object: train again")
+            raise CheckpointCorruptError(f"{TRAINING_FILE} of {folder} holds no JSON object: train again")
         return records, set(content.pop("training_digests", [])), content
 
     return read_folder(folder, read)
