@@ -21,9 +21,6 @@ from lm_env.namesake import own_agents_problem
 
 __all__ = ["app", "main"]
 
-RESUMABLE = ("demo", "sft", "train", "rm train")
-"""The commands with `--resume`."""
-
 
 class _Commands(TyperGroup):
     """The commands; Ctrl-C is answered by a sentence, where typer itself would end without one."""
@@ -33,10 +30,19 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            resumable = " ".join(sys.argv[1:3]).startswith(RESUMABLE)
-            hint = ": the same command with --resume goes on from what is saved" if resumable else ""
+            hint = ": the same command with --resume goes on from what is saved" if self._can_resume() else ""
             print(f"\nlm-env: interrupted{hint}", file=sys.stderr)
             raise typer.Exit(130) from None
+
+    def _can_resume(self) -> bool:
+        """Whether the command that was typed has the option `--resume`."""
+        words = sys.argv[1:]
+        command: Any = self
+        for word in words:
+            if word not in getattr(command, "commands", {}):
+                break
+            command = command.commands[word]
+        return words[:1] == ["train"] or any("--resume" in option.opts for option in command.params)
 
 
 app = typer.Typer(

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from lm_env.cli.options import Resume
-
 __all__ = ["rm_app"]
 
 rm_app = typer.Typer(
@@ -58,7 +56,6 @@ def train(
     combine: Annotated[str, typer.Option(help="Of an ensemble: mean, lowest or uncertainty.")] = "mean",
     format: FormatOption = None,
     skip_bad: SkipBad = False,
-    resume: Resume = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Device = None,
     download: DownloadOption = False,
@@ -66,15 +63,14 @@ def train(
     """Train a reward model on human preferences; the folder is what `reward=` of an environment takes.
 
     Prompts are held out, the scores are normalized to mean 0 and standard deviation 1, and the records held out are
-    saved in the folder, where `lm-env rm evaluate` finds them.  Until it is there, checkpoints are kept in
-    OUT.unfinished.
+    saved in the folder, where `lm-env rm evaluate` finds them.
     """
     from lm_env.cli.trust import fitted_baselines, held_out_sentence
     from lm_env.runs.console import say
     from lm_env.runs.folder import check_new
     from lm_env.storage import check_destination
     from reward_models.preferences.reading import read_preferences
-    from reward_models.preferences.recipe import Recipe, remove_unfinished, train_from_preferences
+    from reward_models.preferences.recipe import Recipe, train_from_preferences
 
     check_destination(out)
     recipe = Recipe(
@@ -101,22 +97,13 @@ def train(
     skipped = f", {len(records.problems)} broken rows skipped" if records.problems else ""
     say("preferences", f"{len(records):,} records of {data} ({records.format}){skipped}")
     say("reward model", f"{model}, {trunk}")
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    trained = train_from_preferences(
-        records,
-        recipe,
-        say=lambda text: say("", text),
-        bar=sys.stderr.isatty(),
-        unfinished=unfinished,
-        resume=resume,
-    )
+    trained = train_from_preferences(records, recipe, say=lambda text: say("", text), bar=sys.stderr.isatty())
     for report in trained.reports:
         say("", _sentence(report))
     baselines = fitted_baselines(trained)
     if sentence := held_out_sentence(trained, baselines):
         say("", f"accuracy on what was held out: {sentence}")
     trained.save(out, also=None if baselines is None else baselines.save)
-    remove_unfinished(unfinished, recipe)
     say("", f"the reward model is in {out}: reward_models.load_reward({str(out)!r}) is a reward function")
     if trained.held_out:
         say("", f"does it deserve trust?  lm-env rm evaluate {out}")

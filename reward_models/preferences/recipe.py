@@ -16,7 +16,7 @@ from lm_env.data.prompts import RESERVED_COLUMNS
 from lm_env.errors import CheckpointCorruptError
 from lm_env.models.adapters import inject_lora, merge_lora
 from lm_env.objective.rewards import score_responses
-from lm_env.storage import Checkpointing, read_folder, remove_checkpoints
+from lm_env.storage import read_folder
 from lm_env.validation import check_choice, check_integers, check_number
 from reward_models.preferences.encoding import PLAIN, prompt_text
 from reward_models.preferences.ensemble import Combination, RewardEnsemble
@@ -34,7 +34,6 @@ __all__ = [
     "digest",
     "held_out_records",
     "record_texts",
-    "remove_unfinished",
     "score_records",
     "train_from_preferences",
 ]
@@ -135,13 +134,7 @@ class Trained:
 
 
 def train_from_preferences(
-    records: Sequence[Preference],
-    recipe: Recipe,
-    *,
-    say: Callable[[str], None] | None = None,
-    bar: bool = False,
-    unfinished: Path | None = None,
-    resume: bool = False,
+    records: Sequence[Preference], recipe: Recipe, *, say: Callable[[str], None] | None = None, bar: bool = False
 ) -> Trained:
     """Hold out records, pair ratings if asked to, train, and normalize the scores.
 
@@ -151,13 +144,9 @@ def train_from_preferences(
     Args:
         say: called with a sentence about each step.
         bar: show a progress bar.
-        unfinished: a folder for checkpoints, those of each member in a folder of their own; `remove_unfinished` removes
-            it once the result is saved.  None: none are made.
-        resume: continue from the checkpoints in `unfinished`, with the same records and recipe.
 
     Raises:
         ConfigurationError, ModelLoadError, NonFiniteError: see `train_reward_model` and `RewardModel.from_causal_lm`.
-        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
     """
     tell = say or (lambda sentence: None)
     rng = np.random.default_rng(recipe.seed)
@@ -174,32 +163,16 @@ def train_from_preferences(
     for i in range(recipe.ensemble):
         if recipe.ensemble > 1:
             tell(f"member {i + 1} of {recipe.ensemble}")
-        checkpoint = None if unfinished is None else Checkpointing(_member_folder(unfinished, i))
-        model, report = _train_member(
-            seen, watched, recipe, recipe.seed + i, progress_bar=bar, checkpoint=checkpoint, resume=resume
-        )
+        model, report = _train_member(seen, watched, recipe, recipe.seed + i, bar)
         members.append(model)
         reports.append(report)
     reward = members[0] if len(members) == 1 else RewardEnsemble(members, combine=recipe.combine)
     return Trained(reward, reports, training, held_out, seen, recipe)
 
 
-def remove_unfinished(folder: Path, recipe: Recipe) -> None:
-    """Remove the checkpoints that `train_from_preferences` has made, once the result is saved; other files stay."""
-    for i in range(recipe.ensemble):
-        remove_checkpoints(_member_folder(folder, i))
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _member_folder(unfinished: Path, i: int) -> Path:
-    return unfinished / f"member-{i}"
-
-
 def _train_member(
-    records: Sequence[Preference], watched: Sequence[Preference], recipe: Recipe, seed: int, **running: Any
+    records: Sequence[Preference], watched: Sequence[Preference], recipe: Recipe, seed: int, bar: bool
 ) -> tuple[RewardModel, TrainingReport]:
-    """One reward model and its report; `running` is what `train_reward_model` takes about checkpoints and progress."""
     model = RewardModel.from_causal_lm(
         recipe.model,
         seed=seed,
@@ -229,7 +202,7 @@ def _train_member(
         drop_ties=recipe.drop_ties,
         use_margins=recipe.use_margins,
         seed=seed,
-        **running,
+        progress_bar=bar,
     )
     if recipe.trunk == "lora":
         merge_lora(trunk)
