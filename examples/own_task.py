@@ -68,7 +68,7 @@ class Plan:
     lora: int = 16
     episodes: int = 128
     """Per rollout."""
-    timesteps: int = 24_000
+    timesteps: int = 16_000
 
 
 PLANS = {
