@@ -135,7 +135,7 @@ def headline(run: Run) -> list[str]:
 
 
 def _tells_what_came_of_it(run: Run) -> bool:
-    """Whether there is an evaluation after the first; a run that is under way may have only that before the training."""
+    """Whether there is an evaluation after the first, which is made before the training."""
     evaluations = run.progress.curve("eval/score")
     return len(evaluations.y) > 1 or bool(evaluations and not run.progress.curve("rollout/score"))
 
