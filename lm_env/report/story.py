@@ -167,8 +167,8 @@ def number_rows(run: Run) -> list[NumberRow]:
     for name, text, note in NUMBERS:
         curve = run.progress.curve(name)
         if curve:
-            after = _plus_minus(curve, -1) if len(curve.y) > 1 else "not yet"
-            rows.append(NumberRow(text, note, _plus_minus(curve, 0), after))
+            last = _plus_minus(curve, -1) if len(curve.y) > 1 else "not yet"
+            rows.append(NumberRow(text, note, _plus_minus(curve, 0), last))
     return rows
 
 
