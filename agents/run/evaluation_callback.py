@@ -16,8 +16,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from agents.learning.policy import ValueHeadPolicy
+from agents.run.aside import put_files_aside
 from agents.run.evaluation import Evaluation, choose_texts, evaluate_texts, write_samples
-from agents.run.training_log import put_files_aside
 from lm_env.errors import CheckpointWriteError, ConfigurationError, RewardError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.adapters import without_wrapper

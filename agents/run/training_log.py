@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import itertools
 import logging
 import math
 import os
@@ -35,6 +34,7 @@ from stable_baselines3.common.logger import (
 )
 
 from agents.learning.rollout import Rollout
+from agents.run.aside import put_files_aside, put_into_folder_aside
 from agents.run.records import RunFiles
 from agents.run.trackers import LogTo, tracker
 from lm_env.errors import CheckpointWriteError, RunLockedError
@@ -45,7 +45,6 @@ __all__ = [
     "ProgressFile",
     "begin_log",
     "make_logger",
-    "put_files_aside",
     "rewind_log",
     "rollout_metrics",
     "standard_error",
@@ -82,7 +81,9 @@ class ProgressFile(KVWriter):
         """
         if self._columns is None:
             put_files_aside(self.path.parent, [self.path.name, *RUN_FILES])
-            _put_events_aside(self.path.parent, [path for path in self._earlier_events if path.exists()])
+            put_into_folder_aside(
+                self.path.parent, "tensorboard", [path for path in self._earlier_events if path.exists()]
+            )
 
     def hold(self) -> None:
         """Keep others from writing, if it was released.
@@ -165,27 +166,6 @@ class ProgressFile(KVWriter):
 
     def _writer(self, file: Any) -> csv.DictWriter:
         return csv.DictWriter(file, self._columns or [], lineterminator="\n")
-
-
-def put_files_aside(folder: Path, names: Sequence[str]) -> None:
-    """Rename those of the files that are there, all with the same number: progress.csv becomes progress.1.csv."""
-    there = [name for name in names if (folder / name).exists()]
-    for number in itertools.count(1) if there else ():
-        numbered = [folder / f"{Path(name).stem}.{number}{Path(name).suffix}" for name in names]
-        if not any(os.path.lexists(path) for path in numbered):
-            for name in there:
-                os.rename(folder / name, folder / f"{Path(name).stem}.{number}{Path(name).suffix}")
-            return
-
-
-def _put_events_aside(folder: Path, files: Sequence[Path]) -> None:
-    """Move TensorBoard's files of an earlier run into a new folder beside them, tensorboard.1 or the next number."""
-    if not files:
-        return
-    aside = next(place for n in itertools.count(1) if not os.path.lexists(place := folder / f"tensorboard.{n}"))
-    aside.mkdir()
-    for path in files:
-        os.rename(path, aside / path.name)
 
 
 def make_logger(verbose: int, log_dir: str | Path | None, log_to: LogTo = ()) -> Logger:
