@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import lm_env
-from lm_env.theory.token_mdp import Evaluation
+from lm_env.theory.token_mdp import ExactEvaluation
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Agent(nn.Module):
         return action, policy.log_prob(action), self.critic(out.hidden_states[-1][last]).squeeze(-1)
 
 
-def main(args: Args) -> Evaluation:
+def main(args: Args) -> ExactEvaluation:
     """Train the environment's model; return how far it is from the optimum."""
     torch.manual_seed(args.seed)
     envs = gym.make_vec(

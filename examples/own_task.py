@@ -1,14 +1,14 @@
-"""A task of one's own from beginning to end, by the commands that one would type: sums with a reward that is checked.
+"""A task of one's own from beginning to end, by the commands that one would type: number sequences, checked exactly.
 
-    python examples/own_task.py                                  # the embedded model, some minutes a seed
-    python examples/own_task.py --model FOLDER --seeds 0 1 2     # another one, in transformers' layout
+    python examples/own_task.py                                     # the embedded model counts; two minutes a seed
+    python examples/own_task.py --model smollm2-135m --seeds 0 1 2  # steps of 1 to 9; docs/own_task.md has its figures
 
-Fine-tuning on some of the sums, then RLOO with LoRA until more of all sums are right.  On the way the training is
-stopped twice, by SIGTERM and by Ctrl-C, and gone on with.  At the end peft reads the adapter and transformers the
+The prompt is "29, 32, 35, 38,", and the reward is 1 if the number that follows is 41.  Some sequences are held out of
+everything.  Fine-tuning on a few of the others, then RLOO with LoRA on all of them, which is stopped twice on its way,
+by SIGTERM and by Ctrl-C, and resumed.  At the end the report is there, peft reads the adapter and transformers the
 merged model, and both compute the same.
 
-The embedded model learns these sums by heart, and does worse on others: `--held-out 0.2` measures on sums that are not
-trained on, which is what to look at with a model that can add.
+The embedded model knows film reviews alone, so its sequences go up by one; `--largest-step` says otherwise.
 """
 
 from __future__ import annotations
@@ -18,48 +18,109 @@ import csv
 import itertools
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm_env.models.loading import load_model, load_tokenizer
+from agents import RLOO
+from lm_env import TextGenerationEnv
+from lm_env.models.loading import EMBEDDED_MODEL, load_model, load_tokenizer
+from lm_env.objective.functions import load_function
 from lm_env.runs import RunFolder
+from reward_models.trust import Share, wilson
 
-REWARD = '''"""A sum is right if the first number of the response is the answer."""
+REWARD = '''"""A sequence is continued right if the number that follows is the next one."""
 
 import re
 
 
 def right(prompts, responses, answer, **columns):
-    """1 for a right sum, else 0."""
-    found = [re.search(r"\\d+", response) for response in responses]
-    return [float(number is not None and int(number[0]) == wanted) for number, wanted in zip(found, answer)]
+    """1 for a response that is the right number, else 0."""
+    found = [re.fullmatch(r"\\s*(\\d+)\\s*", response) for response in responses]
+    return [float(number is not None and int(number[1]) == wanted) for number, wanted in zip(found, answer)]
 '''
 STOPPED = 75
-"""The exit status of a run that a signal has stopped, and that can be gone on with."""
+"""The exit status of a run that a signal has stopped, and that can be resumed."""
 
 
-def write_task(folder: Path, shown: int) -> None:
-    """demonstrations.jsonl with `shown` answers to learn from, sums.jsonl with all sums, and reward.py."""
-    sums = list(itertools.product(range(10), range(10)))
-    random.Random(0).shuffle(sums)
-    rows = [{"prompt": f"{a} + {b} =", "answer": a + b} for a, b in sums]
-    answers = [{"prompt": row["prompt"], "response": f" {row['answer']}"} for row in rows[:shown]]
+@dataclass(frozen=True)
+class Plan:
+    """What differs between a small model and a large one; the defaults are those of the embedded model."""
+
+    largest_step: int = 1
+    """The sequences go up by 1 to so much."""
+    terms: tuple[int, ...] = (3, 4, 5)
+    """How many numbers a prompt shows."""
+    shown: int = 128
+    """Sequences to fine-tune on."""
+    epochs: int = 12
+    sft_rate: float = 5e-4
+    """The learning rate of the fine-tuning."""
+    rate: float = 2e-3
+    """The learning rate of RLOO."""
+    lora: int = 16
+    episodes: int = 128
+    """Per rollout."""
+    timesteps: int = 16_000
+
+
+PLANS = {
+    EMBEDDED_MODEL: Plan(),
+    "smollm2-135m": Plan(
+        largest_step=9,
+        terms=(4,),
+        shown=128,
+        epochs=1,
+        sft_rate=2e-5,
+        rate=3e-4,
+        lora=8,
+        episodes=64,
+        timesteps=3_200,
+    ),
+}
+
+
+def write_task(folder: Path, plan: Plan) -> None:
+    """demonstrations.jsonl to learn from, problems.jsonl to train on, held_out.jsonl to measure on, and reward.py.
+
+    The sequences held out are a quarter of all, the same for every seed; none of them begins where one that is trained
+    on begins with the same step.
+    """
+    kinds = list(itertools.product(range(1, 100), range(1, plan.largest_step + 1)))
+    random.Random(0).shuffle(kinds)
+    cut = len(kinds) // 4
+    held_out, problems = (
+        [_problem(*kind, n) for kind in part for n in plan.terms] for part in (kinds[:cut], kinds[cut:])
+    )
+    demonstrations = [{"prompt": row["prompt"], "response": f" {row['answer']},"} for row in problems[: plan.shown]]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    rows = {"problems": problems, "held_out": held_out, "demonstrations": demonstrations}
+    for name, made in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     (folder / "reward.py").write_text(REWARD)
+
+
+def _problem(start: int, step: int, terms: int) -> dict[str, object]:
+    *shown, answer = (start + i * step for i in range(terms + 1))
+    return {"prompt": "".join(f"{number}, " for number in shown).rstrip(), "answer": answer}
 
 
 def lm_env(*words: object) -> subprocess.Popen:
     """`lm-env WORDS` as a process of its own."""
-    command = [sys.executable, "-c", "from lm_env.cli import main; main()", *map(str, words)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "lm_env", *map(str, words)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=_heed_ctrl_c)
+
+
+def _heed_ctrl_c() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would what it starts itself."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop_after(process: subprocess.Popen, log: Path, rollouts: int, number: signal.Signals) -> int:
@@ -88,31 +149,53 @@ def as_flags(options: dict[str, object]) -> list[object]:
     return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
-def day(model: str, out: Path, seed: int, *, timesteps: int, epochs: int, episodes: int, held_out: float) -> list[dict]:
-    """All of it for one seed; returns the evaluations, the first before the training and the last after it."""
-    write_task(out, shown=60)
-    base = out / "sft"
-    tuning = {"model": model, "epochs": epochs, "learning-rate": 5e-4, "held-out-fraction": 0, "seed": seed}
-    assert lm_env("sft", out / "demonstrations.jsonl", *as_flags(tuning), "--out", base).wait() == 0
+def untrained(model: str, task: Path) -> Share:
+    """The success of a model on the sequences held out, before anything is learned."""
+    reward = load_function(f"{task / 'reward.py'}:right", "prompts, responses")
+    prompts = task / "held_out.jsonl"
+    env = TextGenerationEnv(model=model, prompts=str(prompts), reward=reward, max_new_tokens=6, stop_strings=(",",))
+    return share(RLOO(env).evaluate(n=1).score.mean, prompts)
+
+
+def share(mean: float, held_out: Path) -> Share:
+    """A success rate with its interval, one text for each of the sequences held out."""
+    n = len(held_out.read_text().splitlines())
+    right = round(mean * n)
+    found = wilson([1.0] * right + [0.0] * (n - right))
+    assert found is not None
+    return found
+
+
+def day(model: str, out: Path, seed: int, plan: Plan) -> dict[str, Share]:
+    """All of it for one seed; returns the success on the sequences held out, after fine-tuning and after RLOO."""
+    write_task(out, plan)
+    base, held_out = out / "sft", out / "held_out.jsonl"
+    tuning = {"model": model, "epochs": plan.epochs, "learning-rate": plan.sft_rate, "held-out-fraction": 0}
+    demonstrations = out / "demonstrations.jsonl"
+    assert lm_env("sft", demonstrations, *as_flags(tuning), "--seed", seed, "--out", base).wait() == 0
     run = RunFolder(out / "run")
-    task = {"model": base, "prompts": out / "sums.jsonl", "reward": f"{out / 'reward.py'}:right", "max-new-tokens": 4}
-    agent = {"agent": "rloo", "lora": 16, "learning-rate": 2e-3, "beta": 0.01, "group-size": 8}
-    length = {"timesteps": timesteps, "rollout-episodes": episodes, "eval-every": 0, "eval-fraction": held_out}
-    flags = as_flags({**task, **agent, **length, "seed": seed})
+    task = {"model": base, "prompts": out / "problems.jsonl", "reward": f"{out / 'reward.py'}:right"}
+    text = {"max-new-tokens": 6, "stop-strings": ",", "beta": 0.01}
+    agent = {"agent": "rloo", "lora": plan.lora, "learning-rate": plan.rate, "group-size": 8}
+    length = {"timesteps": plan.timesteps, "rollout-episodes": plan.episodes}
+    measured = {"eval-prompts": held_out, "eval-texts": len(held_out.read_text().splitlines()), "eval-every": 0}
+    flags = as_flags({**task, **text, **agent, **length, **measured, "seed": seed})
     log = run.path / "progress.csv"
     first = stop_after(lm_env("train", *flags, "--out", run.path), log, 2, signal.SIGTERM)
     second = stop_after(lm_env("train", "--out", run.path, "--resume"), log, 2, signal.SIGINT)
     assert first == second == STOPPED, (first, second)
     assert lm_env("train", "--out", run.path, "--resume").wait() == 0
+    assert "<html" in run.report.read_text()
     check_files(base, run)
-    return run.evaluations()
+    before, after = (share(run.evaluations()[at]["score"], held_out) for at in (0, -1))
+    return {"fine-tuned": before, "trained": after}
 
 
 @torch.no_grad()
 def check_files(base: Path, run: RunFolder) -> None:
     """peft's model, the base with the adapter on it, is transformers' merged one; neither is the base."""
     tokenizer = AutoTokenizer.from_pretrained(run.policy)
-    ids = tokenizer("3 + 4 =", return_tensors="pt").input_ids
+    ids = tokenizer("3, 4, 5,", return_tensors="pt").input_ids
     plain = load_model(base)
     before = plain(input_ids=ids).logits
     adapted = PeftModel.from_pretrained(plain, str(run.adapter))(input_ids=ids).logits
@@ -124,19 +207,19 @@ def check_files(base: Path, run: RunFolder) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="reviews-3m")
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="reviews-3m, smollm2-135m, or a folder")
+    parser.add_argument("--like", choices=sorted(PLANS), help="of which model to take the options, for a folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/own_task"))
-    parser.add_argument("--timesteps", type=int, default=40_000)
-    parser.add_argument("--epochs", type=int, default=30, help="of fine-tuning on the sums that are shown")
-    parser.add_argument("--episodes", type=int, default=128, help="per rollout")
-    parser.add_argument("--held-out", type=float, default=0.0, help="share of the sums that is not trained on")
     args = parser.parse_args()
+    plan = PLANS[args.like or args.model]
+    write_task(args.out, plan)
+    print(f"right before anything is learned, with the 95% interval: {untrained(args.model, args.out)}", flush=True)
     for seed in args.seeds:
-        options = {"timesteps": args.timesteps, "epochs": args.epochs, "episodes": args.episodes}
-        found = day(args.model, args.out / f"seed{seed}", seed, held_out=args.held_out, **options)
-        before, after = (f"{row['score']:.2f} (standard error {row['score_se']:.2f})" for row in (found[0], found[-1]))
-        print(f"seed {seed}: {before} of the sums right before, {after} after", flush=True)
+        found = day(args.model, args.out / f"seed{seed}", seed, plan)
+        minutes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime / 60
+        told = ", ".join(f"{phase} {rate}" for phase, rate in found.items())
+        print(f"seed {seed}: {told}; {minutes:.1f} minutes of one core so far", flush=True)
 
 
 if __name__ == "__main__":

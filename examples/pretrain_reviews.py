@@ -16,7 +16,7 @@ import argparse
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,31 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     tokenizer.save_pretrained(out)
 
 
-def main() -> None:
+def go_on(checkpoint: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """The update that the checkpoint was made at, with its weights and optimizers in place; 0 where there is none."""
+    if not (checkpoint / "progress.json").exists():
+        return 0
+    first = int(json.loads((checkpoint / "progress.json").read_text())["step"])
+    model.load_state_dict(load_file(checkpoint / f"weights-{first}.safetensors"))
+    for i, o in enumerate(optimizers):
+        o.load_state_dict(torch.load(checkpoint / f"optimizer-{i}-{first}.pt", weights_only=True))
+    print(f"going on from update {first}", flush=True)
+    return first
+
+
+def keep(checkpoint: Path, step: int, model: Any, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Write what `go_on` reads, then remove what was written at earlier updates."""
+    checkpoint.mkdir(exist_ok=True)
+    save_file({k: v.clone() for k, v in model.state_dict().items()}, checkpoint / f"weights-{step}.safetensors")
+    for i, o in enumerate(optimizers):
+        torch.save(o.state_dict(), checkpoint / f"optimizer-{i}-{step}.pt")  # read with weights_only
+    (checkpoint / "progress.json").write_text(json.dumps({"step": step}))
+    for old in checkpoint.glob("*-*"):
+        if not re.search(rf"-{step}\.", old.name):
+            old.unlink()
+
+
+def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--out", type=Path, default=Path("runs/reviews-3m"))
     p.add_argument("--tokens", type=float, default=20e6, help="training tokens in all")
@@ -167,7 +191,11 @@ def main() -> None:
     p.add_argument("--lr-matrix", type=float, default=0.02)
     p.add_argument("--lr-rest", type=float, default=6e-3)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = p.parse_args()
+    return p.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
 
     train, held_out = load_reviews()
@@ -187,14 +215,9 @@ def main() -> None:
     optimizers = make_optimizers(model, args.lr_matrix, args.lr_rest)
     base = [group["lr"] for o in optimizers for group in o.param_groups]
     per_step = args.batch * args.length
-    steps, first = int(args.tokens // per_step), 0
+    steps = int(args.tokens // per_step)
     checkpoint = args.out / "checkpoint"
-    if (checkpoint / "progress.json").exists():
-        first = json.loads((checkpoint / "progress.json").read_text())["step"]
-        model.load_state_dict(load_file(checkpoint / f"weights-{first}.safetensors"))
-        for i, o in enumerate(optimizers):
-            o.load_state_dict(torch.load(checkpoint / f"optimizer-{i}-{first}.pt", weights_only=True))
-        print(f"going on from update {first}", flush=True)
+    first = go_on(checkpoint, model, optimizers)
 
     compiled = torch.compile(model)
     stream = batches(docs, args.batch, args.length, seed=0)
@@ -219,16 +242,7 @@ def main() -> None:
                 f"\nupdate {step + 1}/{steps}, {(step + 1) * per_step:,} tokens: held-out {nats:.4f} nats/token",
                 flush=True,
             )
-            checkpoint.mkdir(exist_ok=True)
-            save_file(
-                {k: v.clone() for k, v in model.state_dict().items()}, checkpoint / f"weights-{step + 1}.safetensors"
-            )
-            for i, o in enumerate(optimizers):
-                torch.save(o.state_dict(), checkpoint / f"optimizer-{i}-{step + 1}.pt")  # read with weights_only
-            (checkpoint / "progress.json").write_text(json.dumps({"step": step + 1}))
-            for old in checkpoint.glob("*-*"):
-                if not re.search(rf"-{step + 1}\.", old.name):
-                    old.unlink()
+            keep(checkpoint, step + 1, model, optimizers)
     save(model.cpu(), tokenizer, args.out)
     shipped = AutoModelForCausalLM.from_pretrained(args.out)
     print(f"as shipped: held-out {held_out_loss(shipped, held, args.length):.4f} nats/token", flush=True)

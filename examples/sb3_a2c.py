@@ -16,10 +16,10 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
 from lm_env import TokenMDP
-from lm_env.theory.token_mdp import Evaluation
+from lm_env.theory.token_mdp import ExactEvaluation
 
 
-def main(steps: int = 100_000, beta: float = 0.5, verbose: int = 1) -> Evaluation:
+def main(steps: int = 100_000, beta: float = 0.5, verbose: int = 1) -> ExactEvaluation:
     """Train for `steps` tokens; return how far the policy is from the optimum."""
     env = TextVecEnv.from_env("lm_env/TokenMDP-v0", num_envs=64, beta=beta)
     agent = A2C(

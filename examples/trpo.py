@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from agents.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, TextVecEnv
 from lm_env import TokenMDP
 from lm_env.errors import MissingDependencyError
-from lm_env.theory.token_mdp import Evaluation
+from lm_env.theory.token_mdp import ExactEvaluation
 
 try:
     from sb3_contrib import TRPO
@@ -27,7 +27,7 @@ except ImportError as error:
 TARGET_KLS = (0.03, 0.003, 0.0005)
 
 
-def main(steps: int = 150_000, beta: float = 0.5, verbose: int = 1) -> Evaluation:
+def main(steps: int = 150_000, beta: float = 0.5, verbose: int = 1) -> ExactEvaluation:
     """Train for `steps` tokens; return how far the policy is from the optimum."""
     env = TextVecEnv.from_env("lm_env/TokenMDP-v0", num_envs=256, beta=beta)
     agent = TRPO(

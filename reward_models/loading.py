@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from lm_env.errors import ConfigurationError
 from lm_env.objective.functions import load_function
 from lm_env.storage import folder_of, is_saved_folder
 from reward_models.serving.address import is_reward_url
@@ -47,6 +49,8 @@ def load_reward(
         module, _, function = spec.rpartition(":")
         if not spec or (module and function.isidentifier()) or spec.endswith(".py"):
             return load_function(spec, "prompts, responses, **columns")
+    if folder.is_dir() and not (folder / "config.json").exists() and not _is_ours(folder):
+        raise ConfigurationError(f"{spec} holds no reward: {_what_it_holds(folder)}")
     if is_saved_folder(folder):
         for kind in (reward_models.RewardEnsemble, reward_models.RewardModel, reward_models.SpanRewardModel):
             if kind.is_at(folder):
@@ -54,3 +58,21 @@ def load_reward(
     return reward_models.SequenceClassifierReward(
         str(folder) if folder.is_dir() else spec, device=device, download=download, **options
     )
+
+
+def _is_ours(folder: Path) -> bool:
+    import reward_models
+
+    return is_saved_folder(folder) and any(
+        kind.is_at(folder) for kind in (reward_models.RewardEnsemble, reward_models.RewardModel)
+    )
+
+
+def _what_it_holds(folder: Path) -> str:
+    """What a folder without a reward is, and what to give instead."""
+    remedy = "give the folder of `lm-env rm train`, a classifier, 'lexicon' or 'file.py:function'"
+    if (folder / "reward_model").is_dir():
+        return f"its reward model is in {folder / 'reward_model'}"
+    if (folder / "run.yaml").exists():
+        return f"it is a training run, whose result is a language model; {remedy}"
+    return f"there is no config.json in it; {remedy}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gymnasium
 import pytest
 
-from agents import GRPO, PPO, BestOfN
+from agents import GRPO, PPO, BestOfN, EvaluateTexts
 from agents.sb3 import TextVecEnv
 from lm_env import AdaptiveKL, FixedKL
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.objective.description import count_in_words, reward_in_words
-from reward_models import Affine, Clipped, Keyword, Length, WeightedSum
+from reward_models import Affine, Clipped, Keyword, Length, RewardEnsemble, RewardModel, WeightedSum
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,23 @@ def ones(prompts, responses):
 )
 def test_rewards(reward, said):
     assert reward_in_words(reward) == said
+
+
+def test_a_trained_reward_model_says_what_it_is_in_a_line():
+    model = RewardModel.from_causal_lm("reviews-3m")
+    trunk = model.network.trunk
+    said = f"RewardModel(LlamaModel with {count_in_words(sum(p.numel() for p in trunk.parameters()))} parameters)"
+    assert repr(model) == said
+    assert repr(RewardEnsemble([model, model], combine="lowest")) == f"RewardEnsemble(lowest of 2: {said})"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [(None, "the task's prompts"), ("held_out.txt", "'held_out.txt'"), (["a", "b"], "2 prompts")],
+)
+def test_an_evaluation_callback_says_what_it_is(prompts, words):
+    said = repr(EvaluateTexts(prompts, 3, every=500))
+    assert said == f"EvaluateTexts({words}, n=3, every=500, 0 evaluations so far)"
 
 
 def test_a_reward_with_a_network_tells_its_size(build_tiny):

@@ -146,8 +146,8 @@ class BatchedAgent(PolicyAgent, ABC):
         if reset_num_timesteps:
             self.num_timesteps = 0
         with (
-            open_run(self, callbacks, total_timesteps, checkpoint, resume) as run,
             self.recorder.kept_on_failure(self.logger, self.task),
+            open_run(self, callbacks, total_timesteps, checkpoint, resume) as run,
         ):
             self.updater.begin()
             total_timesteps = run.end  # as stable-baselines3's callbacks find it among the locals

@@ -182,7 +182,7 @@ def open_run(
     if checkpoint is None:
         if resume:
             raise ConfigurationError("resume=True needs checkpoint=Checkpointing(folder), where the run was saved")
-        _begin_log(agent)
+        begin_log(agent.logger, new=agent.num_rollouts == 0)
         yield TrainingRun(agent, callbacks, total_timesteps)
         return
     promise = "this rollout and its update are finished, then the run is saved"
@@ -197,14 +197,9 @@ def open_run(
             run.resume()
         if folder is not None:
             folder.check_room(agent.saved_bytes())
-        _begin_log(agent)
+        begin_log(agent.logger, new=agent.num_rollouts == 0)
         yield run
         run.finish()
-
-
-def _begin_log(agent: Resumable) -> None:
-    if agent.num_rollouts == 0:
-        begin_log(agent.logger)
 
 
 def _reward_state(reward: Any) -> Any:

@@ -17,8 +17,8 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from agents.learning.distributed import processes
 from agents.learning.policy import ValueHeadPolicy
+from agents.run.aside import put_files_aside
 from agents.run.evaluation import Evaluation, choose_texts, evaluate_texts, write_samples
-from agents.run.training_log import put_files_aside
 from lm_env.errors import CheckpointWriteError, ConfigurationError, RewardError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.adapters import without_wrapper
@@ -91,6 +91,15 @@ class EvaluateTexts(BaseCallback):
         """All evaluations so far, the earliest first."""
         self._intervals = 0
         self._trained = False
+
+    def __repr__(self) -> str:
+        if self.prompts is None:
+            prompts = "the task's prompts"
+        elif isinstance(self.prompts, str | Path):
+            prompts = repr(str(self.prompts))
+        else:
+            prompts = f"{len(self.prompts):,} prompts" if hasattr(self.prompts, "__len__") else "prompts"
+        return f"EvaluateTexts({prompts}, n={self.n}, every={self.every}, {len(self.history)} evaluations so far)"
 
     # -- stable-baselines3 calls these ------------------------------------------------------------------
     def _on_training_start(self) -> None:

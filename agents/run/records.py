@@ -18,11 +18,11 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 
 from agents.learning.rollout import Rollout
 from agents.run.samples import Sample, SampleChooser, samples_as_markdown
-from lm_env.errors import CheckpointWriteError
+from lm_env.errors import CheckpointWriteError, TrainingInterrupted
 from lm_env.objective.task import Task
 from lm_env.report import RUN_FILE, SAMPLES_FILE, WARNINGS_FILE, write_report
 
-__all__ = ["Recorder", "RunFiles", "RunWriter"]
+__all__ = ["Recorder", "RunFiles", "RunWriter", "make_pages"]
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +124,12 @@ class Recorder:
     def __init__(self) -> None:
         self._chooser: SampleChooser | None = None
         self._waiting: tuple[Rollout, int] | None = None
+        self._begun = False
 
     def begin(self, logger: Logger, settings: dict[str, Any]) -> None:
         """A training starts or is resumed: send its settings."""
         writers = _writers(logger)
+        self._begun = True
         for writer in writers:
             writer.write_settings(settings)
         if self._chooser is None:
@@ -158,17 +160,25 @@ class Recorder:
     def end(self, logger: Logger, task: Task) -> None:
         """A training ends: its last rollout's texts are written, if they were not, and the pages are made."""
         self._write_samples(logger, task)
-        for writer in _writers(logger):
-            writer.end()
+        make_pages(logger)
 
     @contextmanager
     def kept_on_failure(self, logger: Logger, task: Task) -> Iterator[None]:
-        """If the training inside is interrupted or fails, its last texts and its page are still written."""
+        """If the training inside fails, its last texts and its page are still written, and others may write its log.
+
+        A training that a signal stops is resumed later and then writes what it would have written otherwise, so of
+        this one only the page is made.  A training that did not begin writes nothing.
+        """
+        self._begun = False
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             with suppress(CheckpointWriteError):
-                self.end(logger, task)
+                if self._begun and isinstance(error, TrainingInterrupted):
+                    make_pages(logger)
+                elif self._begun:
+                    self.end(logger, task)
+            _let_go(logger)
             raise
 
     def _write_samples(self, logger: Logger, task: Task) -> None:
@@ -199,6 +209,19 @@ class _told:
             raise CheckpointWriteError(
                 f"cannot write the log to {self._folder}: {error}; make room there, or choose another log_dir"
             ) from error
+
+
+def make_pages(logger: Logger) -> None:
+    """Have the outputs of a logger make their pages; a training is over, or stopped."""
+    for writer in _writers(logger):
+        writer.end()
+
+
+def _let_go(logger: Logger) -> None:
+    """Let others write to the files of the log; an output that has a lock takes it again when it goes on."""
+    for output in logger.output_formats:
+        if callable(release := getattr(output, "release", None)):
+            release()
 
 
 def _writers(logger: Logger) -> list[RunWriter]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import itertools
 import logging
 import math
 import os
@@ -35,6 +34,7 @@ from stable_baselines3.common.logger import (
 )
 
 from agents.learning.rollout import Rollout
+from agents.run.aside import put_files_aside, put_into_folder_aside
 from agents.run.records import RunFiles
 from agents.run.trackers import LogTo, tracker
 from lm_env.errors import CheckpointWriteError, RunLockedError
@@ -45,7 +45,6 @@ __all__ = [
     "ProgressFile",
     "begin_log",
     "make_logger",
-    "put_files_aside",
     "rewind_log",
     "rollout_metrics",
     "standard_error",
@@ -54,6 +53,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 LOCK = ".progress.lock"
+EVENTS = "events.out.tfevents.*"
+"""TensorBoard's files."""
 STEP = "time/total_timesteps"
 """The column that says when a row was written."""
 
@@ -69,16 +70,40 @@ class ProgressFile(KVWriter):
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "progress.csv"
-        self._lock = _lock(folder)
+        self._lock: FileLock | None = _lock(folder)
         self._columns: list[str] | None = None  # not looked yet
+        self._earlier_events = sorted(folder.glob(EVENTS))
 
     def put_aside(self) -> None:
-        """Rename what others have written, and what belongs to it, unless something was added to it already."""
+        """Rename what others have written, and what belongs to it, unless something was added to it already.
+
+        TensorBoard's files of others go into a folder, which it shows as a run of its own.
+        """
         if self._columns is None:
             put_files_aside(self.path.parent, [self.path.name, *RUN_FILES])
+            put_into_folder_aside(
+                self.path.parent, "tensorboard", [path for path in self._earlier_events if path.exists()]
+            )
+
+    def hold(self) -> None:
+        """Keep others from writing, if it was released.
+
+        Raises:
+            RunLockedError: another writer has it.
+        """
+        if self._lock is None:
+            self._lock = _lock(self.path.parent)
+            self._columns = None
+
+    def release(self) -> None:
+        """Let another writer go on; before the next line it is held again."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Add a line; columns that are new are empty in the lines before it."""
+        self.hold()
         values = filter_excluded_keys(key_values, key_excluded, "csv")
         for value in values.values():
             if isinstance(value, Video | Figure | Image | HParam):
@@ -102,7 +127,7 @@ class ProgressFile(KVWriter):
 
     def close(self) -> None:
         """Let another writer go on."""
-        self._lock.release()
+        self.release()
 
     def _found_columns(self) -> list[str]:
         """Those of a log that is gone on with; what is no such log is put aside."""
@@ -141,17 +166,6 @@ class ProgressFile(KVWriter):
 
     def _writer(self, file: Any) -> csv.DictWriter:
         return csv.DictWriter(file, self._columns or [], lineterminator="\n")
-
-
-def put_files_aside(folder: Path, names: Sequence[str]) -> None:
-    """Rename those of the files that are there, all with the same number: progress.csv becomes progress.1.csv."""
-    there = [name for name in names if (folder / name).exists()]
-    for number in itertools.count(1) if there else ():
-        numbered = [folder / f"{Path(name).stem}.{number}{Path(name).suffix}" for name in names]
-        if not any(os.path.lexists(path) for path in numbered):
-            for name in there:
-                os.rename(folder / name, folder / f"{Path(name).stem}.{number}{Path(name).suffix}")
-            return
 
 
 def make_logger(verbose: int, log_dir: str | Path | None, log_to: LogTo = ()) -> Logger:
@@ -197,11 +211,21 @@ def _tell_without_tensorboard() -> None:
     )
 
 
-def begin_log(logger: Logger) -> None:
-    """A new agent begins to write: a log of an earlier one in the same folder is put aside, under a name of its own."""
+def begin_log(logger: Logger, *, new: bool = True) -> None:
+    """A training begins to write.
+
+    Args:
+        new: nothing was trained before, so a log of an earlier agent in the same folder is put aside, under a name of
+            its own.
+
+    Raises:
+        RunLockedError: another agent writes there meanwhile.
+    """
     for output in logger.output_formats:
         if isinstance(output, ProgressFile):
-            output.put_aside()
+            output.hold()
+            if new:
+                output.put_aside()
 
 
 def rewind_log(logger: Logger, step: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
+from agents.run.records import make_pages
 from agents.run.training_log import begin_log, rewind_log
 from agents.sb3.files import load, save
 from lm_env.errors import TrainingInterrupted
@@ -54,7 +55,10 @@ def learn(
         left = total_timesteps - agent.num_timesteps
         if left > 0:
             callbacks = CallbackList([*given, saving])
-            agent.learn(left, callback=callbacks, progress_bar=progress_bar, reset_num_timesteps=False)
+            try:
+                agent.learn(left, callback=callbacks, progress_bar=progress_bar, reset_num_timesteps=False)
+            finally:
+                make_pages(agent.logger)
         if agent.num_timesteps != folder.last:
             _save(agent, folder, agent.num_timesteps)
     return agent

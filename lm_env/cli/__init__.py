@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lm_env import __version__
 from lm_env.cli.benchmark import bench, evaluate, leaderboard, preflight_command
@@ -25,7 +27,32 @@ from lm_env.namesake import own_agents_problem
 
 __all__ = ["app", "main"]
 
+
+class _Commands(TyperGroup):
+    """The commands; Ctrl-C is answered by a sentence, where typer itself would end without one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            hint = ": the same command with --resume goes on from what is saved" if self._can_resume() else ""
+            print(f"\nlm-env: interrupted{hint}", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    def _can_resume(self) -> bool:
+        """Whether the command that was typed has the option `--resume`."""
+        words = sys.argv[1:]
+        command: Any = self
+        for word in words:
+            if word not in getattr(command, "commands", {}):
+                break
+            command = command.commands[word]
+        return words[:1] == ["train"] or any("--resume" in option.opts for option in command.params)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Text generation as a reinforcement-learning environment: train a language model with any RL algorithm.",
     no_args_is_help=True,
     add_completion=False,
@@ -88,11 +115,12 @@ def main() -> None:
             raise
         print(f"lm-env: {problem} ({error})", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("lm-env: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _as_typed(message: object) -> str:
     """A message of the Python interface in the words of the command line."""
-    return str(message).replace("resume=True", "--resume")
+    return re.sub(r"\b(resume|download|skip_bad)=True(?: \(--[a-z-]+\))?", _as_flag, str(message))
+
+
+def _as_flag(keyword: re.Match[str]) -> str:
+    return f"--{keyword[1].replace('_', '-')}"

@@ -55,10 +55,10 @@ def check_loss_command(
 
 def _show(check: LossCheck) -> None:
     """The verdict for people."""
-    sizes = ", ".join(f"{size:.3g}" for size in check.size)
+    sizes = ", ".join(f"{size:.3g}" for size in check.along)
     numbers = "".join(f", {name} {value:.4g}" for name, value in check.numbers.items())
     print(f"{check.loss}, beta {check.beta:g}, {check.group_size} response(s) per group")
-    print(f"  gradient: cosine {check.cosine:.6f}, astray {check.astray:.1e}, size {sizes}{numbers}")
+    print(f"  gradient: cosine {check.cosine:.6f}, orthogonal {check.orthogonal:.1e}, along {sizes}{numbers}")
     print(f"  importance ratio: {check.ratio}")
     for note in check.notes:
         print(f"  note: {note}")

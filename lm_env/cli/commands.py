@@ -223,7 +223,7 @@ def check_agent(
         )
         print(f"  {check.sentence()}")
         if check.detectable:
-            print(f"  the smallest slips that would have shown: {check.resolution()}")
+            print(f"  the smallest mistakes that would have shown: {check.resolution()}")
     raise typer.Exit(0 if check.passed else 1)
 
 

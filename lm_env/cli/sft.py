@@ -58,7 +58,12 @@ def run_sft(
     torch.manual_seed(options["seed"])
     if lora is not None:
         lm = add_lora(lm, lora, seed=options["seed"])
-    say("supervised fine-tuning", f"{model} on {data}")
+
+    def show(description: str) -> None:
+        say("supervised fine-tuning", f"{model} on {data}")
+        for line in description.splitlines():
+            say("", line)
+
     unfinished = out.with_name(f"{out.name}.unfinished")
     report = supervised_finetune(
         lm,
@@ -67,7 +72,7 @@ def run_sft(
         separator=separator.replace("\\n", "\n").replace("\\t", "\t"),
         download=download,
         progress_bar=True,
-        show=_show,
+        show=show,
         checkpoint=Checkpointing(unfinished),
         resume=resume,
         **options,
@@ -83,8 +88,3 @@ def run_sft(
         say("", f"perplexity of the responses held out: {before:.1f} before, {after:.1f} after")
     kind = "adapter" if lora is not None and not merge else "model"
     say("", f"the {kind} is in {out}: go on with  lm-env demo --model {out}")
-
-
-def _show(description: str) -> None:
-    for line in description.splitlines():
-        say("", line)

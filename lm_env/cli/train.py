@@ -23,7 +23,7 @@ from lm_env.runs.console import console, say
 from lm_env.runs.folder import RunFolder
 from lm_env.runs.options import Option
 from lm_env.runs.settings import RunSettings, TrainSettings, options_of, resumed_settings
-from lm_env.runs.train import TrainedRun, train_run
+from lm_env.runs.train import train_run
 from lm_env.storage import checkpoints_in
 
 __all__ = ["call", "run_train"]
@@ -59,7 +59,10 @@ def call(args: Sequence[str], docstring: str | None) -> None:
     """
     app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
     app.command()(_function(_panels(_agent_named(args)), docstring))
-    typer.main.get_command(app).main(list(args), prog_name="lm-env train", standalone_mode=False)
+    command = typer.main.get_command(app)
+    # Not `command.main`, which would take Ctrl-C for a success.
+    with command.make_context("lm-env train", list(args)) as context:
+        command.invoke(context)
 
 
 def _function(panels: Mapping[str, Mapping[str, Option]], docstring: str | None) -> Callable[..., None]:
@@ -121,24 +124,31 @@ def _given(ctx: typer.Context, options: Mapping[str, Option], flags: Mapping[str
     return given
 
 
-def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resume: bool, table: bool) -> TrainedRun:
+def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resume: bool, table: bool) -> None:
     """Train by the options given, and say what can be done with the result."""
     console.quiet = not processes().first
     folder = RunFolder(out)
     goes_on = resume and folder.has_run
     settings = resumed_settings(folder, config, given) if goes_on else TrainSettings.of(config, **given)
-    where = settings.task.env or f"{settings.task.prompts}, {settings.task.reward}"
-    say("training", f"{settings.run.agent} on {where}, {settings.run.timesteps:,} tokens, into {out}")
-    if goes_on:
-        there = checkpoints_in(folder.checkpoints)
-        say("", f"going on from {there[-1]}" if there else "no checkpoint was made yet: from the beginning")
-    run = train_run(settings, folder, resume=resume, verbose=int(table), progress_bar=not table)
+    trained = folder.trained_timesteps if goes_on else 0
+
+    def begin() -> None:
+        where = settings.task.env or f"{settings.task.prompts}, {settings.task.reward}"
+        say("training", f"{settings.run.agent} on {where}, {settings.run.timesteps:,} tokens, into {out}")
+        if goes_on:
+            there = checkpoints_in(folder.checkpoints)
+            say("", f"going on from {there[-1]}" if there else "no checkpoint was made yet: from the beginning")
+
+    if goes_on and folder.is_finished and trained >= settings.run.timesteps:
+        say("finished", f"{out} has trained {trained:,} of {settings.run.timesteps:,} tokens, so nothing is left to do")
+        say("", "to train it further, give a larger --timesteps")
+    else:
+        train_run(settings, folder, resume=resume, verbose=int(table), progress_bar=not table, begin=begin)
     if not processes().first:
-        return run
+        return
     _show_evaluations(folder.evaluations(), settings)
-    for line in _what_next(run):
+    for line in _what_next(folder, settings):
         say("", line)
-    return run
 
 
 def _show_evaluations(found: list[dict[str, float]], settings: TrainSettings) -> None:
@@ -162,12 +172,14 @@ def _with_error(row: Mapping[str, float], name: str) -> str:
     return f"{row.get(name, math.nan):.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
 
 
-def _what_next(run: TrainedRun) -> Iterator[str]:
-    policy = RunFolder(run.folder).policy
+def _what_next(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
+    policy = folder.policy
     yield f"the policy is in {policy}: AutoModelForCausalLM.from_pretrained({str(policy)!r}) reads it"
-    prompts = f" --prompts {run.settings.task.prompts}" if run.settings.task.prompts else ""
+    prompts = f" --prompts {settings.task.prompts}" if settings.task.prompts else ""
     yield f"texts of it:     lm-env sample --model {policy}{prompts}"
-    yield f"the same again:  lm-env train --config {run.folder / 'run.yaml'} --out ANOTHER_FOLDER"
+    if folder.report.exists():
+        yield f"the run's page:  {folder.report}"
+    yield f"the same again:  lm-env train --config {folder.config} --out ANOTHER_FOLDER"
 
 
 def _panels(agent: str) -> dict[str, dict[str, Option]]:

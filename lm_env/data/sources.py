@@ -59,7 +59,7 @@ def read_rows(
         path = Path(source)
         if not isinstance(source, str) or os.path.exists(path) or path.suffix.lower() in _FILE_SUFFIXES:
             return _file_rows(path, skip)
-        source = _from_hub(source, download)
+        source = _from_hub(source, download, noun)
     if isinstance(source, Mapping) and "input_ids" in source and _ENCODING_KEYS.issuperset(source):
         return _encoded_rows(source)
     if hasattr(source, "keys"):  # splits or columns by name
@@ -102,7 +102,10 @@ def _as_lists(rows: Any) -> list[Any]:
 def _file_rows(path: Path, skip: Callable[[InvalidPromptError], None] | None) -> Iterator[tuple[str, Any]]:
     suffix = path.suffix.lower()
     if suffix not in _FILE_SUFFIXES and not os.path.isdir(path):
-        raise ConfigurationError(f"{path.name} is not .txt, .jsonl or .json: load it with datasets, give the Dataset")
+        raise ConfigurationError(
+            f"{path.name} is not .txt, .jsonl or .json: write its rows as one of these, or in Python give a list or a"
+            " Dataset"
+        )
     try:
         if suffix == ".json" and _starts_an_array(path):
             text = _decoded(path.name, path.read_bytes(), line=1, offset=0)
@@ -216,10 +219,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # -- the hub -------------------------------------------------------------------------------------------
-def _from_hub(name: str, download: bool) -> Any:
+def _from_hub(name: str, download: bool, noun: str) -> Any:
     match, shown = _HUB_ID.fullmatch(name), reprlib.repr(name)
     if match is None:
-        raise ConfigurationError(f"{shown} is neither a file nor a hub id 'user/name': write one prompt as [text]")
+        text = "; in Python a single prompt is written as [text]" if noun == "prompt" else ""
+        raise ConfigurationError(f"{shown} is neither a file here nor a hub id 'user/name': check the path{text}")
     if not download:
         raise ConfigurationError(f"{shown} is no file here; a hub id is downloaded only if asked: pass download=True")
     try:

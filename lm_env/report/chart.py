@@ -154,8 +154,13 @@ class Chart:
     @property
     def labels(self) -> list[Placed]:
         """The names of the lines at their ends, none upon another; those of points beside them."""
-        ends = [Placed(self.px(line.x[-1]) + 6, self.py(line.y[-1]), line.label, line.kind) for line in self.shown]
-        ends = [label for label in ends if label.text]
+        named = [line for line in self.shown if line.label]
+        early = [line for line in named if len(line.y) == 1 and line.x[0] < sum(self.x_range) / 2]
+        ends = [
+            Placed(self.px(line.x[-1]) + 6, self.py(line.y[-1]), line.label, line.kind)
+            for line in named
+            if line not in early
+        ]
         ends.sort(key=lambda label: label.y)
         floor = self.height - self.bottom
         for i, label in enumerate(ends):
@@ -164,7 +169,8 @@ class Chart:
         for i in range(len(ends) - 1, -1, -1):
             most = floor if i == len(ends) - 1 else ends[i + 1].y - LABEL_GAP
             ends[i] = replace(ends[i], y=min(ends[i].y, most))
-        beside = []
+        # A single point at the beginning, such as an evaluation before the training: above it, clear of the lines.
+        beside = [Placed(self.px(line.x[0]) + 4, self.py(line.y[0]) - 14, line.label, line.kind) for line in early]
         for mark in self.marks:
             x, y = self.px(mark.x), self.py(mark.y)
             far = x > self.left + 0.75 * (self.width - self.left - self.right) and self.right < 60

@@ -112,8 +112,8 @@ def reference_score(run: Run) -> float | None:
 def headline(run: Run) -> list[str]:
     """The result in one or two sentences."""
     progress = run.progress
-    held_out = bool(progress.curve("eval/score"))
-    score = progress.curve("eval/score", "rollout/score")
+    held_out = _tells_what_came_of_it(run)
+    score = progress.curve("eval/score") if held_out else progress.curve("rollout/score")
     if not score:
         reward = progress.curve("rollout/ep_rew_mean")
         if not reward:
@@ -132,6 +132,12 @@ def headline(run: Run) -> list[str]:
         text += f": {attained:.0%} of what can be attained over the reference" if attained is not None else ""
         said.append(text + ".")
     return said
+
+
+def _tells_what_came_of_it(run: Run) -> bool:
+    """Whether there is an evaluation after the first, which is made before the training."""
+    evaluations = run.progress.curve("eval/score")
+    return len(evaluations.y) > 1 or bool(evaluations and not run.progress.curve("rollout/score"))
 
 
 def attained_share(run: Run, J: Curve) -> float | None:
@@ -161,7 +167,8 @@ def number_rows(run: Run) -> list[NumberRow]:
     for name, text, note in NUMBERS:
         curve = run.progress.curve(name)
         if curve:
-            rows.append(NumberRow(text, note, _plus_minus(curve, 0), _plus_minus(curve, -1)))
+            last = _plus_minus(curve, -1) if len(curve.y) > 1 else "not yet"
+            rows.append(NumberRow(text, note, _plus_minus(curve, 0), last))
     return rows
 
 

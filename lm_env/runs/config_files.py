@@ -29,6 +29,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     options = _read(Path(path))
     options.pop(ABOUT, None)
+    if "out" in options:
+        raise ConfigurationError(
+            f"{path}: a file of options cannot say where to write: leave `out` away there, and give --out FOLDER"
+            " (in Python the first argument of `train`)"
+        )
     for name, value in options.items():
         if not isinstance(name, str) or isinstance(value, Mapping):
             raise ConfigurationError(

@@ -25,7 +25,7 @@ from typing import Any
 
 from lm_env.errors import CheckpointWriteError, ConfigurationError, RunLockedError
 from lm_env.runs.config_files import read_about, write_config
-from lm_env.storage import FileLock, check_destination, is_saved_folder
+from lm_env.storage import FileLock, check_destination, checkpoints_in, is_saved_folder
 
 __all__ = ["RunFolder", "check_new", "command_line"]
 
@@ -72,6 +72,12 @@ class RunFolder:
     def has_run(self) -> bool:
         """Whether a run has begun here."""
         return self.config.exists()
+
+    @property
+    def trained_timesteps(self) -> int:
+        """The tokens that the newest checkpoint has behind it; 0 where there is none."""
+        there = checkpoints_in(self.checkpoints)
+        return int(there[-1].name) if there else 0
 
     @property
     def is_finished(self) -> bool:

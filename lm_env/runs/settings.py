@@ -249,7 +249,8 @@ def resumed_settings(folder: RunFolder, config: str | Path | None, options: Mapp
     """The settings of the run in a folder; options given again must be the same, except those of `MAY_CHANGE`.
 
     Raises:
-        ConfigurationError: another option differs; the message names it.
+        ConfigurationError: another option differs, or `timesteps` is made less than what is trained already; the
+            message names it.
     """
     before = TrainSettings.of(folder.config).options()
     given = {**({} if config is None else read_config(config)), **options}
@@ -267,4 +268,10 @@ def resumed_settings(folder: RunFolder, config: str | Path | None, options: Mapp
     after = merged.options()
     for name in given:
         compare(name, after.get(name))
+    asked, trained = merged.run.timesteps, folder.trained_timesteps
+    if asked < before["timesteps"] and asked < trained:
+        raise ConfigurationError(
+            f"timesteps is {asked:,} here, and the run in {folder.path} has trained {trained:,} already: leave it out,"
+            " or give more"
+        )
     return merged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
@@ -77,11 +77,17 @@ def train(
 
 
 def train_run(
-    settings: TrainSettings, folder: RunFolder, *, resume: bool = False, verbose: int = 0, progress_bar: bool = False
+    settings: TrainSettings,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    verbose: int = 0,
+    progress_bar: bool = False,
+    begin: Callable[[], object] | None = None,
 ) -> TrainedRun:
-    """`train` with `TrainSettings` in place of options."""
+    """`train` with `TrainSettings` in place of options; see `train_reserved` for `begin`."""
     with _own_folder(folder, resume) as own:
-        run = train_reserved(settings, own, resume=resume, verbose=verbose, progress_bar=progress_bar)
+        run = train_reserved(settings, own, resume=resume, verbose=verbose, progress_bar=progress_bar, begin=begin)
     return replace(run, folder=folder.path)
 
 
@@ -104,11 +110,13 @@ def train_reserved(
     verbose: int = 0,
     progress_bar: bool = False,
     callbacks: Sequence[BaseCallback] = (),
+    begin: Callable[[], object] | None = None,
 ) -> TrainedRun:
     """`train_run` in a folder that the caller has reserved.
 
     Args:
         callbacks: additional callbacks, called before those of the run.
+        begin: called when all is there that the training needs.
     """
     run = settings.run
     torch.manual_seed(run.seed)  # new weights are drawn by it; all else has generators of its own
@@ -120,6 +128,8 @@ def train_reserved(
     try:
         every = _callbacks(settings, env, folder)
         folder.write_config(settings.options(), command_line())
+        if begin is not None:
+            begin()
         agent = settings.kind.learn(
             agent,
             run.timesteps,

@@ -22,7 +22,7 @@ from lm_env.theory.ceilings import (
 from lm_env.theory.check_agent import AgentCheck, check_agent, parse_mdp
 from lm_env.theory.loss import LossBatch, LossCheck, check_loss
 from lm_env.theory.objectives import Objective, fixed_point
-from lm_env.theory.results import Evaluation, Optimum
+from lm_env.theory.results import ExactEvaluation, Optimum
 from lm_env.theory.token_env import make_token_env, token_task_options
 from lm_env.theory.token_mdp import TokenMDP
 
@@ -31,7 +31,7 @@ __all__ = [
     "BestOfN",
     "Ceiling",
     "Estimate",
-    "Evaluation",
+    "ExactEvaluation",
     "FrontierPoint",
     "LossBatch",
     "LossCheck",

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lm_env.errors import ConfigurationError, LMEnvError, NonFiniteError
+from lm_env.errors import ConfigurationError, NonFiniteError
 from lm_env.models.inspection import evaluating
-from lm_env.objective.rewards import name_of
 from lm_env.theory.evidence import smallest_detectable, weigh
+from lm_env.theory.foreign import calling
 from lm_env.theory.token_env import make_token_env
 from lm_env.theory.token_mdp import TokenMDP
 from lm_env.validation import check_integer, check_number
@@ -32,6 +32,7 @@ MAX_TV = 0.02
 SCORE_STD = 0.55
 """The standard deviation of a random MDP's scores.  It is well below 1, so that dividing by it shows: at 1 a
 rescaled reward would be the reward."""
+TRAIN_REMEDY = "takes an environment and an integer and returns the trained causal LM, or None if it is env.task.model"
 EXPLANATIONS = {
     "advantages_whitened_per_sample": "advantages are whitened within each response, which takes away what the"
     " responses"
@@ -122,7 +123,7 @@ class AgentCheck:
         return f"FAIL: the agent rests at '{self.objective}'{also}: {EXPLANATIONS[self.objective]}"
 
     def resolution(self) -> str:
-        """The smallest slips that these trainings would have shown, in words; empty if the agent failed."""
+        """The smallest mistakes that these trainings would have shown, in words; empty if the agent failed."""
         words = {
             "entropy_coef": "an entropy bonus of {:.2g}",
             "gamma": "gamma {:.4f}",
@@ -175,7 +176,9 @@ def check_agent(
     logprobs: list[np.ndarray] = []
     while True:
         env = make_token_env(mdp, beta=beta)
-        logprobs.append(_text_logprobs(mdp, _trained(train, env, len(logprobs)), env.task.model))
+        with calling(train, "train(env, seed)", TRAIN_REMEDY):
+            returned = train(env, len(logprobs))
+        logprobs.append(_text_logprobs(mdp, returned, env.task.model))
         if len(logprobs) >= seeds:
             evidence = weigh(mdp, beta, np.exp(logprobs))
             if evidence.decided or len(logprobs) >= max_seeds:
@@ -226,20 +229,6 @@ def parse_mdp(text: str) -> TokenMDP:
     scores = flatter.raw_scores()
     scale = SCORE_STD / float(np.sqrt(reference @ (scores - reference @ scores) ** 2))
     return replace(flatter, score=lambda ids: (scale * np.asarray(drawn.score(ids))).tolist())
-
-
-def _trained(train: Train, env: Any, seed: int) -> object:
-    """What `train` returned; its own errors name the function and the signature that is expected."""
-    try:
-        return train(env, seed)
-    except LMEnvError:  # says by itself what is wrong, and what to do
-        raise
-    except (Exception, SystemExit) as error:
-        raised = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigurationError(
-            f"{name_of(train)} raised {raised} when it was called as train(env, seed): correct it, so that it takes an"
-            " environment and an integer and returns the trained causal LM, or None if it is env.task.model"
-        ) from error
 
 
 def _text_logprobs(mdp: TokenMDP, returned: object, given: nn.Module) -> np.ndarray:

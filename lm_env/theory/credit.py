@@ -2,7 +2,7 @@
 
 A policy-gradient loss has the expected gradient  sum_n p(n) sum_t C(n, t) grad log pi(a_t | s_t)  with a credit C for
 each token of each response.  The right credit is  score - beta (k1 of this token and all after it)  plus any baseline
-that does not depend on the token; each slip has another one.  Losses that are no policy gradients have a
+that does not depend on the token; each mistake has another one.  Losses that are no policy gradients have a
 credit as well: the gradient of beta k3 as a loss is that of the credit -beta (1 - pi_ref / pi), that of an entropy
 bonus of the credit -c log pi.
 

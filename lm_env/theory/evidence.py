@@ -97,7 +97,7 @@ def weigh(mdp: TokenMDP, beta: float, probabilities: np.ndarray) -> Evidence:
     name = alike[0]
     log_ratio = _log_ratio(probabilities, optimum, point)
     from_optimum = total_variation(mean, optimum)
-    # A beta that is a little off means training that stopped early, and is not to be taken for a slip.
+    # A beta that is a little off means training that stopped early, and is not to be taken for a mistake.
     early = _nearest(mdp, beta, "reward_rescaled", "scale", EARLY, mean)
     stopped_early = early is not None and total_variation(mean, early) < distance
     radius = WHITENED_TV if "whitened" in name else RECOGNIZED_TV

@@ -1,6 +1,6 @@
 """The policies that other objectives than E[score] - beta KL settle at, exact, on an enumerable MDP.
 
-Each is what a well-known slip or choice in an agent really optimizes, so an agent's exact R and KL
+Each is what a well-known mistake or choice in an agent really optimizes, so an agent's exact R and KL
 tell which one it has.  At a fixed point the agent's expected update is zero at every state:
 
     sum_a pi(a|s) (Q(s, a) - V(s) - c(s, a)) grad log pi(a|s) = 0
@@ -112,51 +112,66 @@ def fixed_point(
     check_number("entropy_coef", entropy_coef, low=0.0)
     if scale is not None:
         check_number("scale", scale, low=0.0, above=True)
-    scores = mdp.step_scores()
-    discount = 1.0
-    rule = gibbs_rule(beta)
+    if objective not in get_args(Objective):
+        raise ConfigurationError(f"objective {objective!r} is unknown: use {', '.join(get_args(Objective))}")
+    if (settled := _settled(mdp, beta, objective, credit)) is not None:
+        return settled
+    scores = _paid_scores(mdp, objective)
+    rule = _rule_of(mdp, beta, objective, entropy_coef, scale)
+    discount = gamma if objective == "gamma" else 1.0
+    policy, _ = backward_recursion(mdp.enumeration, mdp.reference_logits, scores, rule, discount)
+    return policy
+
+
+def _paid_scores(mdp: TokenMDP, objective: Objective) -> np.ndarray:
+    """The scores (S, V) that are paid at each token under an objective."""
     match objective:
-        case "gibbs":
-            pass
-        case "gamma":
-            discount = gamma
-        case "k2_loss":
-            rule = _k2_rule(beta)
-        case "k3_loss":
-            rule = _k3_rule(beta)
-        case "k2_loss_rescaled":
-            rule = _k2_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, _k2_rule(beta * std))))
-        case "k3_loss_rescaled":
-            rule = _k3_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, _k3_rule(beta * std))))
-        case "k2_loss_by_length" | "k2_loss_rescaled_by_length":
-            return _settled_by_length(mdp, beta, _k2_response, rescaled="rescaled" in objective)
-        case "k3_loss_by_length" | "k3_loss_rescaled_by_length":
-            return _settled_by_length(mdp, beta, _k3_response, rescaled="rescaled" in objective)
-        case "entropy_bonus":
-            rule = _entropy_rule(beta, entropy_coef)
-        case "reward_rescaled":
-            rule = gibbs_rule(beta * (scale or _settled_std(mdp, lambda std: _policy(mdp, gibbs_rule(beta * std)))))
         case "last_score_only":
             if not mdp.dense:
                 raise ConfigurationError("last_score_only needs a dense MDP: this one pays at the last token anyway")
-            scores = np.where(mdp.enumeration.last, scores, 0.0)
+            return np.where(mdp.enumeration.last, mdp.step_scores(), 0.0)
         case "subtracted_penalty":
             if mdp.missing_eos_score is None:
                 raise ConfigurationError("subtracted_penalty needs an MDP with a missing_eos_score: this one has None")
             unended = mdp.enumeration.last & ~mdp.ended()[:, None]
-            scores = mdp.raw_step_scores() + np.where(unended, mdp.missing_eos_score, 0.0)
+            return mdp.raw_step_scores() + np.where(unended, mdp.missing_eos_score, 0.0)
         case "no_penalty":
-            scores = mdp.raw_step_scores()
+            return mdp.raw_step_scores()
+    return mdp.step_scores()
+
+
+def _rule_of(mdp: TokenMDP, beta: float, objective: Objective, entropy_coef: float, scale: float | None) -> Rule:
+    """How the policy of a state follows from its Q under an objective."""
+    match objective:
+        case "k2_loss":
+            return _k2_rule(beta)
+        case "k3_loss":
+            return _k3_rule(beta)
+        case "k2_loss_rescaled":
+            return _k2_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, _k2_rule(beta * std))))
+        case "k3_loss_rescaled":
+            return _k3_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, _k3_rule(beta * std))))
+        case "entropy_bonus":
+            return _entropy_rule(beta, entropy_coef)
+        case "reward_rescaled":
+            return gibbs_rule(beta * (scale or _settled_std(mdp, lambda std: _policy(mdp, gibbs_rule(beta * std)))))
+    return gibbs_rule(beta)
+
+
+def _settled(mdp: TokenMDP, beta: float, objective: Objective, credit: Credit) -> np.ndarray | None:
+    """The policy of an objective that no backward recursion solves; None of the others."""
+    match objective:
+        case "k2_loss_by_length" | "k2_loss_rescaled_by_length":
+            return _settled_by_length(mdp, beta, _k2_response, rescaled="rescaled" in objective)
+        case "k3_loss_by_length" | "k3_loss_rescaled_by_length":
+            return _settled_by_length(mdp, beta, _k3_response, rescaled="rescaled" in objective)
         case "no_kl" | "kl_early" | "kl_late" | "score_at_each_token" | "score_per_token":
             return _misplaced(mdp, beta, objective, credit)
         case "advantages_whitened_per_sample":
             return annealed(mdp, beta, lambda credits: credits.whole("whitened_advantages"))
         case "rewards_whitened_per_sample":
             return annealed(mdp, beta, lambda credits: credits.whole("whitened_rewards"))
-        case _:
-            raise ConfigurationError(f"objective {objective!r} is unknown: use {', '.join(get_args(Objective))}")
-    policy, _ = backward_recursion(mdp.enumeration, mdp.reference_logits, scores, rule, discount)
-    return policy
+    return None
 
 
 def _k2_rule(beta: float) -> Rule:

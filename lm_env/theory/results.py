@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Evaluation", "Optimum"]
+__all__ = ["ExactEvaluation", "Optimum"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Optimum:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ExactEvaluation:
     """A policy's exact J, its gap J* - J = beta KL(pi || pi*), R, KL, the total variation of its
     trajectories from the optimum's, and P(EOS)."""
 

@@ -31,10 +31,10 @@ from lm_env.theory.prefix_tree import (
     logsumexp,
     read_only,
 )
-from lm_env.theory.results import Evaluation, Optimum
+from lm_env.theory.results import ExactEvaluation, Optimum
 from lm_env.validation import check_number
 
-__all__ = ["Evaluation", "Optimum", "TableLM", "TokenMDP", "VocabTokenizer"]
+__all__ = ["ExactEvaluation", "Optimum", "TableLM", "TokenMDP", "VocabTokenizer"]
 
 _LOGITS_PER_BATCH = 1 << 22  # 32 MB of float64
 
@@ -234,11 +234,11 @@ class TokenMDP:
         )
         return self._optimum(beta, self.trajectory_logprobs(policy), value, policy)
 
-    def evaluate(self, policy: Policy, beta: float) -> Evaluation:
+    def evaluate(self, policy: Policy, beta: float) -> ExactEvaluation:
         """The exact figures of a policy (logits (S, V) or a causal LM); KL is inf off the reference's support."""
         return self.evaluate_trajectories(self.trajectory_logprobs(policy), beta)
 
-    def evaluate_trajectories(self, logprobs: np.ndarray, beta: float) -> Evaluation:
+    def evaluate_trajectories(self, logprobs: np.ndarray, beta: float) -> ExactEvaluation:
         """The same of logprobs (N,) of the trajectories."""
         best = self.optimum(beta)
         pi = np.exp(logprobs)
@@ -246,7 +246,7 @@ class TokenMDP:
         kl = self._kl(logprobs)
         objective = score - beta * kl
         tv = float(np.abs(pi - best.distribution).sum() / 2)
-        return Evaluation(objective, best.J - objective, score, kl, tv, float(pi @ self.ended()))
+        return ExactEvaluation(objective, best.J - objective, score, kl, tv, float(pi @ self.ended()))
 
     def _optimum(self, beta: float, logprobs: np.ndarray, value: np.ndarray, policy: np.ndarray) -> Optimum:
         pi = np.exp(logprobs)

@@ -49,6 +49,9 @@ class RewardEnsemble:
         self.combine = combine
         self.penalty = check_number("penalty", penalty, low=0.0)
 
+    def __repr__(self) -> str:
+        return f"RewardEnsemble({self.combine} of {len(self.members)}: {self.members[0]!r})"
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
         """-> float32 (B,)."""
         scores = self.scores(prompts, responses, **columns)

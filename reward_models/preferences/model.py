@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lm_env.errors import ConfigurationError, UnsupportedModelError
 from lm_env.models.inputs import length_batches, pad_right
 from lm_env.models.loading import load_tokenizer, load_trunk, usable_device
+from lm_env.objective.description import parameters_in_words
 from lm_env.objective.rewards import score_responses
 from lm_env.storage import write_folder
 from lm_env.validation import check_integer
@@ -73,6 +74,10 @@ class RewardModel:
         self.max_length = max_length or positions
         self.batch_tokens = batch_tokens
         self.encoder = RowEncoder(tokenizer, network.causal, self.max_length, template)
+
+    def __repr__(self) -> str:
+        trunk = self.network.trunk
+        return f"RewardModel({type(trunk).__name__} with {parameters_in_words(trunk)})"
 
     @property
     def template(self) -> str:

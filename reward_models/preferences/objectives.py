@@ -111,10 +111,10 @@ def resolve_objective(name: str | None, records: Sequence[Record], drop_ties: bo
     ratings = [rating for r in records if isinstance(r, Preference) for rating in r.ratings or ()]
     spread = float(np.std(ratings)) if ratings else 0.0
     if spread == 0.0:
-        raise ConfigurationError(
-            f"regression needs ratings that differ, and the records hold {len(ratings)} equal ones: choose another"
-            " objective"
+        held = (
+            f"the {len(ratings)} ratings of the records are all {ratings[0]:g}" if ratings else "the records hold none"
         )
+        raise ConfigurationError(f"regression needs ratings that differ, and {held}: choose another objective")
     return Objective("regression", drop_ties, use_margins, float(np.mean(ratings)), spread)
 
 

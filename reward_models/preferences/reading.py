@@ -19,6 +19,7 @@ from reward_models.preferences.records.preference import Preference
 
 __all__ = ["Preferences", "read_preferences", "write_preferences"]
 
+JSON_SUFFIXES = (".jsonl", ".json")
 LOOK_AHEAD = 50
 """How many of the first rows are used to recognize the format."""
 
@@ -84,6 +85,8 @@ def read_preferences(
     try:
         rows = itertools.islice(_rows(source, download, limit, note), limit)
         head = list(itertools.islice(rows, LOOK_AHEAD))
+        if not head and not unreadable:
+            raise InvalidPreferenceError(f"{_name(source)} holds no rows{_below_header(source)}: give at least one")
         if head and all(isinstance(row, Preference) for _, row in head):
             records = tuple(row for _, row in itertools.chain(head, rows))
             return Preferences(records, "records", len(records))
@@ -112,9 +115,24 @@ def read_preferences(
 def _rows(
     source: Any, download: bool, limit: int | None, note: Callable[[Any], None] | None
 ) -> Iterator[tuple[str, Any]]:
-    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in TABLE_SUFFIXES:
-        return table_rows(Path(source), note)
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            return table_rows(path, note)
+        if path.is_file() and path.suffix.lower() not in JSON_SUFFIXES:
+            endings = ", ".join((*JSON_SUFFIXES, *TABLE_SUFFIXES))
+            raise ConfigurationError(f"{path.name} is no file of preferences: these end in {endings}")
     return read_rows(source, download, limit, noun="row", skip=note)
+
+
+def _name(source: Any) -> str:
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__} given"
+
+
+def _below_header(source: Any) -> str:
+    """Where the rows of a .csv or .tsv file are looked for, if this is one that is not empty."""
+    is_table = isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in (".csv", ".tsv")
+    return " below the line that names its columns" if is_table else ""
 
 
 def _recognized(rows: Sequence[Any]) -> Format:
@@ -124,7 +142,7 @@ def _recognized(rows: Sequence[Any]) -> Format:
             return kind
     first = next((row for row in rows if isinstance(row, Mapping)), None)
     if first is None:
-        what = f"the first row is a {type(rows[0]).__name__}" if rows else "there is none"
+        what = f"the first row is a {type(rows[0]).__name__}" if rows else "no line of the file can be read"
         raise ConfigurationError(f"preferences are rows with named columns, and {what}: give such rows")
     columns = ", ".join(map(repr, itertools.islice(first, 12)))
     raise ConfigurationError(

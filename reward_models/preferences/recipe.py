@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from lm_env.errors import ConfigurationError
+from lm_env.errors import CheckpointCorruptError
 from lm_env.models.adapters import inject_lora, merge_lora
 from lm_env.storage import Checkpointing, read_folder, remove_checkpoints
 from lm_env.validation import check_choice, check_integers, check_number
@@ -271,8 +271,7 @@ def held_out_records(folder: str | Path) -> tuple[list[Preference], set[str], di
     All empty where the folder has no such files.
 
     Raises:
-        CheckpointCorruptError: a file is damaged.
-        ConfigurationError: training.json holds no JSON object.
+        CheckpointCorruptError: a file is damaged, or training.json holds no JSON object.
     """
 
     def read(held: Path) -> tuple[list[Preference], set[str], dict[str, Any]]:
@@ -281,7 +280,7 @@ def held_out_records(folder: str | Path) -> tuple[list[Preference], set[str], di
             return records, set(), {}
         content = json.loads((held / TRAINING_FILE).read_text())
         if not isinstance(content, dict):
-            raise ConfigurationError(f"{TRAINING_FILE} of {folder} holds no object: train again")
+            raise CheckpointCorruptError(f"{TRAINING_FILE} of {folder} holds no JSON object: train again")
         return records, set(content.pop("training_digests", [])), content
 
     return read_folder(folder, read)

@@ -76,7 +76,7 @@ class OverOptimization:
         n: how many samples the best is taken of.
         kl: the bound log n - (n - 1) / n of the KL to the policy sampled from, nats.
         proxy, gold: the mean score of the chosen text by the reward model, and by the gold function.
-        gold_error: the standard error of the gold score over prompts.
+        gold_error: the standard error of the gold score over prompts; None of a single prompt.
         prompts, samples: how many prompts, and samples for each.
     """
 
@@ -84,14 +84,20 @@ class OverOptimization:
     kl: list[float]
     proxy: list[float]
     gold: list[float]
-    gold_error: list[float]
+    gold_error: list[float | None]
     prompts: int
     samples: int
 
     def falls(self) -> bool:
-        """Whether the gold score at the largest n is below its peak by more than two standard errors."""
+        """Whether the gold score at the largest n is below its peak by more than two standard errors.
+
+        A single prompt has no standard error, and cannot show it.
+        """
         peak = int(np.argmax(self.gold))
-        return self.gold[peak] - self.gold[-1] > 2 * math.hypot(self.gold_error[peak], self.gold_error[-1])
+        at_peak, at_end = self.gold_error[peak], self.gold_error[-1]
+        if at_peak is None or at_end is None:
+            return False
+        return self.gold[peak] - self.gold[-1] > 2 * math.hypot(at_peak, at_end)
 
 
 def best_of_n_curve(proxy: np.ndarray, gold: np.ndarray, sizes: Sequence[int]) -> OverOptimization:
@@ -127,7 +133,7 @@ def best_of_n_curve(proxy: np.ndarray, gold: np.ndarray, sizes: Sequence[int]) -
         result.kl.append(math.log(n) - (n - 1) / n)
         result.proxy.append(float((own @ weight).mean()))
         result.gold.append(float(chosen.mean()))
-        error = float(chosen.std(ddof=1) / math.sqrt(len(chosen))) if len(chosen) > 1 else 0.0
+        error = float(chosen.std(ddof=1) / math.sqrt(len(chosen))) if len(chosen) > 1 else None
         result.gold_error.append(error)
     return result
 

@@ -228,7 +228,9 @@ def _draw_gold(axis: Any, trust: Trust) -> None:
     gold = trust.gold
     assert gold is not None
     root = [math.sqrt(kl) for kl in gold.kl]
-    axis.errorbar(root, gold.gold, yerr=gold.gold_error, color=GREEN, marker="o", ms=4, capsize=2)
+    axis.errorbar(
+        root, gold.gold, yerr=[error or 0.0 for error in gold.gold_error], color=GREEN, marker="o", ms=4, capsize=2
+    )
     axis.set(xlabel="square root of the KL bound, nats", ylabel="gold score")
     axis.yaxis.label.set_color(GREEN)
     twin = axis.twinx()

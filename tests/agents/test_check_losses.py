@@ -30,7 +30,7 @@ ONE_STEP = {"a2c", "reinforce", "reinforce-value"}
 def test_our_own(name):
     check = check_loss(named_loss(name), name=name)
     assert check.causes == CAUSES.get(name, ()) and check.passed == (name not in CAUSES)
-    assert not check.passed or check.astray < 1e-12
+    assert not check.passed or check.orthogonal < 1e-12
     assert {kind for kind in INVARIANCES if not check.holds[kind]} == ({"ratio"} if name in ONE_STEP else set())
 
 
@@ -47,7 +47,7 @@ def test_options_of_our_own_that_move_the_optimum(options, numbers):
 @pytest.mark.parametrize("name", ["PPO", "A2C"])
 def test_stable_baselines3(name):
     check = check_loss(sb3_loss(name), group_size=1)
-    assert check.passed and check.astray < 1e-6  # its buffer is in float32
+    assert check.passed and check.orthogonal < 1e-6  # its buffer is in float32
     assert check.ratio == {"PPO": "token", "A2C": "none"}[name]
     assert check_loss(sb3_loss(name, gamma=0.9), group_size=1).causes == ("gamma",)
 
@@ -55,7 +55,7 @@ def test_stable_baselines3(name):
 @pytest.mark.skipif(importlib.util.find_spec("torchrl") is None, reason="torchrl is not installed")
 def test_torchrl():
     check = check_loss(torchrl_loss(), group_size=1)
-    assert check.passed and check.astray < 1e-6 and check.ratio == "token"
+    assert check.passed and check.orthogonal < 1e-6 and check.ratio == "token"
     entropy = check_loss(torchrl_loss(entropy_bonus=True, entropy_coeff=0.01, normalize_advantage=False), group_size=1)
     assert entropy.causes == ("entropy_bonus",)
 

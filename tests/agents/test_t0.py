@@ -18,7 +18,7 @@ from agents import PPO
 from agents.learning.rollout import Rollout
 from lm_env.tasks.token_mdp import make
 from lm_env.theory.objectives import fixed_point
-from lm_env.theory.token_mdp import Evaluation, TokenMDP
+from lm_env.theory.token_mdp import ExactEvaluation, TokenMDP
 
 BETAS = [0.2, 0.5, 1.0, 2.0]
 SEEDS = [0, 1, 2]
@@ -36,14 +36,14 @@ def t0() -> TokenMDP:
     return TokenMDP.t0()
 
 
-def train(mdp: TokenMDP, beta: float, seed: int = 0, agent: type[PPO] = PPO, **options: Any) -> Evaluation:
+def train(mdp: TokenMDP, beta: float, seed: int = 0, agent: type[PPO] = PPO, **options: Any) -> ExactEvaluation:
     """The exact figures of a table, trained from the reference on."""
     env = make(mdp=mdp, beta=beta)
     agent(env, seed=seed, **{**TABULAR, **options}).learn(tokens(beta, far=170_000, near=110_000))
     return mdp.evaluate(env.task.model, beta)
 
 
-def at_optimum(found: Evaluation, gap: float = 5e-4, tv: float = 0.005) -> bool:
+def at_optimum(found: ExactEvaluation, gap: float = 5e-4, tv: float = 0.005) -> bool:
     """The criterion of a tabular policy."""
     return -1e-9 <= found.gap <= gap and found.tv <= tv
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lm_env.theory.credit import Credits
-from lm_env.theory.loss.slips import MOST, Slip, slips
+from lm_env.theory.loss.mistakes import MOST, Mistakes, combinations
 
 __all__ = ["MATCH", "Finding", "find_causes", "pieces"]
 
@@ -28,7 +28,7 @@ class Finding:
     """`gamma`, `entropy_coef`, `effective_beta`, as fitted to the gradients."""
     left_over: float = 0.0
     """The largest unexplained residual, as a share of the gradient's norm."""
-    slip: Slip = field(default_factory=Slip)
+    mistakes: Mistakes = field(default_factory=Mistakes)
 
 
 @dataclass(frozen=True)
@@ -49,31 +49,31 @@ def find_causes(credits: list[Credits], gradients: list[np.ndarray]) -> Finding 
     """The fewest mistakes that explain the ascent gradients (S, V) of all problems; None if no known ones do."""
     found: list[Finding] = []
 
-    def look(slip: Slip) -> None:
-        finding = _finding(slip, _fit(slip, credits, gradients), credits)
+    def look(mistakes: Mistakes) -> None:
+        finding = _finding(mistakes, _fit(mistakes, credits, gradients), credits)
         if finding is not None:
             found.append(finding)
 
-    by_count = [[slip for slip in slips() if len(slip.causes) == count] for count in range(MOST + 1)]
+    by_count = [[mistakes for mistakes in combinations() if len(mistakes.causes) == count] for count in range(MOST + 1)]
     for count, plain in enumerate(by_count):
-        for slip in plain:
-            look(slip)
+        for mistakes in plain:
+            look(mistakes)
         if not any(len(finding.causes) <= count for finding in found) and 0 < count <= 2:
-            for slip in by_count[count - 1]:
-                if slip.takes_gamma:
-                    gamma = _least(lambda x, s=slip: _fit(s.with_gamma(x), credits, gradients).left_over)  # type: ignore[misc]
-                    look(slip.with_gamma(gamma))
+            for mistakes in by_count[count - 1]:
+                if mistakes.takes_gamma:
+                    gamma = _least(lambda x, s=mistakes: _fit(s.with_gamma(x), credits, gradients).left_over)  # type: ignore[misc]
+                    look(mistakes.with_gamma(gamma))
         if any(len(finding.causes) <= count + 1 for finding in found):
             break
     return min(found, key=lambda finding: (len(finding.causes), finding.left_over), default=None)
 
 
-def _fit(slip: Slip, credits: list[Credits], gradients: list[np.ndarray]) -> _Fit:
+def _fit(mistakes: Mistakes, credits: list[Credits], gradients: list[np.ndarray]) -> _Fit:
     """The weights that explain each gradient best, by least squares."""
     rows = []
     left_over = 0.0
     for credit, gradient in zip(credits, gradients, strict=True):
-        columns = [credit.gradient(piece).ravel() for piece in pieces(slip, credit)]
+        columns = [credit.gradient(piece).ravel() for piece in pieces(mistakes, credit)]
         sizes = np.array([np.linalg.norm(column) for column in columns])
         target = gradient.ravel()
         norm = float(np.linalg.norm(target)) or 1.0
@@ -96,30 +96,30 @@ def _fit(slip: Slip, credits: list[Credits], gradients: list[np.ndarray]) -> _Fi
     )
 
 
-def pieces(slip: Slip, credit: Credits) -> Iterator[np.ndarray]:
+def pieces(mistakes: Mistakes, credit: Credits) -> Iterator[np.ndarray]:
     """Score, KL and entropy as credits; then the baselines, which matter where tokens weigh differently."""
-    weight = credit.weight(slip.length, slip.mask)
+    weight = credit.weight(mistakes.length, mistakes.mask)
     beta = credit.beta
-    if slip.whole is None:
-        yield weight * credit.score(slip.score, slip.gamma)
-        yield -beta * weight * credit.kl(slip.kl, slip.gamma)
+    if mistakes.whole is None:
+        yield weight * credit.score(mistakes.score, mistakes.gamma)
+        yield -beta * weight * credit.kl(mistakes.kl, mistakes.gamma)
     else:
-        yield weight * credit.whole(slip.whole, slip.gamma)
+        yield weight * credit.whole(mistakes.whole, mistakes.gamma)
         yield np.zeros_like(weight)
     yield -weight * credit.logprobs
-    if (slip.length, slip.mask) != ("constant", "all"):
+    if (mistakes.length, mistakes.mask) != ("constant", "all"):
         yield weight
         yield weight * credit.values
-        if slip.length != "constant":  # the KL of the tokens before, which no longer is a mere constant
+        if mistakes.length != "constant":  # the KL of the tokens before, which no longer is a mere constant
             yield weight * (credit.paid_k1.cumsum(1) - credit.paid_k1)
 
 
-def _finding(slip: Slip, fit: _Fit, credits: list[Credits]) -> Finding | None:
-    """The mistakes that the weights imply; None if the weights contradict the slip or the residual is too large."""
+def _finding(mistakes: Mistakes, fit: _Fit, credits: list[Credits]) -> Finding | None:
+    """The mistakes that the weights imply; None if the weights contradict them or the residual is too large."""
     if fit.left_over > MATCH:
         return None
-    causes = list(slip.causes)
-    numbers: dict[str, float] = {"gamma": slip.gamma} if "gamma" in causes else {}
+    causes = list(mistakes.causes)
+    numbers: dict[str, float] = {"gamma": mistakes.gamma} if "gamma" in causes else {}
     share_of_score, share_of_kl, share_of_entropy = fit.shares.max(0)
     if share_of_score <= MATCH:
         return None
@@ -134,19 +134,19 @@ def _finding(slip: Slip, fit: _Fit, credits: list[Credits]) -> Finding | None:
             return None
         if relative[0] < 0:
             causes.append("kl_sign")
-        causes += _rescaling(slip, np.abs(relative), fit, credits, numbers)
-    elif slip.kl != "reward":
+        causes += _rescaling(mistakes, np.abs(relative), fit, credits, numbers)
+    elif mistakes.kl != "reward":
         return None  # a KL of another kind that weighs nothing is no KL, which is found without it
-    elif slip.whole is None:
+    elif mistakes.whole is None:
         causes.append("no_kl")
     if share_of_entropy > MATCH:
         causes.append("entropy_bonus")
         numbers["entropy_coef"] = float(np.mean(fit.entropy / fit.score))
-    return Finding(tuple(causes), numbers, fit.left_over, slip)
+    return Finding(tuple(causes), numbers, fit.left_over, mistakes)
 
 
 def _rescaling(
-    slip: Slip, relative: np.ndarray, fit: _Fit, credits: list[Credits], numbers: dict[str, float]
+    mistakes: Mistakes, relative: np.ndarray, fit: _Fit, credits: list[Credits], numbers: dict[str, float]
 ) -> list[str]:
     """The mistakes that give the KL a weight other than beta relative to the score."""
     size = credits[0].group_size
@@ -158,9 +158,9 @@ def _rescaling(
     if are(1.0):
         return []
     biased_std = np.sqrt((size - 1) / size) if size > 1 else 1.0
-    if slip.score == "group_std" and are(biased_std):
+    if mistakes.score == "group_std" and are(biased_std):
         return []
-    if size > 1 and slip.kl.endswith("_loss") and are(size / (size - 1)):
+    if size > 1 and mistakes.kl.endswith("_loss") and are(size / (size - 1)):
         numbers["effective_beta"] = beta * size / (size - 1)
         return ["mean_with_itself"]
     spreads = np.array([_spread(credit) for credit, sees in zip(credits, fit.sees_kl, strict=True) if sees])

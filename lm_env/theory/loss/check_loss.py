@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm_env.errors import ConfigurationError, LMEnvError, NonFiniteError
+from lm_env.errors import ConfigurationError, NonFiniteError
 from lm_env.objective.rewards import name_of
+from lm_env.theory.foreign import calling
 from lm_env.theory.loss.batch import LossBatch
 from lm_env.theory.loss.causes import MATCH, Finding, find_causes
 from lm_env.theory.loss.invariances import invariances, ratio_of
+from lm_env.theory.loss.mistakes import EXPLANATIONS
 from lm_env.theory.loss.problem import MAX_GROUP_SIZE, LossProblem, make_problems
-from lm_env.theory.loss.slips import EXPLANATIONS
 from lm_env.validation import check_integer, check_number
 
 __all__ = ["INVARIANCES", "Loss", "LossCheck", "check_loss"]
@@ -58,10 +59,10 @@ class LossCheck:
     """`gamma`, `entropy_coef` and `effective_beta` as fitted to the gradients, for those that belong to a cause."""
     cosine: float
     """The cosine between the expected gradient and that of J; the smallest over several policies."""
-    astray: float
+    orthogonal: float
     """The component of the expected gradient orthogonal to that of J, as a share of its norm: the sine of their angle,
     the largest over several policies."""
-    size: tuple[float, ...]
+    along: tuple[float, ...]
     """The component of the expected gradient along that of J, in units of the latter's norm, under each policy."""
     holds: dict[str, bool]
     """Which of `INVARIANCES` hold."""
@@ -109,15 +110,7 @@ def check_loss(
             not depend on the policy.
         NonFiniteError: a gradient is NaN or infinite.
     """
-    if not callable(loss):
-        raise ConfigurationError(f"loss must be a function loss(batch), not a {type(loss).__name__}")
-    check_number("beta", beta, low=0.0, above=True)
-    check_number("tolerance", tolerance, low=0.0, above=True)
-    check_integer("seed", seed, low=0)
-    if check_integer("group_size", group_size) > MAX_GROUP_SIZE:
-        raise ConfigurationError(f"group_size must be at most {MAX_GROUP_SIZE}, so that all groups can be enumerated")
-    if unknown := set(require) - set(INVARIANCES):
-        raise ConfigurationError(f"require names {sorted(unknown)[0]!r}: use some of {', '.join(INVARIANCES)}")
+    _check_arguments(loss, beta, group_size, seed, require, tolerance)
     problems, off_policy = make_problems(beta, group_size, seed)
 
     def gradient_of(batch: LossBatch) -> np.ndarray:
@@ -129,10 +122,8 @@ def check_loss(
     if any(_norm(g - r) > MATCH * _norm(g) for g, r in zip(gradients, reached, strict=True)):
         causes.append("padding_counted")
     targets = [problem.objective_gradient() for problem in problems]
-    size = tuple(float((g * t).sum() / (t**2).sum()) for g, t in zip(reached, targets, strict=True))
-    cosines = [float((g * t).sum()) / ((_norm(g) * _norm(t)) or 1.0) for g, t in zip(reached, targets, strict=True)]
-    apart = [_norm(g - s * t) / (_norm(g) or 1.0) for g, s, t in zip(reached, size, targets, strict=True)]
-    right = max(apart) <= tolerance and min(size) > 0
+    compared = [_Compared.of(g, t) for g, t in zip(reached, targets, strict=True)]
+    right = all(each.orthogonal <= tolerance and each.along > 0 for each in compared)
     finding = Finding(()) if right else _finding(problems, reached, targets)
     causes += ["unknown"] if finding is None else finding.causes
     holds, ratio = {}, "unknown"
@@ -152,13 +143,43 @@ def check_loss(
         passed=not causes,
         causes=tuple(causes),
         numbers={} if finding is None else finding.numbers,
-        cosine=min(cosines),
-        astray=max(apart),
-        size=size,
+        cosine=min(each.cosine for each in compared),
+        orthogonal=max(each.orthogonal for each in compared),
+        along=tuple(each.along for each in compared),
         holds=holds,
         ratio=ratio.partition(" ")[0],
         notes=tuple(EXPLANATIONS[cause] for cause in broken if cause not in causes),
     )
+
+
+def _check_arguments(
+    loss: Loss, beta: float, group_size: int, seed: int, require: Collection[str], tolerance: float
+) -> None:
+    if not callable(loss):
+        raise ConfigurationError(f"loss must be a function loss(batch), not a {type(loss).__name__}")
+    check_number("beta", beta, low=0.0, above=True)
+    check_number("tolerance", tolerance, low=0.0, above=True)
+    check_integer("seed", seed, low=0)
+    if check_integer("group_size", group_size) > MAX_GROUP_SIZE:
+        raise ConfigurationError(f"group_size must be at most {MAX_GROUP_SIZE}, so that all groups can be enumerated")
+    if unknown := set(require) - set(INVARIANCES):
+        raise ConfigurationError(f"require names {sorted(unknown)[0]!r}: use some of {', '.join(INVARIANCES)}")
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A gradient beside that of J; `LossCheck` explains the three."""
+
+    along: float
+    orthogonal: float
+    cosine: float
+
+    @classmethod
+    def of(cls, gradient: np.ndarray, target: np.ndarray) -> _Compared:
+        """Both (S, V)."""
+        product, norm = float((gradient * target).sum()), _norm(gradient)
+        along = product / float((target**2).sum())
+        return cls(along, _norm(gradient - along * target) / (norm or 1.0), product / ((norm * _norm(target)) or 1.0))
 
 
 def _finding(problems: list[LossProblem], gradients: list[np.ndarray], targets: list[np.ndarray]) -> Finding | None:
@@ -179,7 +200,7 @@ def _ratio(
         return "unknown"
     gradients = [_reached(problem, gradient_of(problem.batch())) for problem in problems]
     credits = [problem.credits for problem in problems]
-    return ratio_of(gradients, credits, finding.slip, max(tolerance, MATCH))
+    return ratio_of(gradients, credits, finding.mistakes, max(tolerance, MATCH))
 
 
 def _reached(problem: LossProblem, gradient: np.ndarray) -> np.ndarray:
@@ -195,19 +216,11 @@ def _gradient(loss: Loss, batch: LossBatch) -> np.ndarray:
     """The ascent direction (S, V): minus the gradient of the loss in the policy's logits."""
     table = batch.model.table
     table.grad = None
-    try:
+    with calling(loss, "loss(batch)", "takes a LossBatch and returns a scalar"):
         value = loss(batch)
         if isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad:
             value.backward()
             value = None
-    except LMEnvError:
-        raise
-    except (Exception, SystemExit) as error:
-        raised = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigurationError(
-            f"{name_of(loss)} raised {raised} when it was called as loss(batch): correct it, so that it takes a"
-            " LossBatch and returns a scalar"
-        ) from error
     if value is not None:
         described = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         if isinstance(value, Tensor) and value.ndim == 0:

@@ -11,8 +11,8 @@ import torch
 from lm_env.theory.credit import Credits
 from lm_env.theory.loss.batch import LossBatch
 from lm_env.theory.loss.causes import pieces
+from lm_env.theory.loss.mistakes import Mistakes
 from lm_env.theory.loss.problem import LossProblem
-from lm_env.theory.loss.slips import Slip
 
 __all__ = ["RATIOS", "invariances", "ratio_of"]
 
@@ -53,7 +53,7 @@ def invariances(gradient_of: GradientOf, problem: LossProblem, tolerance: float)
     }
 
 
-def ratio_of(gradients: list[np.ndarray], credits: list[Credits], slip: Slip, tolerance: float) -> str:
+def ratio_of(gradients: list[np.ndarray], credits: list[Credits], mistakes: Mistakes, tolerance: float) -> str:
     """Which importance ratio explains the gradients off-policy: one of `RATIOS`, or `unknown`.
 
     A suffix `+ kl` means that the KL in the loss is multiplied by the ratio as well.  All problems have the same
@@ -61,8 +61,8 @@ def ratio_of(gradients: list[np.ndarray], credits: list[Credits], slip: Slip, to
     """
     found = []
     for name in RATIOS:
-        for suffix in ("", " + kl") if slip.kl.endswith("_loss") else ("",):
-            columns = [_columns(credit, slip, name, suffix) for credit in credits]
+        for suffix in ("", " + kl") if mistakes.kl.endswith("_loss") else ("",):
+            columns = [_columns(credit, mistakes, name, suffix) for credit in credits]
             design = np.concatenate(columns)
             target = np.concatenate([gradient.ravel() for gradient in gradients])
             solved = np.linalg.lstsq(design, target, rcond=1e-10)[0]
@@ -72,14 +72,14 @@ def ratio_of(gradients: list[np.ndarray], credits: list[Credits], slip: Slip, to
     return best if left_over <= tolerance else "unknown"
 
 
-def _columns(credit: Credits, slip: Slip, name: str, suffix: str) -> np.ndarray:
+def _columns(credit: Credits, mistakes: Mistakes, name: str, suffix: str) -> np.ndarray:
     """The gradients (S V, columns) of which the loss's consists if it has this ratio."""
-    score, kl, *others = pieces(slip, credit)
-    weight = credit.weight(slip.length, slip.mask)
+    score, kl, *others = pieces(mistakes, credit)
+    weight = credit.weight(mistakes.length, mistakes.mask)
     ratio = credit.ratio(name)
     # Baselines have a gradient off-policy unless the ratio is there; so has k1 as a loss, the last column.
     others += [weight, weight * credit.values, weight * (credit.paid_k1.cumsum(1) - credit.paid_k1)]
-    kl_ratio = ratio if suffix or not slip.kl.endswith("_loss") else credit.ones()
+    kl_ratio = ratio if suffix or not mistakes.kl.endswith("_loss") else credit.ones()
     columns = [ratio * score, kl_ratio * kl, *(ratio * piece for piece in others), weight]
     return np.stack([credit.gradient(column).ravel() for column in columns], 1)
 

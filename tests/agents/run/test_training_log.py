@@ -92,6 +92,27 @@ def test_two_writers_at_one_log(tmp_path):
     PPO(make(), log_dir=tmp_path, **SMALL).logger.close()
 
 
+def test_a_training_that_failed_lets_others_write_its_log_and_takes_it_again(tmp_path):
+    agent = PPO(make(), log_dir=tmp_path, **SMALL)
+    with pytest.raises(ZeroDivisionError):
+        agent.learn(60, lambda local, outside: 1 / 0)
+    other = PPO(make(), log_dir=tmp_path, **SMALL)  # in a notebook the traceback still holds the first one
+    with pytest.raises(RunLockedError):
+        agent.learn(60)
+    other.logger.close()
+    trained(tmp_path, agent)
+    assert steps_in(tmp_path / "progress.csv")[-1] == agent.num_timesteps
+
+
+def test_tensorboards_files_of_another_run_are_put_aside_as_a_run_of_their_own(tmp_path):
+    pytest.importorskip("tensorboard")
+    trained(tmp_path)
+    (first,) = [path.name for path in tmp_path.glob("events.out.*")]
+    trained(tmp_path)
+    assert [path.name for path in (tmp_path / "tensorboard.1").iterdir()] == [first]
+    assert len(list(tmp_path.glob("events.out.*"))) == 1 and not (tmp_path / first).exists()
+
+
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     (tmp_path / ".progress.lock").write_text("lock of lm_env, process 1 on elsewhere\n")
     make_logger(0, tmp_path).close()

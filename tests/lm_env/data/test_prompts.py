@@ -295,10 +295,10 @@ class TestInvalid:
             (Path(__file__).parent, r"Is a directory"),
             (Path(__file__), r"test_prompts\.py is not \.txt, \.jsonl or \.json"),
             ("\0.txt", r"cannot be read"),
-            ("x" * 5000, r"is neither a file nor a hub id"),
+            ("x" * 5000, r"is neither a file here nor a hub id"),
             (
                 "The film was",
-                r"'The film was' is neither a file nor a hub id 'user/name': write one prompt as \[text\]",
+                r"'The film was' is neither a file here nor a hub id 'user/name': .* written as \[text\]",
             ),
             ("user/name", r"'user/name' is no file here; a hub id is downloaded only if asked: pass download=True"),
             ("user/name:train", r"pass download=True"),

@@ -135,6 +135,14 @@ def test_titles_axes_and_labels_of_the_curves(folder):
     assert "Score against KL" in words and "β 0.1" in words
 
 
+def test_an_evaluation_before_the_training_alone_does_not_tell_what_came_of_it(folder):
+    before = {"eval/score": 0.2, "eval/score_se": 0.01, "eval/kl": 0.0, "time/total_timesteps": 0}
+    write_progress(folder, [before, *rows_of([0.1, 0.3, 0.75])])
+    words = Tags(render_report(read_run(folder))).words
+    assert "The mean score rose from 0.10 ± 0.04 to 0.75 ± 0.04" in words
+    assert "prompts that are not trained on 0.20 ± 0.02 not yet" in words
+
+
 def test_held_out_numbers_come_first_where_there_are_any(folder):
     held_out = {"eval/score": 0.2, "eval/score_se": 0.01, "eval/kl": 0.0, "eval/J": 0.2, "eval/attained": 0.0}
     rows = [

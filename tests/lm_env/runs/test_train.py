@@ -176,6 +176,7 @@ def test_a_run_that_a_signal_stops_goes_on_to_the_same_weights(tmp_path, own_tas
     with pytest.raises(TrainingInterrupted, match="go on with resume=True"):
         lm_env.train(tmp_path / "out", **options)
     assert not (tmp_path / "out" / "policy").exists() and signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "out" / "report.html").exists(), "the page of a run that was stopped"
     (tmp_path / "go on").touch()
     lm_env.train(tmp_path / "out", resume=True)
     lm_env.train(tmp_path / "whole", **options)
@@ -220,6 +221,7 @@ def test_an_agent_of_stable_baselines3_goes_on_with_its_weights_and_counters(tmp
     learned = int(re.search(r"timestep (\d+) of 200", str(stopped.value))[1])
     assert saved.name == f"{learned:09d}" and learned % 16 == 0 < learned < 200
     assert json.loads((saved / "agent" / "state.json").read_text())["num_timesteps"] == learned
+    assert (tmp_path / "out" / "report.html").exists(), "the page of a run that was stopped"
     (tmp_path / "go on").touch()
     run = lm_env.train(tmp_path / "out", resume=True)
     assert 200 <= run.agent.num_timesteps < 216 and run.agent._n_updates > 0

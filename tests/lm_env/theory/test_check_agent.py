@@ -166,7 +166,7 @@ def test_more_seeds_where_two_fixed_points_are_close():
     assert cut.seeds == 3 and not cut.decided and cut.objective != "entropy_bonus"
 
 
-def test_the_smallest_detectable_slip_shrinks_with_the_noise():
+def test_the_smallest_detectable_mistake_shrinks_with_the_noise():
     best = T0.optimum(0.5).policy_logits
     loud, quiet = (check_agent(noisy(best, noise), seeds=3, max_seeds=3) for noise in (0.02, 0.002))
     assert loud.passed and quiet.passed and loud.noise > 5 * quiet.noise
@@ -179,7 +179,7 @@ def test_the_smallest_detectable_slip_shrinks_with_the_noise():
 
 @pytest.mark.parametrize("objective", ["entropy_bonus", "gamma"])
 def test_what_is_said_to_be_detectable_is_detected(objective):
-    """A slip a little larger than the smallest, with the same noise, fails; one that is a fifth of it does not."""
+    """A mistake a little larger than the smallest, with the same noise, fails; one that is a fifth of it does not."""
     option = {"entropy_bonus": "entropy_coef", "gamma": "gamma"}[objective]
     best = T0.optimum(0.5).policy_logits
     smallest = check_agent(noisy(best, 0.005), seeds=3, max_seeds=3).detectable[option]
@@ -232,7 +232,7 @@ def test_a_rescaled_reward_is_named():
 
 
 def with_score(env, *, missing_eos_score, reward):
-    """The same environment, otherwise paid: the slip is in the rewards that the agent sees."""
+    """The same environment, otherwise paid: the mistake is in the rewards that the agent sees."""
     env.task.missing_eos_score, env.task.reward = missing_eos_score, reward
     return env
 

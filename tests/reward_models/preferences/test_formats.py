@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -461,17 +462,32 @@ def test_what_a_format_cannot_hold_is_not_written(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.jsonl", "", r"empty\.jsonl holds no rows: give at least one"),
+        ("header.csv", "prompt,chosen,rejected\n", r"header\.csv holds no rows below the line that names its columns"),
+    ],
+)
+def test_a_file_without_rows_is_named(name, content, words, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidPreferenceError, match=words):
+        read_preferences(tmp_path / name)
+
+
+@pytest.mark.parametrize(
     ("source", "words"),
     [
         ([{"a": 1}], "no format of preferences has the columns 'a'"),
         (["text"], "the first row is a str"),
-        ([], "there is none"),
+        ([], "the list given holds no rows: give at least one"),
+        ("nowhere", "'nowhere' is neither a file here nor a hub id 'user/name': check the path$"),
+        (Path(__file__), r"test_formats\.py is no file of preferences: these end in \.jsonl"),
         ("nobody/nothing", "pass download=True"),
     ],
     ids=str,
 )
 def test_what_holds_no_preferences_is_refused(source, words):
-    with pytest.raises(ConfigurationError, match=words):
+    with pytest.raises((ConfigurationError, InvalidPreferenceError), match=words):
         read_preferences(source)
     with pytest.raises(ConfigurationError, match="format must be one of"):
         read_preferences([], format="xml")

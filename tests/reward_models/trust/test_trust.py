@@ -189,6 +189,8 @@ def test_over_optimization_is_noticed(rng):
     falling = best_of_n_curve(proxy, -((proxy - 0.8) ** 2), [1, 2, 4, 8, 16, 32, 64])
     assert falling.falls() and falling.proxy == sorted(falling.proxy)
     assert not best_of_n_curve(proxy, proxy, [1, 2, 4, 8, 16, 32, 64]).falls()
+    one_prompt = best_of_n_curve(proxy[:1], -proxy[:1], [1, 2, 64])
+    assert one_prompt.gold_error == [None] * 3 and not one_prompt.falls(), "one prompt has no standard error"
     with pytest.raises(ConfigurationError, match="no best of"):
         best_of_n_curve(proxy, proxy, [65])
 

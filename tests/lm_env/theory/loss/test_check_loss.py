@@ -12,8 +12,8 @@ import torch
 import lm_env
 from lm_env.errors import ConfigurationError, NonFiniteError
 from lm_env.theory.loss import INVARIANCES, LossBatch, check_loss
+from lm_env.theory.loss.mistakes import EXPLANATIONS, combinations
 from lm_env.theory.loss.problem import make_problems
-from lm_env.theory.loss.slips import EXPLANATIONS, slips
 
 
 # -- PASS --------------------------------------------------------------------------------------------
@@ -21,7 +21,7 @@ from lm_env.theory.loss.slips import EXPLANATIONS, slips
 def test_right_losses_pass(loss):
     check = check_loss(loss)
     assert check.passed and check.causes == () and check.sentence().startswith("PASS")
-    assert check.astray < 1e-12 and check.cosine == pytest.approx(1, abs=1e-12) and min(check.size) > 0
+    assert check.orthogonal < 1e-12 and check.cosine == pytest.approx(1, abs=1e-12) and min(check.along) > 0
 
 
 def test_a_kl_of_the_whole_vocabulary_in_the_rewards_to_come_is_right():
@@ -31,25 +31,25 @@ def test_a_kl_of_the_whole_vocabulary_in_the_rewards_to_come_is_right():
 
 @pytest.mark.parametrize(("group_size", "seed", "beta"), [(1, 1, 0.1), (2, 5, 2.0)])
 def test_whatever_the_groups_the_seed_and_the_beta(group_size, seed, beta):
-    assert check_loss(planted.clipped, group_size=group_size, seed=seed, beta=beta).astray < 1e-12
+    assert check_loss(planted.clipped, group_size=group_size, seed=seed, beta=beta).orthogonal < 1e-12
 
 
 def test_the_mean_of_a_group_scales_the_gradient_alike_everywhere():
     """(G - 1) / G of the true one (Ahmadian et al. 2024); leave-one-out is exactly the true one."""
-    assert check_loss(planted.group_mean).size == pytest.approx([0.5] * 4, abs=1e-12)
-    assert check_loss(planted.leave_one_out).size == pytest.approx([1.0] * 4, abs=1e-12)
+    assert check_loss(planted.group_mean).along == pytest.approx([0.5] * 4, abs=1e-12)
+    assert check_loss(planted.leave_one_out).along == pytest.approx([1.0] * 4, abs=1e-12)
 
 
 @pytest.mark.parametrize("coefficient", [3e-3, 1e-6])
 def test_the_smallest_mistake_that_shows(coefficient):
-    """A slip that turns the gradient by more than 1e-4 of its length fails; there is no noise to hide in."""
+    """A mistake that turns the gradient by more than 1e-4 of its length fails; there is no noise to hide in."""
 
     def loss(batch):
         entropy = torch.distributions.Categorical(logits=batch.logits).entropy()
         return planted.reward_to_go(batch) - coefficient * (entropy * batch.mask).sum() / len(batch)
 
     check = check_loss(loss)
-    assert check.passed == (coefficient < 1e-4) and check.astray == pytest.approx(1.1 * coefficient, rel=0.5)
+    assert check.passed == (coefficient < 1e-4) and check.orthogonal == pytest.approx(1.1 * coefficient, rel=0.5)
 
 
 # -- FAIL, with the reason ---------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_the_report_is_json_and_deterministic():
 
 
 def test_every_cause_has_an_explanation():
-    assert {cause for slip in slips() for cause in slip.causes} <= EXPLANATIONS.keys()
+    assert {cause for mistakes in combinations() for cause in mistakes.causes} <= EXPLANATIONS.keys()
     assert set(INVARIANCES.values()) <= EXPLANATIONS.keys()
     assert {cause for causes in planted.PLANTED.values() for cause in causes} <= EXPLANATIONS.keys()
 

@@ -1,4 +1,4 @@
-"""The known mistakes of losses, called slips in the code, and all combinations of up to `MOST` of them."""
+"""The known mistakes of losses, and all combinations of up to `MOST` of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-__all__ = ["EXPLANATIONS", "MOST", "Slip", "slips"]
+__all__ = ["EXPLANATIONS", "MOST", "Mistakes", "combinations"]
 
 SCORE = {
     "end": "",
@@ -107,7 +107,7 @@ EXPLANATIONS = {
 
 
 @dataclass(frozen=True)
-class Slip:
+class Mistakes:
     """A combination of kinds of `Credits`; the default is the right loss."""
 
     score: str = "end"
@@ -134,13 +134,13 @@ class Slip:
             return self.whole.startswith("gae") and (self.length, self.mask) == ("constant", "all")
         return self.score == "end" and self.mask == "all" and len(self.causes) <= 1
 
-    def with_gamma(self, gamma: float) -> Slip:
-        """The same slip with discounted returns."""
+    def with_gamma(self, gamma: float) -> Mistakes:
+        """The same mistakes with discounted returns."""
         return replace(self, gamma=gamma)
 
 
-def slips() -> Iterator[Slip]:
+def combinations() -> Iterator[Mistakes]:
     """All combinations of at most `MOST` mistakes."""
-    parts = [Slip(*kinds) for kinds in itertools.product(SCORE, KL, LENGTH, MASK)]
-    parts += [Slip(whole=whole, length=length, mask=mask) for whole in WHOLE for length in LENGTH for mask in MASK]
-    yield from (slip for slip in parts if len(slip.causes) <= MOST)
+    parts = [Mistakes(*kinds) for kinds in itertools.product(SCORE, KL, LENGTH, MASK)]
+    parts += [Mistakes(whole=whole, length=length, mask=mask) for whole in WHOLE for length in LENGTH for mask in MASK]
+    yield from (mistakes for mistakes in parts if len(mistakes.causes) <= MOST)
