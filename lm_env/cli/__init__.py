@@ -15,13 +15,13 @@ from lm_env.cli.benchmark import bench, evaluate, leaderboard, preflight_command
 from lm_env.cli.check_loss import check_loss_command
 from lm_env.cli.commands import ceiling, check_agent, demo, envs, sample, sft, train
 from lm_env.cli.dpo import dpo
-from lm_env.cli.label import label_app
 from lm_env.cli.loop_command import loop
 from lm_env.cli.new_task import new_task
-from lm_env.cli.prefs import prefs_app
 from lm_env.cli.report import report
 from lm_env.cli.rewards import compare
-from lm_env.cli.rm import rm_app
+from lm_env.cli.rewards.label import label_app
+from lm_env.cli.rewards.prefs import prefs_app
+from lm_env.cli.rewards.rm import rm_app
 from lm_env.errors import LabelsAwaited, LMEnvError, TrainingInterrupted
 from lm_env.namesake import own_agents_problem
 

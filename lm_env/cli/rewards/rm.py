@@ -72,7 +72,7 @@ def train(
     Prompts are held out, the scores are normalized to mean 0 and standard deviation 1, and the records held out are
     saved in the folder, where `lm-env rm evaluate` finds them.
     """
-    from lm_env.cli.trust import fitted_baselines, held_out_sentence
+    from lm_env.cli.rewards.trust import fitted_baselines, held_out_sentence
     from lm_env.runs.console import say
     from lm_env.runs.folder import check_new
     from lm_env.storage import check_destination
@@ -189,7 +189,7 @@ def evaluate(
 
     Exit status 0 if nothing that was measured speaks against it, 3 if something does.
     """
-    from lm_env.cli.trust import TrustOptions, run_evaluation
+    from lm_env.cli.rewards.trust import TrustOptions, run_evaluation
 
     trust = run_evaluation(
         TrustOptions(
