@@ -76,7 +76,7 @@ def run_in_processes(
     """Run cells in several processes and yield each outcome as it comes; after a signal the workers save and end.
 
     Args:
-        next_cell: returns the next cell that can begin, or None if none can now.  It is called again after each outcome.
+        next_cell: returns the next cell that can begin, or None if none can now; called again after each outcome.
         stopped: whether a signal has come.
     """
     workers: list[_Worker] = []

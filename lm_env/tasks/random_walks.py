@@ -1,9 +1,9 @@
 """lm_env/RandomWalks-v0: find a shortest path; the model has seen only random walks.
 
-The graph has 21 nodes, named a to u, and edges drawn at random; node a is the goal.  The prompt is the node to start from,
-the response the nodes that are visited next, and the score says how short the way to the goal was: 1 for a shortest
-path, 0 for one that takes an edge that is not there, or does not arrive within 10 nodes.  Everything is known: the
-shortest paths by breadth-first search, and the optimum of score - beta KL by enumerating every walk that arrives.
+The graph has 21 nodes, named a to u, and edges drawn at random; node a is the goal.  The prompt is the first node of a
+walk, the response its next nodes, and the score says how short the walk to the goal is: 1 for a shortest path, 0 for a
+walk that uses a missing edge or does not arrive within 10 nodes.  Everything is known: the shortest paths by
+breadth-first search, and the optimum of score - beta KL by enumerating every walk that arrives.
 
 The task is that of Chen et al. 2021 (Decision Transformer, arXiv:2106.01345, section 1), as CarperAI's trlX made it a
 benchmark of RLHF ("examples/randomwalks"), on a graph of its own.  The default model, walks-0.1m, has been trained on

@@ -1,9 +1,9 @@
 """Processes: how a run divides its work among processes that train one model, and what they exchange.
 
 Every process runs the same program.  It holds the same weights, draws the same prompts, and after each rollout has all
-episodes of it.  So advantages, KL means and metrics are computed from the whole rollout, by code that does not depend on
-the number of processes.  Only two things are divided: which texts a process writes and scores (`share`, `gather_rows`), and of which episodes of
-a minibatch it computes the gradient (`deal`, `sum_gradients`).
+episodes of it.  So advantages, KL means and metrics are computed from the whole rollout, by code that does not depend
+on the number of processes.  Only two things are divided: which texts a process writes and scores (`share`,
+`gather_rows`), and of which episodes of a minibatch it computes the gradient (`deal`, `sum_gradients`).
 
 `Processes` itself is a run in one process, in which nothing is divided and nothing is sent.
 

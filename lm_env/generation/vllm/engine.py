@@ -24,7 +24,9 @@ SET_HERE = ("model", "logprobs_mode", "skip_tokenizer_init")
 
 
 class VLLMEngine:
-    """Texts from vLLM in this process.  Give it to an agent: `agent.backend = VLLMEngine(agent.task, gpu_memory_utilization=0.4)`.
+    """Texts from vLLM in this process.
+
+    Give it to an agent: `agent.backend = VLLMEngine(agent.task, gpu_memory_utilization=0.4)`.
 
     The engine has its own copy of the weights beside the model under training, on the same GPU; it loads the new ones
     through files before each generation with changed weights.

@@ -34,7 +34,9 @@ MODE = "processed_logprobs"
 
 
 class VLLMServer:
-    """Texts from a vLLM server.  Give it to an agent: `agent.backend = VLLMServer(agent.task, url, weights="/shared/weights")`.
+    """Texts from a vLLM server.
+
+    Give it to an agent: `agent.backend = VLLMServer(agent.task, url, weights="/shared/weights")`.
 
     Args:
         task: whose model is under training.
