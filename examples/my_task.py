@@ -1,7 +1,7 @@
-"""A task of one's own in a file: ask for a color, and be paid for naming one early.
+"""A task of your own in a file: the prompts ask for a color, and the score is higher the earlier one is named.
 
 lm-env train --env examples/my_task.py:task --agent ppo --timesteps 20000 --out runs/colors
-lm-env train --env my_task:my/Colors-v0 ...        # by its id, where Python finds this module
+lm-env train --env my_task:my/Colors-v0 ...        # by its id, if Python can import this module
 """
 
 import re
@@ -19,7 +19,7 @@ def score(prompts: list[str], responses: list[str], **columns: object) -> list[f
 
 
 def task() -> TextTask:
-    """The task."""
+    """What `--env examples/my_task.py:task` calls; if it had parameters, they would be options of the task."""
     return TextTask(
         id="my/Colors-v0",
         summary="name a color early",

@@ -1,14 +1,14 @@
-"""A task of one's own from beginning to end, by the commands that one would type: number sequences, checked exactly.
+"""A task of your own from beginning to end, by the commands that a user would type: number sequences, checked exactly.
 
     python examples/own_task.py                                     # the embedded model counts; two minutes a seed
     python examples/own_task.py --model smollm2-135m --seeds 0 1 2  # steps of 1 to 9; docs/own_task.md has its figures
 
-The prompt is "29, 32, 35, 38,", and the reward is 1 if the number that follows is 41.  Some sequences are held out of
-everything.  Fine-tuning on a few of the others, then RLOO with LoRA on all of them, which is stopped twice on its way,
-by SIGTERM and by Ctrl-C, and resumed.  At the end the report is there, peft reads the adapter and transformers the
-merged model, and both compute the same.
+A prompt is such as "29, 32, 35, 38,", and its reward is 1 if the response is 41.  A quarter of the sequences is held
+out.  The model is fine-tuned on a few of the others, then trained on all of them by RLOO with LoRA; the training is
+stopped twice, by SIGTERM and by Ctrl-C, and resumed.  At the end the script checks that the report exists, and that
+peft's model with the adapter computes the same as transformers' merged one.
 
-The embedded model knows film reviews alone, so its sequences go up by one; `--largest-step` says otherwise.
+The embedded model was pretrained only on film reviews, so its sequences go up by one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Plan:
     """What differs between a small model and a large one; the defaults are those of the embedded model."""
 
     largest_step: int = 1
-    """The sequences go up by 1 to so much."""
+    """The steps of the sequences are 1 to this."""
     terms: tuple[int, ...] = (3, 4, 5)
     """How many numbers a prompt shows."""
     shown: int = 128
@@ -67,7 +67,7 @@ class Plan:
     """The learning rate of RLOO."""
     lora: int = 16
     episodes: int = 128
-    """Per rollout."""
+    """Responses per rollout."""
     timesteps: int = 16_000
 
 
@@ -115,16 +115,16 @@ def _problem(start: int, step: int, terms: int) -> dict[str, object]:
 def lm_env(*words: object) -> subprocess.Popen:
     """`lm-env WORDS` as a process of its own."""
     command = [sys.executable, "-m", "lm_env", *map(str, words)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=_heed_ctrl_c)
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=_obey_ctrl_c)
 
 
-def _heed_ctrl_c() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so would what it starts itself."""
+def _obey_ctrl_c() -> None:
+    """Make Ctrl-C end this process: a script that a shell runs in the background, and its children, ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop_after(process: subprocess.Popen, log: Path, rollouts: int, number: signal.Signals) -> int:
-    """Send a signal once the log has so many more rollouts; returns the exit status."""
+    """Send a signal once the log has this many more rollouts; returns the exit status."""
     begun_with = _rollouts(log)
     while process.poll() is None:
         if _rollouts(log) >= begun_with + rollouts:
@@ -166,8 +166,8 @@ def share(mean: float, held_out: Path) -> Share:
     return found
 
 
-def day(model: str, out: Path, seed: int, plan: Plan) -> dict[str, Share]:
-    """All of it for one seed; returns the success on the sequences held out, after fine-tuning and after RLOO."""
+def run_all(model: str, out: Path, seed: int, plan: Plan) -> dict[str, Share]:
+    """Run every step for one seed; returns the success on the sequences held out, after fine-tuning and after RLOO."""
     write_task(out, plan)
     base, held_out = out / "sft", out / "held_out.jsonl"
     tuning = {"model": model, "epochs": plan.epochs, "learning-rate": plan.sft_rate, "held-out-fraction": 0}
@@ -208,7 +208,9 @@ def check_files(base: Path, run: RunFolder) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="reviews-3m, smollm2-135m, or a folder")
-    parser.add_argument("--like", choices=sorted(PLANS), help="of which model to take the options, for a folder")
+    parser.add_argument(
+        "--like", choices=sorted(PLANS), help="for a folder: the model whose options it is trained with"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/own_task"))
     args = parser.parse_args()
@@ -216,7 +218,7 @@ def main() -> None:
     write_task(args.out, plan)
     print(f"right before anything is learned, with the 95% interval: {untrained(args.model, args.out)}", flush=True)
     for seed in args.seeds:
-        found = day(args.model, args.out / f"seed{seed}", seed, plan)
+        found = run_all(args.model, args.out / f"seed{seed}", seed, plan)
         minutes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime / 60
         told = ", ".join(f"{phase} {rate}" for phase, rate in found.items())
         print(f"seed {seed}: {told}; {minutes:.1f} minutes of one core so far", flush=True)

@@ -166,7 +166,7 @@ class BatchedAgent(PolicyAgent, ABC):
                     callbacks.on_rollout_end()
                     metrics = self.update(rollout) if len(rollout) else {}
                     seconds = (rolled_out - started, time.perf_counter() - rolled_out)
-                    for text in self.early_warning.look(rollout, metrics, self.updater.rounds or rollout.rounded):
+                    for text in self.early_warning.look(rollout, metrics, self.updater.rounded or rollout.rounded):
                         log.log(logging.WARNING if together.first else logging.DEBUG, "%s", text)
                         self.recorder.warn(self.logger, self.num_timesteps, text)
                     self._record(rollout, metrics, seconds)

@@ -79,17 +79,17 @@ class Updater:
         self._means = Means()
 
     def begin(self) -> None:
-        """A training begins: all processes of the run take the weights that the first one has."""
+        """Begin a training: all processes of the run take over the weights of the first one."""
         modules: list[nn.Module] = [self.policy]
         if self.task.reference is not self.task.model:
             modules.append(self.task.reference)
-        processes().begin(modules)
+        processes().broadcast_weights(modules)
         if self._sharded is not None:
             self._sharded.read(self.policy)
 
     @property
-    def rounds(self) -> bool:
-        """Whether the update's logprobs differ from sampling's by rounding, which is then no sign of a mistake."""
+    def rounded(self) -> bool:
+        """Whether rounding makes the update's logprobs differ from those of sampling, which is then no mistake."""
         return self.config.bf16 or is_quantized(self.task.model)
 
     @property
@@ -129,12 +129,12 @@ class Updater:
             weights = np.full(len(rollout), 1 / rollout.episodes.response_lengths[rows].sum())
         self.optimizer.zero_grad()
         update = UpdateStep(self, rollout, rows, weights, self._means)
-        together = processes()
+        group = processes()
         try:
-            with together.guarded():
+            with group.guarded():
                 yield update
             summed: list[nn.Parameter] = self._trained if self._sharded is None else []
-            loss = together.sum_gradients(summed, update.loss)
+            loss = group.sum_gradients(summed, update.loss)
             norm = guarded_step(self.optimizer, self.model.parameters(), self.config.max_grad_norm, loss=loss)
         except BaseException:
             self.optimizer.zero_grad()
@@ -156,18 +156,18 @@ class Updater:
         """How the rows of a minibatch, or groups of `together` rows, of these lengths, are divided into forwards.
 
         Returns:
-            index arrays; and None for a forward that is only run because other processes run as many, as they must
-            where the weights are divided among them.
+            index arrays; None stands for a forward without rows of its own.  Where the weights are divided among
+            processes, all of them must run the same number of forwards.
         """
         size = max(1, self.config.micro_batch_tokens // together)
         own = pack(lengths, min(size, ROW_TOKENS)) if self.updating.packed else length_batches(lengths, size)
         if self._sharded is None:
             return [*own]
-        return [*own, *[None] * (processes().most(len(own)) - len(own))]
+        return [*own, *[None] * (processes().largest(len(own)) - len(own))]
 
     @contextmanager
     def forwards(self) -> Iterator[None]:
-        """Forwards of the update: bfloat16 and gradient checkpointing where asked for, dropout off."""
+        """A context for the update's forwards: bfloat16 and gradient checkpointing where asked for, dropout off."""
         autocast = (
             torch.autocast(device_of(self.policy).type, dtype=torch.bfloat16) if self.config.bf16 else nullcontext()
         )
@@ -187,7 +187,7 @@ class Updater:
         return tensors, {"trained": len(self._trained), "optimizer": self.updating.optimizer}
 
     def check_state(self, tensors: dict[str, Tensor], layout: dict[str, Any]) -> None:
-        """Raise CheckpointMismatchError unless `restore` could take what `state` gave."""
+        """Raise CheckpointMismatchError unless `restore` can take these results of `state`."""
         if layout.get("trained") != len(self._trained):
             raise CheckpointMismatchError(
                 f"{layout.get('trained')} tensors were trained, {len(self._trained)} are trainable here"
@@ -197,7 +197,7 @@ class Updater:
             raise CheckpointMismatchError(
                 f"the optimizer was {saved!r}, {self.updating.optimizer!r} is given: pass Updating(optimizer={saved!r})"
             )
-        for name, tensor in _part(tensors, "optimizer.").items():
+        for name, tensor in _with_prefix(tensors, "optimizer.").items():
             index = int(name.partition(".")[0])
             fits = index < len(self._trained) and tensor.shape in ((), self._trained[index].shape)
             if saved == "adam-8bit":  # its moments have shapes of their own, which its own loading checks
@@ -205,19 +205,19 @@ class Updater:
             if not fits:
                 raise CheckpointMismatchError(f"the optimizer's {name} does not fit the tensor that it belongs to")
         own = {} if self.ema is None else self.ema.state_dict()
-        given = _part(tensors, "ema.")
+        given = _with_prefix(tensors, "ema.")
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in given.items()}:
             raise CheckpointMismatchError("the average of the weights does not fit: load with the same ema_decay")
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back the tensors that `state` gave."""
         layout = {"param_groups": self.optimizer.state_dict()["param_groups"]}
-        state = join_optimizer(_part(tensors, "optimizer."), layout)
+        state = join_optimizer(_with_prefix(tensors, "optimizer."), layout)
         for index, entry in state["state"].items():
             state["state"][index] = {name: as_shards(tensor, self._trained[index]) for name, tensor in entry.items()}
         self.optimizer.load_state_dict(state)
         if self.ema is not None:
-            self.ema.load_state_dict(_part(tensors, "ema."))
+            self.ema.load_state_dict(_with_prefix(tensors, "ema."))
 
     @property
     def _trained(self) -> list[nn.Parameter]:
@@ -247,15 +247,15 @@ class UpdateStep:
         The weights are those of the whole minibatch, so the gradient does not depend on how it is cut.
 
         Args:
-            together: so many neighboring episodes are never cut apart, for losses that compare them; it divides the
-                minibatch.
+            together: this many neighboring episodes always stay in one micro-batch, for losses that compare them;
+                it must divide the size of the minibatch.
         """
         updater, rollout = self._updater, self._rollout
         groups = self._rows.reshape(-1, together)
         lengths = rollout.episodes.lengths[groups].max(1)
         own = processes().deal(lengths)
         for part in updater.parts(lengths[own], together):
-            if part is None:  # only so that all processes run as many forwards
+            if part is None:  # see `Updater.parts`: this forward has the weight 0
                 rows, means, weights = groups[0], Means(), np.zeros_like(self._weights)
             else:
                 rows, means, weights = groups[own[part]].reshape(-1), self._means, self._weights
@@ -290,11 +290,11 @@ class UpdateStep:
 
 
 def _compute_dtype(policy: ValueHeadPolicy) -> tuple[torch.device, torch.dtype]:
-    """Where losses are computed, and in what: fp32, or fp64 for a model in it."""
+    """(the device, the dtype) in which losses are computed: fp32, or fp64 for a model in fp64."""
     dtypes = [p.dtype for p in policy.lm.parameters() if p.is_floating_point()]
     double = torch.float64 in dtypes
     return device_of(policy), torch.float64 if double else torch.float32
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,7 @@
-"""Benchmarks: agents on text tasks with equal budgets, what can be had at all beside them, and honest statistics.
+"""Benchmarks: agents on text tasks with equal budgets, beside baselines without training and the attainable optimum.
+
+from lm_env.benchmark import BenchSettings, run_bench
+from lm_env.benchmark.results import write_results
 
 settings = BenchSettings.of({"tasks": ["lm_env/Sentiment-v0"], "agents": ["ppo", "rloo"], "seeds": 5})
 found = run_bench(settings, "runs/bench", processes=2)

@@ -1,7 +1,7 @@
-"""One cell of a benchmark: an agent trained on a task with a seed and measured, or what a task offers without training.
+"""One cell of a benchmark: an agent trained on a task with a seed and measured, or the baselines of a task.
 
-A cell's records are in its file `record.json`, written in one step when the cell is done.  Until then its checkpoints
-are beside it, from which a killed cell goes on.
+A cell's records are in its file `record.json`, which is written in one step when the cell is done.  Until then its
+checkpoints are in the same folder, and a killed cell resumes from them.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ Record = dict[str, Any]
 
 RECORD = "record.json"
 FACTORS = (1.0, 3.0, 1 / 3, 10.0, 0.1, 1.7, 0.6)
-"""The learning rates that are tried, as multiples of the agent's own; the same ones for every agent."""
+"""The learning rates that the tuning tries, as multiples of the agent's own; the same ones for every agent."""
 TRIAL_SEED = 10_000
 """Trials have a seed that no reported run has."""
 BASELINE_SEED = 0
 CEILING_TEXTS = 4096
-"""Samples of the reference in all that the ceiling has, if it may: a task of one prompt needs many of each."""
+"""The ceiling starts with at least so many samples of the reference in all: a task of one prompt needs many of it."""
 CEILING_SEED = 1_000_003
 
 
@@ -72,7 +72,7 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
 
     Raises:
         LMEnvError: whatever the task, the agent or its reward function raises.
-        TrainingInterrupted: a signal has come; the cell is saved and goes on from there.
+        TrainingInterrupted: a signal has come; the cell is saved, and the next call resumes it.
     """
     spec = settings.task(cell.task)
     text_task = get_task(spec.name, **spec.options)
@@ -101,7 +101,7 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
 def tuned_rate(settings: BenchSettings, out: Path, task: str, agent: str) -> float | None:
     """The learning rate of the trial with the largest J on the validation prompts; None without trials.
 
-    Where trials are equal, the one nearest to the agent's own rate stands.
+    Of equal trials the first one is taken, which is the nearest to the agent's own rate.
     """
     found = []
     for trial in range(settings.tune):
@@ -113,16 +113,16 @@ def tuned_rate(settings: BenchSettings, out: Path, task: str, agent: str) -> flo
 
 
 def evaluation_prompts(task: Task, rows: Sequence[Any], most: int, texts: int) -> tuple[list[Prompt], int]:
-    """The first prompts of a split, and how many texts each gets so that there are at least `texts`."""
+    """(the first `most` prompts of a split, the texts to each, so that there are at least `texts` in all)."""
     prompts = list(task.load_prompts(list(rows)[:most], any_length=True))
     return prompts, math.ceil(texts / len(prompts))
 
 
 def exact_optimum(text_task: TextTask, most: int, **over: Any) -> Callable[[], Ceiling] | None:
-    """A function that gives the exact ceiling on the first test prompts; None where the task knows none.
+    """A function that gives the exact ceiling on the first test prompts; None for a task whose ceiling is estimated.
 
     Args:
-        most: prompts.
+        most: how many prompts.
         over: options of the task.
     """
     exact = text_task.optimum
@@ -131,14 +131,14 @@ def exact_optimum(text_task: TextTask, most: int, **over: Any) -> Callable[[], C
     return lambda: exact(text_task.task("test", **over, prompts=list(text_task.prompts("test"))[:most]))
 
 
-def _over(settings: BenchSettings) -> dict[str, Any]:
-    """Options of the environments that the benchmark replaces."""
+def _replaced_options(settings: BenchSettings) -> dict[str, Any]:
+    """Options of the environments that the settings replace."""
     over: dict[str, Any] = {"device": settings.device, "download": settings.download}
     return over if settings.model is None else {"model": settings.model, **over}
 
 
 def _baselines(settings: BenchSettings, text_task: TextTask) -> list[Record]:
-    task = text_task.task("test", **_over(settings))
+    task = text_task.task("test", **_replaced_options(settings))
     prompts, n = evaluation_prompts(task, text_task.prompts("test"), settings.prompts, settings.texts)
     most = settings.ceiling_most
     least = max(settings.ceiling_samples, math.ceil(CEILING_TEXTS / len(prompts)))
@@ -150,7 +150,7 @@ def _baselines(settings: BenchSettings, text_task: TextTask) -> list[Record]:
         most=most,
         seed=CEILING_SEED,
         highest=text_task.highest,
-        optimum=exact_optimum(text_task, settings.prompts, **_over(settings)),
+        optimum=exact_optimum(text_task, settings.prompts, **_replaced_options(settings)),
     )
     rows = without_training(task, prompts, n, seed=BASELINE_SEED, measures=_measures(settings, text_task))
     ceiling = {"kind": "ceiling", "success_threshold": text_task.success, **found}
@@ -162,7 +162,7 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
     tokens = spec.tokens or settings.tokens or text_task.budget
     who, rate = _with_rate(settings, agent_spec, cell, out)
     place = out / cell.path
-    if not who.resumes:  # another run of it would not end with the same weights: it begins again
+    if not who.resumes:  # a resumed run would end with other weights, so it begins again
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
     split: Split = "validation" if cell.trial is not None else "test"
     rows = text_task.prompts(split)
@@ -170,8 +170,8 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
 
     def make(num_envs: int) -> Any:
         if num_envs == 1:
-            return text_task.make("train", **_over(settings))
-        return text_task.make_vec(num_envs, "train", autoreset_mode="Disabled", **_over(settings))
+            return text_task.make("train", **_replaced_options(settings))
+        return text_task.make_vec(num_envs, "train", autoreset_mode="Disabled", **_replaced_options(settings))
 
     def curve_of(task: Task) -> LearningCurve:
         prompts, n = evaluation_prompts(task, rows, min(settings.prompts, settings.curve_texts), settings.curve_texts)

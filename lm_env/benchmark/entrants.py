@@ -1,6 +1,7 @@
-"""Who takes part: the agents of `lm-env train`, those of other libraries, and a user's own, behind one function.
+"""Entrants of a benchmark: the agents of `lm-env train`, those of other libraries, and a user's own.
 
-Every entrant trains the task's own model in place for a number of tokens.  A user's entrant is named as
+`entrant(spec)` gives each of them the same function `train`, which trains the task's own model in place for a number of
+tokens.  A user's entrant is named as
 `package.module:NAME` or `file.py:NAME`, where NAME is one of these:
 
 - a subclass of `agents.base.BatchedAgent`: it has a learning curve, and goes on from a checkpoint after a kill;
@@ -10,6 +11,7 @@ Every entrant trains the task's own model in place for a number of tokens.  A us
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,11 +29,11 @@ from lm_env.objective.task import Task
 from lm_env.runs.agents import agent_kind, agent_names
 from lm_env.runs.options import check_names
 from lm_env.storage import checkpoints_in
-from lm_env.validation import check_known
 
 __all__ = ["EXAMPLES", "Entrant", "Trained", "entrant"]
 
 SLOTS = 32
+"""Texts at a time of the environment that a function trains on."""
 CHECKPOINTS = 8
 """Checkpoints per run."""
 
@@ -46,12 +48,12 @@ Kind = Literal["batched", "sb3", "class", "function"]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves behind besides the task's model."""
+    """What a training returns besides the task's model, which it has changed in place."""
 
     agent: Any
     """None for a function."""
     tokens: int
-    """As the agent counts them; a function is taken at its word."""
+    """Generated tokens as the agent counts them; for a function, the tokens that it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,11 @@ class Entrant:
     train: Callable[..., Trained]
     """`train(make, tokens, seed, curve_of, folder)`, see `entrant`."""
     learning_rate: float | None
-    """What it trains with where nothing is said; None: it has no such option, and is not tuned."""
+    """The learning rate that it trains with unless another is given; None: it has no such option, and is not tuned."""
 
     @property
     def resumes(self) -> bool:
-        """Whether a killed run goes on from its last checkpoint to the very same result; else it begins again."""
+        """Whether a killed run resumes from its checkpoint and ends with the same weights; if not, it begins again."""
         return self.kind == "batched"
 
 
@@ -85,7 +87,11 @@ def entrant(spec: AgentSpec) -> Entrant:
         return _own(spec, _example(spec.name))
     if ":" in spec.name:
         return _own(spec, load_named(spec.name, "train(env, timesteps, seed)"))
-    check_known("agents", [spec.name], [*agent_names(), *EXAMPLES])
+    names = [*agent_names(), *EXAMPLES]
+    if spec.name not in names:
+        similar = difflib.get_close_matches(spec.name, names, n=1)
+        meant = f"did you mean {similar[0]!r}?" if similar else f"choose from {', '.join(sorted(names))}"
+        raise ConfigurationError(f"there is no agent {spec.name!r} (yours would be 'file.py:NAME'): {meant}")
     known = agent_kind(spec.name)
     check_names(spec.options, known.options, f"the agent {spec.name}")
     options = {name: known.options[name].parse(value) for name, value in spec.options.items()}

@@ -1,4 +1,4 @@
-"""What a benchmark runs where nothing is said: tasks that need no file, and agents whose libraries are installed."""
+"""The default tasks and agents of a benchmark: tasks that need no file, and agents whose libraries are installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AGENTS = (
     "tianshou-ppo",
     "torchrl-ppo",
 )
-"""Those that train on any task; TRPO is a hundred times slower than they are, and has to be named."""
+"""The agents that train on any task, except TRPO, which is about a hundred times slower and has to be named."""
 
 
 def offline_tasks() -> list[str]:

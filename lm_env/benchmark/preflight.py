@@ -1,4 +1,4 @@
-"""Before anyone trains: what about a thousand samples of the reference say of a task, its reward, and its beta.
+"""Preflight: what about a thousand samples of the reference show of a task before a training: its reward and its beta.
 
 Shapes: P prompts, n samples per prompt.
 """
@@ -31,14 +31,16 @@ from reward_models.trust.degenerate import DEGENERATE
 __all__ = ["BetaPoint", "DegenerateText", "Preflight", "preflight", "suggested_beta"]
 
 PER_PROMPT = 32
+"""Samples of a prompt, where there are prompts enough."""
 GROUP = 8
 """The group size for which the share of groups without variance is counted."""
 TARGET_KL = math.log(16) - 15 / 16
-"""Nats per response: the KL of best-of-16, at which the optimum of the suggested beta is."""
+"""The KL of best-of-16, nats per response; the suggested beta is the one whose optimum has it."""
 SIZES = (1, 2, 4, 8, 16)
-"""Of best-of-n."""
+"""The values of n for which best-of-n is shown."""
 BINS = 12
 BETAS = tuple(2.0**power for power in range(5, -6, -1))
+"""The betas for which the optimum is shown, as multiples of the task's."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +57,22 @@ class BetaPoint:
 
 @dataclass(frozen=True)
 class DegenerateText:
-    """A kind of text that no person would want, and how it is scored beside real ones."""
+    """A kind of text that nobody wants, and its scores beside those of the samples."""
 
     name: str
     mean: float
     beats: float
-    """The share of prompts on which it scores above the real text that it was made of."""
+    """The share of prompts on which it scores above the sample that it was made from."""
     example: str
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is known before a training; scores in the unit of the reward, KL in nats per response."""
+    """The findings before a training; scores in the unit of the reward, KL in nats per response."""
 
     prompts: int
     samples: int
-    """Per prompt."""
+    """Samples of each prompt."""
     score: float
     std: float
     lowest: float
@@ -82,27 +84,27 @@ class Preflight:
     equal_groups: float
     """The share of groups of 8 samples to a prompt that all score alike: they teach a group agent nothing."""
     length: float
-    """Response tokens."""
+    """Mean response tokens."""
     length_correlation: float | None
-    """Spearman's, of score and length; None where one of them does not vary."""
+    """Spearman's rank correlation of score and length; None where one of them does not vary."""
     ended: float
     truncated: float
     degenerate: list[DegenerateText]
     best_of_n: list[tuple[int, float, float]]
     """(n, score, KL)."""
     beta: float
-    """The task's."""
+    """The beta of the task."""
     suggested_beta: float | None
     betas: list[BetaPoint]
     tokens_per_second: float
-    """Of sampling."""
+    """The speed of sampling."""
     training_seconds: tuple[float, float]
-    """An estimate for the budget: one pass over each rollout, and four."""
+    """Estimates for the budget, with one pass over each rollout and with four."""
     budget: int
     warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """As plain types."""
+        """The findings as a JSON object."""
         return dict(plain(asdict(self)))
 
 
@@ -167,10 +169,10 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
 
 
 def suggested_beta(scores: np.ndarray) -> float | None:
-    """The beta whose optimum is as far from the reference as best-of-16, 1.8 nats; None if all scores are alike.
+    """The beta whose optimum is as far from the reference as best-of-16, 1.8 nats; None if no prompt's scores vary.
 
-    There the optimum is worth a training, within reach of a short one, and still within what the samples show.  Where
-    so large a KL cannot be had, because the best texts are frequent, it is the beta at half of the largest KL.
+    That optimum is worth a training, a short training can reach it, and the samples still show what it is.  If the best
+    texts are so frequent that no optimum is twice as far, it is the beta at half of the largest KL instead.
 
     Args:
         scores: float (P, n) of samples of the reference.
@@ -198,7 +200,7 @@ def _betas(scores: np.ndarray, beta: float) -> list[BetaPoint]:
 def _degenerate(
     task: Task, prompts: Sequence[Prompt], episodes: Episodes, scores: np.ndarray, n: int
 ) -> list[DegenerateText]:
-    """How the first sample of each prompt is scored beside what can be made of it."""
+    """The scores of degenerate texts, each made from the first sample of a prompt, beside the score of that sample."""
     if task.tokenizer is None or not callable(task.tokenizer):
         return []
     rows = np.arange(len(prompts)) * n
@@ -271,22 +273,18 @@ def _warnings(found: Preflight, task: Task) -> list[str]:
         )
     if found.suggested_beta is not None and found.beta > 0:
         ratio = found.beta / found.suggested_beta
-        at = ceiling_words(found)
+        own = next(point for point in found.betas if math.isclose(point.beta, found.beta))
+        at = f"its optimum is at {own.KL:.2g} nats with the score {own.score:.3g}, from {found.score:.3g}"
         if ratio > 4:
             said.append(
                 f"beta {found.beta:g} holds the policy close to the reference ({at}); try {found.suggested_beta:g}"
             )
-        if ratio < 1 / 4:
+        if ratio < 1 / 4 and own.KL > TARGET_KL:
             said.append(
                 f"beta {found.beta:g} allows texts far from the reference ({at}), where a reward is easily gamed; try"
                 f" {found.suggested_beta:g}"
             )
     if found.beta == 0:
-        said.append(f"beta is 0: nothing keeps the texts near the reference; try {found.suggested_beta:g}")
+        remedy = "" if found.suggested_beta is None else f"; try {found.suggested_beta:g}"
+        said.append(f"beta is 0: nothing keeps the texts near the reference{remedy}")
     return said
-
-
-def ceiling_words(found: Preflight) -> str:
-    """Where the optimum of the task's own beta is."""
-    own = next(point for point in found.betas if math.isclose(point.beta, found.beta))
-    return f"its optimum is at {own.KL:.2g} nats with the score {own.score:.3g}, from {found.score:.3g}"

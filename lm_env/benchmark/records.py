@@ -41,7 +41,7 @@ PACKAGES = (
 )
 
 VARYING = ("seconds", "evaluation_seconds", "tokens_per_second", "hardware", "finished")
-"""What two runs of the same cell may differ in: times, and where they ran."""
+"""Keys whose values may differ between two runs of the same cell: times, and where they ran."""
 
 Record = dict[str, Any]
 

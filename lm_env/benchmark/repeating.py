@@ -13,7 +13,7 @@ LISTS = ("tasks", "agents")
 
 
 def repeat_command(settings: BenchSettings, out: str) -> str:
-    """The command that makes all of it again in another folder."""
+    """The command that runs the whole benchmark again in another folder."""
     if _needs_a_file(settings):
         return f"lm-env bench --config {shlex.quote(out)}/bench.yaml --out ANOTHER_FOLDER"
     tasks, agents = (",".join(spec.name for spec in specs) for specs in (settings.tasks, settings.agents))
@@ -21,7 +21,7 @@ def repeat_command(settings: BenchSettings, out: str) -> str:
 
 
 def task_command(settings: BenchSettings, label: str, out: str) -> str:
-    """The command that makes the figures of one task again."""
+    """The command that runs the benchmark of one task again in another folder."""
     if _needs_a_file(settings):
         return f"lm-env bench --config {shlex.quote(out)}/bench.yaml --only {shlex.quote(label)} --out ANOTHER_FOLDER"
     agents = ",".join(spec.name for spec in settings.agents)
@@ -30,7 +30,7 @@ def task_command(settings: BenchSettings, label: str, out: str) -> str:
 
 
 def _needs_a_file(settings: BenchSettings) -> bool:
-    """Whether an option, a label or a budget was chosen that no flag can say."""
+    """Whether an option, a label or a budget was chosen that no flag can express."""
     plain = BenchSettings.of(
         {"tasks": [task.name for task in settings.tasks], "agents": [agent.name for agent in settings.agents]}
     )
@@ -38,7 +38,7 @@ def _needs_a_file(settings: BenchSettings) -> bool:
 
 
 def _flags(settings: BenchSettings) -> str:
-    """What differs from the defaults."""
+    """The flags of the settings that differ from their defaults."""
     words = []
     for field in fields(BenchSettings):
         value = getattr(settings, field.name)

@@ -1,8 +1,8 @@
-"""The runner: all cells of a benchmark, those that are done already left as they are, into one file of results.
+"""The runner: it runs all cells of a benchmark that are not done yet, and joins their records in one file.
 
 OUT/bench.yaml        the settings
-OUT/cells/...         a folder for each cell: its records, or the checkpoints that it goes on from
-OUT/results.jsonl     all records, in the order of the settings whatever the order of the work
+OUT/cells/...         a folder for each cell: its records, or the checkpoints that it resumes from
+OUT/results.jsonl     all records, in the order of the settings, whatever the order of the work
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a benchmark has come to."""
+    """The results of a benchmark."""
 
     folder: Path
     settings: BenchSettings
@@ -65,20 +65,20 @@ def run_bench(
 ) -> Bench:
     """Run what is not done yet, and write all results.
 
-    With the same folder it goes on with what an earlier call has left, killed or not; tasks, agents and seeds may
-    then be added, and nothing else may change.  A cell that fails is named at the end, and the others go on.
+    With the folder of an earlier call, which may have been killed, it resumes that benchmark; tasks, agents and seeds
+    may then be added, and nothing else may change.  A cell that fails does not stop the others; `Bench.failed` has it.
 
     Args:
         out: the folder.
-        processes: cells that are run side by side; the results do not depend on it.
-        say: is told what happens, a line at a time.
+        processes: how many cells run at a time; the results do not depend on it.
+        say: called with a line of text for each event, such as a cell that is done.
 
     Raises:
         ConfigurationError, MissingDependencyError: a task, an agent or an option does not exist, a library is missing,
             or the folder holds a benchmark with other settings.  Nothing has been run then.
         CheckpointWriteError: the folder cannot be written.
-        RunLockedError: another runner is at work there.
-        TrainingInterrupted: Ctrl-C or SIGTERM has come; the same call goes on from there.
+        RunLockedError: another process runs a benchmark in the folder.
+        TrainingInterrupted: Ctrl-C or SIGTERM has come; the same call resumes the benchmark.
     """
     check_integer("processes", processes)
     folder = Path(out)
@@ -94,7 +94,7 @@ def run_bench(
     except OSError as error:
         raise CheckpointWriteError(f"cannot write to {folder}: {error}; choose another --out") from error
     try:
-        settings = _same_as_before(settings, folder)
+        settings = _joined_with_earlier(settings, folder)
         return _run(settings, folder, processes, say)
     finally:
         lock.release()
@@ -112,7 +112,7 @@ def _run(settings: BenchSettings, folder: Path, processes: int, say: Callable[[s
     def next_cell() -> Cell | None:
         """The first waiting cell whose trials are all done."""
         for cell in waiting:
-            if cell.trial is not None or not _trials(waiting, under_way, cell):
+            if cell.trial is not None or not _has_trials_left(waiting, under_way, cell):
                 waiting.remove(cell)
                 under_way.add(cell)
                 return cell
@@ -137,8 +137,8 @@ def _run(settings: BenchSettings, folder: Path, processes: int, say: Callable[[s
                     failed.append(Failed(outcome.cell, outcome.error))
                 say(f"[{done}/{len(cells)}] {outcome.cell}" + (f"  FAILED: {outcome.error}" if outcome.error else ""))
                 _collect(settings, folder)
-        except TrainingInterrupted as stopped_within:
-            raise TrainingInterrupted(_interrupted("a signal", done, len(cells))) from stopped_within
+        except TrainingInterrupted as error:
+            raise TrainingInterrupted(_interrupted("a signal", done, len(cells))) from error
         if stop.received is not None and done + len(failed) < len(cells):
             raise TrainingInterrupted(_interrupted(stop.received.name, done, len(cells)))
     return Bench(folder, settings, _collect(settings, folder), failed)
@@ -148,8 +148,8 @@ def _interrupted(what: str, done: int, cells: int) -> str:
     return f"{what} ended the benchmark with {done} of {cells} cells done; the same command goes on from there"
 
 
-def _trials(waiting: list[Cell], under_way: set[Cell], cell: Cell) -> bool:
-    """Whether a trial of the cell's agent on its task is still to come."""
+def _has_trials_left(waiting: list[Cell], under_way: set[Cell], cell: Cell) -> bool:
+    """Whether a tuning trial of the cell's agent on its task is not done yet."""
     pair = (cell.task, cell.agent)
     return any(other.trial is not None and (other.task, other.agent) == pair for other in [*waiting, *under_way])
 
@@ -163,8 +163,8 @@ def _collect(settings: BenchSettings, folder: Path) -> list[Record]:
     return found
 
 
-def _same_as_before(settings: BenchSettings, folder: Path) -> BenchSettings:
-    """Note the settings, joined with those of the folder: tasks, agents and seeds of earlier calls stay.
+def _joined_with_earlier(settings: BenchSettings, folder: Path) -> BenchSettings:
+    """Write the settings, joined with those of the folder: tasks, agents and seeds of earlier calls stay.
 
     Raises:
         ConfigurationError: another option differs; the message names it.

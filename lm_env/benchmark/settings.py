@@ -1,4 +1,4 @@
-"""What a benchmark runs: tasks, agents, seeds, and the budgets that all agents share; from flags or a file."""
+"""The settings of a benchmark, from flags or a file: tasks, agents, seeds, and budgets that all agents share."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TaskSpec:
     options: Mapping[str, Any]
     """The task's own options."""
     label: str
-    """The row's or column's name."""
+    """The name of the task in the results."""
     tokens: int | None = None
     """Training tokens per run; None: the benchmark's, else the task's own budget."""
 
@@ -113,16 +113,16 @@ class Cell:
 @explained
 @dataclass(frozen=True)
 class BenchSettings:
-    """A benchmark; every agent gets the same of all of these."""
+    """The settings of a benchmark; all but their own options are the same for all agents."""
 
     tasks: tuple[TaskSpec, ...]
-    """What is to be written."""
+    """The tasks that every agent is trained on."""
     agents: tuple[AgentSpec, ...]
-    """Who is compared."""
+    """The agents that are compared."""
     seeds: int = 5
     """Runs of each agent on each task, with the seeds `first_seed`, `first_seed` + 1, ..."""
     first_seed: int = 0
-    """The first of them."""
+    """The seed of the first run."""
     tokens: int | None = None
     """Training tokens of a run; None: the task's own budget."""
     tune: int = 0
@@ -144,7 +144,7 @@ class BenchSettings:
     independent: str | None = None
     """A language model that takes no part in the training, for a perplexity of its own."""
     device: str = "cpu"
-    """Where the models are."""
+    """The device of all models: cpu, cuda, ..."""
     threads: int = 1
     """Threads of torch in each process; runs are equal to the last bit only with as many."""
     download: bool = False
@@ -156,7 +156,7 @@ class BenchSettings:
         check_integers(self, "seeds", "evaluations", "curve_texts", "prompts", "texts", "threads")
         check_integer("ceiling_samples", self.ceiling_samples, low=16)  # best-of-16 takes as many
         if not 0 <= check_integer("tune", self.tune, low=0) <= MOST_TRIALS:
-            raise ConfigurationError(f"tune must be at most {MOST_TRIALS}, not {self.tune}")
+            raise ConfigurationError(f"tune must be at most {MOST_TRIALS} learning rates, not {self.tune}")
         check_integer("first_seed", self.first_seed, low=0)
         if self.ceiling_most is not None:
             check_integer("ceiling_most", self.ceiling_most, low=self.ceiling_samples)
@@ -173,7 +173,7 @@ class BenchSettings:
 
     @property
     def seed_numbers(self) -> range:
-        """The seeds."""
+        """The seeds of the runs."""
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def task(self, label: str) -> TaskSpec:
@@ -185,20 +185,20 @@ class BenchSettings:
         return next(spec for spec in self.agents if spec.label == label)
 
     def cells(self) -> list[Cell]:
-        """All pieces of work, in the order of the results: first what others wait for."""
+        """All cells in the order of the results: baselines, tuning trials, then the runs, which wait for the trials."""
         found = [Cell(task.label, BASELINES) for task in self.tasks]
         pairs = [(task.label, agent.label) for task in self.tasks for agent in self.agents]
         found += [Cell(task, agent, trial=trial) for task, agent in pairs for trial in range(self.tune)]
         return found + [Cell(task, agent, seed) for task, agent in pairs for seed in self.seed_numbers]
 
     def shared(self) -> dict[str, Any]:
-        """What must not change between two calls with the same folder; tasks, agents and seeds may be added."""
+        """The settings that must not change between two calls with the same folder; the others may."""
         own = asdict(self)
         free = ("tasks", "agents", "seeds", "keep_policies", "download")
         return {name: value for name, value in own.items() if name not in free}
 
     def as_options(self) -> dict[str, Any]:
-        """As `read_settings` reads it."""
+        """The settings as a mapping that `of` takes."""
         tasks = [
             {"task": task.name, "label": task.label, **({"tokens": task.tokens} if task.tokens else {}), **task.options}
             for task in self.tasks
@@ -241,7 +241,7 @@ def read_settings(path: str | Path, **over: Any) -> BenchSettings:
 
 
 def quick_settings(settings: BenchSettings) -> BenchSettings:
-    """The same in a few minutes: three seeds at most, small budgets, few texts.  Its numbers prove nothing."""
+    """The settings cut to a few minutes: at most three seeds, small budgets, few texts.  The numbers prove nothing."""
     return replace(
         settings,
         seeds=min(settings.seeds, 3),

@@ -1,4 +1,4 @@
-"""What a handful of seeds can say: robust means with intervals, who beats whom, and paired tests over prompts.
+"""Statistics of a few seeds: robust means with intervals, probabilities of improvement, paired tests over prompts.
 
 The aggregates are those of Agarwal et al. 2021 (arXiv:2108.13264), "Deep Reinforcement Learning at the Edge of the
 Statistical Precipice", and equal those of its package rliable where every task has the same number of runs.  Where the
@@ -34,7 +34,7 @@ __all__ = [
 REPLICATES = 2000
 TRIMMED = 0.25
 EXACT_FLIPS = 14
-"""Up to so many prompts all 2^P sign flips are enumerated."""
+"""With at most this many prompts, all 2^P sign flips are enumerated."""
 
 Runs = Sequence[np.ndarray]
 """M arrays (n,), one of each task: the scores of its runs."""

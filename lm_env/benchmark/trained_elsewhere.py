@@ -19,10 +19,10 @@ from lm_env.models.names import resolve
 from lm_env.objective.task import Task
 from lm_env.tasks import TextTask, get_task
 
-__all__ = ["OF_REFERENCE", "evaluate_model"]
+__all__ = ["NEEDS_REFERENCE", "evaluate_model"]
 
-OF_REFERENCE = ("kl", "kl_k1", "kl_per_token", "J", "perplexity")
-"""What needs a reference with the same vocabulary, and is left out where there is none."""
+NEEDS_REFERENCE = ("kl", "kl_k1", "kl_per_token", "J", "perplexity")
+"""Metrics that need a reference with the same vocabulary, and are left out where there is none."""
 
 
 def evaluate_model(
@@ -53,11 +53,11 @@ def evaluate_model(
         ceiling_samples: samples of the reference per prompt that the ceiling starts with; None estimates none.
         gold: another reward function, which the model was not trained on.
         independent: a language model for a perplexity of its own.
-        task_options: options of the task's own.
+        task_options: options of the task itself, such as `level=`.
 
     Returns:
-        records as `lm-env bench` writes them: one of the kind `model`, and one of the ceiling where it was asked for
-        and there is a reference.
+        records as `lm-env bench` writes them: one of the kind `ceiling`, if one was asked for and there is a reference,
+        and one of the kind `model`.
 
     Raises:
         ConfigurationError, ModelLoadError, MissingDependencyError: the task or a model cannot be had.
@@ -71,7 +71,7 @@ def evaluate_model(
     measures = Measures(gold=gold, success=text_task.success, independent=other, more=more)
     measured = measure(resolved, LocalBackend(resolved), chosen, n, seed=seed, measures=measures)
     if not has_reference:
-        measured["metrics"] = {name: v for name, v in measured["metrics"].items() if name not in OF_REFERENCE}
+        measured["metrics"] = {name: v for name, v in measured["metrics"].items() if name not in NEEDS_REFERENCE}
         measured["by_prompt"]["J"] = [None] * len(measured["by_prompt"]["J"])
     common = {
         "schema": SCHEMA,
@@ -97,7 +97,7 @@ def evaluate_model(
 
 
 def _resolved(text_task: TextTask, model: str, reference: str | None, device: str, download: bool) -> tuple[Task, bool]:
-    """The task with the model as its policy, and whether its reference is another model of the same vocabulary."""
+    """(the task with the model as its policy, whether it has a reference with the same vocabulary)."""
     over: dict[str, Any] = {"model": model, "device": device, "download": download}
     own = text_task.options.get("reference")
     if reference is not None or own is None:

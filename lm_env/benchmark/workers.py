@@ -1,4 +1,4 @@
-"""Cells in several processes: each worker takes one cell after the other, and ends when the runner does."""
+"""Cells in several processes: each worker runs one cell after the other, and ends when the runner ends."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lm_env.errors import TrainingInterrupted
 
 __all__ = ["Outcome", "run_here", "run_in_processes"]
 
-GRACE = 120.0
-"""Seconds that workers have to save what they are doing after a signal."""
-LOST = "its process ended without an answer, perhaps killed for memory"
+SAVING_TIME = 120.0
+"""Seconds that workers have after a signal to save their cells."""
+LOST = "its process ended without an answer, perhaps killed for memory: try fewer --processes"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell."""
+    """How a cell ended."""
 
     cell: Cell
     error: str | None = None
@@ -36,7 +36,7 @@ class Outcome:
 
 
 class _Worker:
-    """A process, and the cell that it is at."""
+    """A process, and the cell that it is running."""
 
     def __init__(self, settings: BenchSettings, out: Path) -> None:
         context = multiprocessing.get_context("spawn")
@@ -54,7 +54,7 @@ class _Worker:
 def run_here(
     settings: BenchSettings, out: Path, next_cell: Callable[[], Cell | None], stopped: Callable[[], Any]
 ) -> Iterator[Outcome]:
-    """One cell after the other in this process."""
+    """Run one cell after the other in this process, and yield each outcome."""
     import torch
 
     before = torch.get_num_threads()
@@ -73,10 +73,10 @@ def run_in_processes(
     stopped: Callable[[], Any],
     processes: int,
 ) -> Iterator[Outcome]:
-    """Cells side by side, each outcome as it comes; after a signal the workers save their cells and end.
+    """Run cells in several processes and yield each outcome as it comes; after a signal the workers save and end.
 
     Args:
-        next_cell: the next cell that can be begun; None: none can be now.  It is asked again after each outcome.
+        next_cell: returns the next cell that can begin, or None if none can now; called again after each outcome.
         stopped: whether a signal has come.
     """
     workers: list[_Worker] = []
@@ -108,7 +108,7 @@ def run_in_processes(
 
 
 def _attempt(settings: BenchSettings, out: Path, cell: Cell) -> Outcome:
-    """A cell, with whatever goes wrong in it as a sentence; a stop by a signal is passed on."""
+    """Run a cell; its error, if there is one, becomes part of the outcome.  A stop by a signal is raised."""
     try:
         run_cell(settings, cell, out)
     except (TrainingInterrupted, KeyboardInterrupt):
@@ -119,7 +119,7 @@ def _attempt(settings: BenchSettings, out: Path, cell: Cell) -> Outcome:
 
 
 def _serve(connection: Connection, settings: BenchSettings, out: Path) -> None:
-    """The life of a worker."""
+    """What a worker process runs: cells from the connection, until None comes."""
     _end_with_the_runner()
     # Ctrl-C reaches the whole group of processes: the runner decides, and asks by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -132,7 +132,7 @@ def _serve(connection: Connection, settings: BenchSettings, out: Path) -> None:
 
 
 def _end_with_the_runner() -> None:
-    """End this process at once when the runner is gone, however it went."""
+    """End this process at once when the runner has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -140,16 +140,16 @@ def _end_with_the_runner() -> None:
         wait([parent.sentinel])
         os._exit(1)
 
-    if wait([parent.sentinel], 0):  # it went while this process was still importing
+    if wait([parent.sentinel], 0):  # it ended while this process was still importing
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _stop(busy: list[_Worker]) -> Iterator[Outcome]:
-    """Have the workers save: SIGTERM ends a training after its rollout, and anything else at once."""
+    """Make the workers save and end: on SIGTERM a training ends after its rollout, anything else at once."""
     for worker in busy:
         worker.process.terminate()
-    until = time.monotonic() + GRACE
+    until = time.monotonic() + SAVING_TIME
     for worker in busy:
         worker.process.join(max(0.0, until - time.monotonic()))
         with suppress(EOFError, OSError):

@@ -1,4 +1,4 @@
-"""The tasks that come with the package, one file each, and how a task of one's own is registered beside them."""
+"""The tasks that come with the package, one file each, and the functions that register and find tasks by name."""
 
 from __future__ import annotations
 

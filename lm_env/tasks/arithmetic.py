@@ -1,9 +1,9 @@
-"""lm_env/Arithmetic-v0: do a sum; the score is 1 if the answer is right, else 0.
+"""lm_env/Arithmetic-v0: answer a sum or a product; the score is 1 if the answer is right, else 0.
 
-The default model, arithmetic-0.4m, is in the package: it writes a character at a time, and was taught by a teacher who
-is right in three of ten cases, forgets to carry in four and writes a wrong digit of tens in three
-(`examples/pretrain_arithmetic.py`).  So it knows how an answer looks, gives many wrong ones, and a minute of training
-shows.  No problem of the validation and test splits was in what it learned from.
+The default model, arithmetic-0.4m, is in the package and writes a character at a time.  Of the answers that it was
+pretrained on, three in ten were right, four had a forgotten carry and three a wrong tens digit
+(`examples/pretrain_arithmetic.py`).  So it knows what an answer looks like and often gives a wrong one, and the effect
+of a minute of training can be seen.  It was pretrained on no problem of the validation and test splits.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ LEVELS = {
     3: "three digits plus three digits",
     4: "two digits times one digit",
 }
-"""The ladder of difficulty."""
+"""Level of difficulty -> the problems of that level."""
 
-OF_LEVEL_3 = 10_000
-"""Problems of the third level, of 810,000."""
+LEVEL_3_PROBLEMS = 10_000
+"""How many of the 810,000 problems of the third level are used."""
 
 Row = dict[Literal["prompt", "answer"], str]
 
@@ -61,7 +61,7 @@ def problems(level: int = 2) -> list[Row]:
     elif level == 2:
         pairs = list(itertools.product(tens, tens))
     elif level == 3:
-        drawn = np.random.default_rng(0).choice(900 * 900, OF_LEVEL_3, replace=False)
+        drawn = np.random.default_rng(0).choice(900 * 900, LEVEL_3_PROBLEMS, replace=False)
         pairs = [(100 + int(n) // 900, 100 + int(n) % 900) for n in drawn]
     else:
         pairs = [*itertools.product(tens, range(2, 10)), *itertools.product(range(2, 10), tens)]
@@ -100,12 +100,12 @@ def task(level: int = 2) -> TextTask:
     """The task.
 
     Args:
-        level: 1 to 4, the ladder of difficulty, see `LEVELS`.
+        level: difficulty, 1 to 4, see `LEVELS`.
     """
     _check_level(level)
     return TextTask(
         id="lm_env/Arithmetic-v0",
-        summary="do a sum; the score is 1 if it is right",
+        summary="answer a sum or a product; the score is 1 if the answer is right",
         source=lambda split: split_rows(problems(level), split),
         reward=right,
         model="arithmetic-0.4m",

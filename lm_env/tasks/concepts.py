@@ -1,8 +1,9 @@
 """lm_env/Concepts-v0: use all of some given words in one sentence (CommonGen, Lin et al. 2020, arXiv:1911.03705).
 
 A concept counts as used if a word of the sentence has it as its lemma, so "dances" and "danced" use "dance" (the
-lexicon is that of the package lemminflect).  The score is coverage, the share of the concepts that are used, times
-fluency, a rule that tells a sentence from a list: two other words for each concept, and no word twice.
+lexicon is that of the package lemminflect).  The score is coverage x fluency.  Coverage is the share of the concepts
+that are used; fluency is a rule that tells a sentence from a list: it is 1 for two other words per concept and no word
+twice.
 
 `source=` takes the sets of CommonGen: a .tsv file of "field look stand<TAB>a sentence" as the authors publish it, or a
 .jsonl file with a column `concepts`.  Without it, sets are drawn from the package's own words.

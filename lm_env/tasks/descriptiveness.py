@@ -1,4 +1,4 @@
-"""lm_env/Descriptiveness-v0: go on with the opening of a film review, and be paid for describing.
+"""lm_env/Descriptiveness-v0: continue the opening of a film review descriptively.
 
 Ziegler et al. 2019 (arXiv:1909.08593) trained a model to continue texts in a physically descriptive way, as people
 judged it.  Here a rule on word classes stands in for the people: the share of the words that are distinct adjectives
@@ -36,7 +36,7 @@ def share_of_adjectives(prompts: Sequence[str], responses: Sequence[str], **colu
 
 
 def descriptiveness(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """The reward, 0 to 1; texts of fewer than 8 words score in proportion less, and repeated words cost as much."""
+    """The reward, 0 to 1; a text of fewer than 8 words, or with repeated words, scores less in proportion."""
     scores = []
     for share, response in zip(share_of_adjectives(prompts, responses), responses, strict=True):
         words = words_of(response)
@@ -49,7 +49,7 @@ def task() -> TextTask:
     """The task; it has no options of its own."""
     return TextTask(
         id="lm_env/Descriptiveness-v0",
-        summary="go on with the opening of a film review; the score is its share of distinct adjectives",
+        summary="continue the opening of a film review; the score is its share of distinct adjectives",
         source=openings,
         reward=descriptiveness,
         model=EMBEDDED_MODEL,

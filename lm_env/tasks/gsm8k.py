@@ -1,8 +1,8 @@
 """lm_env/GSM8K-v0: word problems of grade school; the score is 1 if the last number of the response is the answer.
 
 The problems are in a file or on the hub, which `source=` names: rows with `question` and `answer`, where the answer is
-a number, or a solution whose last number it is, as in "... #### 72" (Cobbe et al. 2021, arXiv:2110.14168).  The task is
-for models of real size; the default is the smallest that is packaged.
+a number, or a solution whose last number it is, as in "... #### 72" (Cobbe et al. 2021, arXiv:2110.14168).  The
+default model is the smallest that can be installed as a package; expect good answers only from larger ones.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["last_number", "right", "task"]
 
 NUMBER = re.compile(r"[-\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 LONGEST = 40
-"""Digits of a number that is compared; a longer one is no answer."""
+"""Characters of the longest number that counts as one; longer ones are passed over."""
 
 
 def last_number(text: str) -> Decimal | None:
     """The last number in a text, commas between thousands allowed; None if there is none.
 
-    A hyphen between two digits, as in "3-5", is no sign.
+    A hyphen after a digit, as in "3-5", is not read as a minus sign.
     """
     found = None
     for match in NUMBER.finditer(text):

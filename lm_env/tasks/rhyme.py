@@ -37,7 +37,7 @@ TEMPLATES = (
     "The people in this movie want a {},",
 )
 HALF_RHYME = 0.2
-"""What the same stressed vowel is worth, where there is no rhyme."""
+"""The score for rhyme of two words that do not rhyme but share their stressed vowel."""
 
 
 def lines() -> list[str]:

@@ -1,4 +1,4 @@
-"""lm_env/Sentiment-v0: go on with the opening of a film review, and be paid for a good mood.
+"""lm_env/Sentiment-v0: continue the opening of a film review with positive sentiment.
 
 The prompts are openings that the embedded model wrote (`examples/write_openings.py`), none of which the
 lexicon finds good or bad.  The score is a human-rated sentiment lexicon's, -1 to 1; the default model is
@@ -36,7 +36,7 @@ def task() -> TextTask:
     """The task; it has no options of its own."""
     return TextTask(
         id="lm_env/Sentiment-v0",
-        summary="go on with the opening of a film review; the score is its sentiment",
+        summary="continue the opening of a film review; the score is its sentiment",
         source=openings,
         reward="reward_models:LexiconSentiment",
         model=EMBEDDED_MODEL,
@@ -49,10 +49,10 @@ def task() -> TextTask:
 
 
 def defaults(split: Split = "train", **options: Any) -> dict[str, Any]:
-    """The options of `lm_env.Task`, with the caller's in front."""
+    """The options of `lm_env.Task`: the task's own, replaced by the caller's where both name one."""
     return task().task_options(split, **options)
 
 
 def make(split: Split = "train", **options: Any) -> TextGenerationEnv:
-    """One slot; `gymnasium.make` returns the same."""
+    """The environment that `gymnasium.make("lm_env/Sentiment-v0", ...)` returns."""
     return task().make(split, **options)

@@ -1,8 +1,8 @@
 """lm_env/TokenMDP-v0: an enumerable token MDP whose optimum is known in closed form.
 
-Without arguments it is T0: four tokens, at most three of them, 40 texts.  `mdp_seed` draws another
-one at random; a `TokenMDP` of one's own goes to `make` directly.  There is a single prompt, the start token, which is
-that of all splits.
+Without options it is `TokenMDP.t0()`: texts of at most three tokens out of a vocabulary of four, 40 texts in all.
+`mdp_seed=` draws a random MDP instead, and `mdp=` takes a `TokenMDP` of your own.  There is a single prompt, the start
+token, in all three splits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lm_env.theory.token_mdp import TokenMDP
 
 __all__ = ["make", "make_vec", "task"]
 
-HOME = "lm_env.tasks.token_mdp:task"
+FUNCTION = "lm_env.tasks.token_mdp:task"
 
 
 def _optimum(mdp: TokenMDP, beta: float) -> Ceiling:
@@ -51,8 +51,8 @@ def task(
     """The task.
 
     Args:
-        mdp: the MDP itself; else, with a seed, `TokenMDP.random(mdp_seed, vocab_size, horizon, dense=dense)`;
-            else T0.
+        mdp: the MDP; None: `TokenMDP.random(mdp_seed, vocab_size, horizon, dense=dense)` if a seed is given, else
+            `TokenMDP.t0()`.
         dense: pay each token of the random MDP its own score, at once.
     """
     if dense and mdp_seed is None:
@@ -77,10 +77,10 @@ def task(
 
 
 def make(**options: Any) -> TextGenerationEnv:
-    """One slot; `gymnasium.make` returns the same."""
-    return make_env(HOME, **options)
+    """The environment that `gymnasium.make("lm_env/TokenMDP-v0", ...)` returns."""
+    return make_env(FUNCTION, **options)
 
 
 def make_vec(num_envs: int = 1, **options: Any) -> TextGenerationVectorEnv:
-    """n slots; `gymnasium.make_vec` returns the same."""
-    return make_vec_env(HOME, num_envs, **options)
+    """The environment that `gymnasium.make_vec("lm_env/TokenMDP-v0", num_envs, ...)` returns."""
+    return make_vec_env(FUNCTION, num_envs, **options)

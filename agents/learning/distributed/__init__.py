@@ -1,7 +1,7 @@
 """Several processes that train one model: `torchrun --nproc_per_node 4 my_training.py`, and nothing else changes.
 
-The parts of an update ask `processes()` for what concerns other processes; in a run of one process the answer is that
-there are none.  docs/distributed.md describes what is divided among them.
+`processes()` returns what the parts of an update need to exchange data with the other processes; in a run of one
+process its methods divide and send nothing.  docs/distributed.md describes what is divided.
 """
 
 from __future__ import annotations

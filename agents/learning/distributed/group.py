@@ -21,12 +21,12 @@ from agents.learning.distributed.processes import Processes
 from lm_env.errors import ConfigurationError, LMEnvError, LostProcessError
 from lm_env.generation.backend import Sampling
 
-__all__ = ["PATIENCE", "ProcessGroup"]
+__all__ = ["TIMEOUT", "ProcessGroup"]
 
 BUCKET = 2**25
-"""Numbers that are reduced at a time, so that no second copy of all gradients stands in memory."""
+"""Gradients are summed this many numbers at a time, so that no second copy of all of them is in memory."""
 
-PATIENCE = timedelta(hours=6)
+TIMEOUT = timedelta(hours=6)
 """How long one process waits for another.  A process that has ended is noticed at once, by its closed connection."""
 
 
@@ -37,25 +37,27 @@ class ProcessGroup(Processes):
         self.rank = dist.get_rank()
         self.count = dist.get_world_size()
 
-    # -- what each process does --------------------------------------------------------------------------
+    # -- how work is divided --------------------------------------------------------------------------
     def sampling(self, sampling: Sampling, texts: int, tokens: int) -> Sampling:
         """See `Processes.sampling`."""
         if sampling.deterministic:
             return sampling
         uniforms = sampling.uniforms
         if uniforms is None:
-            rows = [torch.rand(tokens, generator=sampling.generator) for _ in range(texts)]  # as a single process draws
+            rows = [
+                torch.rand(tokens, generator=sampling.generator) for _ in range(texts)
+            ]  # in the order in which a single process draws them
             uniforms = torch.stack(rows).numpy()
         return Sampling(uniforms=uniforms[self.share(texts)])
 
     def deal(self, lengths: np.ndarray) -> np.ndarray:
-        """See `Processes.deal`: from the longest row on, dealt to and fro."""
+        """See `Processes.deal`: the rows, longest first, go to ranks 0, 1, ..., n - 1, n - 1, ..., 1, 0, 0, 1, ..."""
         order = np.argsort(-np.asarray(lengths), kind="stable")
         place = np.arange(len(order)) % (2 * self.count)
         owner = np.minimum(place, 2 * self.count - 1 - place)
         return np.sort(order[owner == self.rank])
 
-    # -- what they tell one another ----------------------------------------------------------------------
+    # -- what the processes exchange ----------------------------------------------------------------------
     def gather_rows(self, arrays: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
         """See `Processes.gather_rows`."""
         header = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
@@ -78,10 +80,10 @@ class ProcessGroup(Processes):
 
     def any(self, flag: bool) -> bool:
         """See `Processes.any`."""
-        return bool(self.most(int(flag)))
+        return bool(self.largest(int(flag)))
 
-    def most(self, number: int) -> int:
-        """See `Processes.most`."""
+    def largest(self, number: int) -> int:
+        """See `Processes.largest`."""
         value = torch.tensor([number])
         self._reduce(value, dist.ReduceOp.MAX)
         return int(value)
@@ -103,8 +105,8 @@ class ProcessGroup(Processes):
         return float(known[-1])
 
     @torch.no_grad()
-    def begin(self, modules: Iterable[nn.Module]) -> None:
-        """See `Processes.begin`."""
+    def broadcast_weights(self, modules: Iterable[nn.Module]) -> None:
+        """See `Processes.broadcast_weights`."""
         for module in modules:
             for tensor in [*module.parameters(), *module.buffers()]:
                 tensor.copy_(self._from_first(tensor.detach().clone()))
@@ -117,7 +119,7 @@ class ProcessGroup(Processes):
             if digest != digests[0]:
                 raise ConfigurationError(
                     f"{what} of process {rank} differs from that of process 0: give all processes of a run the same"
-                    " options, and the same seed; they write different texts all the same"
+                    " options and the same seed (each of them still writes texts of its own)"
                 )
 
     def from_first(self, content: tuple[Any, Mapping[str, Tensor]] | None) -> tuple[Any, Mapping[str, Tensor]] | None:
@@ -141,12 +143,12 @@ class ProcessGroup(Processes):
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, LMEnvError) or not _is_of_the_connection(error):
+            if isinstance(error, LMEnvError) or not _is_connection_error(error):
                 raise
             raise LostProcessError(
                 f"process {self.rank} of {self.count} ends because another one has ended or cannot be reached"
-                f" ({str(error).splitlines()[0][:200]}): see what that one said last; a run with checkpoint= goes"
-                " on from its last checkpoint with resume=True"
+                f" ({str(error).splitlines()[0][:200]}): read the last messages of that process; a run with checkpoint="
+                " resumes from its last checkpoint with resume=True"
             ) from error
 
     def _from_first(self, tensor: Tensor) -> Tensor:
@@ -173,7 +175,7 @@ class ProcessGroup(Processes):
         return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
 
-def _is_of_the_connection(error: RuntimeError) -> bool:
+def _is_connection_error(error: RuntimeError) -> bool:
     """Whether an error comes from torch.distributed, and not from the model: gloo raises plain RuntimeErrors."""
     if isinstance(error, dist.DistError):
         return True
@@ -193,7 +195,7 @@ def _read_arrays(header: Mapping[str, Any], content: bytes) -> dict[str, np.ndar
 
 
 def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays one after the other, those of rows padded with 0 to the widest."""
+    """Arrays one after the other; two-dimensional ones are padded with 0 on the right to the widest."""
     if parts[0].ndim < 2:
         return np.concatenate(parts)
     width = max(part.shape[1] for part in parts)

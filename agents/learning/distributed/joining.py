@@ -1,4 +1,4 @@
-"""The processes of this run: found by what torchrun and `accelerate launch` put into the environment."""
+"""The processes of this run, found by the environment variables that torchrun and `accelerate launch` set."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import cache
 import torch
 import torch.distributed as dist
 
-from agents.learning.distributed.group import PATIENCE, ProcessGroup
+from agents.learning.distributed.group import TIMEOUT, ProcessGroup
 from agents.learning.distributed.processes import Processes
 from lm_env.errors import ConfigurationError
 
 __all__ = ["processes", "require_one_process"]
 
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The variables by which torchrun and `accelerate launch` tell a process its place."""
 
 _ALONE = Processes()
@@ -34,7 +34,7 @@ def processes() -> Processes:
     if not dist.is_available():
         return _ALONE
     if not dist.is_initialized():
-        if not all(name in os.environ for name in LAUNCHED):
+        if not all(name in os.environ for name in LAUNCHER_VARIABLES):
             return _ALONE
         _join()
     return _group()
@@ -44,7 +44,7 @@ def require_one_process(what: str) -> None:
     """Raise ConfigurationError in a run of several processes.
 
     Args:
-        what: what cannot be done in several, as the beginning of a sentence.
+        what: the beginning of the message, such as "supervised_finetune works".
     """
     together = processes()
     if together.count > 1:
@@ -58,11 +58,12 @@ def _join() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(
             f"this process was started as number {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, and cannot reach"
-            f" the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({error})"
+            f" the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({error}): start"
+            " all of them by one torchrun command, or unset RANK and WORLD_SIZE to train in one process"
         ) from error
     atexit.register(_leave)
 

@@ -1,9 +1,9 @@
-"""Processes: what a run says to the other processes that train the same model with it.
+"""Processes: how a run divides its work among processes that train one model, and what they exchange.
 
 Every process runs the same program.  It holds the same weights, draws the same prompts, and after each rollout has all
-episodes of it, so that advantages, KL means and metrics are of the whole rollout without a word about processes.  Only
-two things are divided: which texts a process writes and scores (`share`, `gather_rows`), and of which episodes of
-a minibatch it computes the gradient (`deal`, `sum_gradients`).
+episodes of it.  So advantages, KL means and metrics are computed from the whole rollout, by code that does not depend
+on the number of processes.  Only two things are divided: which texts a process writes and scores (`share`,
+`gather_rows`), and of which episodes of a minibatch it computes the gradient (`deal`, `sum_gradients`).
 
 `Processes` itself is a run in one process, in which nothing is divided and nothing is sent.
 
@@ -37,21 +37,22 @@ class Processes:
         """Whether this process logs and saves."""
         return self.rank == 0
 
-    # -- what each process does --------------------------------------------------------------------------
+    # -- how work is divided --------------------------------------------------------------------------
     def share(self, count: int) -> slice:
         """Which of `count` things this process handles; the shares are contiguous, disjoint and cover all."""
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     def sampling(self, sampling: Sampling, texts: int, tokens: int) -> Sampling:
-        """How this process draws its share of texts.
+        """The random numbers with which this process writes its share of the texts.
 
         Every process draws one uniform number for each token of each text of the whole rollout, from a generator that
-        stands alike in all of them, and uses those of its share.  So no two use the same numbers, and a rollout's
-        texts do not depend on how many processes write them, one included.
+        is in the same state in all of them, and uses those of its share.  So no two use the same numbers, and a
+        rollout's texts do not depend on the number of processes, one included.
 
         Args:
-            sampling: of all texts.
-            texts, tokens: how many there are, and how long they can be.
+            sampling: that of all texts of the rollout.
+            texts: how many texts there are.
+            tokens: the most tokens of a text.
         """
         return sampling
 
@@ -63,13 +64,13 @@ class Processes:
         """
         return np.arange(len(lengths))
 
-    # -- what they tell one another ----------------------------------------------------------------------
+    # -- what the processes exchange ----------------------------------------------------------------------
     def gather_rows(self, arrays: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
         """The arrays of all processes, one after the other in the order of their ranks.
 
         Args:
             arrays: name -> numbers (n,) or (n, width); narrow ones are padded with 0 on the right.
-            rows: how many rows an array has that other processes have and this one does not; they are NaN.
+            rows: how many rows this process adds to an array that only other processes have; they are NaN.
         """
         return dict(arrays)
 
@@ -78,10 +79,10 @@ class Processes:
         return [content]
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any of the processes."""
+        """Whether the flag is True in any of the processes."""
         return flag
 
-    def most(self, number: int) -> int:
+    def largest(self, number: int) -> int:
         """The largest number that any of the processes has."""
         return number
 
@@ -92,7 +93,7 @@ class Processes:
         """
         return loss
 
-    def begin(self, modules: Iterable[nn.Module]) -> None:
+    def broadcast_weights(self, modules: Iterable[nn.Module]) -> None:
         """Give all processes the weights and buffers that the first one has."""
 
     def check_alike(self, what: str, describe: Callable[[], Any]) -> None:
@@ -103,10 +104,10 @@ class Processes:
         """
 
     def from_first(self, content: tuple[Any, Mapping[str, Tensor]] | None) -> tuple[Any, Mapping[str, Tensor]] | None:
-        """What the first process gives, in all of them: JSON and named tensors, or None."""
+        """The first process's content, (JSON, named tensors) or None, in all processes."""
         return content
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Inside, an error of the connection to another process becomes a LostProcessError."""
+        """A context in which a lost connection to another process raises LostProcessError."""
         yield

@@ -1,7 +1,7 @@
 """ShardedCopy: a copy of the policy whose weights, gradients and optimizer state are divided among processes (FSDP2).
 
 Updates run on the copy.  Everything else goes on using the policy itself, which every process holds whole: generation,
-values, evaluation, saving.  So a process needs memory for the whole weights once, and for one part of all else.
+values, evaluation, saving.  So a process holds the whole weights once, and one part of everything else.
 
 Source: `torch.distributed.fsdp.fully_shard`; Zhao et al. 2023, arXiv:2304.11277.
 """
@@ -28,18 +28,18 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ShardedCopy(Generic[M]):
-    """A copy of a module, its blocks and its rest divided among the processes of the default group.
+    """A copy of a module whose weights are divided, layer by layer, among the processes of the default group.
 
     Gradients are sums over the processes, as in `Processes.sum_gradients`.
 
     Args:
-        original: with the method `evaluate`, which runs its forwards.
-        models: the language models in it, see `facts_of`.
+        original: a module whose method `evaluate` runs its forwards.
+        models: the names of the submodules that are language models.
     """
 
     def __init__(self, original: M, models: tuple[str, ...]) -> None:
         self.module: M = copy.deepcopy(original)
-        for name in models:  # known before the weights are divided, for it takes a forward
+        for name in models:  # this runs a forward, which must come before the weights are divided
             facts_of(self.module.get_submodule(name))
         mesh = init_device_mesh(device_of(original).type, (dist.get_world_size(),))
         parts: list[nn.Module] = [*_blocks(self.module), self.module]
@@ -48,7 +48,7 @@ class ShardedCopy(Generic[M]):
         for part in parts:
             assert isinstance(part, FSDPModule)
             part.set_gradient_divide_factor(1.0)
-            part.set_force_sum_reduction_for_comms(True)  # gloo has no other
+            part.set_force_sum_reduction_for_comms(True)  # gloo can only sum
         register_fsdp_forward_method(self.module, "evaluate")
 
     @torch.no_grad()

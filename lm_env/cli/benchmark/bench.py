@@ -1,4 +1,4 @@
-"""`lm-env bench`: agents on tasks, into tables, figures and one page."""
+"""`lm-env bench`: train agents on tasks with equal budgets, and write tables, figures and one page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bench(
         Path | None, typer.Option(help="A .yaml file of the options, where tasks and agents may have options, too.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Of the file's tasks those with these labels, separated by commas.")
+        list[str] | None, typer.Option(help="Run only the tasks with these labels, separated by commas.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each agent on each task.  [default: 5]", min=1)] = None,
     tokens: Annotated[
@@ -38,17 +38,21 @@ def bench(
     ] = None,
     tune: Annotated[
         int | None,
-        typer.Option(help="Learning rates tried per agent and task before, each with as many tokens.  [default: 0]"),
+        typer.Option(
+            help="Learning rates tried first per agent and task, each with the tokens of a run.  [default: 0]"
+        ),
     ] = None,
     evaluations: Annotated[int | None, typer.Option(help="Points on a learning curve.  [default: 8]", min=1)] = None,
-    curve_texts: Annotated[int | None, typer.Option(help="Texts of such a point.  [default: 128]", min=1)] = None,
+    curve_texts: Annotated[
+        int | None, typer.Option(help="Texts of each point on a learning curve.  [default: 128]", min=1)
+    ] = None,
     prompts: Annotated[int | None, typer.Option(help="Test prompts at most.  [default: 128]", min=1)] = None,
     texts: Annotated[int | None, typer.Option(help="Texts of the final evaluation.  [default: 512]", min=1)] = None,
     ceiling_samples: Annotated[
         int | None, typer.Option(help="Samples per prompt that the ceiling starts with.  [default: 96]")
     ] = None,
     ceiling_most: Annotated[
-        int | None, typer.Option(help="The most of them.  [default: 16 x --ceiling-samples]")
+        int | None, typer.Option(help="The most samples per prompt for the ceiling.  [default: 16 x --ceiling-samples]")
     ] = None,
     model: Annotated[str | None, typer.Option(help="The model that all start from.  [default: the task's]")] = None,
     independent: Annotated[
@@ -65,11 +69,11 @@ def bench(
         bool, typer.Option("--quick", help="Minutes instead of hours: it shows that all works, and proves nothing.")
     ] = False,
 ) -> None:
-    """Train every agent on every task with the same tokens, and compare them with what can be had at all.
+    """Train every agent on every task with the same number of tokens, and compare them.
 
-    Besides the agents there are rows without training: the reference, random tokens, best-of-4 and best-of-16, and the
-    ceiling.  Writes results.jsonl, results.md, results.png and results.html.  A benchmark that was stopped or killed
-    goes on with the same command.
+    Rows without training stand beside the agents: the reference, random tokens, best-of-4, best-of-16, and the
+    ceiling.  Writes results.jsonl, results.md, results.png and results.html.  The same command resumes a
+    benchmark that was stopped or killed.
     """
     from lm_env.benchmark import run_bench
     from lm_env.benchmark.repeating import repeat_command, task_command

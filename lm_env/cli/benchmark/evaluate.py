@@ -15,7 +15,9 @@ __all__ = ["evaluate"]
 def evaluate(
     task: Annotated[str, typer.Argument(help="A registered task, or your own 'file.py:function'.")],
     model: Annotated[str, typer.Option(help="A folder in transformers' layout, a hub id, or 'reviews-3m'.")],
-    label: Annotated[str | None, typer.Option(help="The name of its row.  [default: the folder's]")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The model's name in the table.  [default: the folder's name]")
+    ] = None,
     reference: Annotated[
         str | None, typer.Option(help="The model that KL and perplexity are measured against.  [default: the task's]")
     ] = None,

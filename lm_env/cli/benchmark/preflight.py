@@ -67,7 +67,7 @@ def _show(found: Preflight, task: str, model: str) -> None:
         f" {correlation}",
     )
     if found.degenerate:
-        table = Table("degenerate text", "mean score", "beats the real one", header_style="bold")
+        table = Table("degenerate text", "mean score", "beats the sample", header_style="bold")
         for text in found.degenerate:
             table.add_row(text.name, f"{text.mean:.3f}", f"{text.beats:.0%}")
         console.print(table)
@@ -83,7 +83,11 @@ def _show(found: Preflight, task: str, model: str) -> None:
         )
     console.print(table)
     if found.suggested_beta is not None:
-        say("", f"suggested beta: {found.suggested_beta:g}, whose optimum is as far from the reference as best of 16")
+        say(
+            "",
+            f"suggested beta: {found.suggested_beta:g}, whose optimum is as far from the reference as best of 16, or"
+            " half as far as any optimum where that is less",
+        )
     fast, slow = (
         f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s" for seconds in found.training_seconds
     )

@@ -1,4 +1,4 @@
-"""VLLMEngine: a `GenerationBackend` that has a vLLM engine in this process write the texts."""
+"""VLLMEngine: a `GenerationBackend` whose texts are written by a vLLM engine in this process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from lm_env.objective.task import Task
 
 __all__ = ["VLLMEngine"]
 
-OURS = ("model", "logprobs_mode", "skip_tokenizer_init")
-"""Arguments of the engine that are set here."""
+SET_HERE = ("model", "logprobs_mode", "skip_tokenizer_init")
+"""Arguments of the engine that `VLLMEngine` sets itself."""
 
 
 class VLLMEngine:
-    """Give it to an agent: `agent.backend = VLLMEngine(agent.task, gpu_memory_utilization=0.4)`.
+    """Texts from vLLM in this process.
+
+    Give it to an agent: `agent.backend = VLLMEngine(agent.task, gpu_memory_utilization=0.4)`.
 
     The engine has its own copy of the weights beside the model under training, on the same GPU; it loads the new ones
     through files before each generation with changed weights.
@@ -41,8 +43,8 @@ class VLLMEngine:
 
     def __init__(self, task: Task, folder: str | Path | None = None, **options: Any) -> None:
         check_task(task)
-        if taken := sorted(set(options) & set(OURS)):
-            raise ConfigurationError(f"{taken[0]} is set by VLLMEngine, from the task: leave it out")
+        if taken := sorted(set(options) & set(SET_HERE)):
+            raise ConfigurationError(f"{taken[0]} is set by VLLMEngine itself: leave it out")
         try:
             import vllm
         except ImportError as error:
@@ -64,8 +66,8 @@ class VLLMEngine:
         """See `GenerationBackend.generate`; a seed of its own for each text makes it repeatable as far as vLLM is.
 
         Raises:
-            ConfigurationError: there are no prompts, or the uniforms have another shape.
-            BackendError: an answer cannot be right.
+            ConfigurationError: there are no prompts, or the uniforms have a wrong shape.
+            BackendError: an answer is malformed, or impossible for the task.
         """
         if not prompts:
             raise ConfigurationError("there is nothing to write to: give at least one prompt")
@@ -85,11 +87,11 @@ class VLLMEngine:
         return bool(self.task.stop_strings)
 
     def _hand_over(self) -> None:
-        """Load the weights that the model has now, if the engine does not have them."""
+        """Load the model's present weights into the engine, unless it has them."""
         changed = self._watch.changed()
         if not changed and self._current:
             return
-        self._current = False  # until all of it has succeeded
+        self._current = False  # until all steps below have succeeded
         self._version += 1
         write_weights(self.task, self.folder)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self.folder)})

@@ -1,4 +1,4 @@
-"""VLLMServer: a `GenerationBackend` that has a vLLM server write the texts, over HTTP.
+"""VLLMServer: a `GenerationBackend` whose texts are written by a vLLM server, over HTTP.
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --max-model-len 512
 
@@ -30,11 +30,13 @@ from lm_env.validation import check_integer, check_number
 __all__ = ["VLLMServer"]
 
 MODE = "processed_logprobs"
-"""The logprobs that are needed: those of the distribution sampled from, temperature included."""
+"""The logprobs that the server must give: those of the distribution sampled from, temperature included."""
 
 
 class VLLMServer:
-    """Give it to an agent: `agent.backend = VLLMServer(agent.task, url, weights="/shared/weights")`.
+    """Texts from a vLLM server.
+
+    Give it to an agent: `agent.backend = VLLMServer(agent.task, url, weights="/shared/weights")`.
 
     Args:
         task: whose model is under training.
@@ -75,21 +77,21 @@ class VLLMServer:
         self._check_server()
         served = self._call("GET", "/v1/models").get("data")
         if not (isinstance(served, list) and served and isinstance(served[0], dict) and "id" in served[0]):
-            raise BackendError(f"{self.url}/v1/models names no model: is it a vLLM server?")
+            raise BackendError(f"{self.url}/v1/models names no model: give the url of a vLLM server")
         self.served: str = str(served[0]["id"])
 
     @property
     def label(self) -> str:
-        """The name by which the server knows the weights that it is to write with."""
+        """The name under which the server was given the weights that it must write with."""
         return f"lm_env-{self._run}-{self._version}"
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, progress: str | None = None) -> Generation:
         """See `GenerationBackend.generate`; a seed of its own for each text makes it repeatable as far as vLLM is.
 
         Raises:
-            ConfigurationError: there are no prompts, or the uniforms have another shape.
-            StaleWeightsError: the server has, before or after, other weights than it was given.
-            BackendError: it cannot be reached, refuses, or answers what cannot be right.
+            ConfigurationError: there are no prompts, or the uniforms have a wrong shape.
+            StaleWeightsError: before or after the generation the server has other weights than it was given.
+            BackendError: it cannot be reached, refuses, or its answer is malformed or impossible for the task.
         """
         if not prompts:
             raise ConfigurationError("there is nothing to write to: give at least one prompt")
@@ -129,7 +131,7 @@ class VLLMServer:
 
     # -- the weights -------------------------------------------------------------------------------------
     def _hand_over(self) -> None:
-        """Give the server the weights that the model has now, if it does not have them."""
+        """Give the server the model's present weights, unless it has them."""
         changed = self._watch.changed()
         if not changed and self._handed_over:
             return
@@ -140,7 +142,7 @@ class VLLMServer:
         try:
             order = {"method": "reload_weights", "kwargs": {"weights_path": str(self.weights)}}
             self._call("POST", "/collective_rpc", order)
-            self._call("POST", "/reset_prefix_cache")  # keys and values of the old weights
+            self._call("POST", "/reset_prefix_cache")  # it holds keys and values of the old weights
             self._call("POST", "/update_weight_version", {"new_version": self.label})
         finally:
             self._call("POST", "/resume")
@@ -187,5 +189,7 @@ class VLLMServer:
                 ) from error
             raise BackendError(f"{self.url}{path} answered {error.code}: {said}") from error
         except (OSError, ValueError) as error:  # a URLError is an OSError, and a JSONDecodeError a ValueError
-            raise BackendError(f"{self.url}{path} gave no answer ({error}): is a vLLM server running there?") from error
+            raise BackendError(
+                f"{self.url}{path} gave no answer ({error}): start a vLLM server there, or correct the url"
+            ) from error
         return answer if isinstance(answer, dict) else {}

@@ -1,4 +1,4 @@
-"""What both ways to vLLM share: how a text is asked for, and how an answer becomes episodes.
+"""What `VLLMServer` and `VLLMEngine` share: the fields of a request, and the episodes made of the answers.
 
 vLLM has random numbers of its own.  So each text gets a seed, made from the numbers that the generation of this package
 would draw with.
@@ -33,7 +33,7 @@ UNFILTERED: dict[str, Any] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-"""Said with every request, for vLLM otherwise takes what the model's generation_config.json recommends."""
+"""Sent with every request, because vLLM otherwise takes the values of the model's generation_config.json."""
 
 HARMLESS = ("cache_salt", "kv_transfer_params", "priority", "user", "vllm_xargs")
 """Fields of a request that leave the distribution of its text as it is."""
@@ -46,7 +46,7 @@ class Answer:
     tokens: list[int]
     """Response tokens, the one that ended it included."""
     logprobs: list[float]
-    """Of these tokens, nats, under the distribution sampled from."""
+    """Logprobs of these tokens, nats, under the distribution sampled from."""
 
 
 def check_task(task: Task) -> None:
@@ -68,7 +68,7 @@ def check_extra(extra: Mapping[str, Any]) -> None:
 
 
 def sampling_fields(task: Task, seed: int, deterministic: bool) -> dict[str, Any]:
-    """How a text is to be written, in vLLM's words, which are the same over HTTP and in Python."""
+    """The sampling parameters of a text by vLLM's names, which are the same over HTTP and in Python."""
     stops = {"stop": list(task.stop_strings), "include_stop_str_in_output": True} if task.stop_strings else {}
     return {
         **UNFILTERED,
@@ -84,10 +84,10 @@ def sampling_fields(task: Task, seed: int, deterministic: bool) -> dict[str, Any
 
 
 def seeds_of(sampling: Sampling, texts: int, tokens: int) -> list[int]:
-    """A seed for each text: equal numbers to draw with give equal seeds, whatever is written beside.
+    """A seed for each text, a digest of its uniform numbers; it does not depend on the other texts.
 
     Raises:
-        ConfigurationError: the uniforms have another shape.
+        ConfigurationError: the uniforms have a wrong shape.
     """
     uniforms = sampling.uniforms
     if uniforms is None:
@@ -101,10 +101,10 @@ def seeds_of(sampling: Sampling, texts: int, tokens: int) -> list[int]:
 def as_generation(
     task: Task, prompts: Sequence[Prompt], answers: Sequence[Answer], version: int, deterministic: bool
 ) -> Generation:
-    """The answers to all prompts, checked, each cut where the task says that it ends.
+    """The answers to all prompts, checked, and each cut where it ends by the task's rules.
 
     Raises:
-        BackendError: an answer is none that the task could have had.
+        BackendError: an answer is impossible for the task.
     """
     rows = [_checked(task, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     lengths = np.array([len(prompt.ids) for prompt in prompts])
@@ -128,23 +128,23 @@ def _checked(task: Task, prompt: Prompt, answer: Answer) -> Answer:
     if not tokens or len(tokens) != len(logprobs):
         problem = f"{len(tokens)} tokens with {len(logprobs)} logprobs"
     elif not all(type(t) is int and 0 <= t < task.vocab_size for t in tokens):
-        problem = f"tokens that are none of the {task.vocab_size} of the model"
+        problem = f"tokens outside the model's vocabulary of {task.vocab_size}"
     elif not (np.isfinite(logprobs) & (logprobs <= 1e-3)).all():
-        problem = "logprobs that are no logarithms of probabilities"
+        problem = "logprobs that are not finite or above 0"
     if problem is not None:
-        raise BackendError(f"vLLM answered with {problem}: does it serve the model under training?")
+        raise BackendError(f"vLLM answered with {problem}: check that it serves the model under training")
     end = _end(task, prompt, tokens)
     if end is None:
         raise BackendError(
-            f"vLLM ended a text after {len(tokens)} of {task.max_new_tokens} tokens with token {tokens[-1]}, which ends"
-            " none here: it must give back the token that ended a text, and have room for the longest one"
-            " (--max-model-len)"
+            f"vLLM ended a text after {len(tokens)} of {task.max_new_tokens} tokens with token {tokens[-1]}, which"
+            " ends no text of this task: it must return the token that ended a text, and have room for the longest"
+            " text (--max-model-len)"
         )
     return Answer(tokens[:end], logprobs[:end].tolist())
 
 
 def _end(task: Task, prompt: Prompt, tokens: list[int]) -> int | None:
-    """After how many of the tokens the text ends; None if it goes on after all of them."""
+    """How many of the tokens belong to the text, by the task's rules; None if none of them ends it."""
     start = len(prompt.ids)
     row = np.concatenate([prompt.ids, np.array(tokens, dtype=np.int64)])[None]
     lengths = range(1, len(tokens) + 1)

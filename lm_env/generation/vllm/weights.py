@@ -1,4 +1,4 @@
-"""The weights under training as files that vLLM loads: the whole model, an adapter merged into it."""
+"""The weights under training as files that vLLM loads: the whole model, with its adapter merged in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_weights(task: Task, folder: Path) -> None:
         model = task.adapter or task.model
         if not export_language_model(model, task.tokenizer, new, merge=task.adapter is not None):
             raise UnsupportedModelError(
-                f"{type(task.model).__name__} is no model of transformers, which vLLM could load: use the LocalBackend"
+                f"{type(task.model).__name__} is no transformers model, so vLLM cannot load it: use LocalBackend"
             )
 
     write_folder(folder, fill)

@@ -25,11 +25,11 @@ DEGENERATE: dict[str, Callable[[str], str]] = {
     "a number": lambda prompt: " 1,234.50",
     "a long text": lambda prompt: "the film is about the film, " * 200,
 }
-"""Texts that nobody wants, by what they are: a function of the prompt."""
+"""Texts that nobody wants: what the text is -> a function that makes it from the prompt."""
 
 
 def check_task(task: TextTask, rows: int = 8) -> None:
-    """Raise ConfigurationError unless the task is sound; arguments as in `task_problems`."""
+    """Raise ConfigurationError unless `task_problems`, which explains the arguments, finds nothing."""
     if found := task_problems(task, rows):
         raise ConfigurationError(f"the task {task.id} is not sound: {'; '.join(found)}")
 
@@ -67,7 +67,7 @@ def task_problems(task: TextTask, rows: int = 8) -> list[str]:
 def score_rows(function: Callable[..., Any], rows: Sequence[Any], responses: Sequence[str]) -> np.ndarray:
     """The scores of a reward function for responses to rows as `TextTask.prompts` gives them, float64 (B,).
 
-    The function is called as an environment calls it, but that there are no token ids.
+    The function is called as an environment calls it, except that it gets no token ids.
 
     Raises:
         RewardError, RewardValueError: it raised, or returned something else than B finite numbers.

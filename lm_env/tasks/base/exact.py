@@ -1,7 +1,8 @@
-"""Exact ceilings, where the texts that score above 0 can be counted.
+"""Exact ceilings, for tasks whose texts with a score other than 0 can be listed.
 
-The optimum is pi* = pi_ref exp(score / beta) / Z.  If a text scores s_i where it begins with one of the beginnings
-w_1 ... w_n, none of which begins with another, and 0 elsewhere, then with p_i = pi_ref(w_i), for each prompt,
+The optimum is pi* = pi_ref exp(score / beta) / Z.  Let w_1 ... w_n be beginnings of texts, none of which begins with
+another.  If a text that begins with w_i scores s_i, and every other text scores 0, then for each prompt, with
+p_i = pi_ref(w_i),
 
     Z = 1 + sum_i p_i (exp(s_i / beta) - 1),   J* = beta log Z,   E*[score] = sum_i p_i s_i exp(s_i / beta) / Z.
 
@@ -46,11 +47,11 @@ def exact_ceiling(
 
     Args:
         beginnings: of each of the task's P prompts, the beginnings of responses that score; none begins with another.
-        scores: of each of them.
-        ended: they are whole responses, with the EOS behind them.
+        scores: the score of each of these beginnings.
+        ended: the beginnings are whole responses, which the EOS follows.
 
     Returns:
-        a `Ceiling` as the estimates are; its effective sample sizes are infinite.
+        the `Ceiling`, with infinite effective sample sizes since nothing was sampled.
     """
     rows = [(p, text, ended) for p, texts in zip(task.prompts, beginnings, strict=True) for text in texts]
     logprobs = np.split(beginning_logprobs(task, rows), np.cumsum([len(texts) for texts in beginnings])[:-1])

@@ -15,20 +15,21 @@ __all__ = ["named_source", "preference_task"]
 def named_source(
     id: str, source: str | None, row_of: Callable[[str, Any], dict[str, Any]]
 ) -> Callable[..., list[dict[str, Any]]]:
-    """The rows of a split, for `TextTask.source`: nothing is read before they are asked for.
+    """A function for `TextTask.source` that returns the rows of a split; the file is read when it is called.
 
     Args:
         source: a file or hub id; None: asking for prompts is an error that says what to name.
-        row_of: makes a row with a prompt out of the name of a row, for messages, and what stands there.
+        row_of: `row_of(where, row)` makes a row with a prompt out of a row as it was read; `where` names that row in
+            error messages.
     """
 
-    def of_split(split: Split, download: bool = False) -> list[dict[str, Any]]:
+    def rows_of_split(split: Split, download: bool = False) -> list[dict[str, Any]]:
         from lm_env.data.prompts import named_rows
 
         rows = named_rows(_checked(id, source), download=download)
         return split_rows([row_of(where, row) for where, row in rows], split)
 
-    return of_split
+    return rows_of_split
 
 
 def preference_task(
@@ -40,16 +41,16 @@ def preference_task(
         source: the prompts: a file or hub id of human preferences in any format that `lm-env rm train` reads, of
             which the prompts alone are used, or of plain prompts.
         reward_model: the reward: what `lm-env rm train --out` has written, or a classifier by folder or hub id.
-        judge: a second one that has not been trained on; it is the metric `judge`.
-        prompt_from: writes a prompt as the task has it.
-        fields: those of `TextTask`.
+        judge: a second reward model, which the policy is not trained on; it becomes the metric `judge`.
+        prompt_from: puts a prompt into the form that the task gives to its prompts.
+        fields: further fields of `TextTask`.
     """
 
-    def of_split(split: Split, download: bool = False) -> list[Any]:
+    def rows_of_split(split: Split, download: bool = False) -> list[Any]:
         return split_rows([prompt_from(p) for p in _prompts(_checked(fields["id"], source), download)], split)
 
     return TextTask(
-        source=of_split,
+        source=rows_of_split,
         reward=reward_model,
         metrics={} if judge is None else {"judge": judge},
         **fields,
@@ -68,7 +69,7 @@ def _prompts(source: str, download: bool) -> Sequence[str]:
         try:
             prompts = [prompt_of(row) for _, row in named_rows(source, download=download)]
         except (ValueError, TypeError):
-            raise error from None  # what is wrong with it as a file of preferences says more
+            raise error from None  # the error of reading it as preferences is the more useful of the two
     return [_as_text(prompt) for prompt in prompts]
 
 

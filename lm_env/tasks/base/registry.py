@@ -6,8 +6,10 @@ that returns a `TextTask`: `module:function` or `file.py:function`.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,8 @@ __all__ = [
 ENTRY_POINT = "lm_env.tasks:make_env"
 VECTOR_ENTRY_POINT = "lm_env.tasks:make_vec_env"
 FUNCTIONS: dict[str, Callable[..., TextTask]] = {}
-"""Functions that were registered as such, by `module:function`: of a script or a notebook none could be imported."""
+"""`module:function` -> a function that was registered as an object.  It is kept here because a function of a script or
+a notebook cannot be imported by its name."""
 
 
 def register_task(id: str, function: str | Callable[..., TextTask]) -> None:
@@ -80,10 +83,11 @@ def task_names() -> list[str]:
 
 
 def get_task(name: str, **options: Any) -> TextTask:
-    """The task of a name, see above.
+    """The task of a name.
 
     Args:
-        options: parameters of the task's own function, such as `source=` or `digits=`.
+        name: a registered id, `module:id`, `module:function` or `file.py:function`, as this file's beginning explains.
+        options: parameters of the task's own function, such as `level=` of `lm_env/Arithmetic-v0`.
 
     Raises:
         ConfigurationError: there is no such task, it has no such option, or the option has an impossible value.
@@ -161,6 +165,13 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
+def _similar(name: str) -> str | None:
+    """The registered id that is spelled most like a name, their namespaces aside; None if none is similar."""
+    bare = {id.rpartition("/")[2]: id for id in task_names()}
+    found = difflib.get_close_matches(name.rpartition("/")[2], bare, n=1)
+    return bare[found[0]] if found else None
+
+
 def _function(name: str) -> Callable[..., Any]:
     """The function behind a name."""
     from lm_env.objective.functions import load_function
@@ -168,7 +179,7 @@ def _function(name: str) -> Callable[..., Any]:
     if name in FUNCTIONS:
         return FUNCTIONS[name]
     home, _, last = name.rpartition(":")
-    if home and "/" not in last and not last.endswith(tuple(f"-v{n}" for n in range(10))):
+    if home and "/" not in last and not re.search(r"-v\d+$", last):
         return load_function(name, "the task's own options")
     if home:
         try:
@@ -177,7 +188,12 @@ def _function(name: str) -> Callable[..., Any]:
             raise ConfigurationError(f"{name}: the module {home} cannot be imported ({error})") from error
     spec = gymnasium.registry.get(last)
     if spec is None or not _is_ours(spec):
-        problem = "no environment is called so" if spec is None else "this environment is no text task"
+        similar = _similar(last)
+        if spec is None and similar is not None:
+            raise ConfigurationError(
+                f"{name}: there is no task of this name; did you mean {similar!r}?  `lm-env envs` lists all"
+            )
+        problem = "there is no task of this name" if spec is None else "this environment is no text task"
         raise ConfigurationError(
             f"{name}: {problem}: choose from {', '.join(task_names())}, or write 'module:id' or 'file.py:function' for"
             " your own"

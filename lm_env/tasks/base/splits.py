@@ -20,7 +20,7 @@ SHARES: Mapping[Split, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
 def split_rows(rows: Sequence[Any], split: Split, column: str | None = None) -> list[Any]:
-    """The rows of one split: four fifths of the distinct prompts to train on, a tenth each for validation and test.
+    """The rows of one split: four fifths of the distinct prompts for training, a tenth each for validation and test.
 
     A prompt's place is decided by a digest of the prompt itself, so it depends neither on the order of the rows nor on
     a random generator, and few prompts change places when rows are added.  Of rows with the same prompt the first is

@@ -1,4 +1,7 @@
-"""TextTask: a task as a declaration: its prompts in three splits, its reward, what else is measured, and its defaults.
+"""TextTask: the declaration of a task: its prompts in three splits, its reward, its further metrics, its defaults.
+
+A `TextTask` holds names and functions and loads nothing.  `TextTask.task(split)` makes a `lm_env.Task` of it, which has
+the model, the tokenizer and the prompts of one split in memory.
 
 Shapes: B texts.
 """
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TextTask", "loaded"]
 
-FACES = ("flat", "render_mode", "render_values", "autoreset_mode")
-"""Options of an environment that are no options of what it is about."""
+INTERFACE_OPTIONS = ("flat", "render_mode", "render_values", "autoreset_mode")
+"""Options of the environment's interface; all others are options of `lm_env.Task`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +54,14 @@ class TextTask:
         max_new_tokens: the length cap of a response, tokens.
         temperature: divides the logits of policy and reference.
         budget: tokens that a training run generates by default.
-        success: a text succeeds if its score is at least this; None: there is no such thing.
+        success: a text succeeds if its score is at least this; None: success is not defined for the task.
         highest: a number that no score can exceed; None: it is not known.
         ceiling: how the optimum of score - beta KL is obtained, in a line.
         optimum: a function of a `lm_env.Task` that returns its `Ceiling` exactly; None: it is estimated.
         options: other options of `lm_env.Task` that the task needs, such as `stop_strings`.
 
     Raises:
-        ConfigurationError: the id is no id, a number cannot work, or a split is missing.
+        ConfigurationError: the id is malformed, a number is out of its range, or a split is missing.
     """
 
     id: str
@@ -96,7 +99,7 @@ class TextTask:
 
     @property
     def model_name(self) -> str:
-        """The default model in a word: its name, or that of the function that makes it."""
+        """The name of the default model, or of the function that makes it."""
         return os.fspath(self.model) if isinstance(self.model, str | os.PathLike) else self.model.__name__
 
     def prompts(self, split: Split = "train", *, download: bool = False) -> list[Any]:
@@ -122,11 +125,11 @@ class TextTask:
         return split_rows(rows, split, self.options.get("prompt_column"))
 
     def task_options(self, split: Split = "train", **over: Any) -> dict[str, Any]:
-        """The options of `lm_env.Task`, with the caller's in front.
+        """The options of `lm_env.Task`: this task's own, replaced by the caller's where both name one.
 
         Args:
-            split: which prompts, where `over` names no others.
-            over: any of `lm_env.Task`'s.
+            split: which prompts, unless `over` has `prompts`.
+            over: the caller's options of `lm_env.Task`.
 
         Raises:
             ConfigurationError, InvalidPromptError, MissingDependencyError: see `prompts`.
@@ -159,24 +162,25 @@ class TextTask:
         return Task(**self.task_options(split, **over))
 
     def make(self, split: Split = "train", **over: Any) -> TextGenerationEnv:
-        """The environment of one slot; `over` may also hold its own options, such as `flat`."""
+        """The environment that writes one text at a time; `over` may also hold options of its own, such as `flat`."""
         from lm_env.envs.env import TextGenerationEnv
 
-        faces = {name: over.pop(name) for name in FACES if name in over}
-        return TextGenerationEnv(**faces, **self.task_options(split, **over))
+        interface = {name: over.pop(name) for name in INTERFACE_OPTIONS if name in over}
+        return TextGenerationEnv(**interface, **self.task_options(split, **over))
 
     def make_vec(self, num_envs: int = 1, split: Split = "train", **over: Any) -> TextGenerationVectorEnv:
-        """The environment of several slots; `over` may also hold its own options, such as `autoreset_mode`."""
+        """The environment of `num_envs` texts at a time; `over` may also hold options of its own, such as
+        `autoreset_mode`."""
         from lm_env.envs.vector_env import TextGenerationVectorEnv
 
-        faces = {name: over.pop(name) for name in FACES if name in over}
-        return TextGenerationVectorEnv(num_envs, **faces, **self.task_options(split, **over))
+        interface = {name: over.pop(name) for name in INTERFACE_OPTIONS if name in over}
+        return TextGenerationVectorEnv(num_envs, **interface, **self.task_options(split, **over))
 
     def measure(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, np.ndarray]:
-        """What the metrics say of B responses to B prompts, name -> float64 (B,).
+        """The task's metrics of B responses to B prompts, name -> float64 (B,).
 
         Args:
-            prompts: of a `Task`, so that the metrics see the texts and the further columns of the rows.
+            prompts: those of a `lm_env.Task`, which hold the texts and the further columns that metrics read.
 
         Raises:
             RewardError, RewardValueError: a metric failed, or returned something else than B numbers.
@@ -194,7 +198,7 @@ class TextTask:
 
 @lru_cache(maxsize=8)
 def loaded(name: str) -> Callable[..., Any]:
-    """A metric by its name; a network is loaded once."""
+    """The metric of a name; what was loaded for it, such as a network, is kept."""
     from lm_env.objective.options import resolve_reward
 
     return resolve_reward(name)

@@ -197,7 +197,8 @@ def test_own_agents_take_part(settings, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"agents": ["no-such-agent"]}, "no-such-agent"),
+        ({"agents": ["no-such-agent"]}, "there is no agent 'no-such-agent'.*choose from a2c"),
+        ({"agents": ["rlo"]}, "did you mean 'rloo'"),
         ({"agents": [{"agent": "rloo", "no_option": 1}]}, "no_option"),
         ({"agents": ["rloo", "rloo"]}, "two agents are called rloo"),
         ({"tasks": ["lm_env/Nothing-v0"]}, "Nothing"),

@@ -49,6 +49,24 @@ def test_a_reward_of_one_value_cannot_be_learned(model_folder):
     assert found.warnings == ["all 64 samples score 2: nothing can be learned from them"]
 
 
+def test_beta_0_is_warned_of_where_no_beta_can_be_suggested(model_folder):
+    """The scores differ between prompts and not between the samples of one."""
+    found = preflight(make(model_folder, lambda prompts, responses: [float(p[-1]) for p in prompts], beta=0.0))
+    assert found.std > 0 and found.suggested_beta is None
+    assert "beta is 0: nothing keeps the texts near the reference" in found.warnings
+
+
+def test_a_small_beta_is_no_danger_where_its_optimum_is_near(model_folder):
+    """Half of the tokens score 1, so the best texts are at most about log 2 nats away, whatever beta is."""
+
+    def half(prompts, responses, response_ids):
+        return [float(ids[0] % 2) for ids in response_ids]
+
+    found = preflight(make(model_folder, half, beta=1e-4), samples=128)
+    assert max(point.KL for point in found.betas) < TARGET_KL
+    assert not any("allows texts far" in warning for warning in found.warnings)
+
+
 def test_a_reward_that_pays_repetition_is_gamed(model_folder):
     """The count of the word that a degenerate text repeats."""
     found = preflight(

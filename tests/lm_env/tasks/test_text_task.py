@@ -162,14 +162,19 @@ def test_a_file_names_a_task_and_a_module_an_id(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(tmp_path)
         assert get_task("filed_task:test/Filed-v0").id == "test/Filed-v0"
         assert get_task("filed_task:task").id == "test/Filed-v0"
+        register_task("Filed-v10", f"{tmp_path / 'filed_task.py'}:task")
+        assert get_task("filed_task:Filed-v10").id == "test/Filed-v0"  # an id without a namespace, of two digits
     finally:
         gymnasium.registry.pop("test/Filed-v0", None)
+        gymnasium.registry.pop("Filed-v10", None)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lm_env/Sentimental-v0", "no environment is called so: choose from lm_env/TokenMDP-v0"),
+        ("lm_env/Sentimental-v0", "no task of this name; did you mean 'lm_env/Sentiment-v0'"),
+        ("Arithmetic", "did you mean 'lm_env/Arithmetic-v0'"),
+        ("me/Zzz", "no task of this name: choose from lm_env/TokenMDP-v0"),
         ("CartPole-v1", "this environment is no text task"),
         ("no_such_module:me/X-v0", "module no_such_module cannot be imported"),
         ("no_such_file.py:task", "there is no file"),
