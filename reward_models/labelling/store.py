@@ -295,8 +295,8 @@ class LabelStore:
         """All valid answers, skips included, in the order in which they were given."""
         return [stored_answer(row) for row in self._database.rows(ANSWERS)]
 
-    def count(self) -> int:
-        """How many answers were ever given or undone; it grows with every change."""
+    def changes(self) -> int:
+        """How many answers were ever given, plus how many were ever undone: a number that grows with each of them."""
         return int(self._database.rows("SELECT count(*) + count(withdrawn_at) FROM answers")[0][0])
 
 
