@@ -46,5 +46,6 @@ NEW_ITEM = "INSERT OR IGNORE INTO items (key, prompt, responses, columns) VALUES
 NEW_PRESENTATION = """INSERT INTO presentations (id, question, annotator, positions, shown_at, state)
 VALUES (?, ?, ?, ?, ?, 'open')"""
 
-NEW_ANSWER = """INSERT INTO answers (id, presentation, question, annotator, choice, ranking, spans, seconds, answered_at)
+NEW_ANSWER = """INSERT INTO answers
+    (id, presentation, question, annotator, choice, ranking, spans, seconds, answered_at)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
