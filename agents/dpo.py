@@ -39,7 +39,7 @@ from reward_models.preferences.splitting import split_records
 __all__ = ["DPOConfig", "DPOReport", "ImpliedReward", "dpo_finetune"]
 
 ROUNDING = 1e-4
-"""Log-ratios that differ by less, in nats, count as equal: the same weights may give logprobs that round differently."""
+"""Log-ratios that differ by less, in nats, count as equal: forwards of the same weights may round differently."""
 
 
 @explained

@@ -36,8 +36,8 @@ class RemoteReward:
     """The reward of a server (`lm-env rm serve`), as a reward function like any other.
 
     The server is asked for its description at once, so that a wrong address or token is an error here and not in the
-    middle of a training.  A call is sent in as many requests as the server's limits demand.  A request that is
-    answered by 429 or 5xx, or by a closed connection, is sent again after a pause; everything else is an error at once.  After
+    middle of a training.  A call is sent in as many requests as the server's limits demand.  A request that is answered
+    by 429 or 5xx, or by a closed connection, is sent again after a pause; everything else is an error at once.  After
     `failures` requests in a row that failed so, calls fail at once for `rest` seconds (`CircuitBreaker`).  Redirects
     are not followed.  If the server comes to serve another reward, which the fingerprint in its answers tells, every
     further call is an error.  Threads may share one.

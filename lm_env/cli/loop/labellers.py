@@ -121,7 +121,7 @@ def _row(pair: Pair) -> dict[str, Any]:
 
 
 def _found(record: Preference, asked: Mapping[Any, Pair]) -> list[Comparison] | None:
-    """The comparison that a record makes, with the tokens of its pair; [] for a tie, None if the pair is not asked for."""
+    """The comparison that a record makes, with the tokens of its pair; [] for a tie, None if nobody asked for it."""
     if not isinstance(record.prompt, str) or len(record.responses) != 2:
         return None
     pair = asked.get(_key(record.prompt, *record.responses))
