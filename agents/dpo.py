@@ -39,7 +39,7 @@ from reward_models.preferences.splitting import split_records
 __all__ = ["DPOConfig", "DPOReport", "ImpliedReward", "dpo_finetune"]
 
 ROUNDING = 1e-4
-"""Differences of log-ratios below this, in nats, are equal: the forwards of policy and reference may round apart."""
+"""Log-ratios that differ by less, in nats, count as equal: forwards of the same weights may round differently."""
 
 
 @explained
@@ -97,10 +97,10 @@ class DPOConfig:
 
 @dataclass(frozen=True)
 class ImpliedReward:
-    """What a policy says of compared responses; the implied reward of a response is beta log(pi / pi_ref)."""
+    """How a policy's implied reward, beta log(pi / pi_ref), ranks the responses that were compared."""
 
     comparisons: int
-    """Those without a tie, to which accuracy, margin and logprobs refer."""
+    """How many comparisons are not ties; accuracy, margin and logprobs refer to them."""
     right: float
     """How many of them the implied reward ranks right, equal ones counting half."""
     margin: float
@@ -161,7 +161,7 @@ def dpo_finetune(
         eos_token_id: put behind each response that is text; default: the tokenizer's.
         separator: text put behind each prompt that is text; prompts need it wherever the model is used.
         format, skip_bad, download: see `read_preferences`.
-        show: is given a few lines that say what will be learned, before anything is; `print` shows them.
+        show: called before the training with a few lines about the data, for example `print`.
         checkpoint: save the run in a folder as it goes, and when Ctrl-C or SIGTERM ends it.
         resume: go on from the newest checkpoint there, with the model, the data and the options that the run began
             with; from the beginning where there is none.
@@ -242,7 +242,7 @@ class _Judged:
         return total
 
     def _logprobs(self, batch: JudgedBatch) -> Tensor:
-        """Of whole responses, nats."""
+        """The logprob of each whole response of the batch, nats."""
         with evaluating(self.policy):
             return response_sums(self.policy.evaluate(batch.episodes).logprobs, batch.episodes)
 

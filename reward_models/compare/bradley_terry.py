@@ -6,7 +6,11 @@ Davidson's model of ties: with strengths s and a tie parameter t,
     P(i and j tie)    = exp(t + (s_i + s_j) / 2) / Z
     Z                 = exp(s_i) + exp(s_j) + exp(t + (s_i + s_j) / 2)
 
-Without ties it is Bradley and Terry's.  The log-likelihood is concave, and Newton's method finds its maximum.
+Without ties it is the model of Bradley and Terry.  The log-likelihood is concave, and Newton's method maximizes it.
+
+`reward_models.labelling.posterior.bradley_terry` fits another model, for the responses to a prompt instead of whole
+language models: a tie is half a win for each side, annotators may be unreliable, and errors come from the second
+derivative of the log posterior.  Without ties and unreliable annotators both have the same maximum.
 
 Sources: Bradley & Terry 1952; Davidson 1970, "On extending the Bradley-Terry model to accommodate ties in paired
 comparison experiments".  Elo's scale: Elo 1978.
@@ -31,7 +35,8 @@ ELO_PER_NAT = 400 / math.log(10)
 ELO_MEAN = 1000.0
 
 PRIOR_SD = 10.0
-"""Standard deviation, in nats, of a normal prior of each strength: a model that always wins gets a finite one."""
+"""Standard deviation, in nats, of a normal prior of each strength and of t, so that a model that always wins has a
+finite strength."""
 
 MOST_STEPS = 200
 
@@ -64,8 +69,8 @@ class Strength:
 def bradley_terry(outcomes: Outcomes, *, resamples: int = 1000, seed: int = 0) -> list[Strength]:
     """The strength of each model, in the models' order.
 
-    The intervals come from a bootstrap over prompts: comparisons on one prompt are not independent of each other, and
-    those that a judge's scores make of three models and more are not at all.
+    The intervals come from a bootstrap over prompts, because the comparisons on one prompt are not independent.  If a
+    judge scores the responses of three models, for example, the third comparison often follows from the other two.
 
     Raises:
         ConfigurationError: the models fall into groups that were never compared with each other.

@@ -1,4 +1,4 @@
-"""Who was better: every comparison of two models' responses to one prompt.
+"""The outcomes of comparisons: for each two models' responses to one prompt, which one is better.
 
 Shapes: M models, P prompts, N samples for each, C comparisons.
 """
@@ -61,9 +61,9 @@ class Outcomes:
         return sorted({(int(a), int(b)) for a, b in zip(self.first, self.second, strict=True)})
 
     def weights(self) -> np.ndarray:
-        """float64 (C,): comparisons of the same two models on the same prompt share a weight of 1.
+        """float64 (C,): the comparisons of the same two models on the same prompt share a weight of 1.
 
-        They are not independent, and this counts them as one, which is the cautious end.
+        They are not independent.  Counting them as one never makes an interval too narrow.
         """
         keys = np.stack([self.prompt, self.first, self.second], axis=1)
         _, inverse, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
@@ -111,7 +111,7 @@ def outcomes_from_scores(
 
 
 def text_digest(text: str) -> str:
-    """How a record names a response in `WRITTEN_BY`: so that it is found wherever it stands among the responses."""
+    """The digest by which the column `WRITTEN_BY` names a response, wherever it stands among the responses."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -143,7 +143,7 @@ def outcomes_from_records(records: Iterable[Preference]) -> Outcomes:
             order = np.nan if shown is None else float(shown[i] < shown[j])
             rows.append((prompt, min(a, b), max(a, b), result, difference, order))
     if not rows:
-        raise ConfigurationError("no record compares the responses of two models: give some that do")
+        raise ConfigurationError("no record compares responses of two different models: give records that do")
     prompt_of, first, second, result_of, difference_of, order_of = np.array(rows, dtype=np.float64).T
     return Outcomes(
         tuple(names),

@@ -1,4 +1,4 @@
-"""All that is known of how some models compare: strengths, pairs, lengths."""
+"""A ranking of models: strengths, win rates against all and in pairs, mean scores and lengths."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def rank_contestants(
 
 
 def _against_all(outcomes: Outcomes, model: int) -> Share:
-    """Wilson's interval over the prompts, the mean over the other models being one trial."""
+    """The win rate of a model over all others with Wilson's interval; the mean result on a prompt is one trial."""
     first, second = outcomes.first == model, outcomes.second == model
     chosen = first | second
     result = np.where(first, outcomes.result, 1.0 - outcomes.result)[chosen]

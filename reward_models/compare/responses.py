@@ -35,10 +35,10 @@ Judge = Callable[..., Any]
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How models write.
+    """How the responses of models are sampled.
 
     Raises:
-        ConfigurationError: one of them cannot be.
+        ConfigurationError: an option has an impossible value.
     """
 
     samples: int = 1
@@ -85,12 +85,14 @@ def contestant_names(given: Sequence[str]) -> dict[str, str]:
             raise ConfigurationError(f"two models are called {name!r}: name them apart, as in first={source}")
         found[name] = source
     if len(found) < 2:
-        raise ConfigurationError(f"{len(found)} model cannot be compared with another: name at least two")
+        raise ConfigurationError(
+            f"a comparison needs at least two models, and {len(found)} was named: name two or more"
+        )
     return found
 
 
 def is_response_file(source: str) -> bool:
-    """Whether responses are read there; else it is a model."""
+    """Whether the name is that of a file of responses; otherwise it names a model."""
     return Path(source).suffix.lower() in RESPONSE_SUFFIXES
 
 
@@ -103,22 +105,22 @@ def gather(
     limit: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[list[PromptText], list[Contestant]]:
-    """Responses of all, to the same prompts.
+    """Get the responses of all contestants to the same prompts, and the judge's scores of them.
 
     Args:
         contestants: name -> whatever `lm_env.load_model` takes, or a file with a row for each response: its prompt, and
             the response in a column "response", "completion", "output" or "answer".
         prompts: whatever `lm_env.load_prompts` takes; None: those of the first file.
         judge: a reward function; None: nobody judges.
-        limit: only the first prompts.
-        say: called with a sentence about each.
+        limit: how many of the prompts are used, from the first on; None: all.
+        say: called with a sentence about each contestant.
 
     Returns:
         (P prompts, the contestants in their order).
 
     Raises:
         ConfigurationError: a file lacks responses to a prompt, or an option cannot work.
-        ModelLoadError, InvalidPromptError, RewardError: a model, the prompts or scores cannot be had.
+        ModelLoadError, InvalidPromptError, RewardError: a model or the prompts cannot be loaded, or scoring failed.
     """
     files = {n: _read_file(s, options.download) for n, s in contestants.items() if is_response_file(s)}
     if prompts is None:
@@ -211,7 +213,7 @@ def _read_file(source: str, download: bool) -> dict[str, list[dict[str, Any]]]:
         name = next((n for n in RESPONSE_COLUMNS if isinstance(row, Mapping) and isinstance(row.get(n), str)), None)
         if name is None:
             raise InvalidPromptError(
-                f"{where} holds no response: put it into a column called {', '.join(RESPONSE_COLUMNS)}"
+                f"{where} holds no response: put it into a column called one of {', '.join(RESPONSE_COLUMNS)}"
             )
         found.setdefault(prompt_key(_prompt_of(row)), []).append({**row, "response": row[name]})
     return found
@@ -235,5 +237,5 @@ def _prompt_of(row: Any) -> PromptText:
 
 
 def _no_judge(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """Nobody judges here."""
+    """A task needs a reward function, and these responses are not judged here."""
     return [0.0] * len(responses)

@@ -57,7 +57,9 @@ def pair_result(outcomes: Outcomes, first: int, second: int) -> PairResult:
     """
     own = outcomes.pair(first, second)
     if not len(own):
-        raise ConfigurationError(f"{outcomes.names[first]} and {outcomes.names[second]} were not compared")
+        raise ConfigurationError(
+            f"{outcomes.names[first]} and {outcomes.names[second]} were not compared: name a pair of `Outcomes.pairs()`"
+        )
     means = own.prompt_results()
     rate = wilson(means)
     assert rate is not None

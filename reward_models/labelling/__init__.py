@@ -1,4 +1,4 @@
-"""Judgements of people, on a local page: what is asked, the file of answers, agreement and reliability, records."""
+"""Judgements of people, given on a local page: the questions, the file of answers, agreement, and export as records."""
 
 from __future__ import annotations
 

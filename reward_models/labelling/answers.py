@@ -1,4 +1,4 @@
-"""What is shown to an annotator, what they answer, and what is refused."""
+"""What is shown to an annotator and what they answer, the checks of an answer, and both as columns of the file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_env.errors import InvalidPreferenceError
+from reward_models.labelling.items import Item
 from reward_models.preferences.records.preference import LabeledSpan, PromptText
 
 __all__ = [
@@ -20,7 +21,7 @@ __all__ = [
     "by_response",
     "check_answer",
     "check_spans",
-    "is_json",
+    "item_row",
     "random_order",
     "read_prompt",
     "read_spans",
@@ -60,9 +61,9 @@ class Answer:
         id: chosen by whoever sends it: an answer that arrives again under the same id is taken once.
         presentation: the id of what was shown.
         choice: "ranked"; "tie" (equally good); "bad" (none is acceptable); "skip" (no judgement).
-        ranking: of "ranked", the rank of the response at each place, smaller is better, None: not ranked.
+        ranking: for "ranked", the rank of the response at each place; smaller is better, None is not ranked.
         spans: what was marked; their `response` is the place at which the response is shown.
-        seconds: from being shown to being answered.
+        seconds: from being shown to being answered, without the time in which the page was hidden.
     """
 
     id: str
@@ -104,18 +105,20 @@ def check_answer(shown: Presentation, answer: Answer) -> None:
         if not 0 < len(getattr(answer, name)) <= LONGEST_NAME:
             raise InvalidPreferenceError(f"the {name} of an answer has 1 to {LONGEST_NAME} characters")
     if answer.choice not in CHOICES:
-        raise InvalidPreferenceError(f"a choice is one of {', '.join(CHOICES)}, not {answer.choice!r:.60}")
+        raise InvalidPreferenceError(f"the choice must be one of {', '.join(CHOICES)}, not {answer.choice!r:.60}")
     if not math.isfinite(answer.seconds) or answer.seconds < 0:
-        raise InvalidPreferenceError(f"an answer takes a number of seconds, not {answer.seconds!r}")
+        raise InvalidPreferenceError(
+            f"the seconds of an answer must be finite and not negative, not {answer.seconds!r}"
+        )
     count = len(shown.responses)
     ranks = answer.ranking
     proper = all(rank is None or (type(rank) is int and 0 <= rank < count) for rank in ranks)
     if answer.choice == "ranked" and (len(ranks) != count or not proper or all(rank is None for rank in ranks)):
         raise InvalidPreferenceError(
-            f"a ranking of {count} responses has a rank from 0 to {count - 1}, or none, for each, and one at least"
+            f"a ranking of {count} responses needs a rank from 0 to {count - 1}, or none, for each, and at least one"
         )
     if answer.choice == "ranked" and count == 2 and ranks[0] == ranks[1]:
-        raise InvalidPreferenceError("two responses of equal rank are a 'tie'")
+        raise InvalidPreferenceError("two responses of equal rank tie: send the choice 'tie' instead of 'ranked'")
     check_spans(shown, answer.spans)
 
 
@@ -170,7 +173,14 @@ def by_response(answer: Answer, places: Sequence[int]) -> list[int | None]:
     return ranking
 
 
-def is_json(value: Any) -> bool:
+def item_row(item: Item) -> tuple[str, str, str, str]:
+    """An item as columns of the file: key, prompt, responses, and those of its columns that JSON can hold."""
+    prompt = item.prompt if isinstance(item.prompt, str) else [dict(message) for message in item.prompt]
+    columns = {name: value for name, value in item.columns.items() if _is_json(value)}
+    return item.key, json.dumps(prompt), json.dumps(item.responses), json.dumps(columns)
+
+
+def _is_json(value: Any) -> bool:
     """Whether a value can be kept as JSON."""
     try:
         json.dumps(value, allow_nan=False)

@@ -40,8 +40,11 @@ ASSETS = {
     "page.css": "text/css",
     "page.js": "text/javascript",
     "answering.js": "text/javascript",
+    "cursor.js": "text/javascript",
     "marking.js": "text/javascript",
     "overview.js": "text/javascript",
+    "ranking.js": "text/javascript",
+    "spans.js": "text/javascript",
     "view.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
@@ -54,7 +57,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-STATUS: Sequence[tuple[type[LMEnvError], int]] = (
+STATUS_OF_ERROR: Sequence[tuple[type[LMEnvError], int]] = (
     (InvalidPreferenceError, 400),
     (CheckpointWriteError, 503),
     (ConfigurationError, 409),
@@ -64,8 +67,8 @@ STATUS: Sequence[tuple[type[LMEnvError], int]] = (
 def make_app(session: LabellingSession, token: str, *, hosts: Sequence[str] = LOOPBACK) -> Starlette:
     """The application.
 
-    Requests are answered only if their Host header names this machine as in `hosts`, which keeps pages out that have
-    made their own name point here; the ones that read or write labels only with the token.
+    Requests are answered only if their Host header is one of `hosts`.  That keeps out web pages whose own host name has
+    been made to point at this machine.  Requests that read or write labels need the token as well.
 
     Args:
         token: what `Authorization: Bearer ...` has to hold.
@@ -115,7 +118,7 @@ def make_app(session: LabellingSession, token: str, *, hosts: Sequence[str] = LO
         try:
             return reply(await run_in_threadpool(answer, content))
         except LMEnvError as error:
-            status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+            status = next((status for kind, status in STATUS_OF_ERROR if isinstance(error, kind)), 500)
             return reply({"error": str(error)}, status)
 
     return Starlette(
@@ -131,27 +134,27 @@ def make_app(session: LabellingSession, token: str, *, hosts: Sequence[str] = LO
 async def _content(request: Request) -> tuple[Any, int]:
     """(the JSON object of a request, 200), or (what is wrong with it, the status that says so)."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        return "a request is JSON", 415
+        return "send the request as application/json", 415
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > LARGEST_REQUEST:
-            return f"a request has at most {LARGEST_REQUEST:,} bytes", 413
+            return f"the request is too large: send at most {LARGEST_REQUEST:,} bytes", 413
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        return "a request is a JSON object", 400
-    return (content, 200) if isinstance(content, dict) else ("a request is a JSON object", 400)
+        return "the request must hold a JSON object", 400
+    return (content, 200) if isinstance(content, dict) else ("the request must hold a JSON object", 400)
 
 
 # -- the server ----------------------------------------------------------------------------------------
 def kept_token(store: str | Path) -> str:
-    """The token of a file of labels, from a file beside it that only its owner can read; made where there is none.
+    """The token of a file of labels, from a file beside it that only its owner can read; a new one if there is none.
 
-    So the page goes on after a restart of the server.
+    Because the token stays the same, an open page goes on after a restart of the server.
 
     Raises:
-        CheckpointWriteError: it cannot be kept.
+        CheckpointWriteError: the file of the token cannot be read or written.
     """
     path = Path(f"{store}.token")
     try:

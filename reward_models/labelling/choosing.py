@@ -19,22 +19,24 @@ __all__ = ["ORDERS", "QuestionChooser"]
 ORDERS = ("information", "random")
 PRIOR_SD = 1.5
 """Of a strength, in log odds: the better of two responses is then preferred in about four of five judgements."""
-LEAST_VOTES = 200
-"""So many times more answers than at the last fit, divided by this, lead to a new one."""
+CHANGES_PER_WAIT = 200
+"""The posterior is fitted anew after each change of the answers while there are fewer than 400 changes, after every
+second one while there are fewer than 600, and so on: one more of waiting for each 200."""
 TOLERANCE = 1e-4
+"""The fit of the annotators stops when no probability moves by more; a choice among questions needs no better one."""
 
 
 class QuestionChooser:
     """Chooses among the questions that may be put to an annotator.
 
-    With "information" it is the question with the most expected information about the strengths of its responses
-    (`expected_information`), under a Bradley-Terry posterior of the strengths of the responses of each prompt and the
-    annotators' reliability; of a question with more than two responses the mean over its pairs.  Among equals, and with
-    "random", chance decides.
+    With "information" it is the question with the most expected information about the strengths of its responses, see
+    `expected_information`.  The strengths have a Bradley-Terry posterior for each prompt, which takes the reliability
+    of the annotators into account; a question with more than two responses counts as the mean over its pairs.  Equal
+    questions are chosen among at random, and with "random" all of them are.
 
     Args:
         order: "information" or "random".
-        seed: of chance.
+        seed: of the random choices.
     """
 
     def __init__(self, store: LabelStore, order: str = "information", seed: int = 0) -> None:
@@ -50,30 +52,30 @@ class QuestionChooser:
         """One of the candidates, which are numbers of questions."""
         if self.order == "random" or len(candidates) == 1:
             return self._random.choice(list(candidates))
-        self._refresh()
         value = self.information(annotator, candidates)
         best = np.flatnonzero(value >= value.max() - 1e-9)
         return candidates[self._random.choice(best.tolist())]
 
     def information(self, annotator: str, questions: Sequence[int]) -> np.ndarray:
         """Expected information of each question, if this annotator answers it, in nats."""
-        self._refresh()
+        self._refresh(questions)
         places = np.array([self._place[question] for question in questions])
         mean, variance, weight = self._mean[places], self._variance[places], self._weight[places]
         return (expected_information(mean, variance, self._flips.get(annotator, 0.0)) * weight).sum(1)
 
     def difference(self, question: int) -> float:
-        """How much stronger the first response of a question is than the second, in log odds, as far as is known."""
-        self._refresh()
+        """The posterior mean of how much stronger the first response of a question is than the second, in log odds."""
+        self._refresh([question])
         return float(self._mean[self._place[question], 0])
 
-    def _refresh(self) -> None:
-        """Fit the posterior anew if there are enough new answers, or new questions."""
-        changes = self.store.count()
+    def _refresh(self, questions: Sequence[int]) -> None:
+        """Fit the posterior anew if there are enough new answers, or if one of these questions is new."""
+        changes = self.store.changes()
         fitted = self._fitted_at
-        if fitted is not None and changes - fitted < max(1, changes // LEAST_VOTES):
+        is_known = all(question in self._place for question in questions)
+        if is_known and fitted is not None and changes - fitted < max(1, changes // CHANGES_PER_WAIT):
             return
-        if not self._place:
+        if not is_known:  # another process may have added items to the file
             self._take_questions()
         self._fitted_at = changes
         self._fit(stored_votes(self.store.answers()))

@@ -31,7 +31,7 @@ def export_labels(
         annotator: only the answers of this one.
 
     Raises:
-        ConfigurationError: there are no answers but skips.
+        ConfigurationError: there are no answers except skips.
         InvalidPreferenceError: a record does not fit into the format.
         CheckpointWriteError: the file cannot be written.
     """

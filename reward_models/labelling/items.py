@@ -1,4 +1,4 @@
-"""What is to be judged: a prompt and K responses, out of any file of preferences or of unjudged responses."""
+"""What is to be judged: prompts with K responses each, from any file of preferences or of unjudged responses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUMBERED = (("response_a", "response_b"), ("response_1", "response_2"), ("respon
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt with K >= 2 different responses; whoever judged them before is not part of it.
+    """A prompt with K >= 2 different responses, without any judgement of them.
 
     Attributes:
         prompt: text or a chat, as in `Preference`.
@@ -67,8 +67,8 @@ def read_items(
     """Read what is to be judged.
 
     Args:
-        source: whatever `read_preferences` takes, in any of its formats, whose judgements are left aside; or rows
-            without a judgement: a prompt with `responses` (a list of texts), or with `response_a` and `response_b`.
+        source: whatever `read_preferences` takes, in any of its formats, whose judgements are ignored; or rows without
+            a judgement: a prompt with `responses` (a list of texts), or with `response_a` and `response_b`.
         format, skip_bad, download: as in `read_preferences`.
         limit: read only the first `limit` rows.
 
@@ -146,7 +146,7 @@ def _rows(source: Any, download: bool, limit: int | None, note: Any = None) -> I
 
 
 def _record(row: Any) -> Preference:
-    """A row as a record in which all responses tie, which nobody reads."""
+    """A row as a record; its ranking, in which all responses tie, is ignored like any other."""
     if not isinstance(row, Mapping):
         raise InvalidPreferenceError(f"it is of type {type(row).__name__}: it must be an object with named columns")
     name = first_of(row, RESPONSES)

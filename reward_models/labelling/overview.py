@@ -1,4 +1,4 @@
-"""How the labelling stands: progress, each annotator's habits and reliability, agreement."""
+"""The state of the labelling: progress, each annotator's choices and reliability, and their agreement."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class AnnotatorLine:
         answers: valid answers, skips included.
         choices: how many of them were of each kind.
         seconds: median time of an answer.
-        shown_first: of two responses of which one was better, how often it was the one that was shown first; a share
-            far from 1/2 says that the order, not the text, decides.
+        shown_first: how often the annotator preferred the response that was shown first, ties left out; a share far
+            from 1/2 says that the order, not the text, decides.
         accuracy: (mean, low, high) of the posterior with its 95% interval; None where nobody else has judged what this
             annotator has, so that nothing is known.
     """
@@ -45,7 +45,7 @@ class AnnotatorLine:
 
 @dataclass(frozen=True)
 class Overview:
-    """All of it.
+    """What the overview of the page and `lm-env label report` show.
 
     Attributes:
         items: prompts with their responses.
@@ -76,7 +76,7 @@ class Overview:
 
 
 def survey(store: LabelStore) -> Overview:
-    """Look at a file of labels."""
+    """Count and measure what a file of labels holds."""
     answers = store.answers()
     questions = store.questions()
     judged = Counter(a.question for a in answers if a.choice != "skip")

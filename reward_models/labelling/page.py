@@ -1,4 +1,4 @@
-"""What the page asks for and what it is told, apart from HTTP."""
+"""The requests of the labelling page and their answers, independent of HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["LabellingSession", "PageSettings", "checked_name"]
 
 LONGEST_NAME = 64
 MOST_AT_ONCE = 9
-"""Responses that are ranked with the keys 1 to 9."""
+"""The keys 1 to 9 rank responses and name kinds of spans."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class PageSettings:
 
     Attributes:
         instruction: the sentence above each question.
-        span_types: kinds that can be marked inside responses; none: nothing can.
+        span_types: kinds of spans that can be marked inside responses; empty: nothing can be marked.
         show: extra columns that are shown below the prompt.
-        annotators: who may answer; none: anybody who gives a name.
+        annotators: who may answer; empty: anybody who gives a name.
     """
 
     instruction: str = "Which response is better?"
@@ -41,7 +41,7 @@ class PageSettings:
 
     def __post_init__(self) -> None:
         if len(self.span_types) > MOST_AT_ONCE or len(set(self.span_types)) < len(self.span_types):
-            raise ConfigurationError(f"span types are at most {MOST_AT_ONCE}, all different, not {self.span_types}")
+            raise ConfigurationError(f"give at most {MOST_AT_ONCE} different span types, not {self.span_types}")
         for name in (*self.span_types, *self.annotators):
             checked_name(name)
 
@@ -50,7 +50,7 @@ def checked_name(name: Any) -> str:
     """A name of an annotator or of a kind of span, without spaces around it.
 
     Raises:
-        InvalidPreferenceError: it is no text of 1 to 64 visible characters.
+        InvalidPreferenceError: it is not a text of 1 to 64 visible characters.
     """
     text = unicodedata.normalize("NFC", name).strip() if isinstance(name, str) else ""
     hidden = any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text)
@@ -62,9 +62,10 @@ def checked_name(name: Any) -> str:
 class LabellingSession:
     """Answers the requests of the page; each takes and returns JSON.
 
-    Raises of all requests:
+    Every request may raise:
         InvalidPreferenceError: something in the request is malformed.
-        ConfigurationError: it does not fit what is in the file, as after an answer in another window.
+        ConfigurationError: the request does not fit what is in the file, for example because the question was answered
+            in another window.
         CheckpointWriteError: the file cannot be written; nothing was changed.
     """
 
@@ -94,38 +95,43 @@ class LabellingSession:
         }
 
     def next(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """What an annotator has open, or the next question: {"annotator": name}."""
+        """The question that an annotator has open, or their next one.  Takes {"annotator": name}."""
         return self._state(self._annotator(request))
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Take an answer: {"annotator", "id", "presentation", "choice", "ranking", "spans", "seconds"}."""
+        """Take an answer and return the next question.
+
+        Takes {"annotator", "id", "presentation", "choice", "ranking", "spans", "seconds"}, see `Answer`.
+        """
         annotator = self._annotator(request)
         ranking, seconds = request.get("ranking") or [], request.get("seconds", 0.0)
         name, presentation, choice = (request.get(field) for field in ("id", "presentation", "choice"))
         texts = isinstance(name, str) and isinstance(presentation, str) and isinstance(choice, str)
         if not texts or not isinstance(ranking, list):
-            raise InvalidPreferenceError("an answer needs an id, a presentation and a choice, as texts")
+            raise InvalidPreferenceError(
+                "an answer needs an id, a presentation and a choice as strings, and a ranking as a list"
+            )
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
-            raise InvalidPreferenceError("an answer takes a finite number of seconds")
+            raise InvalidPreferenceError("the seconds of an answer must be a finite number")
         answer = Answer(str(name), str(presentation), str(choice), tuple(ranking), _spans(request), float(seconds))
         self.store.record(annotator, answer)
         return self._state(annotator)
 
     def undo(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Undo the last answer: {"annotator", "answer": its id}."""
+        """Undo the last answer and return its question.  Takes {"annotator", "answer": its id}."""
         annotator = self._annotator(request)
         answer = request.get("answer")
         if not isinstance(answer, str):
-            raise InvalidPreferenceError("an undo names the answer")
+            raise InvalidPreferenceError("an undo needs the id of the answer, as a string")
         self.store.withdraw(annotator, answer)
         return self._state(annotator)
 
     def marks(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep what is marked in an open question: {"annotator", "presentation", "spans"}."""
+        """Keep the spans that are marked in an open question.  Takes {"annotator", "presentation", "spans"}."""
         self._annotator(request)
         presentation = request.get("presentation")
         if not isinstance(presentation, str):
-            raise InvalidPreferenceError("marks name the presentation")
+            raise InvalidPreferenceError("marks need the id of the presentation, as a string")
         self.store.mark(presentation, _spans(request))
         return {}
 
@@ -136,7 +142,9 @@ class LabellingSession:
     def _annotator(self, request: Mapping[str, Any]) -> str:
         name = checked_name(request.get("annotator"))
         if self.settings.annotators and name not in self.settings.annotators:
-            raise InvalidPreferenceError(f"{name!r} is not among the annotators of this page")
+            raise InvalidPreferenceError(
+                f"{name!r} is not among the annotators of this page: give one of {', '.join(self.settings.annotators)}"
+            )
         return name
 
     def _state(self, annotator: str) -> dict[str, Any]:
@@ -172,8 +180,10 @@ class LabellingSession:
 def _spans(request: Mapping[str, Any]) -> tuple[LabeledSpan, ...]:
     spans: Sequence[Any] = request.get("spans") or []
     if not isinstance(spans, list) or not all(isinstance(span, dict) for span in spans):
-        raise InvalidPreferenceError("spans are a list of objects")
+        raise InvalidPreferenceError("spans must be a list of objects")
     try:
         return tuple(LabeledSpan(**span) for span in spans)
     except TypeError as error:
-        raise InvalidPreferenceError("a span has response, start, end, kind and weight") from error
+        raise InvalidPreferenceError(
+            "a span must hold response, start, end, kind and weight, and nothing else"
+        ) from error

@@ -25,15 +25,15 @@ SLOTS = 64
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What responses are sampled from and how.
+    """The model whose responses are sampled, and how.
 
     Attributes:
         model: a name that `load_causal_lm` takes.
         responses: how many to each prompt, K >= 2.
         new_tokens: length cap of a response, tokens.
         temperature: divides the logits.
-        limit: only the first so many prompts; None: all.
-        seed: of the sampling.
+        limit: how many of the prompts are used, from the first on; None: all.
+        seed: the seed of the sampling.
     """
 
     model: str
@@ -61,7 +61,8 @@ def sample_items(
         the items, and how many prompts were left out because all responses to them are alike.
 
     Raises:
-        ModelLoadError, InvalidPromptError, ConfigurationError: the model or the prompts cannot be had.
+        ModelLoadError, InvalidPromptError: the model or the prompts cannot be loaded.
+        ConfigurationError: a setting cannot work, or all responses to each prompt are equal.
     """
     model, tokenizer = load_causal_lm(settings.model, device, download)
     task = Task(
@@ -106,7 +107,7 @@ def add_samples(
     if kept is not None:
         if kept != about:
             raise ConfigurationError(
-                f"{store.path} holds samples of {kept}, and now {about} is asked: choose another --out"
+                f"{store.path} holds samples drawn with {kept}, which differs from {about}: choose another --out"
             )
         return 0, 0
     items, alike = sample_items(prompts, settings, device=device, download=download)

@@ -1,4 +1,4 @@
-"""The file of labels: every answer is on the disk before anybody hears that it was taken."""
+"""The file of labels: an answer is on the disk before its annotator is told that it was taken."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reward_models.labelling.answers import (
     by_response,
     check_answer,
     check_spans,
-    is_json,
+    item_row,
     random_order,
     read_prompt,
     read_spans,
@@ -28,13 +28,21 @@ from reward_models.labelling.answers import (
 )
 from reward_models.labelling.database import Database
 from reward_models.labelling.items import Item
-from reward_models.labelling.queries import ANSWERS, OPEN_TO, PRESENTATION, PROGRESS
+from reward_models.labelling.queries import (
+    ANSWERS,
+    NEW_ANSWER,
+    NEW_ITEM,
+    NEW_PRESENTATION,
+    OPEN_TO,
+    PRESENTATION,
+    PROGRESS,
+)
 from reward_models.preferences.records.preference import LabeledSpan
 
 __all__ = ["LabelStore"]
 
 LEASE_S = 1800.0
-"""For so long a question that somebody has open counts as being answered."""
+"""Seconds for which a question that somebody has open counts as being answered."""
 
 
 class LabelStore:
@@ -76,19 +84,14 @@ class LabelStore:
         with self._database.transaction() as database:
             new = 0
             for item in items:
-                prompt = item.prompt if isinstance(item.prompt, str) else [dict(m) for m in item.prompt]
-                columns = {k: v for k, v in item.columns.items() if is_json(v)}
-                new += database.execute(
-                    "INSERT OR IGNORE INTO items (key, prompt, responses, columns) VALUES (?, ?, ?, ?)",
-                    (item.key, json.dumps(prompt), json.dumps(item.responses), json.dumps(columns)),
-                ).rowcount
+                new += database.execute(NEW_ITEM, item_row(item)).rowcount
             if note is not None:
                 database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", note)
         self._ask()
         return new
 
     def _ask(self) -> None:
-        """Make sure that there are questions for all items, in the way in which they are now asked."""
+        """Add the questions about all items that are missing: each item as a whole, or each pair of its responses."""
         with self._database.transaction() as database:
             for number, text in database.execute("SELECT id, responses FROM items").fetchall():
                 whole = tuple(range(len(json.loads(text))))
@@ -122,7 +125,11 @@ class LabelStore:
 
     # -- what an annotator sees ----------------------------------------------------------------------
     def open_to(self, annotator: str, *, now: float | None = None) -> list[int]:
-        """The questions that may be put to an annotator: not answered by them, and not yet by enough others."""
+        """The questions that may be put to an annotator: those that neither they nor enough others have answered.
+
+        Args:
+            now: seconds since 1970; default: the time of the clock.
+        """
         since = (time.time() if now is None else now) - LEASE_S
         query = OPEN_TO.format(asked=self._asked)
         return [row[0] for row in self._database.rows(query, (annotator, annotator, since, self.per_item))]
@@ -131,7 +138,7 @@ class LabelStore:
         """What an annotator has open, or else the next question; None if there is nothing left for them.
 
         Args:
-            choose: the numbers of the questions that may be put -> one of them.
+            choose: takes the numbers of the questions that may be asked and returns one of them.
         """
         with self._database.transaction(durable=False) as database:
             row = database.execute(
@@ -147,9 +154,7 @@ class LabelStore:
                 (size,) = database.execute("SELECT size FROM questions WHERE id = ?", (question,)).fetchone()
                 row = (uuid.uuid4().hex,)
                 database.execute(
-                    "INSERT INTO presentations (id, question, annotator, positions, shown_at, state)"
-                    " VALUES (?, ?, ?, ?, ?, 'open')",
-                    (*row, question, annotator, json.dumps(random_order(size)), time.time()),
+                    NEW_PRESENTATION, (*row, question, annotator, json.dumps(random_order(size)), time.time())
                 )
             return self.presentation(row[0])
 
@@ -226,8 +231,7 @@ class LabelStore:
                 raise ConfigurationError("this question is answered already: reload the page")
             spans = [{**asdict(span), "response": places[span.response]} for span in answer.spans]
             database.execute(
-                "INSERT INTO answers (id, presentation, question, annotator, choice, ranking, spans, seconds,"
-                " answered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                NEW_ANSWER,
                 (
                     answer.id,
                     answer.presentation,
@@ -295,8 +299,8 @@ class LabelStore:
         """All valid answers, skips included, in the order in which they were given."""
         return [stored_answer(row) for row in self._database.rows(ANSWERS)]
 
-    def count(self) -> int:
-        """How many answers were ever given or undone; it grows with every change."""
+    def changes(self) -> int:
+        """How many answers were ever given, plus how many were ever undone: a number that grows with each of them."""
         return int(self._database.rows("SELECT count(*) + count(withdrawn_at) FROM answers")[0][0])
 
 

@@ -16,7 +16,7 @@ TOKEN_VARIABLE = "LM_ENV_REWARD_TOKEN"
 
 
 class Secret:
-    """A token, or none, that is shown nowhere.
+    """A token, or none, that appears in no repr, message, log or pickle.
 
     Raises:
         ConfigurationError: it is empty, or holds what no HTTP header can; the message does not show it.
@@ -25,14 +25,18 @@ class Secret:
     def __init__(self, text: str | None) -> None:
         proper = text is None or (isinstance(text, str) and text.isascii() and text.isprintable() and " " not in text)
         if not proper or text == "":
-            raise ConfigurationError("the token of a reward server must be printable ASCII without blanks, and some")
+            raise ConfigurationError(
+                "the token of a reward server must be at least one printable ASCII character, without blanks"
+            )
         self._text = text
 
     def __repr__(self) -> str:
         return "Secret(***)" if self.known else "Secret(none)"
 
     def __reduce__(self) -> Any:
-        raise ConfigurationError("a token is not pickled, for that would write it")
+        raise ConfigurationError(
+            f"a token cannot be pickled, for that would write it: put it into the environment variable {TOKEN_VARIABLE}"
+        )
 
     @property
     def known(self) -> bool:
@@ -40,12 +44,12 @@ class Secret:
         return self._text is not None
 
     def headers(self) -> dict[str, str]:
-        """What goes along with a request."""
+        """The headers that a request needs."""
         return {"authorization": f"Bearer {self._text}"} if self.known else {}
 
-    def hidden_in(self, said: bytes) -> bytes:
-        """What a server said, without the token, should it have sent it back."""
-        return said.replace(self._text.encode(), b"***") if self._text is not None else said
+    def redact(self, received: bytes) -> bytes:
+        """What a server sent, with the token replaced by *** wherever the server sent it back."""
+        return received.replace(self._text.encode(), b"***") if self._text is not None else received
 
 
 def is_reward_url(name: str) -> bool:

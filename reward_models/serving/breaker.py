@@ -1,4 +1,4 @@
-"""A circuit breaker: a server that keeps failing is left alone for a while, and then asked once."""
+"""A circuit breaker: a server that keeps failing is not asked for a while, and then tried once."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class CircuitBreaker:
 
     @property
     def state(self) -> State:
-        """What would be said to a call now."""
+        """Whether a call would go through now; in "half-open", one would."""
         with self._lock:
             return self._state()
 
     @contextmanager
     def call(self, what: str, blame: tuple[type[BaseException], ...]) -> Iterator[None]:
-        """Inside is one call; it fails by raising one of `blame`.  Whatever else it raises, the server has answered.
+        """One call runs inside; it has failed if it raises one of `blame`.  Any other exception counts as an answer.
 
         Raises:
             RewardUnavailableError: the breaker is open; `what` is how the message calls the server.

@@ -1,4 +1,4 @@
-"""Requests to a reward server: attempts, pauses, one deadline, and an error in words for whatever goes wrong."""
+"""Requests to a reward server: attempts, pauses, one deadline, and an exception for each way in which they can fail."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from reward_models.serving.retries import RETRIED, pause_before, retry_after_sec
 __all__ = ["ServerCalls"]
 
 
-class _Overloaded(Exception):
-    """Every attempt was answered by a status after which one may ask again."""
+class _RetriedStatus(Exception):
+    """The last attempt too was answered by a status after which the same request may succeed later."""
 
 
 class ServerCalls:
@@ -50,7 +50,7 @@ class ServerCalls:
 
     @property
     def what(self) -> str:
-        """How messages call the server."""
+        """The name of the server in messages."""
         return f"the reward server {self.url}"
 
     def close(self) -> None:
@@ -67,11 +67,11 @@ class ServerCalls:
             RewardUnavailableError, RewardTimeoutError, RewardProtocolError, RewardError: see `RemoteReward`.
         """
         try:
-            with self.breaker.call(self.what, (HttpFailure, TimeoutError, _Overloaded)):
+            with self.breaker.call(self.what, (HttpFailure, TimeoutError, _RetriedStatus)):
                 if seconds <= 0:
                     raise TimeoutError
                 reply = BACKGROUND.run(self._attempts(method, path, content, seconds))
-        except (HttpFailure, _Overloaded) as error:
+        except (HttpFailure, _RetriedStatus) as error:
             raise RewardUnavailableError(
                 f"{self.what} does not answer: {error}; see whether it runs, and at this address"
             ) from None
@@ -84,13 +84,13 @@ class ServerCalls:
         return reply.body if reply.status == 200 else self._refused(reply)
 
     async def _attempts(self, method: str, path: str, content: bytes | None, seconds: float) -> Reply:
-        """The first answer that is not to be asked for again."""
+        """The first answer whose status is not among `RETRIED`."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         async with asyncio.timeout(seconds):
             for attempt in range(1, self.attempts + 1):
                 asked = None
-                failure: HttpFailure | _Overloaded
+                failure: HttpFailure | _RetriedStatus
                 try:
                     reply = await self._exchange(method, path, content)
                 except HttpFailure as error:
@@ -99,7 +99,7 @@ class ServerCalls:
                     if reply.status not in RETRIED:
                         return reply
                     asked = retry_after_seconds(reply.headers.get("retry-after"))
-                    failure = _Overloaded(f"it says {reply.status}{_said(reply)}")
+                    failure = _RetriedStatus(f"it answers with status {reply.status}{_said(reply)}")
                 if attempt == self.attempts:
                     raise type(failure)(f"{failure} (attempt {attempt} of {self.attempts})")
                 wait = pause_before(attempt + 1, self.pause, asked, self._rng)
@@ -110,8 +110,8 @@ class ServerCalls:
 
     async def _exchange(self, method: str, path: str, content: bytes | None) -> Reply:
         reply = await self._client.exchange(method, self.url + path, content, self.max_answer_bytes)
-        headers = {k: self._token.hidden_in(v.encode("utf-8", "replace")).decode() for k, v in reply.headers.items()}
-        return Reply(reply.status, headers, self._token.hidden_in(reply.body))
+        headers = {k: self._token.redact(v.encode("utf-8", "replace")).decode() for k, v in reply.headers.items()}
+        return Reply(reply.status, headers, self._token.redact(reply.body))
 
     def _refused(self, reply: Reply) -> Any:
         """Raise what a status other than 200 means."""
@@ -129,7 +129,10 @@ class ServerCalls:
             )
         if reply.status == 422:
             raise RewardError(f"{self.what} could not score these texts{_said(reply)}")
-        raise RewardUnavailableError(f"{self.what} refuses the request with status {reply.status}{_said(reply)}")
+        raise RewardUnavailableError(
+            f"{self.what} refuses the request with status {reply.status}{_said(reply)}; see whether the address is that"
+            " of a reward server, and whether the request fits its limits"
+        )
 
 
 def _said(reply: Reply) -> str:

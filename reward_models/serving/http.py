@@ -162,14 +162,14 @@ async def _read(response: Any, most: int) -> Reply:
     return Reply(response.status_code, headers, bytes(body[:limit]))
 
 
-class _Discretion(logging.Filter):
+class _HideExchanges(logging.Filter):
     """Keeps the HTTP package from logging our exchanges: it logs whole headers, in which a server may echo a token."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not exchanging.get()
 
 
-DISCRETION = _Discretion()
+HIDE_EXCHANGES = _HideExchanges()
 
 
 def _close(client: Any, loop: asyncio.AbstractEventLoop, process: int) -> None:
@@ -196,7 +196,7 @@ def _httpx() -> Any:
         except ImportError:
             continue
         for part in ("connection", "http11", "http2", "proxy", "socks"):
-            logging.getLogger(f"{transport}.{part}").addFilter(DISCRETION)  # once, however often it is added
-        logging.getLogger(name).addFilter(DISCRETION)
+            logging.getLogger(f"{transport}.{part}").addFilter(HIDE_EXCHANGES)  # once, however often it is added
+        logging.getLogger(name).addFilter(HIDE_EXCHANGES)
         return package
     raise MissingDependencyError("remote rewards need an HTTP client: pip install httpx2")

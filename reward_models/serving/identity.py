@@ -1,4 +1,4 @@
-"""What a reward is, in a few letters: they change when its weights or settings do, and so its scores may."""
+"""The fingerprint of a reward, which changes when its weights, settings or source code do, and its description."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import nn
 from lm_env.objective.description import reward_in_words
 from lm_env.objective.fingerprint import weights_digest
 from lm_env.objective.rewards import is_causal, name_of, reads_prefixes
-from reward_models.serving.schema import LONGEST_WORD, RewardInfo
+from reward_models.serving.schema import LONGEST_NAME, RewardInfo
 
 __all__ = ["describe_reward", "reward_fingerprint"]
 
 DEEPEST = 8
-"""How far into a reward's parts it is looked; none of this package is nested so deeply."""
+"""How deeply the parts of a reward are searched; no reward of this package is nested so deeply."""
 
 IDS = ("prompt_ids", "response_ids", "response_finished")
 """Columns that an environment makes itself."""
@@ -42,7 +42,7 @@ def describe_reward(reward: Any, max_texts: int, max_bytes: int) -> RewardInfo:
     """What a server says of its reward."""
     words = _printable(" ".join(reward_in_words(reward).split()))
     return RewardInfo(
-        name=words[:LONGEST_WORD] or "reward",
+        name=words[:LONGEST_NAME] or "reward",
         fingerprint=reward_fingerprint(reward),
         causal=is_causal(reward) if hasattr(reward, "causal") else None,
         reads_prefixes=reads_prefixes(reward),

@@ -27,7 +27,7 @@ from reward_models.serving.schema import (
 __all__ = ["RemoteReward"]
 
 ALWAYS_SENT = ("response_ids", "response_finished")
-"""Columns that go along whatever the reward looks at: with them the answer's numbers per token are counted."""
+"""Columns that are always sent: scores per token are checked against the number of tokens that they give."""
 
 T = TypeVar("T")
 
@@ -35,9 +35,9 @@ T = TypeVar("T")
 class RemoteReward:
     """The reward of a server (`lm-env rm serve`), as a reward function like any other.
 
-    The server is asked at once what it serves, so that a wrong address or token is an error here and not after an
-    hour.  A call is sent in as many requests as the server's limits demand.  A request that is answered by 429 or
-    5xx, or by a closed connection, is sent again after a pause; everything else is an error at once.  After
+    The server is asked for its description at once, so that a wrong address or token is an error here and not in the
+    middle of a training.  A call is sent in as many requests as the server's limits demand.  A request that is answered
+    by 429 or 5xx, or by a closed connection, is sent again after a pause; everything else is an error at once.  After
     `failures` requests in a row that failed so, calls fail at once for `rest` seconds (`CircuitBreaker`).  Redirects
     are not followed.  If the server comes to serve another reward, which the fingerprint in its answers tells, every
     further call is an error.  Threads may share one.
@@ -241,6 +241,6 @@ def _restored(url: str, fingerprint: str, options: dict[str, Any]) -> RemoteRewa
     if reward.fingerprint != fingerprint:
         raise RewardUnavailableError(
             f"the reward server {url} serves another reward than it did: {fingerprint} at first, and now"
-            f" {reward.fingerprint}"
+            f" {reward.fingerprint}; serve the first one again, or make a new RemoteReward"
         )
     return reward

@@ -1,7 +1,7 @@
-"""What travels between a reward server and its clients, as JSON; docs/serving.md is this file in words.
+"""The requests and answers of a reward server as JSON; docs/serving.md describes them.
 
-Whatever comes from the other side is checked to the last number before it is used: the readers below either
-return something that is whole or raise, and nothing else.
+Everything that comes from the other side is checked to the last number before it is used: the readers below either
+return something complete and valid or raise the exception that they name.
 
 Shapes: B texts, T_i response tokens of text i.
 """
@@ -38,12 +38,12 @@ __all__ = [
 PROTOCOL = 1
 INFO_PATH = "/v1/reward"
 SCORE_PATH = "/v1/score"
-LONGEST_WORD = 400
+LONGEST_NAME = 400
 """Characters of a name or a fingerprint."""
 
 
 class BadRequest(ValueError):
-    """A request that is not what the protocol says; the message is for the one who sent it."""
+    """A request that does not follow the protocol; the message is sent back to the client."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def read_answer(body: bytes, prompts: Sequence[str], responses: Sequence[str], l
     """
     content = read_object(body, RewardProtocolError)
     fingerprint, entries = content.get("fingerprint"), content.get("scores")
-    if not isinstance(fingerprint, str) or not _is_word(fingerprint) or not isinstance(entries, list):
+    if not isinstance(fingerprint, str) or not _is_name(fingerprint) or not isinstance(entries, list):
         raise RewardProtocolError('the answer must hold a "fingerprint" and a list of "scores"')
     if len(entries) != len(responses):
         raise RewardProtocolError(f"there are {len(entries)} scores for {len(responses)} texts: one each is needed")
@@ -211,7 +211,9 @@ def read_answer(body: bytes, prompts: Sequence[str], responses: Sequence[str], l
             failed.add(i)
         elif isinstance(entry, dict):
             if not entry or entry.keys() - {"score", "tokens", "spans"}:
-                raise RewardProtocolError(f"the entry of text {i} may hold score, tokens and spans, and one of them")
+                raise RewardProtocolError(
+                    f"the entry of text {i} must hold at least one of score, tokens and spans, and nothing else"
+                )
             at_end[i] = _number(entry.get("score", 0.0), i)
             if "tokens" in entry:
                 tokens[i] = np.array([_number(x, i) for x in _list(entry["tokens"], i)])
@@ -234,22 +236,26 @@ def read_info(body: bytes) -> RewardInfo:
     """What a server says of its reward.
 
     Raises:
-        RewardProtocolError: it says something else, or speaks another version of the protocol.
+        RewardProtocolError: the body is no such description, or of another version of the protocol.
     """
     content = read_object(body, RewardProtocolError)
     if content.pop("protocol", None) != PROTOCOL:
-        raise RewardProtocolError(f"this is no server of rewards that speaks version {PROTOCOL} of the protocol")
+        raise RewardProtocolError(
+            f"no reward server with version {PROTOCOL} of the protocol answers there: check the address and its version"
+        )
     known = {name: content[name] for name in RewardInfo.__dataclass_fields__ if name in content}  # later ones may add
     columns = known.get("columns")
     proper = (
-        all(_is_word(known.get(name)) for name in ("name", "fingerprint"))
+        all(_is_name(known.get(name)) for name in ("name", "fingerprint"))
         and known.get("causal") in (True, False, None)
         and isinstance(known.get("reads_prefixes", False), bool)
         and (columns is None or (isinstance(columns, list) and all(isinstance(name, str) for name in columns)))
         and all(_is_count(known.get(name, 1)) for name in ("max_texts", "max_bytes"))
     )
     if not proper:
-        raise RewardProtocolError(f"the server describes its reward as {short_repr(content, 200)}, which is not whole")
+        raise RewardProtocolError(
+            f"the server's description of its reward lacks a field, or one is invalid: {short_repr(content, 200)}"
+        )
     return RewardInfo(**{**known, "columns": None if columns is None else tuple(columns)})
 
 
@@ -291,9 +297,9 @@ def _is_ids(row: Any) -> bool:
     return isinstance(row, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in row)
 
 
-def _is_word(value: Any) -> bool:
+def _is_name(value: Any) -> bool:
     """Whether it may be shown in a terminal and saved: a short line of text."""
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_WORD and value.isprintable()
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
 
 
 def _is_count(value: Any) -> bool:

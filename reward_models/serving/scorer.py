@@ -1,8 +1,8 @@
 """The one thread that calls the reward function, and the requests that wait for it.
 
-A reward function need not bear several calls at a time.  So requests stand in a queue, and whenever the thread is free
-it takes as many as fit into one call: texts of many clients are scored in one batch, and a lone request never waits
-for company.
+A reward function need not be safe to call from several threads.  So requests wait in a queue, and whenever the thread
+is free it takes as many as fit into one call.  Texts of many clients are scored in one batch, and a single request
+never waits for others.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class RewardServer:
             remote = RemoteReward(server.url, token=server.token)
 
     Args:
-        make: a reward function, or with `lazy=True` a function without arguments that makes it, which is called once
-            the port is known to be free.
+        make: a reward function; or with `lazy=True` a function without arguments that returns one, which is called
+            after the port was found free, so that a taken port is an error before anything is loaded.
         host: an address of this machine; the default cannot be reached from another one.
         port: 0 takes a free one.
         token: what clients must send; default: a fresh one, see the attribute.  None: anyone who reaches the port may

@@ -1,4 +1,4 @@
-"""JSON from outside, and values that JSON cannot hold made into some that it can."""
+"""Reading JSON that comes from outside, and turning arrays and tensors into values that JSON can hold."""
 
 from __future__ import annotations
 

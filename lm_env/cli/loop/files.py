@@ -1,4 +1,4 @@
-"""The results of phases, in files that are there whole or not at all."""
+"""The results of phases in JSON files, which are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 from lm_env.runs.console import say
 
-__all__ = ["kept", "kept_json", "write_rows"]
+__all__ = ["kept", "kept_json", "read_rows", "write_rows"]
 
 
 def kept(path: Path, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of a phase: those in its file, or else new ones, which are written there whole or not at all."""
+    """The rows of a phase: those in its file, or else new ones, which are then written to the file."""
     if path.exists():
         say("", f"kept: {path}")
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return read_rows(path)
     rows = make()
     write_rows(path, rows)
     return rows
 
 
 def kept_json(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The same of a single object."""
+    """The object in a JSON file, or else a new one, which is then written to the file."""
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     found = make()
@@ -32,8 +32,13 @@ def kept_json(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines that `write_rows` wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write JSON lines, whole or not at all."""
+    """Write JSON lines, completely or not at all."""
     _write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""Who says which of two texts is better: a gold rule that stands in for people, or people, through a file."""
+"""Who says which of two texts is better: a reward function that stands in for people, or people, through a file."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Labeller(Protocol):
         """Which of the two texts is better, for those pairs that are no ties.
 
         Args:
-            folder: of the round, for what a labeller needs to leave there.
+            folder: the folder of the round, in which a labeller may keep files.
 
         Raises:
-            LabelsAwaited: the labels are not there yet; the loop is gone on with when they are.
-            ConfigurationError: too few pairs were told apart.
+            LabelsAwaited: the labels are not there yet; the loop is to be resumed when they are.
+            ConfigurationError: too few pairs have a better response.
         """
 
 
@@ -70,7 +70,7 @@ class GoldLabeller:
             response_ids_b=all_of("response_ids_b"),
             **columns,
         )
-        return _enough(found, len(pairs), f"{self.name} scores most samples alike")
+        return _enough(found, len(pairs), f"{self.name} scores most samples alike; choose another one")
 
 
 class FileLabeller:
@@ -93,7 +93,7 @@ class FileLabeller:
             raise LabelsAwaited(
                 f"{len(asked):,} pairs wait for labels in {waiting}: save the labeled records as {folder / LABELED[0]}"
                 " (or .json, .csv, .parquet, in any format that `lm-env prefs formats` lists), and go on with"
-                " resume=True"
+                " resume=True (--resume)"
             )
         records = read_preferences(str(there))
         found, ties = [], 0
@@ -108,11 +108,11 @@ class FileLabeller:
             found += comparison
         if ties:
             say("", f"{ties:,} ties are left out")
-        return _enough(found, len(asked), f"{there} has no more")
+        return _enough(found, len(asked), f"label more pairs in {there}")
 
 
 def _key(prompt: str, a: str, b: str) -> tuple[str, frozenset[str]] | None:
-    """What a pair is found by; None where both texts are the same."""
+    """The key by which a pair is found again; None where both texts are the same."""
     return None if a == b else (prompt, frozenset((a, b)))
 
 
@@ -121,7 +121,7 @@ def _row(pair: Pair) -> dict[str, Any]:
 
 
 def _found(record: Preference, asked: Mapping[Any, Pair]) -> list[Comparison] | None:
-    """The comparison that a record makes, with the tokens of its pair; [] of a tie, None of a pair nobody asked for."""
+    """The comparison that a record makes, with the tokens of its pair; [] for a tie, None if nobody asked for it."""
     if not isinstance(record.prompt, str) or len(record.responses) != 2:
         return None
     pair = asked.get(_key(record.prompt, *record.responses))
@@ -137,5 +137,7 @@ def _found(record: Preference, asked: Mapping[Any, Pair]) -> list[Comparison] | 
 
 def _enough(found: list[Comparison], pairs: int, reason: str) -> list[Comparison]:
     if len(found) < FEWEST:
-        raise ConfigurationError(f"only {len(found)} of {pairs} comparisons were no ties: {reason}")
+        raise ConfigurationError(
+            f"only {len(found)} of {pairs} pairs have a better response, and {FEWEST} are needed: {reason}"
+        )
     return found

@@ -1,6 +1,6 @@
 """The phases of a round of RLHF: sample pairs, have them labeled, fit a reward model, train against it with RL.
 
-Each phase leaves a file or folder in the round's folder and is not gone through again once that is there:
+Each phase writes a file or folder into the round's folder and is not repeated once that is there:
 
     pairs.jsonl                     two samples to each prompt
     comparisons.jsonl               which of them is better
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 import reward_models
-from lm_env.cli.loop.files import kept, write_rows
+from lm_env.cli.loop.files import kept, read_rows, write_rows
 from lm_env.cli.loop.labellers import Labeller
 from lm_env.cli.loop.samples import Gold, sample_responses, score
 from lm_env.data.prompts import Prompt
@@ -77,7 +77,7 @@ class RLHFConfig:
     download: bool = False
 
     def options(self) -> dict[str, Any]:
-        """All but the place."""
+        """All options except the folder."""
         return {name: value for name, value in asdict(self).items() if name != "out"}
 
 
@@ -87,10 +87,11 @@ class Round:
 
     Attributes:
         folder: reserved for it.
-        number: from 1.
+        number: of the round, from 1.
         supervised: the task of the supervised model, which is the reference of every round.
+        training_prompts, test_prompts: for sampling and training, and for what is measured after the round.
         earlier: the folders of the rounds before, the first one first.
-        pairing: what is compared, after the first round.
+        pairing: which samples are compared after the first round.
     """
 
     folder: RunFolder
@@ -103,11 +104,11 @@ class Round:
 
     @property
     def path(self) -> Path:
-        """Where the results of its phases are."""
+        """The folder with the results of the round's phases."""
         return self.folder.path
 
     def seed(self, config: RLHFConfig) -> int:
-        """Of its samples; another one in each round."""
+        """The seed of the round's samples, which differs from round to round."""
         return config.seed + 1 + 1000 * (self.number - 1)
 
 
@@ -115,7 +116,7 @@ def run_round(config: RLHFConfig, this: Round, labeller: Labeller, judge: Any, r
     """Run the phases that are not finished.
 
     Args:
-        judge: its score of each rollout is logged; None: there is none.
+        judge: a reward function whose score of each rollout is logged; None: there is none.
 
     Returns:
         `accuracy` of the reward model on comparisons held out, `comparisons` of this round and `all_comparisons`.
@@ -123,8 +124,8 @@ def run_round(config: RLHFConfig, this: Round, labeller: Labeller, judge: Any, r
     pairs = kept(this.path / "pairs.jsonl", lambda: sample_pairs(config, this))
     say("2  a reward model from comparisons", f"{len(pairs)} pairs of samples, preferred by {labeller.name}")
     rows = kept(this.path / COMPARISONS, lambda: [asdict(c) for c in labeller.label(pairs, this.path)])
-    first = pairs if not this.earlier else _rows(this.earlier[0].path / "pairs.jsonl")
-    before = [row for folder in this.earlier for row in _rows(folder.path / COMPARISONS)]
+    first = pairs if not this.earlier else read_rows(this.earlier[0].path / "pairs.jsonl")
+    before = [row for folder in this.earlier for row in read_rows(folder.path / COMPARISONS)]
     compared = [Comparison(**row) for row in (*before, *rows)]
     accuracy = train_reward_model(config, this, first, compared, resume)
     say("", f"{len(compared)} comparisons without ties; held-out accuracy {accuracy:.3f}")
@@ -145,7 +146,7 @@ def make_task(config: RLHFConfig, judge: Any, *, model: str | None = None, refer
         reference=reference,
         tokenizer=tokenizer,
         prompts=default_prompts(config.prompts, "train", "test"),
-        reward=_nothing if judge is None else judge,
+        reward=_no_judge if judge is None else judge,
         beta=config.beta,
         max_new_tokens=config.new_tokens,
         temperature=TEMPERATURE,
@@ -283,10 +284,6 @@ def training_settings(config: RLHFConfig, this: Round) -> TrainSettings:
     )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _nothing(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+def _no_judge(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
     """A task needs a reward, and there is no judge."""
     return [0.0] * len(responses)

@@ -1,9 +1,9 @@
 """`lm-env loop`: rounds in which the current policy's texts are labeled, the reward model is refitted, and RL goes on.
 
-A reward model knows the texts that it was trained on, and the policy leaves them: what it exploits is what nobody has
-judged.  So the policy's own texts are judged again, and the reward model is trained anew on all comparisons so far
-(Ziegler et al. 2019, arXiv:1909.08593, section 2.2; Stiennon et al. 2020, arXiv:2009.01325, section 3).  RL goes on
-from the current policy, with the KL penalty against the supervised model.  The reward model begins at the supervised
+A reward model is reliable on texts like those that it was trained on, and RL moves the policy away from them, to what
+nobody has judged.  So the policy's own texts are judged again, and the reward model is trained anew on all comparisons
+so far (Ziegler et al. 2019, arXiv:1909.08593, section 2.2; Stiennon et al. 2020, arXiv:2009.01325, section 3).  RL goes
+on from the current policy, with the KL penalty against the supervised model.  The reward model begins at the supervised
 model each time, and its scores are normalized on the first round's samples, so that beta means the same in every round.
 
     loop.yaml           the options
@@ -11,7 +11,7 @@ model each time, and its scores are normalized on the first round's samples, so 
     round-1/            the phases of a round, see `phases`, and measured.json, what is measured after it
     summary.json, loop.png
 
-What is there is not made again, so that a loop goes on wherever it was stopped.
+A result that is there is not computed again, so that a loop goes on wherever it was stopped.
 """
 
 from __future__ import annotations
@@ -73,15 +73,16 @@ class LoopConfig(RLHFConfig):
 
 
 def resumed_config(kind: type[Config], file: Path, noun: str, given: Mapping[str, Any], may_change: Any) -> Config:
-    """The options in a folder, to go on with; those given where there are none.
+    """The options of an unfinished loop or demo, from its folder; where nothing is saved, those that are given.
 
     Args:
-        file: where they were written; the folder is `out`.
-        noun: what is gone on with, in messages.
-        may_change: names of options that may be others than at the beginning.
+        file: where they were written; its folder is `out`.
+        noun: "loop" or "demo", for messages.
+        given: the options that were given now.
+        may_change: names of the options that may differ from those at the beginning.
 
     Raises:
-        ConfigurationError: an option given is another one than it began with.
+        ConfigurationError: a given option differs from the one that the loop or demo began with.
     """
     begun = read_config(file) if file.exists() else {}
     known = {name: value for name, value in begun.items() if name in {f.name for f in fields(kind)}}

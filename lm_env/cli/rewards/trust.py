@@ -129,7 +129,9 @@ def _curve(
     options: TrustOptions, kept: dict[str, Any], held_out: Sequence[Preference], difference: float | None
 ) -> list[Any]:
     if not kept:
-        raise ConfigurationError(f"{options.model} does not say how it was trained: the learning curve needs a recipe")
+        raise ConfigurationError(
+            f"{options.model} does not say how it was trained, which a learning curve needs: leave out --training"
+        )
     assert options.training is not None
     recipe = dataclasses.replace(Recipe(**kept), device=options.device, pair_ratings=difference)
     read = read_preferences(options.training, format=options.format, skip_bad=options.skip_bad)

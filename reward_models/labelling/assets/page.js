@@ -1,9 +1,10 @@
 // The page: shows a question, takes an answer, shows the next one.
 
 import { Outbox, Refused, Server, fromAddress, keepName, newId } from "./answering.js";
-import { select, selected, show, words } from "./marking.js";
 import { draw } from "./overview.js";
-import { $, button, drawKeys, drawPrompt, drawStanding, notice, say, section } from "./view.js";
+import { Ranking } from "./ranking.js";
+import { SpanEditor } from "./spans.js";
+import { $, button, drawCard, drawKeys, drawPrompt, drawRank, drawStanding, notice, say, section } from "./view.js";
 
 const TOO_SOON_MS = 150; // a key that is pressed twice by accident does not answer a question unseen
 
@@ -12,16 +13,13 @@ let session;
 let annotator;
 let outbox;
 let state = null; // as the server has sent it
-let shown = []; // [{element, text}] of the responses
-let spans = []; // what is marked in them
-let ranks = []; // ranks so far, of more than two responses
-let tieNext = false; // the next one ranked ties with the last
-let busy = true;
+let shown = []; // [{card, element, text}] of the responses
+let ranking = new Ranking(0); // of more than two responses
+let busy = true; // a request is under way, and no answer is taken
 let shownAt = 0;
 let awayMs = 0;
 let awaySince = null;
-let selection = null; // {response, start, end}
-let cursor = null; // {response, first, last}: words, while marking by keyboard
+let editor; // the SpanEditor: what is marked in the responses
 let marksSent = Promise.resolve();
 
 // -- what is visible ------------------------------------------------------------------------------------
@@ -39,10 +37,10 @@ function drawChoices() {
       button("2 is better", "→", "side", () => answer("ranked", [1, 0])),
     );
   } else {
-    const tie = button("Tie with last", "=", tieNext ? "on" : "", toggleTie);
-    tie.setAttribute("aria-pressed", tieNext);
+    const tie = button("Tie with last", "=", ranking.tieNext ? "on" : "", toggleTie);
+    tie.setAttribute("aria-pressed", ranking.tieNext);
     const save = button("Save ranking", "Enter", "side", saveRanking);
-    tie.disabled = save.disabled = ranks.every((rank) => rank === null);
+    tie.disabled = save.disabled = ranking.isEmpty;
     box.replaceChildren(
       button("All tie", "T", "", () => answer("tie")),
       button("All bad", "B", "", () => answer("bad")),
@@ -58,61 +56,20 @@ function drawChoices() {
 }
 
 function drawRanks() {
-  for (const [place, { card }] of shown.entries()) {
-    const rank = ranks[place];
-    card.classList.toggle("ranked", rank !== null);
-    const own = card.querySelector(".rank");
-    own.textContent = rank === null ? "Rank" : ["1st", "2nd", "3rd"][rank] ?? `${rank + 1}th`;
-    own.setAttribute("aria-label", `Response ${place + 1}: ${rank === null ? "not ranked" : `rank ${rank + 1}`}`);
-  }
+  for (const [place, { card }] of shown.entries()) drawRank(card, place, ranking.ranks[place]);
   drawChoices();
 }
 
 function drawResponses(texts) {
-  shown = texts.map((text, place) => {
-    const card = document.createElement("article");
-    card.className = "response";
-    card.setAttribute("aria-label", `Response ${place + 1}`);
-    const head = document.createElement("div");
-    head.className = "head";
-    const badge = document.createElement("span");
-    badge.className = "badge";
-    badge.textContent = place + 1;
-    head.append(badge);
-    if (texts.length > 2) head.append(button("Rank", null, "rank", () => rank(place)));
-    const element = document.createElement("div");
-    card.append(head, element);
-    return { card, element, text };
-  });
+  shown = texts.map((text, place) => drawCard(text, place, texts.length > 2 ? () => rank(place) : null));
   $("responses").replaceChildren(...shown.map(({ card }) => card));
-  ranks = texts.map(() => null);
-  tieNext = false;
-  drawMarks();
-}
-
-function drawMarks() {
-  for (const [response, { element, text }] of shown.entries()) {
-    const own = spans.map((span, index) => ({ ...span, index, look: session.span_types.indexOf(span.kind) }));
-    const marks = own.filter((span) => span.response === response);
-    show(element, text, marks);
-    for (const mark of element.querySelectorAll("mark")) {
-      const index = marks[Number(mark.dataset.mark)].index;
-      mark.addEventListener("click", () => removeMark(index));
-      mark.addEventListener("keydown", (event) => {
-        if (["Delete", "Backspace", "Enter"].includes(event.key)) {
-          event.preventDefault();
-          event.stopPropagation();
-          removeMark(index);
-        }
-      });
-    }
-  }
+  ranking = new Ranking(texts.length);
 }
 
 function render(next) {
   state = next;
-  cursor = null;
-  clearSelection();
+  editor.cursor = null;
+  editor.forgetSelection();
   drawStanding(next.progress, session.per_item);
   $("undo").disabled = next.last === null;
   if (next.question === null) {
@@ -122,9 +79,9 @@ function render(next) {
     say("Nothing is left for you.");
   } else {
     section("ask");
-    spans = next.question.spans;
     drawPrompt(next.question.prompt, next.question.columns);
     drawResponses(next.question.responses);
+    editor.open(shown, next.question.spans);
     isPair() ? drawChoices() : drawRanks();
     drawKeys(isPair(), session.span_types.length > 0, annotator);
     scrollTo(0, 0);
@@ -145,6 +102,7 @@ function setBusy(value) {
 // -- answers ----------------------------------------------------------------------------------------------
 async function send(name, content) {
   setBusy(true);
+  await marksSent; // marks that arrive after the answer to their question would be refused
   try {
     render(await server.persist(name, content));
     return true;
@@ -159,10 +117,10 @@ async function send(name, content) {
   }
 }
 
-async function answer(choice, ranking = []) {
+async function answer(choice, ranks = []) {
   if (busy || state?.question === null || performance.now() - shownAt < TOO_SOON_MS) return;
   const seconds = (performance.now() - shownAt - awayMs) / 1000;
-  const content = { annotator, id: newId(), presentation: state.question.presentation, choice, ranking, spans, seconds };
+  const content = { annotator, id: newId(), presentation: state.question.presentation, choice, ranking: ranks, spans: editor.spans, seconds };
   notice(null);
   outbox.put(content);
   await deliver(content);
@@ -187,98 +145,36 @@ async function undo() {
 // -- ranking more than two ----------------------------------------------------------------------------------
 function rank(place) {
   if (busy) return;
-  if (ranks[place] !== null) {
-    ranks[place] = null;
-  } else {
-    const given = ranks.filter((value) => value !== null);
-    const last = given.length ? Math.max(...given) : -1;
-    ranks[place] = tieNext && last >= 0 ? last : last + 1;
-  }
-  const levels = [...new Set(ranks.filter((value) => value !== null))].sort((a, b) => a - b);
-  ranks = ranks.map((value) => (value === null ? null : levels.indexOf(value)));
-  tieNext = false;
+  ranking.toggle(place);
   drawRanks();
 }
 
 function unrank() {
-  const given = ranks.filter((value) => value !== null);
-  if (given.length) rank(ranks.lastIndexOf(Math.max(...given)));
+  if (busy) return;
+  ranking.takeBack();
+  drawRanks();
 }
 
 function toggleTie() {
-  tieNext = !tieNext && ranks.some((value) => value !== null);
+  ranking.toggleTie();
   drawChoices();
 }
 
 function saveRanking() {
-  if (ranks.every((value) => value === null)) return;
-  const all = ranks.every((value) => value === 0);
-  all ? answer("tie") : answer("ranked", ranks);
+  if (ranking.isEmpty) return;
+  ranking.isTie ? answer("tie") : answer("ranked", ranking.ranks);
 }
 
 // -- marks --------------------------------------------------------------------------------------------------
-function keepMarks() {
+function sendMarks(spans) {
   const content = { annotator, presentation: state.question.presentation, spans };
   // One after the other, so that an older state never replaces a newer one; the answer brings them all again.
   marksSent = marksSent.then(() => server.call("marks", content)).catch(() => {});
-  drawMarks();
-}
-
-function mark(kind) {
-  if (!selection || busy) return;
-  spans = [...spans, { response: selection.response, start: selection.start, end: selection.end, kind, weight: 1 }];
-  document.getSelection().removeAllRanges();
-  clearSelection();
-  keepMarks();
-  say(`Marked as ${kind}.`);
-}
-
-function removeMark(index) {
-  if (busy) return;
-  spans = spans.filter((_, i) => i !== index);
-  keepMarks();
-  say("The mark is removed.");
-}
-
-function clearSelection() {
-  selection = null;
-  $("kinds").hidden = true;
-}
-
-function takeSelection() {
-  if (busy || !session?.span_types.length || $("ask").hidden) return;
-  selection = selected(shown);
-  const bar = $("kinds");
-  bar.hidden = selection === null;
-  if (selection === null) return;
-  const label = document.createElement("span");
-  label.textContent = "Mark as";
-  bar.replaceChildren(label, ...session.span_types.map((kind, i) => button(kind, String(i + 1), `k${i % 4}`, () => mark(kind))));
-}
-
-function moveCursor(event) {
-  const list = words(shown[cursor.response].text);
-  const step = event.key === "ArrowRight" ? 1 : -1;
-  if (event.key === "ArrowUp" || event.key === "ArrowDown") {
-    startCursor((cursor.response + (event.key === "ArrowDown" ? 1 : shown.length - 1)) % shown.length);
-    return;
-  }
-  const last = Math.min(Math.max(cursor.last + step, 0), list.length - 1);
-  cursor = { ...cursor, last: event.shiftKey ? Math.max(last, cursor.first) : last, first: event.shiftKey ? cursor.first : last };
-  select(shown[cursor.response].element, list[cursor.first][0], list[cursor.last][1]);
-}
-
-function startCursor(response) {
-  const list = words(shown[response].text);
-  if (!list.length) return;
-  cursor = { response, first: 0, last: 0 };
-  select(shown[response].element, ...list[0]);
-  say("Marking. Arrows move from word to word, Shift extends, a number marks, Escape ends.");
 }
 
 // -- keys -----------------------------------------------------------------------------------------------------
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat && !cursor) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat && !editor.cursor) return;
   if (document.querySelector("dialog[open]") || event.target.closest("input, textarea")) return;
   if ($("bar").hidden) return;
   const act = actionOf(event);
@@ -293,12 +189,14 @@ function actionOf(event) {
   if (key === "o") return openOverview;
   if (key === "?") return () => $("keys").showModal();
   if ($("ask").hidden) return null;
-  if (key === "Escape" && (selection || cursor)) return leaveSelection;
-  if (cursor && key.startsWith("Arrow")) return () => moveCursor(event);
-  if (key === "m" && session.span_types.length) return () => startCursor(cursor ? cursor.response : 0);
+  if (key === "Escape" && (editor.selection || editor.cursor)) return () => editor.leave();
+  if (editor.cursor && key.startsWith("Arrow")) return () => editor.cursor.move(key, event.shiftKey);
+  if (key === "m" && session.span_types.length) return () => editor.startCursor();
   const number = /^[1-9]$/.test(key) ? Number(key) - 1 : null;
-  if (number !== null) takeSelection(); // the event that tells of a new selection may still be on its way
-  if (selection && number !== null) return number < session.span_types.length ? () => mark(session.span_types[number]) : null;
+  if (number !== null) editor.takeSelection(); // the event that tells of a new selection may still be on its way
+  if (editor.selection && number !== null) {
+    return number < editor.kinds.length ? () => editor.mark(editor.kinds[number]) : null;
+  }
   const choice = { t: "tie", b: "bad", s: "skip" }[key];
   if (choice) return () => answer(choice);
   if (isPair()) {
@@ -311,19 +209,13 @@ function actionOf(event) {
   return { "=": toggleTie, Backspace: unrank, Enter: saveRanking }[key] ?? null;
 }
 
-function leaveSelection() {
-  cursor = null;
-  document.getSelection().removeAllRanges();
-  clearSelection();
-}
-
 async function openOverview() {
   $("overview").showModal();
   $("overview-body").textContent = "…";
   try {
     draw($("overview-body"), await server.call("overview", {}));
   } catch (error) {
-    $("overview-body").textContent = `It cannot be had now: ${error.message}`;
+    $("overview-body").textContent = `The overview cannot be loaded now: ${error.message}`;
   }
 }
 
@@ -346,8 +238,8 @@ async function begin(name) {
 
 function watch() {
   document.addEventListener("keydown", onKey);
-  document.addEventListener("selectionchange", takeSelection);
-  document.addEventListener("pointerdown", () => { cursor = null; });
+  document.addEventListener("selectionchange", () => { if (!$("ask").hidden) editor.takeSelection(); });
+  document.addEventListener("pointerdown", () => { editor.cursor = null; });
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) awaySince = performance.now();
     else if (awaySince !== null) awayMs += performance.now() - awaySince;
@@ -378,6 +270,7 @@ async function start() {
     if (error.status !== 403) throw error;
     return section("closed");
   }
+  editor = new SpanEditor(session.span_types, sendMarks, () => !busy);
   document.title = `${session.file} – labels`;
   $("instruction").textContent = session.instruction;
   watch();

@@ -33,6 +33,31 @@ export function button(text, key, kind, act) {
   return found;
 }
 
+// A response with its number, and a button for its rank if `rank` is given: {card, element, text}.
+export function drawCard(text, place, rank) {
+  const card = document.createElement("article");
+  card.className = "response";
+  card.setAttribute("aria-label", `Response ${place + 1}`);
+  const head = document.createElement("div");
+  head.className = "head";
+  const badge = document.createElement("span");
+  badge.className = "badge";
+  badge.textContent = place + 1;
+  head.append(badge);
+  if (rank) head.append(button("Rank", null, "rank", rank));
+  const element = document.createElement("div");
+  card.append(head, element);
+  return { card, element, text };
+}
+
+// Shows the rank of a response: 0 is the best, null is not ranked.
+export function drawRank(card, place, rank) {
+  card.classList.toggle("ranked", rank !== null);
+  const own = card.querySelector(".rank");
+  own.textContent = rank === null ? "Rank" : ["1st", "2nd", "3rd"][rank] ?? `${rank + 1}th`;
+  own.setAttribute("aria-label", `Response ${place + 1}: ${rank === null ? "not ranked" : `rank ${rank + 1}`}`);
+}
+
 export function drawPrompt(prompt, columns) {
   const box = $("prompt");
   box.replaceChildren();

@@ -1,4 +1,4 @@
-"""What judgements of several annotators say: agreement, who is reliable, which response is better, what to ask next."""
+"""What judgements of several annotators tell: agreement, reliability, the better response, the best next question."""
 
 from __future__ import annotations
 

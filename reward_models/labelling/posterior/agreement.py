@@ -10,11 +10,12 @@ import numpy as np
 
 from lm_env.errors import ConfigurationError
 from reward_models.labelling.posterior.votes import FIRST, SECOND, TIE, Votes
+from reward_models.trust.statistics import Z95
 
 __all__ = ["Agreement", "Kappa", "cohen_kappa", "krippendorff_alpha", "measure_agreement"]
 
-Z95 = 1.959963984540054
 SWAP = [SECOND, FIRST, TIE]
+"""The categories of a pair if its two responses change places."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def cohen_kappa(one: np.ndarray, two: np.ndarray) -> Kappa | None:
     """
     one, two = np.asarray(one), np.asarray(two)
     if one.shape != two.shape or one.ndim != 1:
-        raise ConfigurationError(f"two lists of equal length are compared, not of {one.shape} and {two.shape}")
+        raise ConfigurationError(
+            f"the two annotators' categories have shapes {one.shape} and {two.shape}: give two lists of equal length"
+        )
     both = (one >= 0) & (two >= 0)
     n = int(both.sum())
     if n == 0:
@@ -60,7 +63,7 @@ def cohen_kappa(one: np.ndarray, two: np.ndarray) -> Kappa | None:
 
 
 def _kappa(joint: np.ndarray, n: int) -> Kappa:
-    """Of the shares (C, C) of n units that the two gave each pair of categories."""
+    """Cohen's kappa from a table (C, C): the share of n units to which the two gave each pair of categories."""
     rows, columns = joint.sum(1), joint.sum(0)
     agreed, chance = float(np.trace(joint)), float(rows @ columns)
     if chance >= 1:
@@ -112,9 +115,9 @@ def _alpha(counts: np.ndarray, of_category: np.ndarray) -> float | None:
 class Agreement:
     """Agreement among all annotators beyond chance.
 
-    Which response of a pair is the first is arbitrary, and in a file of preferences it may always be the better one.
-    So chance is computed with both orders of each pair alike: whoever always finds the right one does not seem to agree
-    by habit.
+    Which response of a pair is called the first is arbitrary, and in a file of preferences it may always be the better
+    one.  So the agreement expected by chance is computed as if each pair had been judged in both orders; otherwise two
+    annotators who are always right in such a file would seem to agree by chance.
 
     Attributes:
         alpha: Krippendorff's, None where it is not defined.

@@ -1,12 +1,13 @@
-"""How reliable each annotator is, and what is true of each pair, from votes alone: the model of Dawid and Skene.
+"""The model of Dawid and Skene: from votes alone, how reliable each annotator is and which response is better.
 
 Each unit has a hidden truth: the first response is better, the second is, or they tie.  An annotator w says the truth
-with probability a_w, the accuracy.  Of the errors on a pair with a better response, a share is "tie" and the rest the
-worse response; an error on a tie is either response alike.  How often pairs tie, and that share, are estimated with
-the accuracies, and are the same for all annotators.  The order of the two responses carries no information.
+with probability a_w, the accuracy.  If one response is better, a wrong vote is "tie" in a certain share of cases, and
+otherwise the worse response; if the pair ties, a wrong vote is either response with probability 1/2.  That share, and
+how often pairs tie, are the same for all annotators and are estimated together with the accuracies.  The order of the
+two responses carries no information.
 
 The posterior mode is found by expectation maximization, and the intervals are those of the Laplace approximation: the
-inverse of the exact second derivative of the log posterior, in log odds, the truths summed out.
+inverse of the exact second derivative, in log odds, of the log posterior summed over the hidden truths.
 
 Source: Dawid & Skene 1979, with one accuracy for each annotator instead of a matrix of confusions.
 
@@ -22,13 +23,14 @@ import numpy as np
 from lm_env.errors import ConfigurationError
 from lm_env.validation import check_number
 from reward_models.labelling.posterior.votes import TIE, Votes
+from reward_models.trust.statistics import Z95
 
 __all__ = ["AnnotatorPosterior", "fit_annotators", "flip_rates"]
 
-Z95 = 1.959963984540054
 PRIOR = (1.0, 0.5)
-"""Of an accuracy: a Beta distribution with mean 2/3, as much as one and a half votes with known truth."""
+"""The Beta prior of an accuracy: mean 2/3, and as informative as one and a half votes with known truth."""
 SHARE_PRIOR = (1.0, 1.0)
+"""The uniform Beta prior of the share of ties among pairs, and of "tie" among wrong votes."""
 MOST_STEPS = 2000
 TOLERANCE = 1e-9
 
@@ -68,10 +70,10 @@ def fit_annotators(
     Args:
         prior: a and b of the Beta distribution of an accuracy; a > b says that annotators are better than chance,
             without which truth and its opposite could not be told apart.
-        tolerance: it has converged when no probability moves by more.
+        tolerance: the fit has converged when no probability moves by more.
 
     Raises:
-        ConfigurationError: there are no votes, or a prior that is none.
+        ConfigurationError: there are no votes, or a number of the prior is not above 0.
     """
     if not len(votes.unit):
         raise ConfigurationError("there are no votes: at least one answer that is not a skip is needed")
@@ -93,10 +95,10 @@ def fit_annotators(
 
 
 def flip_rates(accuracy: np.ndarray) -> np.ndarray:
-    """(W,) accuracies -> how often each annotator's choice is the most reliable one's with the sides exchanged.
+    """The probability that each annotator's choice is reversed, (W,), from their accuracies (W,).
 
-    Two responses that are nearly alike are judged differently even by reliable people, which Bradley-Terry accounts
-    for.  So only what an annotator lacks relative to the most reliable one is noise of their own:
+    Even reliable people disagree about two responses that are nearly alike, and the Bradley-Terry model accounts for
+    that.  So only what an annotator's accuracy lacks relative to the most reliable annotator's is their own noise:
     2 a_w - 1 = (2 a_best - 1) (1 - 2 flip_w).
     """
     edge = np.clip(2 * np.asarray(accuracy, dtype=np.float64) - 1, 1e-3, None)
@@ -150,7 +152,7 @@ class _Model:
         return found / found.sum(1, keepdims=True)
 
     def log_posterior(self) -> float:
-        """Up to a constant; the density is that of the parameters in log odds."""
+        """The log density of the parameters in log odds, up to a constant."""
         logs = self._logs()
         top = logs.max(1)
         found = float((top + np.log(np.exp(logs - top[:, None]).sum(1))).sum())
@@ -173,7 +175,7 @@ class _Model:
         return logs
 
     def _on_tie(self) -> np.ndarray:
-        """(M, Z): whether it is an error on a tie, of which there are two."""
+        """(M, Z): whether the vote prefers a response although z is a tie; there are two such wrong votes."""
         return ~(self.right | self.says_tie | self.says_other)
 
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
@@ -187,8 +189,8 @@ class _Model:
     def second_derivative(self) -> np.ndarray:
         """(Q, Q), of the log posterior by the log odds of accuracies, ties and tie errors; (W, W) without ties.
 
-        Of a sum over truths z of exp(f_z), with r_z the share of each term in it, the second derivative of the
-        logarithm is sum r_z (f_z'' + f_z' f_z'^T) - g g^T, where g = sum r_z f_z'.
+        The log posterior is a sum of logarithms of sums over truths z of exp(f_z).  With r_z the share of each term in
+        such a sum, the second derivative of its logarithm is sum r_z (f_z'' + f_z' f_z'^T) - g g^T, g = sum r_z f_z'.
         """
         size, units = len(self.accuracy), len(self.v.units)
         extra = 2 if self.has_ties else 0

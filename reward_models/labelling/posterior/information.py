@@ -1,9 +1,9 @@
-"""What an answer would tell: the expected information of a comparison about which response is better.
+"""The expected information of a comparison: how much its answer would tell about which response is better.
 
-Of a pair whose difference of strengths is normal with mean m and variance v, an answer y tells, in nats,
-I(y; difference) = h(E[p]) - E[h(p)], where p is the probability of the answer given the difference and h the entropy of
-a yes or no.  It is large where the answer cannot be predicted although the annotator would know it, and small where
-the two are known to differ, or known to be alike.
+The difference of two responses' strengths is normal with mean m and variance v.  The mutual information of the answer y
+and the difference is I(y; difference) = h(E[p]) - E[h(p)] nats, where p is the probability of the answer given the
+difference, and h the entropy of a binary answer.  It is large where the difference is uncertain, and small where the
+two are known to differ or known to be alike.
 
 Source: Lindley 1956; for comparisons Houlsby et al. 2011 (arXiv:1112.5745), equation 2.
 """
@@ -23,7 +23,7 @@ def expected_information(mean: np.ndarray, variance: np.ndarray, flip: float = 0
 
     Args:
         mean, variance: of the difference of strengths, in log odds.
-        flip: how often the annotator's choice is exchanged.
+        flip: the probability that the annotator's choice is reversed.
     """
     mean = np.asarray(mean, dtype=np.float64)
     deviation = np.sqrt(np.asarray(variance, dtype=np.float64))

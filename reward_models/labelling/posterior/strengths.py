@@ -1,8 +1,12 @@
-"""Bradley-Terry: how good each response is, from who won against whom.
+"""Bradley-Terry strengths of responses, from which of them won against which.
 
-P(i beats j) = sigmoid(s_i - s_j); a tie counts as half a win for each side.  An annotator whose choices are exchanged
-with probability f says i with probability f + (1 - 2 f) sigmoid(s_i - s_j) (Chen et al. 2013).  All groups (the
-responses of one prompt each) are fitted at once, by Fisher scoring.
+P(i beats j) = sigmoid(s_i - s_j); a tie counts as half a win for each side.  If an annotator's choice is reversed with
+probability f, they choose i with probability f + (1 - 2 f) sigmoid(s_i - s_j) (Chen et al. 2013).  The strengths of the
+responses to many prompts, one group for each prompt, are fitted at once by Fisher scoring.
+
+`reward_models.compare.bradley_terry` fits another model: whole language models instead of the responses to a prompt,
+ties with a parameter of their own (Davidson 1970), no unreliable annotators, and intervals from resampled prompts
+instead of the second derivative.  Without ties and with f = 0 both have the same maximum.
 
 Source: Bradley & Terry 1952; Chen, Bennett, Collins-Thompson & Horvitz 2013, "Pairwise ranking aggregation in a
 crowdsourced setting".
@@ -19,6 +23,7 @@ import numpy as np
 
 from lm_env.errors import ConfigurationError
 from lm_env.validation import check_integer, check_number
+from reward_models.trust.statistics import sigmoid
 
 __all__ = ["Strengths", "bradley_terry", "fit_groups"]
 
@@ -54,11 +59,11 @@ def bradley_terry(
         wins: (C,), 1 where the first one won, 0 where the second one did, 0.5 for a tie.
         count: how many things there are; default: as many as the comparisons name.
         prior_sd: standard deviation of a normal prior of each strength.  None: no prior, the maximum likelihood.
-        flips: a number or (C,), how often the choice is exchanged, below 1/2.
+        flips: a number or (C,), the probability that the annotator's choice was reversed, below 1/2.
 
     Raises:
-        ConfigurationError: arguments that do not fit together, or, without a prior, comparisons that leave a
-            strength undetermined: a thing that was never compared, or that won or lost always.
+        ConfigurationError: the arguments do not fit together; or, without a prior, the comparisons leave a strength
+            undetermined because a thing was never compared, always won or always lost.
     """
     first, second = np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64)
     wins = np.asarray(wins, dtype=np.float64)
@@ -92,7 +97,10 @@ def _centered(covariance: np.ndarray) -> np.ndarray:
 
 
 def _check_determined(first: np.ndarray, second: np.ndarray, wins: np.ndarray, size: int) -> None:
-    """Ford 1957: the maximum exists if from each thing a chain of wins (or ties) leads to each other one."""
+    """Raise unless the likelihood has a maximum: a chain of wins or ties leads from each thing to each other one.
+
+    Source: Ford 1957.
+    """
     beats = np.eye(size, dtype=bool)
     beats[first[wins > 0], second[wins > 0]] = True
     beats[second[wins < 1], first[wins < 1]] = True
@@ -102,7 +110,7 @@ def _check_determined(first: np.ndarray, second: np.ndarray, wins: np.ndarray, s
         alone = np.flatnonzero(~(beats & beats.T).all(1)).tolist()
         raise ConfigurationError(
             f"the comparisons leave strengths undetermined (of {', '.join(map(str, alone[:8]))}): some were never"
-            " compared with the others, or won or lost always; pass prior_sd=1.5"
+            " compared with the others, always won or always lost; pass prior_sd=1.5"
         )
 
 
@@ -120,13 +128,14 @@ def fit_groups(
 
     Args:
         group, first, second: int64 (C,), which group, and which two of its things.
-        wins, flip, weight: float64 (C,).
+        wins, flip: float64 (C,), as `wins` and `flips` of `bradley_terry`.
+        weight: float64 (C,), how much each comparison counts.
         shape: (n, K).
-        prior_sd: None: none; the strengths are then those whose mean is 0.
+        prior_sd: standard deviation of a normal prior of each strength; None: no prior, and strengths of mean 0.
 
     Returns:
-        mean (n, K) and covariance (n, K, K), of the Laplace approximation.  Without a prior the covariance holds
-        the spread of the mean as 1, and `Strengths` takes it out.
+        mean (n, K) and covariance (n, K, K) of the Laplace approximation.  Without a prior, the variance of the mean
+        over a group's strengths is arbitrary; `bradley_terry` removes it by centering.
     """
     n, size = shape
     strength = np.zeros((n, size))
@@ -154,7 +163,7 @@ def _derivatives(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The slope (n, K) of the log posterior, and its expected negative second derivative (n, K, K)."""
     difference = strength[group, first] - strength[group, second]
-    honest = 0.5 * (1 + np.tanh(difference / 2))
+    honest = sigmoid(difference)
     p = np.clip(flip + (1 - 2 * flip) * honest, 1e-12, 1 - 1e-12)
     change = (1 - 2 * flip) * honest * (1 - honest)  # dp / d difference
     push = weight * (wins - p) / (p * (1 - p)) * change

@@ -1,7 +1,7 @@
 """Judgements of several annotators as arrays of votes on pairs of responses.
 
-A ranking of K responses is a vote on each of its pairs.  Such pairs hold at most K - 1 independent comparisons, so
-each of them counts 2 / K: the vote on a single pair counts 1, a ranking of four counts 3 in all.
+A ranking of K responses is a vote on each of its K (K - 1) / 2 pairs.  It holds at most K - 1 independent comparisons,
+so each vote has the weight 2 / K: a comparison of two counts 1, a ranking of four counts 3 in all.
 
 Shapes: M votes, U units (pairs of responses that somebody judged), W annotators.
 """

@@ -78,6 +78,21 @@ def test_the_intervals_cover_what_they_say():
     assert abs(np.mean(inside) - 0.95) < 4 * error
 
 
+def test_without_ties_it_is_the_bradley_terry_fit_of_the_labelling():
+    from reward_models.compare.bradley_terry import PRIOR_SD
+    from reward_models.labelling import posterior
+
+    pairs = [(0, 1), (0, 2), (1, 2), (2, 3)]
+    counts = np.array([[5.0, 3.0, 0.0], [2.0, 6.0, 0.0], [4.0, 1.0, 0.0], [7.0, 0.0, 0.0]])
+    rows = [
+        (i, j, won)
+        for (i, j), (wins, losses, _) in zip(pairs, counts, strict=True)
+        for won in [1] * int(wins) + [0] * int(losses)
+    ]
+    other = posterior.bradley_terry(*zip(*rows, strict=True), prior_sd=PRIOR_SD)
+    assert fit_davidson(counts, pairs, 4)[0] == pytest.approx(other.mean, abs=1e-6)
+
+
 def test_two_models_without_ties_have_the_log_odds_of_their_wins():
     counts = np.array([[30.0, 10.0, 0.0]])
     strengths, tie = fit_davidson(counts, [(0, 1)], 2)

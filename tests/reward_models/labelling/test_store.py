@@ -357,6 +357,19 @@ def test_what_is_unknown_comes_before_what_is_disputed_before_what_is_agreed(tmp
     assert chooser("cem", questions[:2]) == questions[1]
 
 
+def test_questions_that_another_process_adds_are_chosen_too(tmp_path):
+    store = opened(tmp_path)
+    answered(store, "ana", "good")
+    chooser = QuestionChooser(store)
+    assert chooser("ben", store.open_to("ben")) in store.open_to("ben")
+    other = LabelStore(store.path)
+    other.add([Item("added later", ("one", "two", "three"))])
+    other.close()
+    new = max(store.open_to("ben"))
+    assert chooser.information("ben", [new]) > 0
+    assert chooser("ben", [new]) == new
+
+
 def test_the_rate_leaves_pauses_out():
     assert labels_per_minute([0.0, 10.0]) is None
     assert labels_per_minute([0.0, 10.0, 20.0, 5000.0, 5010.0]) == pytest.approx(6)
