@@ -67,7 +67,7 @@ def test_the_pages_are_read():
 
 @pytest.mark.parametrize("block", BLOCKS, ids=ids(BLOCKS))
 def test_every_block_has_a_test(block):
-    assert block in PYTHON or block in SHELL or block.language in ("yaml", "toml", "json"), block.language
+    assert block in PYTHON or block in SHELL or block.language in ("yaml", "toml", "json", "text"), block.language
 
 
 # -- Python ------------------------------------------------------------------------------------------
