@@ -340,7 +340,7 @@ def test_generate_reads_prompts_as_the_task_does(text_task, tokenizer):
     for prompts in (["a good film"], [{"story": "a good film", "prompt": "x"}], tokenizer(["a good film"]), [ids]):
         episodes = agent.generate_episodes(prompts)
         assert [p.ids.tolist() for p in episodes.prompts] == [ids[-2:]] and len(ids) > 2
-    with pytest.raises(ConfigurationError, match=r"write one prompt as \[text\]"):
+    with pytest.raises(ConfigurationError, match=r"a single prompt is written as \[text\]"):
         agent.generate("a good film")
 
 

@@ -136,7 +136,7 @@ def test_an_agent_learns_from_a_reward_by_its_folder(saved_reward, model_folder)
 def test_other_rewards_by_name(tmp_path):
     assert resolve_reward("lexicon") == LexiconSentiment() == make_judge("lexicon", device="cpu", download=False)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelLoadError, match="empty"):
+    with pytest.raises(ConfigurationError, match="empty holds no reward"):
         resolve_reward(tmp_path / "empty")
 
 
