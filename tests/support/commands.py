@@ -1,4 +1,4 @@
-"""`lm-env` in processes forked from one that has torch imported already, since the import costs more than a small run."""
+"""`lm-env` in processes forked from one that has torch imported already: the import costs more than a small run."""
 
 from __future__ import annotations
 
