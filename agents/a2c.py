@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents.base.actor_critic import ActorCritic, ActorCriticConfig, Targets
 from agents.base.config import AgentConfig
-from agents.learning.policy import Evaluation
+from agents.learning.policy import TokenEvaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
 from lm_env.explain import explained
@@ -49,7 +49,7 @@ class A2C(ActorCritic):
                 step.backward(self.loss(evaluation, batch, targets))
         return {**self.updater.metrics(), **targets.metrics}
 
-    def loss(self, evaluation: Evaluation, batch: MicroBatch, targets: Targets) -> Tensor:
+    def loss(self, evaluation: TokenEvaluation, batch: MicroBatch, targets: Targets) -> Tensor:
         """-A log pi, the value loss and the entropy bonus of each token, (N,)."""
         policy_loss = -batch.tokens(targets.advantages) * evaluation.logprobs
         value_loss = self.value_loss(evaluation, batch, targets, None)

@@ -20,7 +20,7 @@ from torch import Tensor
 from agents.base.config import AgentConfig
 from agents.base.group import GroupAgent, GroupConfig, group_metrics
 from agents.learning.losses import clip_fraction, clipped_policy_loss
-from agents.learning.policy import Evaluation
+from agents.learning.policy import TokenEvaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
 from lm_env.explain import explained
@@ -81,7 +81,7 @@ class GRPO(GroupAgent):
             return centered
         return centered / (returns.std(1, ddof=1, keepdims=True) + 1e-4)
 
-    def loss(self, evaluation: Evaluation, batch: MicroBatch, advantages: np.ndarray) -> Tensor:
+    def loss(self, evaluation: TokenEvaluation, batch: MicroBatch, advantages: np.ndarray) -> Tensor:
         """Clipped policy loss of each token, (N,), and beta k3 where the KL is in the loss."""
         old_logprobs = batch.old_logprobs
         policy_loss = clipped_policy_loss(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from agents.base.config import AgentConfig
 from agents.base.group import GroupAgent, SampleGroupConfig
-from agents.learning.policy import Evaluation
+from agents.learning.policy import TokenEvaluation
 from agents.learning.preference.loss import PreferenceLoss, preference_loss, response_sums
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
@@ -100,7 +100,7 @@ class OnlineDPO(GroupAgent):
         for groups in cuts:
             yield (groups[:, None] * size + np.arange(size)).reshape(-1)
 
-    def loss(self, evaluation: Evaluation, batch: MicroBatch, scores: np.ndarray) -> Tensor:
+    def loss(self, evaluation: TokenEvaluation, batch: MicroBatch, scores: np.ndarray) -> Tensor:
         """The mean loss of each group's pairs, shared out evenly among the group's tokens, (N,)."""
         size = self.config.group_size
         beta = self.task.kl.beta

@@ -16,7 +16,7 @@ from torch import Tensor
 from agents.base.actor_critic import ActorCritic, ActorCriticConfig, Targets
 from agents.base.config import AgentConfig
 from agents.learning.losses import clip_fraction, clipped_policy_loss
-from agents.learning.policy import Evaluation
+from agents.learning.policy import TokenEvaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
 from lm_env.explain import explained
@@ -70,7 +70,7 @@ class PPO(ActorCritic):
                     step.backward(self.loss(evaluation, batch, targets))
         return {**self.updater.metrics(), **targets.metrics}
 
-    def loss(self, evaluation: Evaluation, batch: MicroBatch, targets: Targets) -> Tensor:
+    def loss(self, evaluation: TokenEvaluation, batch: MicroBatch, targets: Targets) -> Tensor:
         """Clipped policy loss, clipped value loss and entropy bonus of each token, (N,)."""
         config = self.config
         old_logprobs = batch.old_logprobs

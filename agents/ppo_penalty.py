@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents.base.actor_critic import ActorCritic, ActorCriticConfig, Targets
 from agents.base.config import AgentConfig
-from agents.learning.policy import Evaluation
+from agents.learning.policy import TokenEvaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
 from lm_env.explain import explained
@@ -68,7 +68,7 @@ class PPOPenalty(ActorCritic):
         self._adapt(metrics["approx_kl"])
         return metrics
 
-    def loss(self, evaluation: Evaluation, batch: MicroBatch, targets: Targets) -> Tensor:
+    def loss(self, evaluation: TokenEvaluation, batch: MicroBatch, targets: Targets) -> Tensor:
         """-(ratio A) + c KL(old || new), the value loss and the entropy bonus of each token, (N,).
 
         The KL is estimated by k3 on tokens of the old policy.

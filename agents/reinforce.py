@@ -12,7 +12,7 @@ from agents.a2c import A2C, A2CConfig
 from agents.base.agent import BatchedAgent
 from agents.base.config import AgentConfig
 from agents.learning.critic import CriticSource
-from agents.learning.policy import Evaluation
+from agents.learning.policy import TokenEvaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
 from lm_env.explain import explained
@@ -62,7 +62,7 @@ class Reinforce(BatchedAgent):
         self.baseline = decay * baseline + (1 - decay) * mean
         return returns - baseline
 
-    def loss(self, evaluation: Evaluation, batch: MicroBatch, advantages: np.ndarray) -> Tensor:
+    def loss(self, evaluation: TokenEvaluation, batch: MicroBatch, advantages: np.ndarray) -> Tensor:
         """-A log pi of each token, (N,)."""
         policy_loss = -batch.tokens(advantages) * evaluation.logprobs
         batch.record(policy_loss=policy_loss)

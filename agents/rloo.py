@@ -14,7 +14,7 @@ from torch import Tensor
 from agents.base.config import AgentConfig
 from agents.base.group import GroupAgent, GroupConfig, group_metrics
 from agents.learning.losses import clip_fraction, clipped_policy_loss
-from agents.learning.policy import Evaluation
+from agents.learning.policy import TokenEvaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
 from lm_env.errors import ConfigurationError
@@ -64,7 +64,7 @@ class RLOO(GroupAgent):
         size = returns.shape[1]
         return (returns - returns.mean(1, keepdims=True)) * size / (size - 1)
 
-    def loss(self, evaluation: Evaluation, batch: MicroBatch, advantages: np.ndarray) -> Tensor:
+    def loss(self, evaluation: TokenEvaluation, batch: MicroBatch, advantages: np.ndarray) -> Tensor:
         """Clipped policy loss of each token, (N,)."""
         clip_range = self.config.clip_range
         old_logprobs = batch.old_logprobs

@@ -20,7 +20,7 @@ from agents.learning.advantages import gae, whiten
 from agents.learning.critic import CriticSource
 from agents.learning.losses import clipped_value_loss, entropy
 from agents.learning.metrics import explained_variance
-from agents.learning.policy import Evaluation
+from agents.learning.policy import TokenEvaluation
 from agents.learning.rollout import Rollout
 from agents.learning.score_critic import ScoreCritic
 from agents.learning.updater import MicroBatch
@@ -128,7 +128,9 @@ class ActorCritic(BatchedAgent):
         }
         return Targets(whiten(advantages, mask) if config.normalize_advantage else advantages, returns, metrics)
 
-    def value_loss(self, evaluation: Evaluation, batch: MicroBatch, targets: Targets, clip: float | None) -> Tensor:
+    def value_loss(
+        self, evaluation: TokenEvaluation, batch: MicroBatch, targets: Targets, clip: float | None
+    ) -> Tensor:
         """The critic's loss of each token, (N,); zeros where no network is trained as a critic."""
         if self.policy.value_head is None:
             return torch.zeros_like(evaluation.logprobs)
@@ -157,7 +159,7 @@ class ActorCritic(BatchedAgent):
         """Whether the loss reads the whole distribution: for the entropy bonus."""
         return self.config.ent_coef > 0
 
-    def entropy_bonus(self, evaluation: Evaluation) -> Tensor | float:
+    def entropy_bonus(self, evaluation: TokenEvaluation) -> Tensor | float:
         """`ent_coef` times the entropy of each next-token distribution, (N,) nats; 0 without a bonus."""
         if evaluation.logits is None or not self.needs_logits:
             return 0.0

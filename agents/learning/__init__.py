@@ -6,15 +6,15 @@ from agents.learning.advantages import gae, whiten
 from agents.learning.losses import clip_fraction, clipped_policy_loss, clipped_value_loss, entropy
 from agents.learning.metrics import Means, explained_variance
 from agents.learning.options import UpdaterConfig, Updating
-from agents.learning.policy import Evaluation, ValueHeadPolicy
+from agents.learning.policy import TokenEvaluation, ValueHeadPolicy
 from agents.learning.rollout import Rollout, collect
 from agents.learning.updater import MicroBatch, Updater, UpdateStep
 
 __all__ = [
-    "Evaluation",
     "Means",
     "MicroBatch",
     "Rollout",
+    "TokenEvaluation",
     "UpdateStep",
     "Updater",
     "UpdaterConfig",

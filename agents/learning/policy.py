@@ -29,10 +29,10 @@ from lm_env.models.packing import packed_hidden, packed_outputs
 
 Critic = Literal["shared", "separate", "none"] | nn.Module
 
-__all__ = ["Critic", "Evaluation", "ValueHeadPolicy"]
+__all__ = ["Critic", "TokenEvaluation", "ValueHeadPolicy"]
 
 
-class Evaluation(NamedTuple):
+class TokenEvaluation(NamedTuple):
     """What the policy says of N response tokens."""
 
     logprobs: Tensor
@@ -110,7 +110,7 @@ class ValueHeadPolicy(nn.Module):
         allowed: np.ndarray | None = None,
         keep_logits: bool = False,
         packed: bool = False,
-    ) -> Evaluation:
+    ) -> TokenEvaluation:
         """Logprobs and values of all response tokens, one forward per sequence, padding excluded.
 
         Logits that would fill more than `LOGIT_BUDGET` are never in memory whole, unless they are to be
@@ -125,12 +125,12 @@ class ValueHeadPolicy(nn.Module):
         if facts.splits and allowed is None and not keep_logits and logits_wanted > model_logprobs.LOGIT_BUDGET:
             hidden, tokens = (packed_hidden if packed else response_hidden)(self.lm, episodes)
             logprobs = chunked_logprobs(self.lm, hidden, tokens, self.temperature)
-            return Evaluation(logprobs, self._values(episodes, hidden, logprobs), None)
+            return TokenEvaluation(logprobs, self._values(episodes, hidden, logprobs), None)
         read = packed_outputs if packed else response_outputs
         outputs, tokens = read(self.lm, episodes, want_hidden=self.reads_trunk)
         logits = outputs.logits if allowed is None else restrict(outputs.logits, allowed)
         logprobs = token_logprobs(logits, tokens, self.temperature)
-        return Evaluation(logprobs, self._values(episodes, outputs.hidden, logprobs), logits)
+        return TokenEvaluation(logprobs, self._values(episodes, outputs.hidden, logprobs), logits)
 
     def _values(self, episodes: Episodes, hidden: Tensor | None, like: Tensor) -> Tensor:
         """V (N,), from the trunk's hidden states or the critic's; zeros without a value head."""

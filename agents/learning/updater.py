@@ -27,7 +27,7 @@ from agents.learning.distributed import as_shards, processes, whole
 from agents.learning.gradient_checkpointing import recomputable_layers, recomputing
 from agents.learning.metrics import Means
 from agents.learning.options import UpdaterConfig, Updating
-from agents.learning.policy import Evaluation, ValueHeadPolicy
+from agents.learning.policy import TokenEvaluation, ValueHeadPolicy
 from agents.learning.rollout import MicroBatch, Rollout
 from agents.learning.trainable import averaged_model, sharded_copy, trainable_parameters
 from lm_env.errors import CheckpointMismatchError
@@ -265,11 +265,11 @@ class UpdateStep:
                 self._weight_of_tokens = self._weight_of_tokens * batch.tokens(rollout.ratios)
             yield batch
 
-    def evaluate(self, batch: MicroBatch, keep_logits: bool = False) -> Evaluation:
+    def evaluate(self, batch: MicroBatch, keep_logits: bool = False) -> TokenEvaluation:
         """The policy's logprobs and values of the batch's tokens, with their graph.
 
         Args:
-            keep_logits: keep `Evaluation.logits` as well, for losses that read the whole distribution.
+            keep_logits: keep `TokenEvaluation.logits` as well, for losses that read the whole distribution.
         """
         updater = self._updater
         with updater.forwards():

@@ -182,13 +182,13 @@ def _what_next(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
     yield f"the same again:  lm-env train --config {folder.config} --out ANOTHER_FOLDER"
 
 
-def _panels(agent: str) -> dict[str, dict[str, Option]]:
+def _panels(agent: str) -> dict[str, Mapping[str, Option]]:
     """The options by the heading under which `--help` shows them."""
-    run = options_of("run")
+    run = dict(options_of("run"))
     run["agent"] = _described(run["agent"], f"The agent: {', '.join(agent_names())}. Each has options of its own.")
     kind = agent_kind(agent)
     title = f"Options of {agent} (--agent NAME --help shows another's)"
-    return {"Run": run, "Task": options_of("task"), "LoRA": options_of("lora"), title: dict(kind.options)}
+    return {"Run": run, "Task": options_of("task"), "LoRA": options_of("lora"), title: kind.options}
 
 
 def _described(option: Option, text: str) -> Option:

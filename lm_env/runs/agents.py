@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from agents import AGENTS, PPOPtx
@@ -31,7 +32,7 @@ class AgentKind:
     summary: str
     """What it is, in a line."""
     options: Mapping[str, Option]
-    """By name; `seed` is the run's and not among them."""
+    """By name, read-only; `seed` is the run's and not among them."""
     make: Callable[..., Any]
     """`make(env, *, seed, log_dir, verbose, **options)`; the agent trains the environment's own model."""
     save: Callable[[Any, Path], Path]
@@ -110,7 +111,7 @@ def _batched(name: str) -> AgentKind:
     def save(trained: Any, path: Path) -> Path:
         return trained.save(path, merge=_can_merge(trained.task))
 
-    return AgentKind(name, _first_line(agent), options, make, save, agent.learn)
+    return AgentKind(name, _first_line(agent), MappingProxyType(options), make, save, agent.learn)
 
 
 # -- stable-baselines3's -------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def _sb3(name: str) -> AgentKind:
         return make_sb3_agent(name, env, logger=make_logger(verbose, log_dir), **given)
 
     summary = f"{known.algorithm} of {known.library.replace('_', '-')}, unmodified"
-    return AgentKind(name, summary, options, make, _save_sb3, learn_sb3, of_sb3=True)
+    return AgentKind(name, summary, MappingProxyType(options), make, _save_sb3, learn_sb3, of_sb3=True)
 
 
 def _save_sb3(trained: Any, path: Path) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from lm_env.errors import ConfigurationError
@@ -178,13 +179,15 @@ SECTIONS: dict[str, type] = {"run": RunSettings, "task": TaskSettings, "lora": L
 
 
 @lru_cache
-def options_of(section: str) -> dict[str, Option]:
-    """The options of `run`, `task` or `lora` by name."""
+def options_of(section: str) -> Mapping[str, Option]:
+    """The options of `run`, `task` or `lora` by name; they are made once, so they cannot be changed."""
     if section != "task":
-        return fields_as_options(SECTIONS[section], eval_every="a fifth of timesteps", checkpoint_every="ten minutes")
+        words = {"eval_every": "a fifth of timesteps", "checkpoint_every": "ten minutes"}
+        return MappingProxyType(fields_as_options(SECTIONS[section], **words))
     own = {name: p.default for name, p in inspect.signature(Task).parameters.items()}
     unset = {name: f"the environment's, else {_plain(own[name])}" for name in TASK_DEFAULTS}
-    return fields_as_options(TaskSettings, **unset, model=f"the environment's, else {EMBEDDED_MODEL}")
+    unset["model"] = f"the environment's, else {EMBEDDED_MODEL}"
+    return MappingProxyType(fields_as_options(TaskSettings, **unset))
 
 
 def _plain(value: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import own_task
 import pytest
+from commands import Command
 
 from lm_env.runs import RunFolder
 
@@ -43,15 +44,15 @@ def test_the_reward_checks_the_number(tmp_path):
     assert names["right"]([""] * 7, responses, answer=[12] * 7) == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
-@pytest.mark.slow
-def test_the_day_in_its_short_form(tmp_path, model_folder):
+def test_the_day_in_its_short_form(tmp_path, model_folder, monkeypatch):
     """Every step of the day, with a model that is too small to learn anything of it."""
-    plan = replace(PLAN, shown=16, epochs=1, lora=2, episodes=32, timesteps=1500)
+    monkeypatch.setattr(own_task, "lm_env", Command)
+    plan = replace(PLAN, terms=(4,), shown=16, epochs=1, lora=2, episodes=16, timesteps=1000)
     found = own_task.day(model_folder, tmp_path / "day", 0, plan)
     run = RunFolder(tmp_path / "day" / "run")
-    assert found["fine-tuned"].count == found["trained"].count == 72
+    assert found["fine-tuned"].count == found["trained"].count == 24
     evaluations = run.evaluations()
-    assert evaluations[0]["timesteps"] == 0 and evaluations[-1]["timesteps"] >= 1500 and evaluations[-1]["kl"] > 0
+    assert evaluations[0]["timesteps"] == 0 and evaluations[-1]["timesteps"] >= 1000 and evaluations[-1]["kl"] > 0
     steps = [float(row["time/total_timesteps"]) for row in run.log_rows() if row["rollout/score"]]
     assert steps == sorted(set(steps)), "each rollout is in the log once, though the run was stopped twice"
     assert run.config.read_text().count("command:") == 3 and run.report.exists()

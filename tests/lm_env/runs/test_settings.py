@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paths import REPOSITORY
+from typer.testing import CliRunner
 
+from lm_env.cli import app
 from lm_env.errors import ConfigurationError
 from lm_env.objective.options import TaskOptions
 from lm_env.runs.agents import agent_kind, agent_names
@@ -214,6 +216,23 @@ def test_every_option_has_a_text_and_a_default_of_its_own_type():
 def test_the_page_of_options_is_current():
     page = (REPOSITORY / "docs" / "options.md").read_text()
     assert page == options_page(), "run: python -m lm_env.runs.options_page docs/options.md"
+
+
+def test_a_run_in_this_process_leaves_the_descriptions_of_options_as_they_are():
+    """`lm-env train` lists the agents in the help of its own flag, and nowhere else."""
+    page = options_page()
+    printed = CliRunner().invoke(app, ["train", "--agent", "rloo", "--help"], env={"COLUMNS": "300"}).output
+    assert "Each has options of its own" in printed and "Each has options of its own" not in page
+    assert options_page() == page
+
+
+@pytest.mark.parametrize(
+    "known", [*map(options_of, SECTIONS), *(agent_kind(name).options for name in ("ppo", "sb3-ppo"))]
+)
+def test_descriptions_of_options_are_read_only(known):
+    name = next(iter(known))
+    with pytest.raises(TypeError):
+        known[name] = known[name]
 
 
 def test_the_page_shows_the_defaults_of_python(tmp_path):
