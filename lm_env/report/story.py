@@ -72,10 +72,16 @@ def facts_of_run(run: Run) -> list[tuple[str, str]]:
 def caption(run: Run) -> str:
     """What the charts are of, for whoever sees them alone."""
     wanted = {"model": "", "beta": "\u03b2 ", "seed": "seed "}
-    known = [wanted[name] + value for name, value in facts_of_run(run) if name in wanted]
+    title = subtitle(run)
+    # A run on a model of one's own has the model's name in its title.
+    known = [
+        wanted[name] + value.removeprefix(f"{title.partition(' on ')[2]}, ")
+        for name, value in facts_of_run(run)
+        if name in wanted
+    ]
     bands = any(math.isfinite(se) for se in run.progress.curve("rollout/score").se or [])
     told = " Bands are two standard errors to each side." if bands else ""
-    return ", ".join([subtitle(run), *known]) + "." + told
+    return ", ".join([title, *known]) + "." + told
 
 
 def beta_of(run: Run) -> Curve:
