@@ -48,7 +48,7 @@ def test_the_day_in_its_short_form(tmp_path, model_folder, monkeypatch):
     """Every step of the day, with a model that is too small to learn anything of it."""
     monkeypatch.setattr(own_task, "lm_env", Command)
     plan = replace(PLAN, terms=(4,), shown=16, epochs=1, lora=2, episodes=16, timesteps=1000)
-    found = own_task.day(model_folder, tmp_path / "day", 0, plan)
+    found = own_task.run_all(model_folder, tmp_path / "day", 0, plan)
     run = RunFolder(tmp_path / "day" / "run")
     assert found["fine-tuned"].count == found["trained"].count == 24
     evaluations = run.evaluations()
