@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from torch import nn
 
 from lm_env.errors import CheckpointCorruptError
 from lm_env.models.adapters import inject_lora, merge_lora
@@ -193,6 +194,17 @@ def remove_training_checkpoints(folder: str | Path) -> None:
             place.rmdir()
 
 
+def prepare_trunk(trunk: nn.Module, recipe: Recipe, seed: int) -> float:
+    """Make trainable what the recipe trains of a trunk: all, LoRA layers, or nothing; returns the learning rate."""
+    size = sum(p.numel() for p in trunk.parameters())
+    trunk.requires_grad_(recipe.trunk == "full")
+    if recipe.trunk == "lora":
+        with torch.random.fork_rng(devices=[]):  # so that the same seed gives the same layers
+            torch.manual_seed(seed)
+            inject_lora(trunk, rank=recipe.lora_rank)
+    return recipe.learning_rate or default_learning_rate(recipe.trunk, size)
+
+
 def _train_member(
     records: Sequence[Preference],
     watched: Sequence[Preference],
@@ -212,14 +224,8 @@ def _train_member(
         download=recipe.download,
     )
     trunk = model.network.trunk
-    size = sum(p.numel() for p in trunk.parameters())
-    trunk.requires_grad_(recipe.trunk == "full")
-    if recipe.trunk == "lora":
-        with torch.random.fork_rng(devices=[]):  # so that the same seed gives the same layers
-            torch.manual_seed(seed)
-            inject_lora(trunk, rank=recipe.lora_rank)
+    rate = prepare_trunk(trunk, recipe, seed)
     epochs = recipe.epochs or EPOCHS[recipe.trunk]
-    rate = recipe.learning_rate or default_learning_rate(recipe.trunk, size)
     report = train_reward_model(
         model,
         records,

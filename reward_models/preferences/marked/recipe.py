@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from lm_env.errors import ConfigurationError
-from lm_env.models.adapters import inject_lora, merge_lora
+from lm_env.models.adapters import merge_lora
 from lm_env.storage import Checkpointing
 from reward_models.preferences.marked.model import SpanRewardModel
 from reward_models.preferences.marked.train import SpanReport, marked_segments, train_span_reward_model
-from reward_models.preferences.recipe import EPOCHS, HEAD_LEARNING_RATE, Recipe, default_learning_rate
+from reward_models.preferences.recipe import EPOCHS, HEAD_LEARNING_RATE, Recipe, prepare_trunk
 from reward_models.preferences.records.preference import Preference
 from reward_models.preferences.splitting import split_records
 
@@ -54,13 +53,7 @@ def train_on_marks(
         download=recipe.download,
     )
     trunk = model.network.trunk
-    size = sum(p.numel() for p in trunk.parameters())
-    trunk.requires_grad_(recipe.trunk == "full")
-    if recipe.trunk == "lora":
-        with torch.random.fork_rng(devices=[]):  # so that the same seed gives the same layers
-            torch.manual_seed(recipe.seed)
-            inject_lora(trunk, rank=recipe.lora_rank)
-    rate = recipe.learning_rate or default_learning_rate(recipe.trunk, size)
+    rate = prepare_trunk(trunk, recipe, recipe.seed)
     report = train_span_reward_model(
         model,
         texts,
