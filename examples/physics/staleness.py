@@ -2,8 +2,7 @@
 
     python examples/physics/staleness.py
 
-Gradient steps of a table of logits on T0, whose texts an older policy wrote. An update is the expectation over all
-texts, or a mean over a rollout of 256 texts.
+Gradient steps of a table of logits on T0, exact expectations over all texts, or means over a rollout of 256 texts.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from matplotlib.figure import Figure
 from lm_env import TokenMDP
 from lm_env.theory.credit import Credits
 
-BETA, RATE, CLIP = 0.5, 0.5, 0.2
-TEXTS, SEEDS, STEPS = 256, 4, 1024
+BETA, RATE, CLIP, TEXTS, SEEDS, STEPS = 0.5, 0.5, 0.2, 256, 4, 1024
 SHOWN = (1, 16, 64, 256, 1024)
 PER_ROLLOUT = (1, 4, 16, 32, 64)
 KINDS = ("no ratio", "token ratio", "clipped ratio", "text ratio, KL anew")
@@ -88,14 +86,13 @@ def report() -> str:
         gaps = [best - train(kind, steps)[-1, 0] for kind in KINDS]
         gaps.append(best - np.mean([train(KINDS[3], steps, seed)[-1, 0] for seed in range(SEEDS)]))
         many.append([str(steps), *(number(gap, 4) for gap in gaps)])
-    parts = (
-        f"J after so many steps on one rollout; the optimum has {best:.3f}:\n",
-        table(["steps", "fresh texts", *KINDS, f"the same, {TEXTS} texts", "effective texts"], one),
-        f"\nThe gap J\\* - J after {STEPS} steps, with a new rollout after each K of them:\n",
-        table(["K", *KINDS, f"the same, {TEXTS} texts"], many),
-        f"\nNear the optimum, K steps on one rollout are damped up to K = {largest_damped(TokenMDP.t0()):.1f}.",
+    first = table(["steps", "fresh texts", *KINDS, f"the same, {TEXTS} texts", "effective texts"], one)
+    second = table(["K", *KINDS, f"the same, {TEXTS} texts"], many)
+    return (
+        f"J after so many steps on one rollout; the optimum has {best:.3f}:\n\n{first}\n\n"
+        f"The gap J\\* - J after {STEPS} steps, with a new rollout after each K of them:\n\n{second}\n\n"
+        f"Near the optimum, K steps on one rollout are damped up to K = {largest_damped(TokenMDP.t0()):.1f}."
     )
-    return "\n".join(parts)
 
 
 def draw() -> Figure:
