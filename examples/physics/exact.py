@@ -88,7 +88,7 @@ class Rest(NamedTuple):
         return self.moves < 1e-3
 
 
-def settle(mdp: TokenMDP, direction: Callable[[np.ndarray], np.ndarray], rate: float, steps: int = 3000) -> Rest:
+def settle(mdp: TokenMDP, direction: Callable[[np.ndarray], np.ndarray], rate: float, steps: int = 800) -> Rest:
     """Follow `direction(policy)`, both (S, V), from the reference until nothing moves, at most so many steps."""
     policy = normalized(mdp.reference_logits)
     now = probabilities(mdp, policy)

@@ -87,12 +87,12 @@ def report() -> str:
     return f"{table(head, rows)}\n\nk3 x ratio with std has no rest below 1 from {last_rest():.3f} on."
 
 
-def draw() -> Figure:
+def draw(grid: np.ndarray = GRID) -> Figure:
     figure, (left, right) = new_figure(2)
     left.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1)
-    left.plot(GRID, [with_std_and_ratio(p) for p in GRID], ".", color=PURPLE)
+    left.plot(grid, [with_std_and_ratio(p) for p in grid], ".", color=PURPLE)
     for objective, color in (("k3_loss_rescaled", ORANGE), ("k3_loss", BLUE), ("gibbs", "black")):
-        left.plot(GRID, [at_rest(p, objective).right for p in GRID], color=color)
+        left.plot(grid, [at_rest(p, objective).right for p in grid], color=color)
     say(left, 0.3, 1.05, "k3 x ratio, with std", PURPLE)
     say(left, 0.02, 0.83, "k3,\nwith std", ORANGE)
     say(left, 0.02, 0.36, "k3", BLUE)
@@ -101,9 +101,9 @@ def draw() -> Figure:
     left.set(xlabel="right answers of the reference", ylabel="right answers at rest", xlim=(0, 1), ylim=(0, 1.1))
     left.set_title("Division by the group's std")
     for objective, style in (("k3_loss_rescaled_by_length", "-"), ("k3_loss_by_length", "--")):
-        answers = [at_rest(p, objective) for p in GRID]
-        right.plot(GRID, [a.length_wrong for a in answers], style, color=ORANGE)
-        right.plot(GRID, [a.length_right for a in answers], style, color=GREEN)
+        answers = [at_rest(p, objective) for p in grid]
+        right.plot(grid, [a.length_wrong for a in answers], style, color=ORANGE)
+        right.plot(grid, [a.length_right for a in answers], style, color=GREEN)
     right.axhline(at_rest(0.5, "gibbs").length_right, color="black", linewidth=1)
     say(right, 0.1, 3.8, "wrong answers,\nwith std", ORANGE)
     say(right, 0.55, 3.28, "without std", ORANGE)

@@ -77,7 +77,7 @@ def report() -> str:
     return table(["estimator", "in the", "J", "E[score]", "KL", "total variation"], rows)
 
 
-def draw() -> Figure:
+def draw(betas: np.ndarray = BETAS) -> Figure:
     figure, axes = new_figure()
     curves = (
         ("k1", "loss", GRAY, "-", "k1 in the loss", (0.47, 0.97)),
@@ -89,7 +89,7 @@ def draw() -> Figure:
         ("k1", "reward", "black", "-", "k1 in the reward", (1.3, -0.035)),
     )
     for kind, place, color, style, text, at in curves:
-        axes.plot(BETAS, [distance(beta, kind, place) for beta in BETAS], style, color=color, markersize=5)
+        axes.plot(betas, [distance(beta, kind, place) for beta in betas], style, color=color, markersize=5)
         say(axes, *at, text, color)
     axes.set(xscale="log", xlabel="beta, score per nat", ylabel="total variation from the optimum", ylim=(-0.07, 1.05))
     axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 3], ["0.1", "0.2", "0.5", "1", "2", "3"])

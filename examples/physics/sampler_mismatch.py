@@ -91,7 +91,7 @@ def report() -> str:
     return table(["sampler", "nats per token", *TRAINERS], rows)
 
 
-def draw() -> Figure:
+def draw(temperatures: np.ndarray = TEMPERATURES) -> Figure:
     mdp = TokenMDP.t0()
     figure, axes = new_figure()
     curves = {
@@ -102,9 +102,9 @@ def draw() -> Figure:
         "k3, text weights": (GREEN, "k3, text weights up to 2", (1.1, 0.012)),
     }
     for name, (color, text, at) in curves.items():
-        found = [rest(mdp, temperature(t), TRAINERS[name]) for t in TEMPERATURES]
+        found = [rest(mdp, temperature(t), TRAINERS[name]) for t in temperatures]
         meant_to = meant(mdp, TRAINERS[name])
-        axes.plot(TEMPERATURES, [total_variation(probabilities(mdp, r.policy), meant_to) for r in found], color=color)
+        axes.plot(temperatures, [total_variation(probabilities(mdp, r.policy), meant_to) for r in found], color=color)
         say(axes, *at, text, color)
     axes.set(
         xlabel="temperature of the sampler; the trainer's is 1", ylabel="total variation from where it should rest"

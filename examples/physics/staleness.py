@@ -19,7 +19,7 @@ from lm_env.theory.credit import Credits
 
 BETA, RATE, CLIP, TEXTS, SEEDS, STEPS = 0.5, 0.5, 0.2, 256, 4, 1024
 SHOWN = (1, 16, 64, 256, 1024)
-PER_ROLLOUT = (1, 4, 16, 32, 64)
+PER_ROLLOUT = (1, 16, 32, 64)
 KINDS = ("no ratio", "token ratio", "clipped ratio", "text ratio, KL anew")
 
 
