@@ -58,4 +58,4 @@ def publish(name: str, summary: str, report: Callable[[], str], draw: Callable[[
     print(report())
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        draw().savefig(path, dpi=200, metadata={"Software": None})
+        draw().savefig(path, dpi=160, metadata={"Software": None})

@@ -77,7 +77,7 @@ def meant(mdp: TokenMDP, trainer: Trainer) -> np.ndarray:
 
 def report() -> str:
     mdp = TokenMDP.t0()
-    samplers: dict[str, Sampler] = {f"temperature {t:g}": temperature(t) for t in (0.7, 0.9, 1.1, 1.4)}
+    samplers: dict[str, Sampler] = {f"temperature {t:g}": temperature(t) for t in (0.7, 0.9, 1.05, 1.4)}
     samplers |= {"bfloat16 logits": bfloat16, "errors of .05": fixed_error(0.05), "top-p .95": top_p(0.95)}
     rows = []
     for name, sampler in samplers.items():

@@ -285,7 +285,7 @@ def test_without_a_mismatch_each_trainer_rests_where_it_should(name):
 @pytest.mark.parametrize("sampler", [samplers.temperature(0.7), samplers.temperature(1.4), samplers.fixed_error(0.3)])
 def test_with_its_own_logprobs_in_the_reward_it_rests_at_the_optimum(sampler):
     found = sampler_mismatch.rest(T0, sampler, sampler_mismatch.TRAINERS["k1, own"])
-    assert T0.evaluate(found.policy, BETA).tv < 1e-6
+    assert T0.evaluate(found.policy, BETA).tv < 1e-4
 
 
 @pytest.mark.parametrize("t", [0.7, 1.4])
