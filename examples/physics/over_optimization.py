@@ -83,7 +83,7 @@ def report() -> str:
         top = point(mdp, flaw, optimum(mdp, flaw, beta or BETAS[-1]))
         at = [number(beta, 2), number(top.d**2, 2), number(top.gold)] if beta else ["none", "", ""]
         rows.append([f"{flaw:g}", number(rho, 2), number(rise, 2), *at, number(end.proxy, 2), number(end.gold, 2)])
-    head = ["flaw", "correlation", "first slope", "peak at beta", "at KL", "gold there", "proxy at beta .05", "gold"]
+    head = ["flaw", "correlation", "first slope", "peak: beta", "KL", "gold", "end: proxy", "gold"]
     return table(head, rows)
 
 
