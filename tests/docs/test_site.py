@@ -18,7 +18,7 @@ from blocks import Block, blocks_of
 from paths import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def settings() -> dict[str, Any]:
@@ -38,21 +38,26 @@ def pages_in(navigation: Any) -> Iterator[str]:
             yield from pages_in(below)
 
 
+def place(page: Path) -> str:
+    """A page or picture within docs/, with slashes; of another file the whole path, which no page of the site has."""
+    return page.relative_to(DOCS).as_posix() if page.is_relative_to(DOCS) else str(page)
+
+
 def test_every_page_is_in_the_navigation_once():
-    assert sorted(pages_in(settings()["nav"])) == [page.name for page in PAGES]
+    assert sorted(pages_in(settings()["nav"])) == sorted(place(page) for page in PAGES)
 
 
 def links_of(page: Path) -> list[tuple[str, str]]:
-    """(page, heading or "") of the links to pages, outside of code."""
+    """(place, heading or "") of the links to pages and pictures, outside of code."""
     text = re.sub(r"```.*?^```|`[^`]*`", "", page.read_text(), flags=re.S | re.M)
     found = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", text)
-    return [(target or page.name, heading) for target, heading in found]
+    return [(place((page.parent / target).resolve() if target else page), heading) for target, heading in found]
 
 
 def test_every_page_is_two_clicks_from_the_front_page():
     near = {target for target, _ in links_of(DOCS / "index.md")}
     near |= {target for page in near if page.endswith(".md") for target, _ in links_of(DOCS / page)}
-    assert {page.name for page in PAGES} <= near | {"index.md"}
+    assert {place(page) for page in PAGES} <= near | {"index.md"}
 
 
 def headings_of(page: Path) -> set[str]:
@@ -62,11 +67,11 @@ def headings_of(page: Path) -> set[str]:
     return {title.strip().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=place)
 def test_links_lead_to_pages_of_the_site_and_their_headings(page):
     for target, heading in links_of(page):
-        assert (DOCS / target).is_file() and "/" not in target, f"{page.name} links to {target}, outside of docs/"
-        assert not heading or heading in headings_of(DOCS / target), f"{page.name} links to {target}#{heading}"
+        assert (DOCS / target).is_file() and not Path(target).is_absolute(), f"{page} links to {target}, not in docs/"
+        assert not heading or heading in headings_of(DOCS / target), f"{page} links to {target}#{heading}"
 
 
 @pytest.mark.parametrize("name", re.findall(r"^::: (\S+)", "".join(p.read_text() for p in PAGES), re.M))
@@ -84,14 +89,21 @@ def find_spec_or_none(name: str) -> Any:
         return None
 
 
-# -- t0.md: what a block prints stands below it ------------------------------------------------------
+# -- t0.md and the physics: what a block prints stands below it ---------------------------------------
 def printed(page: Path) -> list[tuple[Block, str]]:
     """Each block of Python that has its output below it, and that output."""
     blocks = blocks_of(page)
     return [(a, b.text) for a, b in itertools.pairwise(blocks) if (a.language, b.language) == ("python", "text")]
 
 
-@pytest.mark.parametrize(("block", "output"), printed(DOCS / "t0.md"), ids=lambda value: getattr(value, "name", ""))
+WITH_OUTPUT = [DOCS / "t0.md", *(page for page in (DOCS / "physics").glob("*.md") if page.name != "index.md")]
+
+
+@pytest.mark.parametrize(
+    ("block", "output"),
+    [pair for page in WITH_OUTPUT for pair in printed(page)],
+    ids=lambda value: getattr(value, "name", ""),
+)
 def test_the_mathematics_prints_what_the_page_says(block, output):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -99,8 +111,9 @@ def test_the_mathematics_prints_what_the_page_says(block, output):
     assert out.getvalue() == output
 
 
-def test_every_block_of_the_mathematics_has_its_output():
-    assert len(printed(DOCS / "t0.md")) == sum(block.language == "python" for block in blocks_of(DOCS / "t0.md")) > 5
+@pytest.mark.parametrize("page", WITH_OUTPUT, ids=place)
+def test_every_block_of_the_mathematics_has_its_output(page):
+    assert len(printed(page)) == sum(block.language == "python" for block in blocks_of(page)) > 0
 
 
 # -- trouble.md: the early warnings ------------------------------------------------------------------
