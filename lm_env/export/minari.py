@@ -25,6 +25,7 @@ from lm_env.objective.task import Task
 try:
     import minari
     from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_dataset import parse_dataset_id
     from minari.storage.local import get_dataset_path
 except ImportError as error:
     raise MissingDependencyError("to_minari needs minari: pip install 'lm-env[minari]'") from error
@@ -45,7 +46,7 @@ def to_minari(
     Minari decides where: the folder that its MINARI_DATASETS_PATH names, else ~/.minari/datasets.
 
     Each step has the observation of the environment's space, the token, its reward, and `terminated` and `truncated`.
-    The infos `score`, `logprob`, `ref_logprob` and `kl` (T + 1,) begin with a NaN for the reset, and `score` is 0
+    The infos `score`, `logprob`, `ref_logprob` and `kl` (T + 1, 1) begin with a NaN for the reset, and `score` is 0
     before the end.  The metadata of an episode hold its `prompt`, `prompt_index`, `response`, `score` and whether it
     `ended` by itself.
 
@@ -103,7 +104,7 @@ def to_minari(
 def _free_place(dataset_id: str) -> Any:
     """The folder that Minari will write, which does not exist yet."""
     try:
-        minari.parse_dataset_id(dataset_id)
+        parse_dataset_id(dataset_id)
         folder = get_dataset_path(dataset_id)
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigurationError(
@@ -144,7 +145,7 @@ def _infos(scored: ScoredEpisodes, row: int, steps: int) -> dict[str, np.ndarray
     score = np.zeros(steps)
     score[-1] = scored.scores[row]
     columns = {"score": score, "logprob": logprobs, "ref_logprob": ref_logprobs, "kl": logprobs - ref_logprobs}
-    return {name: np.concatenate([[np.nan], values]) for name, values in columns.items()}
+    return {name: np.concatenate([[np.nan], values])[:, None] for name, values in columns.items()}
 
 
 def _metadata(task: Task, episodes: Episodes, scored: ScoredEpisodes) -> Iterator[dict[str, Any]]:

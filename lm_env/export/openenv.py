@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm_env.errors import ConfigurationError, MissingDependencyError, ResetNeeded
-from lm_env.export.judging import score_texts, score_tokens, settled_text
+from lm_env.export.judging import score_texts, score_tokens, settled_text, until_end
 from lm_env.export.source import Source, check_samplable_elsewhere, has_tokenizer
 from lm_env.validation import check_integer
 
@@ -151,7 +151,7 @@ class TextEnvironment(Environment[TextAction, TextObservation, TextState]):  # t
         self._waiting = True
         return self._observation()
 
-    def step(self, action: TextAction, timeout_s: float | None = None, **unknown: Any) -> TextObservation:
+    def step(self, action: TextAction, timeout_s: float | None = None, **unused: Any) -> TextObservation:
         """Score a response; the episode is over then.
 
         Raises:
@@ -168,7 +168,7 @@ class TextEnvironment(Environment[TextAction, TextObservation, TextState]):  # t
         with self._source.lock:  # a reward function need not be safe for threads
             if action.token_ids is not None:
                 scores, done = score_tokens(task, [prompt], [action.token_ids])
-                text, ended = task.text_of(action.token_ids), bool(done[0])
+                text, ended = task.text_of(until_end(task, action.token_ids)), bool(done[0])
             else:
                 scores, _ = score_texts(task, [prompt], [action.text], [action.ended])
                 text, ended = settled_text(task, action.text, action.ended)
