@@ -46,9 +46,10 @@ def to_minari(
     Minari decides where: the folder that its MINARI_DATASETS_PATH names, else ~/.minari/datasets.
 
     Each step has the observation of the environment's space, the token, its reward, and `terminated` and `truncated`.
+    Where the environment was made by `gymnasium.make` with plain options, `dataset.recover_environment()` makes it anew.
     The infos `score`, `logprob`, `ref_logprob` and `kl` (T + 1, 1) begin with a NaN for the reset, and `score` is 0
     before the end.  The metadata of an episode hold its `prompt`, `prompt_index`, `response`, `score` and whether it
-    `ended` by itself.
+    `ended` by itself; a NUL character in a text is written as U+2400.
 
     Args:
         env: the environment, or the `lm_env.Task`, that the episodes are of.
@@ -74,16 +75,14 @@ def to_minari(
     if len(scored.scores) != len(episodes):
         raise ConfigurationError(f"scored holds {len(scored.scores)} episodes, and there are {len(episodes)}")
     flat = bool(getattr(getattr(env, "unwrapped", env), "flat", False))
-    single = env if isinstance(env, gymnasium.Env) and env.spec is not None else None
     folder = _free_place(dataset_id)
     try:
         with warnings.catch_warnings():  # Minari reminds of each thing that was left out; the docstring has named them
             warnings.filterwarnings("ignore", r".*is set to None|env_spec is None", UserWarning)
-            warnings.filterwarnings("ignore", r"env_spec is not serializable", UserWarning)
             made = minari.create_dataset_from_buffers(
                 dataset_id,
                 list(_buffers(task, episodes, scored, flat)),
-                env=single,
+                env=_recoverable(env),
                 observation_space=observation_space(task, flat),
                 action_space=action_space(task),
                 **description,
@@ -99,6 +98,17 @@ def to_minari(
             raise CheckpointWriteError(f"cannot write {folder}: {error}") from error
         raise
     return made
+
+
+def _recoverable(env: Any) -> gymnasium.Env | None:
+    """The environment, if Minari can write down how it was made, so that `dataset.recover_environment()` makes it."""
+    if not isinstance(env, gymnasium.Env) or env.spec is None:
+        return None
+    try:
+        env.spec.to_json()
+    except (TypeError, ValueError):  # an option that is no plain value, such as a function
+        return None
+    return env
 
 
 def _free_place(dataset_id: str) -> Any:
@@ -151,9 +161,14 @@ def _infos(scored: ScoredEpisodes, row: int, steps: int) -> dict[str, np.ndarray
 def _metadata(task: Task, episodes: Episodes, scored: ScoredEpisodes) -> Iterator[dict[str, Any]]:
     for row, (prompt, response) in enumerate(zip(episodes.prompts, episodes.responses(), strict=True)):
         yield {
-            "prompt": prompt.text,
+            "prompt": _storable(prompt.text),
             "prompt_index": prompt.index,
-            "response": task.text_of(response),
+            "response": _storable(task.text_of(response)),
             "score": float(scored.scores[row]),
             "ended": bool(scored.ended[row]),
         }
+
+
+def _storable(text: str) -> str:
+    """The text without NUL characters, which HDF5 does not store in a text; the picture of one stands for each."""
+    return text.replace("\0", "\u2400")

@@ -148,7 +148,7 @@ def _resolved(given: Any, options: Mapping[str, Any]) -> tuple[TextTask | Task, 
     if not isinstance(inner, Task):
         raise ConfigurationError(
             "give a task by name, a TextTask, a lm_env.Task or a text environment of lm_env to export, not"
-            f" {type(given).__name__}"
+            f" {type(inner).__name__}"
         )
     if options:
         raise ConfigurationError(

@@ -119,8 +119,8 @@ class TRLTask:
     def reward(
         self,
         completion_ids: Sequence[Sequence[int]],
-        split: Sequence[str],
-        prompt_index: Sequence[int],
+        split: Sequence[str] | None = None,
+        prompt_index: Sequence[int] | None = None,
         **columns: Any,
     ) -> list[float]:
         """The scores of completions of any split, for the trainer's `reward_funcs`.
@@ -129,9 +129,14 @@ class TRLTask:
             completion_ids, split, prompt_index: B entries each, as TRL passes them from its sampler and the data set.
 
         Raises:
-            ConfigurationError: the tokens are not of the task's tokenizer, or there is no such prompt.
+            ConfigurationError: the tokens are not of the task's tokenizer, or the data set is not one of `dataset`.
             RewardError, RewardValueError: see `lm_env.objective.score_responses`.
         """
+        if split is None or prompt_index is None:
+            raise ConfigurationError(
+                "the data set has no columns split and prompt_index, which tell the prompts apart: train and evaluate on"
+                " those of .dataset(split)"
+            )
         scores = [0.0] * len(completion_ids)
         for name in dict.fromkeys(split):
             rows = [row for row, own in enumerate(split) if own == name]
