@@ -46,7 +46,7 @@ def to_minari(
     Minari decides where: the folder that its MINARI_DATASETS_PATH names, else ~/.minari/datasets.
 
     Each step has the observation of the environment's space, the token, its reward, and `terminated` and `truncated`.
-    Where the environment was made by `gymnasium.make` with plain options, `dataset.recover_environment()` makes it anew.
+    `dataset.recover_environment()` makes the environment anew, if `gymnasium.make` has made it with plain options.
     The infos `score`, `logprob`, `ref_logprob` and `kl` (T + 1, 1) begin with a NaN for the reset, and `score` is 0
     before the end.  The metadata of an episode hold its `prompt`, `prompt_index`, `response`, `score` and whether it
     `ended` by itself; a NUL character in a text is written as U+2400.
@@ -129,7 +129,7 @@ def _free_place(dataset_id: str) -> Any:
 
 
 def _buffers(task: Task, episodes: Episodes, scored: ScoredEpisodes, flat: bool) -> Iterator[EpisodeBuffer]:
-    ended, capped = task.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
+    _, capped = task.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
     truncated = capped & task.cap_truncates
     for row, (prompt, length) in enumerate(zip(episodes.prompt_lengths, episodes.lengths, strict=True)):
         steps = int(length - prompt)

@@ -30,7 +30,7 @@ except ImportError as error:
 __all__ = ["TextAction", "TextEnvironment", "TextObservation", "TextState", "openenv_app", "to_openenv"]
 
 
-class TextAction(Action):  # type: ignore[misc]
+class TextAction(Action):
     """A whole response: `text`, or `token_ids` of the task's own tokenizer, its EOS included.
 
     `ended` says of a `text` whether an EOS or a stop string ended it, and not a length cap; tokens tell it themselves.
@@ -41,7 +41,7 @@ class TextAction(Action):  # type: ignore[misc]
     ended: bool = True
 
 
-class TextObservation(Observation):  # type: ignore[misc]
+class TextObservation(Observation):
     """After `reset` the prompt; after `step` also the text that was scored, and whether it ended by itself.
 
     `prompt_ids` are the prompt's tokens; `messages` is the chat that it was given as, if it was.  The length cap, the
@@ -58,7 +58,7 @@ class TextObservation(Observation):  # type: ignore[misc]
     ended: bool | None = None
 
 
-class TextState(State):  # type: ignore[misc]
+class TextState(State):
     """Where an episode stands."""
 
     task: str = ""
@@ -103,7 +103,7 @@ def openenv_app(source: Any, *, sessions: int = 64, **options: Any) -> Any:
     )
 
 
-class TextEnvironment(Environment[TextAction, TextObservation, TextState]):  # type: ignore[misc]
+class TextEnvironment(Environment[TextAction, TextObservation, TextState]):
     """One prompt, one response, one score; `to_openenv` makes it."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
@@ -165,13 +165,15 @@ class TextEnvironment(Environment[TextAction, TextObservation, TextState]):  # t
             raise ConfigurationError("an action has either text or token_ids: give one of them")
         split, index = self._state.split, self._state.prompt_index or 0
         task, prompt = self._source.task(split), self._source.prompt(split, index)
+        written = action.text
         with self._source.lock:  # a reward function need not be safe for threads
-            if action.token_ids is not None:
-                scores, done = score_tokens(task, [prompt], [action.token_ids])
-                text, ended = task.text_of(until_end(task, action.token_ids)), bool(done[0])
+            if written is None:
+                ids: list[int] = action.token_ids or []
+                scores, done = score_tokens(task, [prompt], [ids])
+                text, ended = task.text_of(until_end(task, ids)), bool(done[0])
             else:
-                scores, _ = score_texts(task, [prompt], [action.text], [action.ended])
-                text, ended = settled_text(task, action.text, action.ended)
+                scores, _ = score_texts(task, [prompt], [written], [action.ended])
+                text, ended = settled_text(task, written, action.ended)
         self._waiting = False
         self._state = self._state.model_copy(update={"step_count": 1})
         measured = self._source.measured(prompt, text)

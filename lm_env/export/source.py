@@ -176,5 +176,5 @@ def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
 def _chats_of(rows: Sequence[Any], column: str | None) -> list[list[dict[str, Any]] | None]:
     first = next((row for row in rows if isinstance(row, Mapping)), {})
     column = column or next((name for name in PROMPT_COLUMNS if name in first), PROMPT_COLUMNS[0])
-    values = [row.get(column) if isinstance(row, Mapping) else row for row in rows]
+    values: list[Any] = [row.get(column) if isinstance(row, Mapping) else row for row in rows]
     return [[dict(message) for message in value] if is_chat(value) else None for value in values]

@@ -56,7 +56,7 @@ def to_torchrl(
     return TorchRLTextEnv(live_task(source, options, split), own if num_envs is None else num_envs, seed=seed)
 
 
-class TorchRLTextEnv(EnvBase):  # type: ignore[misc]
+class TorchRLTextEnv(EnvBase):
     """n texts of a task; `to_torchrl` makes it.
 
     Entries of the tensordict, all with the batch size (n,):

@@ -134,8 +134,8 @@ class TRLTask:
         """
         if split is None or prompt_index is None:
             raise ConfigurationError(
-                "the data set has no columns split and prompt_index, which tell the prompts apart: train and evaluate on"
-                " those of .dataset(split)"
+                "the data set has no columns split and prompt_index, which tell the prompts apart: train and evaluate"
+                " on those of .dataset(split)"
             )
         scores = [0.0] * len(completion_ids)
         for name in dict.fromkeys(split):

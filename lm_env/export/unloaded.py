@@ -56,11 +56,13 @@ def _config_of(name: str | Path, download: bool) -> Any:
         from transformers import AutoConfig
 
         place, gguf = gguf_arguments(folder)
+        unreadable = UNREADABLE
         if gguf:
             dequantized(name)  # the same packages are needed
+            unreadable += DAMAGED
         try:
             return AutoConfig.from_pretrained(place, local_files_only=not download, trust_remote_code=False, **gguf)
-        except (*UNREADABLE, *(DAMAGED if gguf else ())) as error:
+        except unreadable as error:
             reason = str(error).strip().partition("\n")[0]
             raise ModelLoadError(
                 f"cannot read the configuration of the model {str(name)!r}: {reason} -- {WHAT_LOADS}"

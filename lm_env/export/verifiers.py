@@ -30,7 +30,7 @@ __all__ = ["OneReply", "TextData", "TextEnv", "TextEnvConfig", "TextTasksetConfi
 COMPLETION_SECONDS = 600.0
 
 
-class TextData(vf.TaskData):  # type: ignore[misc]
+class TextData(vf.TaskData):
     """A prompt, and how its reply is sampled; verifiers carries it between processes."""
 
     split: str
@@ -40,19 +40,19 @@ class TextData(vf.TaskData):  # type: ignore[misc]
     stop: list[str] = []  # noqa: RUF012 -- pydantic copies it
 
 
-class TextTasksetConfig(vf.TasksetConfig):  # type: ignore[misc]
+class TextTasksetConfig(vf.TasksetConfig):
     """Which prompts: `--env.taskset.split`."""
 
     split: str = "test"
 
 
-class TextEnvConfig(vf.SingleAgentEnvConfig):  # type: ignore[misc]
+class TextEnvConfig(vf.SingleAgentEnvConfig):
     """One agent, which runs in this process: a reply needs no sandbox."""
 
     agent: vf.AgentConfig = vf.AgentConfig(runtime=vf.SubprocessConfig())
 
 
-class TextEnv(vf.Env[TextEnvConfig]):  # type: ignore[misc]
+class TextEnv(vf.Env[TextEnvConfig]):
     """An episode is one reply of one agent."""
 
     async def run(self, task: Any, agents: Any) -> None:
@@ -60,7 +60,7 @@ class TextEnv(vf.Env[TextEnvConfig]):  # type: ignore[misc]
         await agents.agent.run(task)
 
 
-class OneReply(vf.Harness[vf.HarnessConfig]):  # type: ignore[misc]
+class OneReply(vf.Harness[vf.HarnessConfig]):
     """One request to the model, without a program of its own: a text task needs no more.
 
     It asks for the task's length cap, temperature and stop strings; verifiers' `--sampling` replaces them.
@@ -112,7 +112,7 @@ def to_verifiers(source: Any, **options: Any) -> type[Any]:
 
         source = found
 
-    class TextTaskset(vf.Taskset[ReplyTask, TextTasksetConfig]):  # type: ignore[misc, valid-type]
+    class TextTaskset(vf.Taskset[ReplyTask, TextTasksetConfig]):
         """The prompts of a split."""
 
         def load(self) -> list[ReplyTask]:
@@ -126,7 +126,7 @@ def to_verifiers(source: Any, **options: Any) -> type[Any]:
     return TextTaskset
 
 
-class TextReplyTask(vf.Task[TextData, vf.State, vf.TaskConfig]):  # type: ignore[misc]
+class TextReplyTask(vf.Task[TextData, vf.State, vf.TaskConfig]):
     """One prompt: its reward is the score that the environment pays for the reply."""
 
     source: ClassVar[Source]

@@ -17,8 +17,8 @@ from lm_env.tasks import get_task
 
 pytest.importorskip("openenv")
 
-from lm_env.export import openenv_app, to_openenv  # noqa: E402
-from lm_env.export.openenv import TextAction  # noqa: E402
+from lm_env.export import openenv_app, to_openenv
+from lm_env.export.openenv import TextAction
 
 ENDS = [0, *range(40, 80)]
 ROWS = [{"prompt": "a good film", "worth": 1.0}, {"prompt": "the end", "worth": 2.0}, {"prompt": "bad", "worth": 4.0}]
@@ -90,7 +90,12 @@ def test_errors_change_nothing(text_task):
     for bad in ({"split": "test"}, {"index": 3}, {"index": -1}, {"seed": -1}, {"unknown": 1}):
         with pytest.raises(ConfigurationError):
             served.reset(**bad)
-    for action in (TextAction(), TextAction(text="x", token_ids=[1]), TextAction(token_ids=[]), TextAction(token_ids=[9999])):
+    for action in (
+        TextAction(),
+        TextAction(text="x", token_ids=[1]),
+        TextAction(token_ids=[]),
+        TextAction(token_ids=[9999]),
+    ):
         with pytest.raises(ConfigurationError):
             served.step(action)
     with pytest.raises(RewardError, match="ZeroDivisionError"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from lm_env.errors import ConfigurationError, MissingDependencyError, ModelLoadE
 from lm_env.export.judging import score_texts, score_tokens, until_end
 from lm_env.export.source import Source
 from lm_env.generation import LocalBackend, Sampling
-from lm_env.tasks import TextTask
+from lm_env.tasks import SPLITS, TextTask
 
 CHAT = [{"role": "user", "content": "a good film"}]
+CHATS = [{"prompt": CHAT, "worth": 1.0}]
 
 
 def by_text(prompts, responses, worth, response_finished=None):
@@ -111,8 +113,15 @@ def test_no_tokens_and_foreign_tokens_are_refused(env):
 
 def test_a_named_model_is_not_loaded(model_folder):
     """The weights are not even there; prompts, limits and scores are those of the whole model."""
-    declared = TextTask(id="me/Film-v0", summary="films", source=dict.fromkeys(("train", "validation", "test"), ROWS),
-                        reward=by_text, model=model_folder, max_new_tokens=6, metrics={"length": lengths})
+    declared = TextTask(
+        id="me/Film-v0",
+        summary="films",
+        source=dict.fromkeys(SPLITS, ROWS),
+        reward=by_text,
+        model=model_folder,
+        max_new_tokens=6,
+        metrics={"length": lengths},
+    )
     env = declared.make("test")
     (Path(model_folder) / "model.safetensors").unlink()
     source = Source(declared, {})
@@ -152,7 +161,9 @@ def test_splits(text_task):
     env = TextGenerationEnv(**text_task())
     for given in (env, env.task):
         whole = Source(given, {})
-        assert whole.splits == ("train",) and whole.task() is env.task and whole.measured(env.task.prompts[0], "x") == {}
+        assert (
+            whole.splits == ("train",) and whole.task() is env.task and whole.measured(env.task.prompts[0], "x") == {}
+        )
     with pytest.raises(ConfigurationError, match="has no split 'test': it has 'train'"):
         whole.task("test")
     with pytest.raises(ConfigurationError, match="has no prompt 3 in train: there are 3"):
@@ -170,13 +181,16 @@ def test_what_cannot_be_exported_is_named(text_task):
 
 
 def test_chats_stay_chats(text_lm, tokenizer):
-    import copy
-
     talking = copy.deepcopy(tokenizer)
     talking.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}<assistant>"
-    declared = TextTask(id="me/Chat-v0", summary="chats", reward=by_text, model=text_lm,
-                        source=dict.fromkeys(("train", "validation", "test"), [{"prompt": CHAT, "worth": 1.0}]),
-                        max_new_tokens=6)
+    declared = TextTask(
+        id="me/Chat-v0",
+        summary="chats",
+        reward=by_text,
+        model=text_lm,
+        source=dict.fromkeys(SPLITS, CHATS),
+        max_new_tokens=6,
+    )
     source = Source(declared, {"tokenizer": talking})
     assert source.chat("train", 0) == CHAT
     assert source.prompt("train", 0).text == "<user> a good film\n<assistant>"
@@ -201,5 +215,3 @@ def test_a_missing_library_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)  # what the import system takes for "not there"
     with pytest.raises(MissingDependencyError, match=extra):
         getattr(lm_env.export, name)
-
-

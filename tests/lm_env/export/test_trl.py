@@ -68,7 +68,9 @@ def test_the_prompts_of_all_splits_are_those_of_the_environment():
         assert dataset["prompt"][:] == [p.text for p in task.prompts] and set(dataset["split"]) == {split}
         assert dataset["answer"][:] == [p.columns["answer"] for p in task.prompts]
         assert sums.tokenizer(dataset["prompt"][:9])["input_ids"] == [p.ids.tolist() for p in task.prompts[:9]]
-        right = [sums.tokenizer(str(answer))["input_ids"] + [sums.tokenizer.eos_token_id] for answer in dataset["answer"][:3]]
+        right = [
+            sums.tokenizer(str(answer))["input_ids"] + [sums.tokenizer.eos_token_id] for answer in dataset["answer"][:3]
+        ]
         answers.append(called(sums, dataset, [0, 1, 2, 0], [*right, right[0][:1]]))
     assert answers == [[1.0, 1.0, 1.0, 0.0]] * 3
     task = get_task("lm_env/Arithmetic-v0")
@@ -97,8 +99,14 @@ def test_chats_are_read_as_the_environment_reads_them(tokenizer, text_lm):
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     rows = [{"prompt": CHAT, "worth": 1.0}]
-    declared = TextTask(id="me/Chat-v0", summary="chats", source=dict.fromkeys(("train", "validation", "test"), rows),
-                        reward=by_text, model=text_lm, max_new_tokens=6)
+    declared = TextTask(
+        id="me/Chat-v0",
+        summary="chats",
+        source=dict.fromkeys(("train", "validation", "test"), rows),
+        reward=by_text,
+        model=text_lm,
+        max_new_tokens=6,
+    )
     films = to_trl(declared, tokenizer=talking)
     dataset = films.dataset("test")
     assert dataset[0]["prompt"] == CHAT

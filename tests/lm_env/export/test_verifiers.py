@@ -19,16 +19,11 @@ from lm_env.errors import ConfigurationError
 from lm_env.generation import LocalBackend, Sampling
 from lm_env.tasks import TextTask
 
-with pytest.MonkeyPatch.context():
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        vf = pytest.importorskip("verifiers.v1")
+vf = pytest.importorskip("verifiers.v1")
 
 from verifiers.v1.utils.loaders import load_environment, resolve_env_config  # noqa: E402
 
-from lm_env.export.verifiers import OneReply, TextEnv, to_verifiers  # noqa: E402
+from lm_env.export.verifiers import OneReply, TextEnv, TextTasksetConfig, to_verifiers  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -116,9 +111,7 @@ def episodes_of(taskset_id, address, split):
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"stop_strings": ["e"]}, {"missing_eos_score": -1.0}, {"cap_truncates": True}]
-)
+@pytest.mark.parametrize("changes", [{}, {"stop_strings": ["e"]}, {"missing_eos_score": -1.0}, {"cap_truncates": True}])
 def test_rewards_are_those_of_the_environment(text_task, answering, installed, changes):
     """The server gives texts of the environment's model; each reward is the score of the tokens they came from."""
     env = TextGenerationEnv(**text_task(prompts=ROWS, reward=by_text, eos_token_id=ENDS, temperature=0.7, **changes))
@@ -150,8 +143,15 @@ def test_a_task_with_splits_metrics_and_chats(answering, installed, text_lm, tok
     talking = copy.deepcopy(tokenizer)
     talking.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}<assistant>"
     rows = {"train": ROWS, "validation": ROWS, "test": [{"prompt": CHAT, "worth": 1.0}]}
-    declared = TextTask(id="me/Film-v0", summary="films", source=rows, reward=by_text, model=text_lm, max_new_tokens=6,
-                        metrics={"length": lengths})
+    declared = TextTask(
+        id="me/Film-v0",
+        summary="films",
+        source=rows,
+        reward=by_text,
+        model=text_lm,
+        max_new_tokens=6,
+        metrics={"length": lengths},
+    )
     films = to_verifiers(declared, tokenizer=talking)
     address, requests = answering({"a good film": (" good ", "stop")})
     (episode,) = episodes_of(installed(films), address, "test")
@@ -177,15 +177,13 @@ def test_a_server_that_fails_is_an_error_of_its_episode(text_task, answering, in
 
 
 def test_what_verifiers_cannot_do_is_refused(text_task, id_task):
-    config = to_verifiers("lm_env/Arithmetic-v0")
     with pytest.raises(ConfigurationError, match="no task of this name"):
         to_verifiers("lm_env/Nothing-v0")
 
     def loaded(env, split="test"):
         taskset = to_verifiers(env)
-        return list(taskset(taskset_config(split)))
+        return list(taskset(TextTasksetConfig(split=split)))
 
-    assert config.task_type().data_type().model_fields["prompt_index"]
     with pytest.raises(ConfigurationError, match="verifiers exchanges texts"):
         loaded(TextGenerationEnv(**id_task()))
     with pytest.raises(ConfigurationError, match="action_mask, which verifiers"):
@@ -194,9 +192,3 @@ def test_what_verifiers_cannot_do_is_refused(text_task, id_task):
     assert len(loaded(plain)) == len(loaded(plain, "train")) == 3
     with pytest.raises(ConfigurationError, match="has no split 'validation'"):
         loaded(plain, "validation")
-
-
-def taskset_config(split):
-    from lm_env.export.verifiers import TextTasksetConfig
-
-    return TextTasksetConfig(split=split)
