@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 import lm_env.export
 from lm_env import Causal, TextGenerationEnv, load_model
 from lm_env.errors import ConfigurationError, MissingDependencyError, ModelLoadError
-from lm_env.export.judging import score_texts, score_tokens, until_end
+from lm_env.export.judging import score_texts, score_tokens, settled_text, until_end
 from lm_env.export.source import Source
 from lm_env.generation import LocalBackend, Sampling
 from lm_env.tasks import SPLITS, TextTask
@@ -82,6 +83,14 @@ def test_texts_are_paid_as_the_environment_pays_their_tokens(env):
     np.testing.assert_array_equal(score_texts(env.task, episodes.prompts, cut, list(paid.ended))[0], paid.scores)
 
 
+def test_the_first_stop_string_in_a_text_ends_it(text_task):
+    task = TextGenerationEnv(**text_task(stop_strings=["e", " a"])).task
+    for text, wanted in {"film ace": "film", "fine a": "fin", "good": "good", "": ""}.items():
+        assert settled_text(task, text, False) == (wanted, wanted != text)
+        assert settled_text(task, text, True) == (wanted, True)
+        assert wanted == task.text_of(task.tokenizer(text)["input_ids"])
+
+
 @pytest.mark.parametrize("reward", [per_token, Causal(per_token)])
 @pytest.mark.filterwarnings("ignore:reward function per_token scores tokens")
 def test_scores_per_token_add_up(text_task, reward):
@@ -123,8 +132,8 @@ def test_a_named_model_is_not_loaded(model_folder):
         metrics={"length": lengths},
     )
     env = declared.make("test")
-    (Path(model_folder) / "model.safetensors").unlink()
-    source = Source(declared, {})
+    bare = shutil.copytree(model_folder, f"{model_folder}-bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    source = Source(replace(declared, model=bare), {})
     task = source.task("test")
     assert [p.ids.tolist() for p in task.prompts] == [p.ids.tolist() for p in env.task.prompts]
     assert (task.vocab_size, task.max_length, task.eos_token_ids) == (
@@ -139,7 +148,7 @@ def test_a_named_model_is_not_loaded(model_folder):
     assert source.measured(task.prompts[0], "good") == {"length": 4.0}
     assert source.task("test") is task and source.task("train") is not task
     with pytest.raises(ModelLoadError, match="cannot load the model"):
-        load_model(model_folder)
+        load_model(bare)
 
 
 def lengths(prompts, responses):

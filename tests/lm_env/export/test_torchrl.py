@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lm_env import Episodes, TextGenerationEnv, TextGenerationVectorEnv
-from lm_env.errors import ConfigurationError, InvalidActionError, PublishedActionsError
+from lm_env.errors import ConfigurationError, InvalidActionError, PublishedActionsError, RewardError
 
 torchrl = pytest.importorskip("torchrl")
 
@@ -117,10 +117,12 @@ def test_the_same_seed_and_actions_bring_the_same_as_the_vector_environment(opti
         np.testing.assert_array_equal(seen["terminated"][:, 0], terminated)
         np.testing.assert_array_equal(seen["truncated"][:, 0], truncated)
         seen = seen.clone()
-    env.set_seed(7)
-    again = env.reset()
-    env.set_seed(7)
-    np.testing.assert_array_equal(env.reset()["input_ids"], again["input_ids"])
+    for reset in (env.set_seed, env.set_seed):  # the same draws again after the same seed, and others from then on
+        reset(7)
+        drawn = [env.reset()["input_ids"].numpy() for _ in range(6)]
+        wanted = [other.reset(seed=7 if i == 0 else None)[0]["input_ids"] for i in range(6)]
+        np.testing.assert_array_equal(drawn, wanted)
+    assert any((ids != drawn[0]).any() for ids in drawn)
 
 
 def test_slots_are_stepped_and_reset_by_themselves(options):
@@ -165,6 +167,23 @@ def test_a_step_that_fails_leaves_no_published_logprob(options):
         env.step(outside)
     after = env.step(begun.set("action", torch.tensor([10, 10])))["next"]  # else: published for other actions
     assert (after["length"] - begun["length"]).flatten().tolist() == [1, 1]
+
+
+def test_a_reward_that_fails_leaves_no_published_logprob(id_task):
+    """The step that is tried again without a logprob has that of the environment's model."""
+    failures = [1]
+
+    def reward(prompts, responses):
+        if failures:
+            raise RuntimeError("down")
+        return [0.0] * len(responses)
+
+    env = to_torchrl(TextGenerationEnv(**id_task(reward=reward)), 1)
+    begun = env.reset().set("action", torch.tensor([0]))  # an EOS
+    with pytest.raises(RewardError, match="down"):
+        env.step(begun.clone().set("action_log_prob", torch.tensor([-50.0])))
+    failures.clear()
+    assert env.step(begun)["next", "logprob"].item() > -20
 
 
 def test_arguments(options):
