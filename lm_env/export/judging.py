@@ -95,5 +95,5 @@ def settled_text(task: Task, response: str, ended: bool) -> tuple[str, bool]:
 
 
 def _encoded(task: Task, text: str, eos: bool) -> list[int]:
-    ids = list(task.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    ids = list(task.tokenizer([text], add_special_tokens=False)["input_ids"][0]) if text else []
     return [*ids, min(task.eos_token_ids)] if eos and task.eos_token_ids else ids

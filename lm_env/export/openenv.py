@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_env.data.prompts import LONGEST_TEXT
 from lm_env.errors import ConfigurationError, MissingDependencyError, ResetNeeded
 from lm_env.export.judging import score_texts, score_tokens, settled_text, until_end
 from lm_env.export.source import Source, check_samplable_elsewhere, has_tokenizer
@@ -24,6 +25,7 @@ from lm_env.validation import check_integer
 try:
     from openenv.core.env_server import Action, Environment, Observation, State, create_app
     from openenv.core.env_server.types import EnvironmentMetadata
+    from pydantic import Field
 except ImportError as error:
     raise MissingDependencyError("to_openenv needs openenv: pip install 'lm-env[openenv]'") from error
 
@@ -36,8 +38,8 @@ class TextAction(Action):
     `ended` says of a `text` whether an EOS or a stop string ended it, and not a length cap; tokens tell it themselves.
     """
 
-    text: str | None = None
-    token_ids: list[int] | None = None
+    text: str | None = Field(None, max_length=LONGEST_TEXT)
+    token_ids: list[int] | None = Field(None, max_length=LONGEST_TEXT)
     ended: bool = True
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from lm_env.errors import ConfigurationError
 from lm_env.export.judging import score_tokens
@@ -42,7 +43,8 @@ def to_trl(source: Any, **options: Any) -> TRLTask:
         options: of a task by name or a `TextTask`: its own, and those of `lm_env.Task`.
 
     Raises:
-        ConfigurationError: the task has no tokenizer, masks tokens, or does not end at the tokenizer's EOS.
+        ConfigurationError: the task has no tokenizer of transformers, masks tokens, or does not end at the tokenizer's
+            EOS.
     """
     return TRLTask(Source(source, options))
 
@@ -59,6 +61,11 @@ class TRLTask:
         task = source.task(source.splits[0])
         check_samplable_elsewhere(task, "TRL")
         self.tokenizer = has_tokenizer(task, "TRL")
+        if not isinstance(self.tokenizer, PreTrainedTokenizerBase):
+            raise ConfigurationError(
+                f"TRL needs a tokenizer of transformers, and the task's is a {type(self.tokenizer).__name__}: give the"
+                " task another one, tokenizer="
+            )
         if self.tokenizer.eos_token_id not in task.eos_token_ids:
             raise ConfigurationError(
                 f"TRL ends texts at the tokenizer's EOS, {self.tokenizer.eos_token_id}, and the task at"

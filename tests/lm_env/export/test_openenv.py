@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lm_env import TextGenerationEnv
+from lm_env.data.prompts import LONGEST_TEXT
 from lm_env.errors import ConfigurationError, ResetNeeded, RewardError
 from lm_env.generation import LocalBackend, Sampling
 from lm_env.tasks import get_task
@@ -98,6 +99,9 @@ def test_errors_change_nothing(text_task):
     ):
         with pytest.raises(ConfigurationError):
             served.step(action)
+    for fields in ({"text": "x" * (LONGEST_TEXT + 1)}, {"token_ids": [1] * (LONGEST_TEXT + 1)}, {"nothing": 1}):
+        with pytest.raises(ValueError, match="validation error"):
+            TextAction(**fields)
     with pytest.raises(RewardError, match="ZeroDivisionError"):
         served.step(TextAction(text="x"))
     assert served.state.episode_id == "mine" and served.state.step_count == 0

@@ -83,6 +83,19 @@ def test_the_prompts_of_all_splits_are_those_of_the_environment():
     }
 
 
+OFFLINE = ["RandomWalks", "Sentiment", "Descriptiveness", "Concepts", "Rhyme", "Haiku", "Arithmetic"]
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_trl_reads_the_tasks_of_the_package_as_the_environment_does(name):
+    """A BOS that the tokenizer adds included; `dataset` compares every prompt, and here some are compared again."""
+    task = to_trl(f"lm_env/{name}-v0")
+    dataset = task.dataset("test")
+    prompts = get_task(f"lm_env/{name}-v0").task("test").prompts
+    assert len(dataset) == len(prompts)
+    assert task.tokenizer(text=dataset["prompt"][:5])["input_ids"] == [p.ids.tolist() for p in prompts[:5]]
+
+
 def test_a_batch_of_both_splits():
     sums = to_trl("lm_env/Arithmetic-v0")
     train, test = sums.dataset("train")[0], sums.dataset("test")[0]
@@ -135,6 +148,8 @@ def test_what_trl_cannot_do_is_refused(text_task, id_task):
         to_trl(TextGenerationEnv(**text_task(action_mask=lambda prompt, response: np.ones(1, dtype=bool))))
     with pytest.raises(ConfigurationError, match=r"at the tokenizer's EOS, 0, and the task at \[\]"):
         to_trl(TextGenerationEnv(**text_task(eos_token_id=())))
+    with pytest.raises(ConfigurationError, match="TRL needs a tokenizer of transformers"):
+        to_trl("lm_env/TokenMDP-v0")
     films = to_trl(TextGenerationEnv(**text_task()))
     with pytest.raises(ConfigurationError, match="columns split and prompt_index"):
         films.reward(prompts=["bad"], completions=["x"], completion_ids=[[5]])
