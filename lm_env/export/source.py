@@ -102,10 +102,18 @@ class Source:
     def _made(self, split: str) -> tuple[Task, list[list[dict[str, Any]] | None]]:
         if isinstance(self._given, Task):
             return self._given, [None] * len(self._given.prompts)
-        options = self._given.task_options(split, **self._options)  # type: ignore[arg-type]
+        options = self._given.task_options(split, **{**self._options, **self._loaded()})  # type: ignore[arg-type]
         rows = [row for _, row in named_rows(options["prompts"], download=options.get("download") is True)]
         task = Task(**_without_weights({**options, "prompts": rows}))
         return task, _chats_of(rows, options.get("prompt_column"))
+
+    def _loaded(self) -> dict[str, Any]:
+        """What the splits share, once one of them has been made: a reward model is loaded only once."""
+        task = next(iter(self._tasks.values()), None)
+        if task is None:
+            return {}
+        shared = {name: getattr(task, name) for name in ("model", "reference", "tokenizer", "reward")}
+        return {**shared, "quantization_config": None}
 
 
 def live_task(given: Any, options: Mapping[str, Any], split: str = "train") -> Task:

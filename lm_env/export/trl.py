@@ -95,19 +95,20 @@ class TRLTask:
                 prompts given as token ids and truncated ones can be such.  "drop" leaves them out.
 
         Raises:
-            ConfigurationError: TRL would read a prompt as other tokens, no prompt is left, or a column cannot be stored
-                in a data set.
+            ConfigurationError: TRL would read a prompt as other tokens, no prompt is left, texts and chats are mixed,
+                or a column cannot be stored in a data set.
         """
         check_choice("on_mismatch", on_mismatch, ("error", "drop"))
         prompts = self._source.task(split).prompts
         chats = [self._source.chat(split, index) for index in range(len(prompts))]
         written = [prompt.text if chat is None else chat for prompt, chat in zip(prompts, chats, strict=True)]
-        alike = [self._read(text) == prompt.ids.tolist() for text, prompt in zip(written, prompts, strict=True)]
+        read = self._read(written)
+        alike = [ids == prompt.ids.tolist() for ids, prompt in zip(read, prompts, strict=True)]
         if on_mismatch == "error" and not all(alike):
             index = alike.index(False)
             raise ConfigurationError(
                 f"TRL reads prompt {index} of {split}, {reprlib.repr(written[index])}, as the tokens"
-                f" {self._read(written[index])[:12]}, and the environment as {prompts[index].ids.tolist()[:12]}: leave"
+                f" {read[index][:12]}, and the environment as {prompts[index].ids.tolist()[:12]}: leave"
                 " such prompts out with on_mismatch='drop', or let the task read prompts as its tokenizer does"
             )
         kept = [index for index, same in enumerate(alike) if same]
@@ -153,11 +154,13 @@ class TRLTask:
                 scores[row] = float(score)
         return scores
 
-    def _read(self, prompt: Any) -> list[int]:
-        """The tokens that TRL makes of a prompt."""
-        if isinstance(prompt, str):
-            return list(self.tokenizer(text=prompt)["input_ids"])
+    def _read(self, prompts: Sequence[Any]) -> list[list[int]]:
+        """The tokens that TRL makes of each prompt, a text or a chat."""
+        if all(isinstance(prompt, str) for prompt in prompts):
+            return [list(ids) for ids in self.tokenizer(text=list(prompts))["input_ids"]]
+        if any(isinstance(prompt, str) for prompt in prompts):
+            raise ConfigurationError("TRL takes prompts that are all texts or all chats, and here are both: split them")
         rendered = self.tokenizer.apply_chat_template(
-            conversation=[prompt], add_generation_prompt=True, tokenize=True, return_dict=True
+            conversation=list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True
         )
-        return list(rendered["input_ids"][0])
+        return [list(ids) for ids in rendered["input_ids"]]

@@ -179,6 +179,22 @@ def test_splits(text_task):
         whole.prompt("train", 3)
 
 
+def test_what_is_loaded_is_shared_by_the_splits(text_lm, tokenizer):
+    made = []
+
+    def model():
+        made.append(text_lm())
+        return made[-1]
+
+    declared = TextTask(
+        id="me/Film-v0", summary="films", source=dict.fromkeys(SPLITS, ROWS), reward="lexicon", model=model
+    )
+    source = Source(declared, {"tokenizer": tokenizer, "max_new_tokens": 6})
+    train, test = source.task("train"), source.task("test")
+    assert len(made) == 1 and train.model is test.model and train.reward is test.reward
+    assert train.reference is test.reference and train.prompts is not test.prompts
+
+
 def test_what_cannot_be_exported_is_named(text_task):
     env = TextGenerationEnv(**text_task())
     with pytest.raises(ConfigurationError, match="not CartPoleEnv"):

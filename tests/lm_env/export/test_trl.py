@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from lm_env import Episodes, TextGenerationEnv, load_model
 from lm_env.errors import ConfigurationError, RewardError
 from lm_env.export import to_trl
 from lm_env.generation import LocalBackend, Sampling
-from lm_env.tasks import TextTask, get_task
+from lm_env.tasks import SPLITS, TextTask, get_task
 
 CHAT = [{"role": "user", "content": "a good film"}]
 ROWS = [{"prompt": "a good film", "worth": 1.0}, {"prompt": "the end", "worth": 2.0}, {"prompt": "bad", "worth": 4.0}]
@@ -115,7 +116,7 @@ def test_chats_are_read_as_the_environment_reads_them(tokenizer, text_lm):
     declared = TextTask(
         id="me/Chat-v0",
         summary="chats",
-        source=dict.fromkeys(("train", "validation", "test"), rows),
+        source=dict.fromkeys(SPLITS, rows),
         reward=by_text,
         model=text_lm,
         max_new_tokens=6,
@@ -126,6 +127,9 @@ def test_chats_are_read_as_the_environment_reads_them(tokenizer, text_lm):
     response = [5, 6, 7]
     wanted = by_text(["<user> a good film\n<assistant>"], [talking.decode(response)], [1.0])
     assert called(films, dataset, [0], [response]) == wanted
+    both = to_trl(replace(declared, source={split: [*rows, *ROWS] for split in SPLITS}), tokenizer=talking)
+    with pytest.raises(ConfigurationError, match="all texts or all chats"):
+        both.dataset()
 
 
 def test_prompts_that_trl_reads_otherwise(text_task, tokenizer):
