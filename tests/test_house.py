@@ -16,6 +16,7 @@ FLOORS = [
     ["lm_env.cli", "lm_env.__main__"],
     ["lm_env.benchmark"],
     ["lm_env.runs"],
+    ["lm_env.export"],
     ["lm_env"],  # the package itself: it names what is public, and registers the tasks
     ["lm_env.tasks"],
     ["agents", "reward_models"],

@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import agents
 import lm_env
+import lm_env.export
+from lm_env.errors import MissingDependencyError
 from lm_env.models.loading import EMBEDDED_MODEL, load_causal_lm, resolve
 from lm_env.models.logprobs import token_logprobs
 from lm_env.models.names import EMBEDDED_MODELS
@@ -116,7 +118,21 @@ def test_every_public_name_is_there(name):
     module = importlib.import_module(name)
     assert len(set(module.__all__)) == len(module.__all__) > 0
     for public in module.__all__:
-        getattr(module, public)
+        try:
+            getattr(module, public)
+        except MissingDependencyError as error:  # what is for a library that is not installed
+            assert "pip install 'lm-env[" in str(error)
+
+
+def test_the_ways_to_other_libraries_are_public():
+    assert set(lm_env.export.__all__) == {
+        "openenv_app",
+        "to_minari",
+        "to_openenv",
+        "to_torchrl",
+        "to_trl",
+        "to_verifiers",
+    }
 
 
 def test_the_direct_ways_from_preferences_to_a_policy_are_public():

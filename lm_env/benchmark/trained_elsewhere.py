@@ -17,6 +17,7 @@ from lm_env.errors import ConfigurationError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.names import resolve
 from lm_env.objective.task import Task
+from lm_env.storage import read_json
 from lm_env.tasks import TextTask, get_task
 
 __all__ = ["NEEDS_REFERENCE", "evaluate_model"]
@@ -80,7 +81,8 @@ def evaluate_model(
         **environment(threads, device),
     }
     name = label or Path(str(model)).name
-    records: list[Record] = [{"kind": "model", "agent": name, "seed": seed, "path": str(model), **measured}]
+    own: Record = {"kind": "model", "agent": name, "seed": seed, "path": str(model), "trained": _training_of(model)}
+    records: list[Record] = [{**own, **measured}]
     if ceiling_samples is not None and has_reference and resolved.kl.beta > 0:
         least = max(ceiling_samples, math.ceil(CEILING_TEXTS / len(chosen)))
         found = ceiling_of(
@@ -94,6 +96,22 @@ def evaluate_model(
         records.insert(0, {"kind": "ceiling", "success_threshold": text_task.success, **found})
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     return [{**common, **plain(record), "finished": finished} for record in records]
+
+
+def _training_of(model: str | Path) -> Record | None:
+    """How an agent of this package has trained the model of a folder: `agent`, `seed`, `tokens`; None for others."""
+    file = Path(model) / "agent" / "state.json"
+    if not file.is_file():
+        return None
+    saved = read_json(file)
+    config = saved.get("config")
+    found = {
+        "agent": saved.get("agent"),
+        "seed": config.get("seed") if isinstance(config, dict) else None,
+        "tokens": saved.get("num_timesteps"),
+    }
+    known = isinstance(found["agent"], str) and all(type(found[name]) is int for name in ("seed", "tokens"))
+    return found if known else None
 
 
 def _resolved(text_task: TextTask, model: str, reference: str | None, device: str, download: bool) -> tuple[Task, bool]:

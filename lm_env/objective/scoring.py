@@ -45,6 +45,7 @@ __all__ = [
     "measure_kl",
     "paid_scores",
     "raw_scores",
+    "reward_columns",
     "score_episodes",
     "step_scores",
 ]
@@ -80,7 +81,7 @@ def raw_scores(
         RewardError, RewardValueError: see `score_responses`.
     """
     texts = [task.text_of(response) for response in responses]
-    return score_responses(reward, [prompt.text for prompt in prompts], texts, _columns(task, prompts, responses))
+    return score_responses(reward, [prompt.text for prompt in prompts], texts, reward_columns(task, prompts, responses))
 
 
 def paid_scores(
@@ -107,7 +108,7 @@ def paid_scores(
     texts = [
         task.text_of(ids) if done else task.text_so_far(ids) for ids, done in zip(responses, finished, strict=True)
     ]
-    columns = _columns(task, prompts, responses)
+    columns = reward_columns(task, prompts, responses)
     reward = task.reward if reward is None else reward
     scores = call_reward(reward, [prompt.text for prompt in prompts], texts, columns, finished)
     parts = _parts(reward, finished)
@@ -273,7 +274,7 @@ def _parts(reward: Callable[..., Any], finished: np.ndarray) -> dict[str, np.nda
     return parts
 
 
-def _columns(task: Task, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
+def reward_columns(task: Task, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
     """What a reward function is given besides the texts."""
     columns: dict[str, list[Any]] = {
         name: [prompt.columns.get(name) for prompt in prompts] for name in task.prompts.columns

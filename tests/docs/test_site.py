@@ -17,6 +17,8 @@ import yaml
 from blocks import Block, blocks_of
 from paths import REPOSITORY
 
+from lm_env.errors import MissingDependencyError
+
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 
@@ -76,9 +78,14 @@ def test_links_lead_to_pages_of_the_site_and_their_headings(page):
 
 @pytest.mark.parametrize("name", re.findall(r"^::: (\S+)", "".join(p.read_text() for p in PAGES), re.M))
 def test_what_the_api_pages_name_exists(name):
-    home = name if find_spec_or_none(name) else name.rpartition(".")[0]
-    module = __import__(home, fromlist=["_"])
-    assert home == name or getattr(module, name.rpartition(".")[2]).__doc__
+    try:
+        home = name if find_spec_or_none(name) else name.rpartition(".")[0]
+        module = __import__(home, fromlist=["_"])
+        assert home == name or getattr(module, name.rpartition(".")[2]).__doc__
+    except MissingDependencyError:  # of a library that is not installed here; the site is made from the file as well
+        home, _, last = name.rpartition(".")
+        body = ast.parse((REPOSITORY / home.replace(".", "/")).with_suffix(".py").read_text()).body
+        assert any(ast.get_docstring(node) for node in body if getattr(node, "name", None) == last)
 
 
 def find_spec_or_none(name: str) -> Any:

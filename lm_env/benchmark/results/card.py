@@ -67,8 +67,16 @@ def card_text(record: Record, records: Sequence[Record]) -> str:
             f" from {record['model']}, seed {record['seed']}" + (f", with {options}" if options else "") + "."
         )
     else:
+        trained = record.get("trained")
+        if trained is not None:
+            lines.append(
+                f"Trained by `{trained['agent']}` of lm-env for {trained['tokens']:,} tokens, seed {trained['seed']}."
+            )
         lines.append(f"Measured by lm-env on the task {record['task']}, beside {record['model']}.")
-    lines.append(f"\nOn {record['prompts']} test prompts, {record['texts']} texts, at beta {record['beta']:g}:\n")
+    sampled = "" if settings is not None else f", sampled with the seed {record['seed']}"
+    lines.append(
+        f"\nOn {record['prompts']} test prompts, {record['texts']} texts{sampled}, at beta {record['beta']:g}:\n"
+    )
     lines += ["| | this model | all seeds |", "|---|---|---|"]
     for column in (*main, *more):
         one, all_seeds = column.show(alone), column.show(row) if row.seeds > 1 else ""

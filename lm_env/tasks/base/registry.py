@@ -33,6 +33,7 @@ __all__ = [
     "register_task",
     "task_names",
     "task_parameters",
+    "with_own_options",
 ]
 
 ENTRY_POINT = "lm_env.tasks:make_env"
@@ -117,13 +118,13 @@ def make_env(task: str, split: Split = "train", **options: Any) -> TextGeneratio
         split: which prompts: train, validation or test.
         options: the task's own, and those of `TextGenerationEnv` and `lm_env.Task`, which replace the task's.
     """
-    made, rest = _with_own(task, options)
+    made, rest = with_own_options(task, options)
     return made.make(split, **rest)
 
 
 def make_vec_env(task: str, num_envs: int = 1, split: Split = "train", **options: Any) -> TextGenerationVectorEnv:
     """The environment of several slots; what `gymnasium.make_vec` calls."""
-    made, rest = _with_own(task, options)
+    made, rest = with_own_options(task, options)
     return made.make_vec(num_envs, split, **rest)
 
 
@@ -151,7 +152,8 @@ def is_text_task(name: str) -> bool:
     return True
 
 
-def _with_own(name: str, options: dict[str, Any]) -> tuple[TextTask, dict[str, Any]]:
+def with_own_options(name: str, options: dict[str, Any]) -> tuple[TextTask, dict[str, Any]]:
+    """The task of a name, made with those of the options that are its own, and the other options."""
     own = set(task_parameters(name))
     made = get_task(name, **{key: value for key, value in options.items() if key in own})
     return made, {key: value for key, value in options.items() if key not in own}

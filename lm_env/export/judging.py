@@ -1,0 +1,99 @@
+"""The scores of texts that another library has written, as the environment pays them for the same texts.
+
+Shapes: B texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lm_env.data.episodes import text_episodes
+from lm_env.data.prompts import Prompt
+from lm_env.errors import ConfigurationError
+from lm_env.objective.rewards import call_reward
+from lm_env.objective.scoring import episode_scores, reward_columns
+from lm_env.objective.task import Task
+
+__all__ = ["score_texts", "score_tokens", "settled_text", "until_end"]
+
+
+def until_end(task: Task, response: Sequence[int]) -> list[int]:
+    """The tokens of a response up to where the environment ends it: an EOS, a stop string, or the length cap."""
+    ids = [int(token) for token in response[: task.max_new_tokens]]
+    for count, token in enumerate(ids, start=1):
+        if token in task.eos_token_ids:
+            ids = ids[:count]
+            break
+    if task.stop_strings and task.holds_stop_string(ids):
+        ids = next(ids[:count] for count in range(1, len(ids) + 1) if task.holds_stop_string(ids[:count]))
+    return ids
+
+
+def score_tokens(
+    task: Task, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of responses that are known as tokens of the task's own tokenizer.
+
+    Args:
+        responses: B lists of at least one token id; what follows the end of a text is left out.
+
+    Returns:
+        (scores float64 (B,), ended bool (B,): an EOS or a stop string ended the text).
+
+    Raises:
+        ConfigurationError: a response is empty, or holds a token outside the vocabulary.
+        RewardError, RewardValueError: see `lm_env.objective.score_responses`.
+    """
+    for response in responses:
+        if not len(response) or not 0 <= min(response) <= max(response) < task.vocab_size:
+            raise ConfigurationError(
+                f"a response to score has the tokens {list(response)[:8]}: there must be at least one, each below the"
+                f" vocabulary of {task.vocab_size}; let the trainer use the task's own tokenizer"
+            )
+    whole = [[*prompt.ids.tolist(), *until_end(task, ids)] for prompt, ids in zip(prompts, responses, strict=True)]
+    return episode_scores(task, text_episodes(prompts, whole, [len(prompt.ids) for prompt in prompts]))
+
+
+def score_texts(
+    task: Task, prompts: Sequence[Prompt], responses: Sequence[str], ended: Sequence[bool]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of responses that are known as texts alone.
+
+    The reward function's column `response_ids` holds what the task's tokenizer makes of the text, and an EOS if one
+    ended it; they may be other tokens than those that were sampled.  Whoever samples keeps the length cap.
+
+    Args:
+        ended: B bools, whether an EOS or a stop string ended the text, and not a length cap.  A text that holds a stop
+            string has ended there, whatever this says.
+
+    Returns:
+        (scores float64 (B,), ended bool (B,)).
+
+    Raises:
+        RewardError, RewardValueError: see `lm_env.objective.score_responses`.
+    """
+    settled = [settled_text(task, text, bool(over)) for text, over in zip(responses, ended, strict=True)]
+    texts = [text for text, _ in settled]
+    done = np.array([over for _, over in settled], dtype=bool)
+    whole = [len(text) == len(response) for text, response in zip(texts, responses, strict=True)]
+    by_eos = [over and uncut for (_, over), uncut in zip(settled, whole, strict=True)]
+    ids = [_encoded(task, text, eos) for text, eos in zip(texts, by_eos, strict=True)]
+    finished = done | (not task.cap_truncates)
+    columns = reward_columns(task, prompts, ids)
+    scores = call_reward(task.reward, [p.text for p in prompts], texts, columns, finished, warn=False).totals()
+    if task.missing_eos_score is not None:
+        scores[~done] = task.missing_eos_score
+    return scores, done
+
+
+def settled_text(task: Task, response: str, ended: bool) -> tuple[str, bool]:
+    """(the text before the first stop string, whether it ended by itself: it did before, or it holds a stop string)."""
+    cuts = [at for stop in task.stop_strings if (at := response.find(stop)) >= 0]
+    return (response[: min(cuts)], True) if cuts else (response, ended)
+
+
+def _encoded(task: Task, text: str, eos: bool) -> list[int]:
+    ids = list(task.tokenizer([text], add_special_tokens=False)["input_ids"][0]) if text else []
+    return [*ids, min(task.eos_token_ids)] if eos and task.eos_token_ids else ids

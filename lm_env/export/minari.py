@@ -1,0 +1,174 @@
+"""Episodes as a Minari data set, for offline RL: observations, actions, per-token rewards and the prompts' texts.
+
+The rewards are those of the environment, the KL penalty of the policy that wrote the episodes included.
+
+Shapes: B episodes, T response tokens, L tokens of the longest text.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from lm_env.data.episodes import Episodes, ScoredEpisodes
+from lm_env.envs.spaces import action_space, flatten, observation_space
+from lm_env.errors import CheckpointWriteError, ConfigurationError, MissingDependencyError
+from lm_env.export.source import live_task
+from lm_env.objective.scoring import score_episodes
+from lm_env.objective.task import Task
+
+try:
+    import minari
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage.local import get_dataset_path
+except ImportError as error:
+    raise MissingDependencyError("to_minari needs minari: pip install 'lm-env[minari]'") from error
+
+__all__ = ["to_minari"]
+
+
+def to_minari(
+    env: Any,
+    episodes: Episodes,
+    dataset_id: str,
+    *,
+    scored: ScoredEpisodes | None = None,
+    **description: Any,
+) -> Any:
+    """Write episodes as a Minari data set, which `minari.load_dataset(dataset_id)` finds.
+
+    Minari decides where: the folder that its MINARI_DATASETS_PATH names, else ~/.minari/datasets.
+
+    Each step has the observation of the environment's space, the token, its reward, and `terminated` and `truncated`.
+    `dataset.recover_environment()` makes the environment anew, if `gymnasium.make` has made it with plain options.
+    The infos `score`, `logprob`, `ref_logprob` and `kl` (T + 1, 1) begin with a NaN for the reset, and `score` is 0
+    before the end.  The metadata of an episode hold its `prompt`, `prompt_index`, `response`, `score` and whether it
+    `ended` by itself; a NUL character in a text is written as U+2400.
+
+    Args:
+        env: the environment, or the `lm_env.Task`, that the episodes are of.
+        episodes: such as `agent.generate_episodes(n=...)` and `agent.collect_rollout().episodes` hold.
+        dataset_id: Minari's name for it, "namespace/name-v0".
+        scored: what the environment says of them, if that is known; else they are scored now.
+        description: what Minari keeps of its origin: `algorithm_name`, `author`, `author_email`, `code_permalink`,
+            `description`, `requirements`, `data_format` ("hdf5", "arrow", "parquet").
+
+    Returns:
+        The `minari.MinariDataset`.
+
+    Raises:
+        MissingDependencyError: minari, or what its format needs, is not installed.
+        ConfigurationError: the id is none or is taken, there are no episodes, one cannot be of this environment, or an
+            option is unknown.
+        CheckpointWriteError: it could not be written; nothing is left of it.
+    """
+    task = live_task(env, {})
+    if not len(episodes):
+        raise ConfigurationError("there are no episodes to write: give at least one")
+    scored = score_episodes(task, episodes) if scored is None else scored
+    if len(scored.scores) != len(episodes):
+        raise ConfigurationError(f"scored holds {len(scored.scores)} episodes, and there are {len(episodes)}")
+    flat = bool(getattr(getattr(env, "unwrapped", env), "flat", False))
+    folder = _free_place(dataset_id)
+    try:
+        with warnings.catch_warnings():  # Minari reminds of each thing that was left out; the docstring has named them
+            warnings.filterwarnings("ignore", r".*is set to None|env_spec is None", UserWarning)
+            made = minari.create_dataset_from_buffers(
+                dataset_id,
+                list(_buffers(task, episodes, scored, flat)),
+                env=_recoverable(env),
+                observation_space=observation_space(task, flat),
+                action_space=action_space(task),
+                **description,
+            )
+            made.storage.update_episode_metadata(list(_metadata(task, episodes, scored)))
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, TypeError | ValueError):
+            raise ConfigurationError(f"Minari does not take this: {error}") from error
+        if isinstance(error, ImportError):
+            raise MissingDependencyError(f"{error} -- or pip install 'lm-env[minari]'") from error
+        if isinstance(error, OSError):
+            raise CheckpointWriteError(f"cannot write {folder}: {error}") from error
+        raise
+    return made
+
+
+def _recoverable(env: Any) -> gymnasium.Env | None:
+    """The environment, if Minari can write down how it was made, so that `dataset.recover_environment()` makes it."""
+    if not isinstance(env, gymnasium.Env) or env.spec is None:
+        return None
+    try:
+        env.spec.to_json()
+    except (TypeError, ValueError):  # an option that is no plain value, such as a function
+        return None
+    return env
+
+
+def _free_place(dataset_id: str) -> Any:
+    """The folder that Minari will write, which does not exist yet."""
+    try:
+        parse_dataset_id(dataset_id)
+        folder = get_dataset_path(dataset_id)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{dataset_id!r} is no id of a Minari data set ({error}): write 'namespace/name-v0'"
+        ) from error
+    if folder.exists():
+        raise ConfigurationError(
+            f"there is a Minari data set {dataset_id!r} already, in {folder}: choose another name or version, or remove"
+            f" it with minari.delete_dataset({dataset_id!r})"
+        )
+    return folder
+
+
+def _buffers(task: Task, episodes: Episodes, scored: ScoredEpisodes, flat: bool) -> Iterator[EpisodeBuffer]:
+    _, capped = task.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
+    truncated = capped & task.cap_truncates
+    for row, (prompt, length) in enumerate(zip(episodes.prompt_lengths, episodes.lengths, strict=True)):
+        steps = int(length - prompt)
+        seen = np.arange(prompt, length + 1)  # tokens in the text at each time, the reset included
+        ids = np.full((steps + 1, task.max_length), task.pad_token_id, dtype=np.int64)
+        within = np.arange(length) < seen[:, None]
+        ids[:, :length][within] = np.broadcast_to(episodes.input_ids[row, :length], within.shape)[within]
+        observations = {"input_ids": ids, "length": seen[:, None].astype(np.int64)}
+        last = np.arange(steps) == steps - 1
+        yield EpisodeBuffer(
+            id=row,
+            observations=flatten(observations) if flat else observations,
+            actions=episodes.input_ids[row, prompt:length],
+            rewards=scored.rewards[row, :steps].tolist(),
+            terminations=(last & ~truncated[row]).tolist(),
+            truncations=(last & truncated[row]).tolist(),
+            infos=_infos(scored, row, steps),
+        )
+
+
+def _infos(scored: ScoredEpisodes, row: int, steps: int) -> dict[str, np.ndarray]:
+    logprobs, ref_logprobs = scored.logprobs[row, :steps], scored.ref_logprobs[row, :steps]
+    score = np.zeros(steps)
+    score[-1] = scored.scores[row]
+    columns = {"score": score, "logprob": logprobs, "ref_logprob": ref_logprobs, "kl": logprobs - ref_logprobs}
+    return {name: np.concatenate([[np.nan], values])[:, None] for name, values in columns.items()}
+
+
+def _metadata(task: Task, episodes: Episodes, scored: ScoredEpisodes) -> Iterator[dict[str, Any]]:
+    for row, (prompt, response) in enumerate(zip(episodes.prompts, episodes.responses(), strict=True)):
+        yield {
+            "prompt": _storable(prompt.text),
+            "prompt_index": prompt.index,
+            "response": _storable(task.text_of(response)),
+            "score": float(scored.scores[row]),
+            "ended": bool(scored.ended[row]),
+        }
+
+
+def _storable(text: str) -> str:
+    """The text without NUL characters, which HDF5 does not store in a text; the picture of one stands for each."""
+    return text.replace("\0", "\u2400")

@@ -1,0 +1,71 @@
+"""A language model's sizes without its weights: enough to read prompts and to score texts that others write.
+
+Shapes: B rows, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lm_env.errors import ModelLoadError
+from lm_env.models.adapters import base_name_of, is_adapter_folder
+from lm_env.models.gguf import DAMAGED, dequantized, gguf_arguments
+from lm_env.models.inspection import text_config
+from lm_env.models.loading import UNREADABLE
+from lm_env.models.names import WHAT_LOADS, known_name, source_of
+from lm_env.storage import is_saved_folder, read_folder
+
+__all__ = ["UnloadedModel"]
+
+
+class UnloadedModel(nn.Module):
+    """What a `lm_env.Task` asks of a model beside probabilities: its vocabulary and its positions.
+
+    It has no weights, and every token is as likely as any other.  So it must not be sampled from, nor give a KL.
+
+    Args:
+        name: any name that `lm_env.load_model` takes.
+        download: allow fetching the configuration of a hub id.
+
+    Raises:
+        ModelLoadError: there is no such model here, or its configuration cannot be read.
+    """
+
+    def __init__(self, name: str | Path, *, download: bool = False) -> None:
+        super().__init__()
+        self.config = _config_of(name, download)
+        self.name_or_path = str(name)
+        self.vocab_size = int(text_config(self).vocab_size)
+
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        """An object with `.logits` (B, L, V), all 0."""
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, self.vocab_size))
+
+
+def _config_of(name: str | Path, download: bool) -> Any:
+    source = source_of("model", name, download)
+    if is_adapter_folder(source):
+        return _config_of(known_name(base_name_of(source, name)), download)
+
+    def read(folder: str | Path) -> Any:
+        from transformers import AutoConfig
+
+        place, gguf = gguf_arguments(folder)
+        unreadable = UNREADABLE
+        if gguf:
+            dequantized(name)  # the same packages are needed
+            unreadable += DAMAGED
+        try:
+            return AutoConfig.from_pretrained(place, local_files_only=not download, trust_remote_code=False, **gguf)
+        except unreadable as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelLoadError(
+                f"cannot read the configuration of the model {str(name)!r}: {reason} -- {WHAT_LOADS}"
+            ) from error
+
+    return read_folder(source, read) if is_saved_folder(source) else read(source)
