@@ -22,7 +22,7 @@ from agents.base.config import check_same_options
 from agents.base.description import run_identity, run_settings
 from agents.base.policy_agent import PolicyAgent
 from agents.learning.critic import CriticSource
-from agents.learning.distributed import processes
+from lm_env.distributed import processes
 from agents.learning.options import Updating
 from agents.learning.rollout import Rollout, collect
 from agents.run.callbacks import CallbackLike, TrainingEnv, as_callback

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from agents.learning.distributed import as_shards, processes, whole
+from agents.learning.distributed import as_shards, whole
 from agents.learning.gradient_checkpointing import recomputable_layers, recomputing
 from agents.learning.metrics import Means
 from agents.learning.options import UpdaterConfig, Updating
 from agents.learning.policy import TokenEvaluation, ValueHeadPolicy
 from agents.learning.rollout import MicroBatch, Rollout
 from agents.learning.trainable import averaged_model, sharded_copy, trainable_parameters
+from lm_env.distributed import processes
 from lm_env.errors import CheckpointMismatchError
 from lm_env.models.inputs import length_batches
 from lm_env.models.inspection import device_of, evaluating

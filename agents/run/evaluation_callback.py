@@ -15,7 +15,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
-from agents.learning.distributed import processes
+from lm_env.distributed import processes
 from agents.learning.policy import ValueHeadPolicy
 from agents.run.aside import put_files_aside
 from agents.run.evaluation import Evaluation, choose_texts, evaluate_texts, write_samples
@@ -47,7 +47,7 @@ class EvaluateTexts(BaseCallback):
     The log gets `eval/score`, `eval/kl`, `eval/J`, `eval/perplexity` and the others of `Evaluation.metrics`; with a
     ceiling also `eval/attained`.  The training goes on as it would without the callback: the weights are the same.
     An evaluation in which the reward function fails is left out where the agent has `on_reward_error="skip"`.
-    Of several processes that train together, each evaluates the same texts, and the first one writes.
+    Of several processes that train together, each evaluates its share of the texts, and the first one writes.
 
         agent.learn(100_000, callback=EvaluateTexts("held_out.txt", every=10_000, ceiling=True))
 
@@ -158,12 +158,10 @@ class EvaluateTexts(BaseCallback):
             self.logger.record("eval/samples", _as_markdown(shown), exclude=("stdout", "log", "csv", "json"))
 
     def _measure(self, agent: Any) -> Evaluation:
-        own = getattr(agent, "evaluate", None)
-        if own is not None:
-            found: Evaluation = own(self.prompts, self.n, seed=self.seed, ceiling=self.ceiling)
-            return found
-        task = _task_of(agent)
-        return evaluate_texts(task, self._backend, self.prompts, self.n, seed=self.seed, ceiling=self.ceiling)
+        backend = getattr(agent, "backend", self._backend)
+        return evaluate_texts(
+            _task_of(agent), backend, self.prompts, self.n, seed=self.seed, ceiling=self.ceiling, divided=True
+        )
 
     def _write_row(self) -> None:
         """Write what has been recorded, where no rollout's row is still to come."""

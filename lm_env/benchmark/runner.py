@@ -18,6 +18,7 @@ from lm_env.benchmark.entrants import entrant
 from lm_env.benchmark.records import Record, write_lines
 from lm_env.benchmark.settings import BenchSettings, Cell, read_settings
 from lm_env.benchmark.workers import Outcome, run_here, run_in_processes
+from lm_env.distributed import require_one_process
 from lm_env.errors import CheckpointWriteError, ConfigurationError, TrainingInterrupted
 from lm_env.runs.config_files import write_config
 from lm_env.runs.folder import command_line
@@ -80,6 +81,7 @@ def run_bench(
         RunLockedError: another process runs a benchmark in the folder.
         TrainingInterrupted: Ctrl-C or SIGTERM has come; the same call resumes the benchmark.
     """
+    require_one_process("a benchmark runs")
     check_integer("processes", processes)
     folder = Path(out)
     for task in settings.tasks:

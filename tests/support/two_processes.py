@@ -17,10 +17,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import build_lm
+from supervised_trainings import TRAININGS, fine_tuned
 
-from agents import GRPO, PPO, Checkpointing, PPOPtx
+from agents import GRPO, PPO, Checkpointing, EvaluateTexts, OnlineDPO, PPOPtx
 from agents.learning import Updating
-from agents.learning.distributed import processes
+from lm_env.distributed import processes
 from lm_env import TextGenerationEnv
 from lm_env.errors import LMEnvError, LostProcessError
 
@@ -59,9 +60,36 @@ def make_grpo(**options) -> GRPO:
     return GRPO(make_env(), group_size=3, **{**FIVE_STEPS, **options})
 
 
+def make_online_dpo(**options) -> OnlineDPO:
+    return OnlineDPO(make_env(), group_size=3, **{**FIVE_STEPS, **options})
+
+
+def make_packed_online_dpo() -> OnlineDPO:
+    return make_online_dpo(updating=Updating(packed=True))
+
+
+def make_packed() -> PPO:
+    return make_ppo(updating=Updating(packed=True), micro_batch_tokens=24)
+
+
 def make_ptx(**options) -> PPOPtx:
     texts = [{"ids": [i, i + 1, 3][: 2 + i % 2]} for i in range(1, 9)]
     return PPOPtx(make_env(), [row["ids"] for row in texts], critic="shared", ptx_coef=0.5, **FIVE_STEPS, **options)
+
+
+OTHERS = {
+    "grpo": make_grpo,
+    "ptx": make_ptx,
+    "online-dpo": make_online_dpo,
+    "packed": make_packed,
+    "packed-online-dpo": make_packed_online_dpo,
+}
+"""Agents besides PPO whose two processes are compared with one."""
+
+
+def held_out(samples: Path | None = None) -> EvaluateTexts:
+    """Three texts to each of seven prompts, so that the shares are unequal."""
+    return EvaluateTexts([[i, i + 1] for i in range(1, 8)], 3, every=50, samples=samples, shown=7)
 
 
 def weights_of(agent) -> dict[str, np.ndarray]:
@@ -89,6 +117,15 @@ def first_gradient(agent, per_process_mean: bool = False) -> dict[str, np.ndarra
         for batch in step.micro_batches():
             step.backward(agent.loss(step.evaluate(batch), batch, targets))
     return {name: p.grad.numpy().copy() for name, p in agent.policy.named_parameters()}
+
+
+class FailsForOne:
+    """A reward function that raises in the second process only."""
+
+    def __call__(self, prompts, responses, response_ids):
+        if processes().rank == 1:
+            raise ValueError("no score today")
+        return uneven(prompts, responses, response_ids)
 
 
 class DiesInRollout:
@@ -137,10 +174,36 @@ def main(folder: Path) -> None:
     other.learn(TIMESTEPS, checkpoint=Checkpointing(folder / "divided", every=1), resume=True)
     keep("divided", weights_of(other))
 
-    for name, make in (("grpo", make_grpo), ("ptx", make_ptx)):
+    for name, make in OTHERS.items():
         other = make()
         other.learn(TIMESTEPS)
         keep(name, weights_of(other))
+    for name, train in TRAININGS.items():
+        trained, report = train()
+        keep(name, trained)
+        said[name] = report
+    keep("sft-resumed", fine_tuned(folder / "sft-one", resume=True)[0])
+    fine_tuned(folder / "sft-two")
+    try:
+        fine_tuned(epochs=1 + together.rank)
+    except LMEnvError as error:
+        said["differing sft"] = str(error)
+
+    watched = make_ppo()
+    calls: list[int] = []
+    reward = watched.task.reward
+    watched.task.reward = lambda prompts, responses, **columns: (
+        calls.append(len(responses)) or reward(prompts, responses, columns["response_ids"])
+    )
+    callback = held_out(folder / "samples.jsonl")
+    watched.learn(TIMESTEPS, callback=callback)
+    said["evaluated"] = [found.evaluation.metrics() for found in callback.history]
+    said["calls"] = calls
+    keep("watched", weights_of(watched))
+    try:
+        make_ppo(FailsForOne()).learn(TIMESTEPS, callback=held_out())
+    except LMEnvError as error:
+        said["failed"] = str(error)
 
     resumed = make_ppo()
     resumed.learn(TIMESTEPS, checkpoint=Checkpointing(folder / "one", every=1), resume=True)

@@ -9,8 +9,8 @@ from functools import cache
 import torch
 import torch.distributed as dist
 
-from agents.learning.distributed.group import TIMEOUT, ProcessGroup
-from agents.learning.distributed.processes import Processes
+from lm_env.distributed.group import TIMEOUT, ProcessGroup
+from lm_env.distributed.processes import Processes
 from lm_env.errors import ConfigurationError
 
 __all__ = ["processes", "require_one_process"]
