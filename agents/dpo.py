@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.base.config import MEMORY_ONLY, make_config
+from agents.learning.likelihood import text_logprobs
 from agents.learning.policy import ValueHeadPolicy
 from agents.learning.preference.judged_texts import JudgedBatch, JudgedTexts, encode_judged
 from agents.learning.preference.loss import PreferenceLoss, preference_loss, response_sums
@@ -29,7 +30,6 @@ from lm_env.explain import explained
 from lm_env.models.fitting import fit, weights_digest
 from lm_env.models.inputs import shuffled_batches
 from lm_env.models.inspection import device_of, evaluating, facts_of
-from lm_env.models.logprobs import response_logprobs
 from lm_env.storage import Checkpointing
 from lm_env.validation import check_choice, check_field_types, check_integers, check_numbers
 from reward_models.preferences.reading import read_preferences
@@ -231,12 +231,7 @@ class _Judged:
         self.policy = ValueHeadPolicy(model, "none", config.temperature)
         self.texts = texts
         self.config = config
-        together = processes()
-        own = np.arange(len(texts.episodes))[together.share(len(texts.episodes))]
-        with evaluating(reference):
-            tokens = response_logprobs(reference, texts.episodes[own], config.temperature)
-        sums = tokens.astype(np.float64).sum(1)
-        self.ref_logprobs = together.gather_rows({"sums": sums}, len(own))["sums"]
+        self.ref_logprobs = text_logprobs(reference, texts.episodes, config.temperature)
         """float64 (R,): of each whole response under the reference, nats."""
 
     def accumulate(self, chosen: np.ndarray) -> float:
@@ -277,16 +272,16 @@ class _Judged:
         loss = 0.0
         found = [np.zeros((0, 3))]  # margin, chosen and rejected logprob of each untied comparison
         together = processes()
-        own_records = np.arange(len(self.texts))[together.share(len(self.texts))]
-        for batch in self.texts.micro_batches(own_records, self.config.micro_batch_tokens):
+        own = np.arange(len(self.texts))[together.share(len(self.texts))]
+        for batch in self.texts.micro_batches(own, self.config.micro_batch_tokens):
             logprobs = self._logprobs(batch)
             loss += float(self._loss(batch, logprobs))
-            own = logprobs.double().cpu().numpy()
-            ratio = own - self.ref_logprobs[batch.rows]
+            policy = logprobs.double().cpu().numpy()
+            ratio = policy - self.ref_logprobs[batch.rows]
             first, second = batch.first[batch.chances == 1], batch.second[batch.chances == 1]
             ahead = ratio[first] - ratio[second]
             ahead = np.where(np.abs(ahead) < ROUNDING, 0.0, ahead)
-            found.append(np.stack([self.config.beta * ahead, own[first], own[second]], 1))
+            found.append(np.stack([self.config.beta * ahead, policy[first], policy[second]], 1))
         table = together.gather_rows({"table": np.concatenate(found)}, 0)["table"]
         loss = sum(together.gather(loss))
         right = float((table[:, 0] > 0).sum() + (table[:, 0] == 0).sum() / 2)

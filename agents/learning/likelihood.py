@@ -18,7 +18,7 @@ from lm_env.models.inputs import length_batches
 from lm_env.models.logprobs import response_logprobs, response_outputs, token_logprobs
 from lm_env.models.packing import ROW_TOKENS, pack, packed_outputs
 
-__all__ = ["add_likelihood_gradient", "perplexity", "text_episodes"]
+__all__ = ["add_likelihood_gradient", "perplexity", "text_episodes", "text_logprobs"]
 
 
 def add_likelihood_gradient(
@@ -61,11 +61,16 @@ def add_likelihood_gradient(
 
 
 def perplexity(model: nn.Module, episodes: Episodes) -> float:
-    """exp of the mean negative log-likelihood per response token, at temperature 1.
+    """exp of the mean negative log-likelihood per response token, at temperature 1; processes as in `text_logprobs`."""
+    return float(np.exp(-text_logprobs(model, episodes).sum() / episodes.response_lengths.sum()))
 
-    Several processes call this alike, and each reads its share of the texts.
+
+def text_logprobs(model: nn.Module, episodes: Episodes, temperature: float = 1.0) -> np.ndarray:
+    """The logprob of each whole response, float64 (B,), nats.
+
+    Several processes call this alike; each reads its share of the texts, and all of them get the whole result.
     """
     together = processes()
-    own = episodes[np.arange(len(episodes))[together.share(len(episodes))]]
-    total = sum(together.gather(float(response_logprobs(model, own).sum())))
-    return float(np.exp(-total / episodes.response_lengths.sum()))
+    own = np.arange(len(episodes))[together.share(len(episodes))]
+    totals = response_logprobs(model, episodes[own], temperature).astype(np.float64).sum(1)
+    return together.gather_rows({"totals": totals}, len(own))["totals"]

@@ -1,7 +1,7 @@
 """Supervised trainings of small models, the same in one process and in several: each a function of a folder or None.
 
 Each returns (the trained weights by name, what it reports as JSON).  The data are such that the processes' shares hold
-unequal numbers of tokens and pairs, and that the last batch is too small to be divided.
+unequal numbers of tokens or records, and that the last batch is too small to be divided.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def fine_tuned(folder: Path | None = None, resume: bool = False, epochs: int = 2
 
 
 def preferred() -> Found:
-    """DPO on 9 pairs and 4 rankings of 3, in batches of 4, until the held-out loss has not fallen for a while."""
+    """DPO on 9 pairs and 4 rankings of 3, in batches of 3, until the held-out loss has not fallen for a while."""
     tokenizer = build_tokenizer()
     model = build_lm("gpt2", vocab_size=len(tokenizer)).double()
     said = texts(30, seed=1)
@@ -81,7 +81,7 @@ def preferred() -> Found:
         tokenizer,
         records,
         epochs=2,
-        batch_size=4,
+        batch_size=3,
         learning_rate=3e-3,
         beta=0.5,
         held_out_fraction=0.25,
@@ -93,7 +93,7 @@ def preferred() -> Found:
 
 
 def scored(frozen: bool = False, objective: str | None = None) -> Found:
-    """A reward model of 11 comparisons and 2 rated rankings, in batches of 4, with early stopping."""
+    """A reward model of 11 comparisons and 2 rated rankings, in batches of 3, with early stopping."""
     tokenizer = build_tokenizer()
     network = ScalarHeadModel(build_lm("gpt2", vocab_size=len(tokenizer)).base_model, seed=3).double()
     network.requires_grad_(True)
@@ -109,7 +109,7 @@ def scored(frozen: bool = False, objective: str | None = None) -> Found:
         records,
         objective=objective,
         epochs=3,
-        batch_size=4,
+        batch_size=3,
         learning_rate=3e-3,
         held_out_fraction=0.2,
         patience=3,
