@@ -44,13 +44,13 @@ def require_one_process(what: str) -> None:
     """Raise ConfigurationError in a run of several processes.
 
     Args:
-        what: the beginning of the message, such as "supervised_finetune works".
+        what: the beginning of the message, such as "stable-baselines3's agents train".
     """
     together = processes()
     if together.count > 1:
         raise ConfigurationError(
-            f"{what} in one process, and there are {together.count}: start it without torchrun; the agents of"
-            " this package, such as agents.PPO, train in several"
+            f"{what} in one process, and there are {together.count}: start it without torchrun; `lm-env train`"
+            " with an agent of this package, such as agents.PPO, `lm-env sft`, `dpo` and `rm train` divide their work"
         )
 
 
