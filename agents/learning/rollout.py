@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from agents.learning.distributed import sampling_of_share
-from lm_env.distributed import processes
 from agents.learning.metrics import Means
 from agents.learning.options import Updating
 from agents.learning.policy import ValueHeadPolicy
 from lm_env.data.episodes import Episodes, ScoredEpisodes
 from lm_env.data.prompts import Prompt
+from lm_env.distributed import processes
 from lm_env.generation.backend import GenerationBackend, Sampling
 from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import score_episodes

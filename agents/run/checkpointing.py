@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from lm_env.distributed import processes
 from agents.learning.randomness import global_random_state, set_global_random_state
 from agents.run.callbacks import callback_state, restore_callbacks
 from agents.run.checkpoint import Checkpoint, checkpoint_from_first
 from agents.run.early_warning import EarlyWarning
 from agents.run.training_log import begin_log, rewind_log
+from lm_env.distributed import processes
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, TrainingInterrupted
 from lm_env.storage import CheckpointFolder, Checkpointing, StopSignals
 

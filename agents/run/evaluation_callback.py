@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,16 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
-from lm_env.distributed import processes
 from agents.learning.policy import ValueHeadPolicy
 from agents.run.aside import put_files_aside
 from agents.run.evaluation import Evaluation, choose_texts, evaluate_texts, write_samples
+from lm_env.distributed import processes
 from lm_env.errors import CheckpointWriteError, ConfigurationError, RewardError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.adapters import without_wrapper
 from lm_env.objective.patience import SkippingReward
 from lm_env.objective.task import Task
+from lm_env.storage import write_file
 from lm_env.theory.ceilings.task_ceiling import task_ceiling
 from lm_env.theory.ceilings.tilting import Ceiling
 from lm_env.validation import check_integer
@@ -208,9 +208,7 @@ def _prepare(samples: Path, now: int) -> None:
             lines = samples.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["timesteps"] <= now]
             if kept != lines:
-                new = samples.with_name(f".{samples.name}.new")
-                new.write_text("".join(kept), encoding="utf-8")
-                os.replace(new, samples)
+                write_file(samples, "".join(kept))
         samples.open("a").close()
     except OSError as error:
         raise CheckpointWriteError(f"cannot write texts to {samples}: {error}; choose another place") from error

@@ -8,7 +8,7 @@ OUT/results.jsonl     all records, in the order of the settings, whatever the or
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def run_bench(
     out: str | Path,
     *,
     processes: int = 1,
+    only: Collection[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bench:
     """Run what is not done yet, and write all results.
@@ -72,6 +73,8 @@ def run_bench(
     Args:
         out: the folder.
         processes: how many cells run at a time; the results do not depend on it.
+        only: labels of the tasks whose cells are run; what is not done yet of the others, such as those of an earlier
+            call, waits.  Default: all.
         say: called with a line of text for each event, such as a cell that is done.
 
     Raises:
@@ -97,13 +100,15 @@ def run_bench(
         raise CheckpointWriteError(f"cannot write to {folder}: {error}; choose another --out") from error
     try:
         settings = _joined_with_earlier(settings, folder)
-        return _run(settings, folder, processes, say)
+        return _run(settings, folder, processes, only, say)
     finally:
         lock.release()
 
 
-def _run(settings: BenchSettings, folder: Path, processes: int, say: Callable[[str], None]) -> Bench:
-    cells = settings.cells()
+def _run(
+    settings: BenchSettings, folder: Path, processes: int, only: Collection[str] | None, say: Callable[[str], None]
+) -> Bench:
+    cells = [cell for cell in settings.cells() if only is None or cell.task in only]
     waiting = [cell for cell in cells if read_cell(folder, cell) is None]
     done = len(cells) - len(waiting)
     say(f"{len(cells)} cells, {done} of them done; {processes} process{'es' if processes > 1 else ''}, into {folder}")

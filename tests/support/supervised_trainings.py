@@ -128,9 +128,7 @@ def marked() -> Found:
     network = SpanHeadModel(build_lm("gpt2", vocab_size=len(tokenizer)).base_model, 1, seed=3).double()
     network.requires_grad_(True)
     model = SpanRewardModel(network, tokenizer, ["odd"], batch_tokens=60)
-    report = train_span_reward_model(
-        model, marked_segments(records)[1], epochs=2, batch_size=4, learning_rate=3e-3
-    )
+    report = train_span_reward_model(model, marked_segments(records)[1], epochs=2, batch_size=4, learning_rate=3e-3)
     return weights(network), {"losses": report.losses}
 
 

@@ -21,8 +21,8 @@ from supervised_trainings import TRAININGS, fine_tuned
 
 from agents import GRPO, PPO, Checkpointing, EvaluateTexts, OnlineDPO, PPOPtx
 from agents.learning import Updating
-from lm_env.distributed import processes
 from lm_env import TextGenerationEnv
+from lm_env.distributed import processes
 from lm_env.errors import LMEnvError, LostProcessError
 
 FIVE_STEPS = {"rollout_episodes": 15, "slots": 4, "batch_size": 6, "n_epochs": 2, "learning_rate": 0.003}
