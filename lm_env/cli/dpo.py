@@ -223,6 +223,7 @@ def _sampled_kl(
     """The KL of the policy's samples to the reference, in words."""
     from agents.run.evaluation import evaluate_texts
     from lm_env.generation import LocalBackend
+    from lm_env.objective.rewards import no_reward
     from lm_env.objective.task import Task
 
     task = Task(
@@ -230,7 +231,7 @@ def _sampled_kl(
         reference=reference,
         tokenizer=tokenizer,
         prompts=prompts,
-        reward=lambda prompts, responses, **columns: [0.0] * len(responses),
+        reward=no_reward,
         beta=options["beta"],
         max_new_tokens=new_tokens,
         overflow="truncate",

@@ -27,8 +27,15 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that the loader would take for a number."""
+    """Quotes text that the loader would take for a number, and escapes what it would take for a line break."""
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """A node for a string; PyYAML writes these characters as they are unless the string is in double quotes."""
+        style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))

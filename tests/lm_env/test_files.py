@@ -65,10 +65,11 @@ def test_numbers_are_those_of_yaml_1_2(text, value):
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 NUMBERLIKE = st.from_regex(r"[-+]?[0-9.]{0,4}[eE]?[-+]?[0-9]{0,3}", fullmatch=True)
+VALUES = PLAIN | NUMBERLIKE
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.text() | NUMBERLIKE, PLAIN | NUMBERLIKE | st.lists(PLAIN | NUMBERLIKE, max_size=3), max_size=4))
+@given(st.dictionaries(st.text() | NUMBERLIKE, VALUES | st.lists(VALUES, max_size=3), max_size=4))
 def test_what_is_written_is_read_as_it_was(content):
     found = parse_yaml(as_yaml(content))
     assert found == content
@@ -89,6 +90,7 @@ def test_every_command_reads_the_same_numbers(tmp_path):
     run = tmp_path / "run.yaml"
     run.write_text("learning_rate: 3e-4\n")
     assert read_config(run) == {"learning_rate": 3e-4}
-    assert plain_value("3e-4") == 3e-4 and plain_value("a: 1") == "a: 1" and plain_value("{a: 1, a: 2}") == "{a: 1, a: 2}"
+    assert plain_value("3e-4") == 3e-4
+    assert [plain_value(text) for text in ("a: 1", "{a: 1, a: 2}")] == ["a: 1", "{a: 1, a: 2}"]
     write_config(run, {"prompts": "1e5", "learning_rate": 1e-5}, {})
     assert read_config(run) == {"prompts": "1e5", "learning_rate": 1e-5}

@@ -30,7 +30,7 @@ from reward_models.preferences.marked import (
     segments,
     train_span_reward_model,
 )
-from reward_models.preferences.records import LabeledSpan
+from reward_models.preferences.records import LabelledSpan
 
 Found = tuple[dict[str, np.ndarray], dict[str, Any]]
 WORDS = ("good", "bad", "film", "story", "the", "end")
@@ -124,7 +124,7 @@ def marked() -> Found:
     records = []
     for i, text in enumerate(said):
         start, end = segments(text)[i % len(segments(text))]
-        records.append(Preference(f"p{i}", (text,), spans=(LabeledSpan(0, start, end, "odd"),), ratings=(0.0,)))
+        records.append(Preference(f"p{i}", (text,), spans=(LabelledSpan(0, start, end, "odd"),), ratings=(0.0,)))
     network = SpanHeadModel(build_lm("gpt2", vocab_size=len(tokenizer)).base_model, 1, seed=3).double()
     network.requires_grad_(True)
     model = SpanRewardModel(network, tokenizer, ["odd"], batch_tokens=60)

@@ -1,4 +1,4 @@
-"""`lm-env loop`: rounds in which the current policy's texts are labeled, the reward model is refitted, and RL goes on.
+"""`lm-env loop`: rounds in which the current policy's texts are labelled, the reward model is refitted, and RL goes on.
 
 A reward model is reliable on texts like those that it was trained on, and RL moves the policy away from them, to what
 nobody has judged.  So the policy's own texts are judged again, and the reward model is trained anew on all comparisons
