@@ -92,8 +92,8 @@ class FileLabeller:
             write_rows(waiting, [_row(pair) for pair in asked.values()])
             raise LabelsAwaited(
                 f"{len(asked):,} pairs wait for labels in {waiting}: save the labelled records as"
-                f" {folder / LABELLED[0]} (or .json, .csv, .parquet, in any format that `lm-env prefs formats` lists), and go on with"
-                " resume=True (--resume)"
+                f" {folder / LABELLED[0]} (or .json, .csv, .parquet, in any format that `lm-env prefs formats` lists),"
+                " and go on with resume=True (--resume)"
             )
         records = read_preferences(str(there))
         found, ties = [], 0
