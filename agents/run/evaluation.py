@@ -142,7 +142,8 @@ def evaluate_texts(
 
     own = _unless_any_failed(together, measured)
     found = together.gather_rows(own, len(own["scores"]))
-    episodes = Episodes(*(found.pop(name) for name in ("input_ids", "prompt_lengths", "lengths")), drawn)
+    ids, prompt_lengths, lengths = (found.pop(name) for name in ("input_ids", "prompt_lengths", "lengths"))
+    episodes = Episodes(ids, prompt_lengths, lengths, drawn)
     return summarize(task, episodes, **found, n=n, ceiling=ceiling)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from lm_env.errors import ConfigurationError, LMEnvError, RewardError
-from lm_env.objective.degenerate import DEGENERATE
 from lm_env.tasks.base.splits import SPLITS, prompt_of
 from lm_env.tasks.base.text_task import TextTask, loaded
 
@@ -71,6 +70,8 @@ def score_rows(function: Callable[..., Any], rows: Sequence[Any], responses: Seq
 
 
 def _score_problems(task: TextTask, rows: Sequence[Any], split: str) -> list[str]:
+    from lm_env.objective.degenerate import DEGENERATE
+
     functions = {"the reward": task.reward, **{f"the metric {name}": f for name, f in task.metrics.items()}}
     problems = []
     for name, function in functions.items():
