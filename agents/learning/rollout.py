@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.learning.distributed import sampling_of_share
 from agents.learning.metrics import Means
 from agents.learning.options import Updating
 from agents.learning.policy import ValueHeadPolicy
@@ -148,7 +147,7 @@ def collect(
     """
     together = processes()
     share = together.share(len(prompts))
-    sampling = sampling_of_share(together, sampling, len(prompts), task.max_new_tokens)
+    sampling = sampling.of_share(together, len(prompts), task.max_new_tokens)
     own = _collect(backend, policy, task, prompts[share], sampling, reward, updating or Updating())
     arrays = together.gather_rows(_as_arrays(own), len(own))
     return _from_arrays(arrays, prompts, own.scoring_seconds)

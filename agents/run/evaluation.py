@@ -10,7 +10,7 @@ Shapes: P prompts, n texts per prompt, B = P n texts, T response tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
-from lm_env.distributed import Processes, processes
+from lm_env.distributed import processes_for
 from lm_env.errors import ConfigurationError, RewardError
 from lm_env.generation.backend import GenerationBackend, Sampling
 from lm_env.objective.scoring import episode_scores, measure_episodes
@@ -128,40 +128,23 @@ def evaluate_texts(
     chosen, n = choose_texts(task, prompts, n, ceiling)
     drawn = [prompt for prompt in chosen for _ in range(n)]
     sampling = Sampling.fixed(len(drawn), task.max_new_tokens, check_integer("seed", seed, low=0))
-    together = processes() if divided and len(drawn) >= processes().count else Processes()
+    together = processes_for(len(drawn), divided)
     share = together.share(len(drawn))
 
     def measured() -> dict[str, np.ndarray]:
         """The texts of this process's share, and what was measured of them."""
-        assert sampling.uniforms is not None
-        episodes = backend.generate(drawn[share], Sampling(uniforms=sampling.uniforms[share])).episodes
+        own = sampling.of_share(together, len(drawn), task.max_new_tokens)
+        episodes = backend.generate(drawn[share], own).episodes
         scores, ended = episode_scores(task, episodes)
         distances = measure_episodes(task, episodes)
         texts = {name: getattr(episodes, name) for name in ("input_ids", "prompt_lengths", "lengths")}
         return {**texts, "scores": scores, "ended": ended, "kl": distances["full"], "surprise": distances["surprise"]}
 
-    own = _unless_any_failed(together, measured)
+    own = together.attempt(measured, RewardError)
     found = together.gather_rows(own, len(own["scores"]))
     ids, prompt_lengths, lengths = (found.pop(name) for name in ("input_ids", "prompt_lengths", "lengths"))
     episodes = Episodes(ids, prompt_lengths, lengths, drawn)
     return summarize(task, episodes, **found, n=n, ceiling=ceiling)
-
-
-def _unless_any_failed(together: Processes, measure: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What `measure` returns; RewardError in all processes where the reward function has failed in one of them."""
-    failure = None
-    own: dict[str, np.ndarray] = {}
-    try:
-        own = measure()
-    except RewardError as error:
-        failure = error
-    messages = together.gather(None if failure is None else str(failure))
-    if failure is not None:
-        raise failure
-    for rank, message in enumerate(messages):
-        if message is not None:
-            raise RewardError(f"process {rank}: {message}")
-    return own
 
 
 def choose_texts(

@@ -110,7 +110,7 @@ class EvaluateTexts(BaseCallback):
         if self.samples is not None:
             _prepare(self.samples, now)
         if self.ceiling is None and self._estimates_ceiling:
-            self.ceiling = task_ceiling(task, self.prompts, seed=self.seed)
+            self.ceiling = task_ceiling(task, self.prompts, seed=self.seed, divided=True)
             for doubt in self.ceiling.doubts():
                 log.warning("the ceiling is a lower bound, and `attained` an upper one: %s", doubt)
         self._intervals = now // self.every

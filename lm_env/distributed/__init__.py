@@ -6,7 +6,7 @@ process its methods divide and send nothing.  docs/distributed.md describes what
 
 from __future__ import annotations
 
-from lm_env.distributed.joining import processes, require_one_process
+from lm_env.distributed.joining import processes, processes_for, require_one_process
 from lm_env.distributed.processes import Processes
 
-__all__ = ["Processes", "processes", "require_one_process"]
+__all__ = ["Processes", "processes", "processes_for", "require_one_process"]

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lm_env.distributed.processes import Processes
+from lm_env.distributed.processes import Found, Processes
 from lm_env.errors import ConfigurationError, LMEnvError, LostProcessError
 
 __all__ = ["TIMEOUT", "ProcessGroup"]
@@ -72,6 +72,21 @@ class ProcessGroup(Processes):
     def wait(self) -> None:
         """See `Processes.wait`."""
         self.largest(0)
+
+    def attempt(self, work: Callable[[], Found], kind: type[LMEnvError]) -> Found:
+        """See `Processes.attempt`."""
+        failure = None
+        try:
+            found = work()
+        except kind as error:
+            failure = error
+        messages = self.gather(None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise kind(f"process {rank}: {message}")
+        return found
 
     def largest(self, number: int) -> int:
         """See `Processes.largest`."""

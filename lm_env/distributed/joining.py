@@ -13,7 +13,7 @@ from lm_env.distributed.group import TIMEOUT, ProcessGroup
 from lm_env.distributed.processes import Processes
 from lm_env.errors import ConfigurationError
 
-__all__ = ["processes", "require_one_process"]
+__all__ = ["processes", "processes_for", "require_one_process"]
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The variables by which torchrun and `accelerate launch` tell a process its place."""
@@ -38,6 +38,12 @@ def processes() -> Processes:
             return _ALONE
         _join()
     return _group()
+
+
+def processes_for(things: int, divided: bool = True) -> Processes:
+    """`processes()`, or this process alone if the work is not to be divided or some would have none of the things."""
+    together = processes() if divided else _ALONE
+    return together if things >= together.count else _ALONE
 
 
 def require_one_process(what: str) -> None:

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
+from lm_env.errors import LMEnvError
+
 __all__ = ["Processes"]
+
+Found = TypeVar("Found")
 
 
 class Processes:
@@ -69,6 +73,10 @@ class Processes:
 
     def wait(self) -> None:
         """Return once all processes have come to this point."""
+
+    def attempt(self, work: Callable[[], Found], kind: type[LMEnvError]) -> Found:
+        """What `work` returns; where it raises an error of this kind in one of the processes, all raise one."""
+        return work()
 
     def largest(self, number: int) -> int:
         """The largest number that any of the processes has."""

@@ -24,6 +24,7 @@ from agents.learning import Updating
 from lm_env import TextGenerationEnv
 from lm_env.distributed import processes
 from lm_env.errors import LMEnvError, LostProcessError
+from lm_env.theory import task_ceiling
 
 FIVE_STEPS = {"rollout_episodes": 15, "slots": 4, "batch_size": 6, "n_epochs": 2, "learning_rate": 0.003}
 """Rollouts of 15 episodes in minibatches of 6, 6 and 3; the second process has one episode more than the first."""
@@ -87,9 +88,24 @@ OTHERS = {
 """Agents besides PPO whose two processes are compared with one."""
 
 
+HELD_OUT = [[i, i + 1] for i in range(1, 8)]
+
+
 def held_out(samples: Path | None = None) -> EvaluateTexts:
     """Three texts to each of seven prompts, so that the shares are unequal."""
-    return EvaluateTexts([[i, i + 1] for i in range(1, 8)], 3, every=50, samples=samples, shown=7)
+    return EvaluateTexts(HELD_OUT, 3, every=50, samples=samples, shown=7)
+
+
+def scored_references() -> tuple[float, list[int]]:
+    """The optimum on these prompts, and how many texts this process has scored to estimate it."""
+    calls: list[int] = []
+
+    def counting(prompts, responses, response_ids):
+        calls.append(len(responses))
+        return uneven(prompts, responses, response_ids)
+
+    found = task_ceiling(make_env(counting).task, HELD_OUT, samples=9, most=9, divided=True)
+    return found.J.mean, calls
 
 
 def weights_of(agent) -> dict[str, np.ndarray]:
@@ -199,6 +215,7 @@ def main(folder: Path) -> None:
     watched.learn(TIMESTEPS, callback=callback)
     said["evaluated"] = [found.evaluation.metrics() for found in callback.history]
     said["calls"] = calls
+    said["ceiling"] = scored_references()
     keep("watched", weights_of(watched))
     try:
         make_ppo(FailsForOne()).learn(TIMESTEPS, callback=held_out())

@@ -1,8 +1,7 @@
-"""What agents divide among several processes besides what `lm_env.distributed` does: weights, and random numbers."""
+"""The weights of the update, divided among several processes; `lm_env.distributed` has what they exchange."""
 
 from __future__ import annotations
 
-from agents.learning.distributed.sampling import sampling_of_share
 from agents.learning.distributed.sharding import ShardedCopy, as_shards, whole
 
-__all__ = ["ShardedCopy", "as_shards", "sampling_of_share", "whole"]
+__all__ = ["ShardedCopy", "as_shards", "whole"]

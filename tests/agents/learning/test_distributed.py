@@ -16,10 +16,9 @@ import pytest
 import torch
 from paths import REPOSITORY
 from supervised_trainings import TRAININGS, fine_tuned
-from two_processes import OTHERS, TIMESTEPS, first_gradient, held_out, make_ppo, weights_of
+from two_processes import OTHERS, TIMESTEPS, first_gradient, held_out, make_ppo, scored_references, weights_of
 
 from agents import Checkpointing
-from agents.learning.distributed import sampling_of_share
 from lm_env.distributed import Processes, processes
 from lm_env.distributed.group import ProcessGroup
 from lm_env.generation import Sampling
@@ -168,6 +167,13 @@ def test_an_evaluation_is_divided(two):
     assert_alike(*rows)
 
 
+def test_the_estimate_of_a_ceiling_is_divided(two):
+    optimum, calls = scored_references()
+    assert calls == [63]
+    assert [said["ceiling"][1] for said in two[1]] == [[31], [32]]
+    assert [said["ceiling"][0] for said in two[1]] == pytest.approx([optimum] * 2, abs=1e-6)
+
+
 def test_a_reward_that_fails_in_one_process_fails_the_evaluation_in_all(two):
     assert all("no score today" in said["failed"] for said in two[1])
 
@@ -229,7 +235,7 @@ def test_one_process_sends_nothing_and_changes_nothing():
     arrays = {"a": np.arange(3), "b": np.ones((3, 2))}
     assert together.gather_rows(arrays, 3) == arrays
     sampling = Sampling(torch.Generator())
-    assert sampling_of_share(together, sampling, 5, 4) is sampling
+    assert sampling.of_share(together, 5, 4) is sampling
     assert together.deal(np.array([3, 1, 2])).tolist() == [0, 1, 2]
     assert range(7)[together.share(7)] == range(7)
 
