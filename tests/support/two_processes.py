@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import build_lm
-from supervised_trainings import TRAININGS, fine_tuned
+from conftest import build_lm, build_tokenizer
+from supervised_trainings import TRAININGS, fine_tuned, texts
 
 from agents import GRPO, PPO, Checkpointing, EvaluateTexts, OnlineDPO, PPOPtx
 from agents.learning import Updating
@@ -135,6 +137,39 @@ def first_gradient(agent, per_process_mean: bool = False) -> dict[str, np.ndarra
     return {name: p.grad.numpy().copy() for name, p in agent.policy.named_parameters()}
 
 
+def write_data(folder: Path) -> None:
+    """A tiny model with its tokenizer, demonstrations and comparisons, for `commands`."""
+    tokenizer = build_tokenizer()
+    build_lm("gpt2", vocab_size=len(tokenizer)).save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
+    said = texts(12, seed=4)
+    rows = [{"prompt": f"p{i}", "response": text} for i, text in enumerate(said)]
+    pairs = [{"prompt": f"p{i}", "chosen": text, "rejected": text + " bad"} for i, text in enumerate(said)]
+    for name, content in (("demos", rows), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+
+
+def commands(folder: Path) -> list[Callable[[], None]]:
+    """`lm-env sft`, `lm-env dpo` and `lm-env rm train`, each into a folder of its own in this one."""
+    from typer.testing import CliRunner
+
+    from lm_env.cli import app
+
+    model, small = str(folder / "tiny"), ["--held-out-fraction", "0.2", "--device", "cpu"]
+    lines = [
+        ["sft", str(folder / "demos.jsonl"), "--model", model, "--out", str(folder / "by-sft"), *small],
+        ["dpo", model, str(folder / "pairs.jsonl"), "--out", str(folder / "by-dpo"), "--new-tokens", "2", *small],
+        ["rm", "train", str(folder / "pairs.jsonl"), "--model", model, "--out", str(folder / "by-rm"), *small],
+    ]
+
+    def run(line: list[str]) -> None:
+        result = CliRunner().invoke(app, line)
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert bool(result.stdout) == processes().first, "one process speaks"
+
+    return [partial(run, line) for line in lines]
+
+
 class FailsForOne:
     """A reward function that raises in the second process only."""
 
@@ -204,6 +239,9 @@ def main(folder: Path) -> None:
         fine_tuned(epochs=1 + together.rank)
     except LMEnvError as error:
         said["differing sft"] = str(error)
+
+    for command in commands(folder):
+        command()
 
     watched = make_ppo()
     calls: list[int] = []

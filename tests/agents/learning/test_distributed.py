@@ -16,12 +16,22 @@ import pytest
 import torch
 from paths import REPOSITORY
 from supervised_trainings import TRAININGS, fine_tuned
-from two_processes import OTHERS, TIMESTEPS, first_gradient, held_out, make_ppo, scored_references, weights_of
+from two_processes import (
+    OTHERS,
+    TIMESTEPS,
+    first_gradient,
+    held_out,
+    make_ppo,
+    scored_references,
+    weights_of,
+    write_data,
+)
 
 from agents import Checkpointing
 from lm_env.distributed import Processes, processes
 from lm_env.distributed.group import ProcessGroup
 from lm_env.generation import Sampling
+from lm_env.storage import verify_folder
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
 
@@ -56,6 +66,7 @@ def one_run(tmp_path_factory):
     agent.learn(TIMESTEPS, checkpoint=Checkpointing(folder / "whole", every=1, keep=9))
     first = sorted((folder / "whole").glob("0*"))[0]
     shutil.copytree(first, folder / "one" / first.name)
+    write_data(folder)
     fine_tuned(folder / "sft-whole")
     halfway = sorted((folder / "sft-whole").glob("0*"))[3]
     shutil.copytree(halfway, folder / "sft-one" / halfway.name)
@@ -145,6 +156,13 @@ def test_a_fine_tuning_goes_on_in_another_number_of_processes(two, tmp_path):
     assert len(saved) == 8, "the first process has saved each step"
     shutil.copytree(saved[2], tmp_path / saved[2].name)
     assert furthest(fine_tuned(tmp_path, resume=True)[0], expected) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["by-sft", "by-dpo", "by-rm"])
+def test_the_commands_write_one_folder(two, name):
+    verify_folder(two[2] / name)
+    assert (two[2] / name / "model.safetensors").exists()
+    assert not [path.name for path in two[2].iterdir() if path.name.startswith((f"{name}.", f".{name}."))]
 
 
 def test_an_evaluation_is_divided(two):
