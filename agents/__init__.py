@@ -29,7 +29,6 @@ from agents.a2c import A2C, A2CConfig
 from agents.best_of_n import BestOfN, BestOfNConfig
 from agents.dpo import DPOConfig, DPOReport, dpo_finetune
 from agents.grpo import GRPO, GRPOConfig
-from agents.learning.distributed import processes
 from agents.learning.options import Updating
 from agents.online_dpo import OnlineDPO, OnlineDPOConfig
 from agents.ppo import PPO, PPOConfig
@@ -41,6 +40,7 @@ from agents.run.checkpointing import Checkpointing
 from agents.run.evaluation import Evaluation
 from agents.run.evaluation_callback import EvaluateTexts
 from agents.sft import SFTConfig, SFTReport, supervised_finetune
+from lm_env.distributed import processes
 from lm_env.namesake import namesake_problem
 
 if _problem := namesake_problem(Path(__file__).parent):

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from agents.base.config import MEMORY_ONLY, make_config
+from agents.learning.likelihood import text_logprobs
 from agents.learning.policy import ValueHeadPolicy
 from agents.learning.preference.judged_texts import JudgedBatch, JudgedTexts, encode_judged
 from agents.learning.preference.loss import PreferenceLoss, preference_loss, response_sums
 from agents.run.early_stopping import EarlyStopping, HeldOutLoss
+from lm_env.distributed import processes
 from lm_env.errors import ConfigurationError
 from lm_env.explain import explained
 from lm_env.models.fitting import fit, weights_digest
 from lm_env.models.inputs import shuffled_batches
 from lm_env.models.inspection import device_of, evaluating, facts_of
-from lm_env.models.logprobs import response_logprobs
 from lm_env.storage import Checkpointing
 from lm_env.validation import check_choice, check_field_types, check_integers, check_numbers
 from reward_models.preferences.reading import read_preferences
@@ -153,7 +154,8 @@ def dpo_finetune(
     """Train a causal LM in place on comparisons; the same seed gives the same weights.  Dropout is off.
 
     All comparisons of a record are in one batch element, in which each response is read once.  The reference's logprobs
-    are computed once, before the training, so that a second model is needed neither in memory nor in time.
+    are computed once, before the training, so that a second model is needed neither in memory nor in time.  Several
+    processes of one run (`agents.processes`) divide each batch, and end with the weights that one would.
 
     Args:
         source: what `read_preferences` takes, or a list of `Comparison`s and `Preference`s.
@@ -168,10 +170,12 @@ def dpo_finetune(
         options: the fields of `DPOConfig`.
 
     Raises:
-        ConfigurationError: an impossible setting, too few records to hold some out, or none that compares two texts.
+        ConfigurationError: an impossible setting, too few records to hold some out, or none that compares two texts; or
+            processes were given different options or data.
         InvalidPreferenceError, InvalidPromptError: a row or a prompt is broken; the message names it.
         NonFiniteError: a gradient is NaN or infinite; the weights are those of before that step.
-        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
+        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted, LostProcessError: see
+            `lm_env.models.fitting.fit`.
     """
     config = make_config(DPOConfig, "dpo_finetune", options)
     facts, rng = facts_of(model), np.random.default_rng(config.seed)
@@ -185,11 +189,13 @@ def dpo_finetune(
     }
     texts = encode_judged(training, tokenizer, **reading)  # type: ignore[arg-type]
     others = encode_judged(held_out, tokenizer, **reading) if held_out else None  # type: ignore[arg-type]
-    if show is not None:
+    together = processes()
+    if show is not None and together.first:
         show(_description(texts, others))
     if not any(p.requires_grad for p in model.parameters()):
         model.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so
     against = model if reference is None else reference
+    together.broadcast_weights([model] if reference is None else [model, reference])
     judged = _Judged(model, against, texts, config)
     watched = None if others is None else _Judged(model, against, others, config)
     before = None if watched is None else watched.measure()
@@ -225,15 +231,17 @@ class _Judged:
         self.policy = ValueHeadPolicy(model, "none", config.temperature)
         self.texts = texts
         self.config = config
-        with evaluating(reference):
-            tokens = response_logprobs(reference, texts.episodes, config.temperature)
-        self.ref_logprobs = tokens.astype(np.float64).sum(1)
+        self.ref_logprobs = text_logprobs(reference, texts.episodes, config.temperature)
         """float64 (R,): of each whole response under the reference, nats."""
 
     def accumulate(self, chosen: np.ndarray) -> float:
-        """Add the gradient of the mean loss of some records, in micro-batches of whole records; returns that loss."""
+        """Add the gradient of the mean loss of some records, in micro-batches of whole records; returns that loss.
+
+        Of several processes, each does so for its share of the records, and returns its part of the loss.
+        """
         total = 0.0
-        for batch in self.texts.micro_batches(chosen, self.config.micro_batch_tokens):
+        own = chosen[processes().deal(self.texts.longest(chosen))]
+        for batch in self.texts.micro_batches(own, self.config.micro_batch_tokens):
             with torch.autocast(device_of(self.policy).type, torch.bfloat16, enabled=self.config.bf16):
                 logprobs = self._logprobs(batch)
             loss = self._loss(batch, logprobs) / len(chosen)
@@ -263,16 +271,19 @@ class _Judged:
         """The implied reward on all records."""
         loss = 0.0
         found = [np.zeros((0, 3))]  # margin, chosen and rejected logprob of each untied comparison
-        for batch in self.texts.micro_batches(np.arange(len(self.texts)), self.config.micro_batch_tokens):
+        together = processes()
+        own = np.arange(len(self.texts))[together.share(len(self.texts))]
+        for batch in self.texts.micro_batches(own, self.config.micro_batch_tokens):
             logprobs = self._logprobs(batch)
             loss += float(self._loss(batch, logprobs))
-            own = logprobs.double().cpu().numpy()
-            ratio = own - self.ref_logprobs[batch.rows]
+            policy = logprobs.double().cpu().numpy()
+            ratio = policy - self.ref_logprobs[batch.rows]
             first, second = batch.first[batch.chances == 1], batch.second[batch.chances == 1]
             ahead = ratio[first] - ratio[second]
             ahead = np.where(np.abs(ahead) < ROUNDING, 0.0, ahead)
-            found.append(np.stack([self.config.beta * ahead, own[first], own[second]], 1))
-        table = np.concatenate(found)
+            found.append(np.stack([self.config.beta * ahead, policy[first], policy[second]], 1))
+        table = together.gather_rows({"table": np.concatenate(found)}, 0)["table"]
+        loss = sum(together.gather(loss))
         right = float((table[:, 0] > 0).sum() + (table[:, 0] == 0).sum() / 2)
         margin, chosen, rejected = (float(m) for m in table.mean(0)) if len(table) else (math.nan,) * 3
         return ImpliedReward(len(table), right, margin, chosen, rejected, loss / len(self.texts))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from agents.learning.distributed import processes
 from agents.learning.likelihood import add_likelihood_gradient, text_episodes
 from agents.learning.rollout import Rollout
 from agents.ppo import PPO
@@ -77,17 +76,9 @@ class PPOPtx(PPO):
     def add_text_gradient(self, texts: Sequence[Prompt]) -> None:
         """Accumulate the gradient of -ptx_coef x mean log pi(token) over all tokens but the first."""
         rows = [p.ids[: self.max_text_tokens].tolist() for p in texts]
-        own = processes().deal(np.array([len(row) for row in rows]))
-        if not len(own):
-            return
         episodes = text_episodes(texts, rows, [1] * len(rows))
-        part = episodes[own]
         add_likelihood_gradient(
-            self.policy.lm,
-            part,
-            self.ptx_coef * (int(part.response_lengths.sum()) / int(episodes.response_lengths.sum())),
-            self.config.micro_batch_tokens,
-            self.updater.forwards,
+            self.policy.lm, episodes, self.ptx_coef, self.config.micro_batch_tokens, self.updater.forwards
         )
 
     def extra_state(self) -> dict[str, Any]:

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from agents.base.config import MEMORY_ONLY, make_config
-from agents.learning.distributed import require_one_process
 from agents.learning.likelihood import add_likelihood_gradient, perplexity
 from agents.run.early_stopping import EarlyStopping, HeldOutLoss
 from lm_env.data.demonstrations import read_demonstrations
 from lm_env.data.episodes import Episodes
+from lm_env.distributed import processes
 from lm_env.errors import ConfigurationError
 from lm_env.explain import explained
 from lm_env.models.fitting import fit
@@ -119,6 +119,8 @@ def supervised_finetune(
 ) -> SFTReport:
     """Train a causal LM in place; the same seed gives the same weights.  Dropout is off.
 
+    Several processes of one run (`agents.processes`) divide each batch, and end with the weights that one would.
+
     Args:
         source, eos_token_id, prompt_column, response_column, separator, download: see `read_demonstrations`.
         show: is given, before anything is learned, a few lines that say what will be, with a decoded example;
@@ -130,12 +132,12 @@ def supervised_finetune(
 
     Raises:
         ConfigurationError: an impossible setting, too few demonstrations to hold some out, rows of which it is not
-            clear what is to be learned; or this is one of several processes.
+            clear what is to be learned; or processes were given different options or data.
         UnsupportedModelError: texts are to be packed, and the model lets them see each other.
         NonFiniteError: a gradient is NaN or infinite; the weights are those of before that step.
-        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
+        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted, LostProcessError: see
+            `lm_env.models.fitting.fit`.
     """
-    require_one_process("supervised fine-tuning runs")
     config = make_config(SFTConfig, "supervised_finetune", options)
     facts, rng = facts_of(model), np.random.default_rng(config.seed)
     demonstrations = read_demonstrations(
@@ -154,7 +156,9 @@ def supervised_finetune(
     training, held_out = _split(demonstrations.episodes, config.held_out_fraction, rng)
     if not any(p.requires_grad for p in model.parameters()):
         model.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so
-    if show is not None:
+    together = processes()
+    together.broadcast_weights([model])
+    if show is not None and together.first:
         show(demonstrations.description(tokenizer))
     before = None if held_out is None else perplexity(model, held_out)
     stopping = _early_stopping(model, len(training), held_out, config)

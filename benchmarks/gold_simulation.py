@@ -78,7 +78,7 @@ def sampled(task: Any, prompts: list[Any], seed: int) -> Any:
 
 
 def compared(task: Any, pairs: int, seed: int) -> list[Comparison]:
-    """Comparisons of two samples of the supervised model to each of so many prompts, labeled by the lexicon."""
+    """Comparisons of two samples of the supervised model to each of so many prompts, labelled by the lexicon."""
     drawn = [task.prompts[i % len(task.prompts)] for i in range(pairs)]
     responses = sampled(task, [*drawn, *drawn], seed).responses()
     a, b = responses[:pairs], responses[pairs:]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import lm_env  # registers the environments
-from agents.learning.distributed import processes, require_one_process
+from lm_env.distributed import processes, require_one_process
 from lm_env.generation import LocalBackend, Sampling
 from lm_env.objective.scoring import score_episodes
 from lm_env.objective.task import Task

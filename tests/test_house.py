@@ -28,6 +28,7 @@ FLOORS = [
     ["lm_env.models"],
     ["lm_env.data"],
     ["lm_env.storage"],
+    ["lm_env.distributed"],
     ["lm_env.progress"],
     ["lm_env.validation", "lm_env.explain", "lm_env.namesake"],
     ["lm_env.errors"],

@@ -22,7 +22,6 @@ from agents.base.config import check_same_options
 from agents.base.description import run_identity, run_settings
 from agents.base.policy_agent import PolicyAgent
 from agents.learning.critic import CriticSource
-from agents.learning.distributed import processes
 from agents.learning.options import Updating
 from agents.learning.rollout import Rollout, collect
 from agents.run.callbacks import CallbackLike, TrainingEnv, as_callback
@@ -34,6 +33,7 @@ from agents.run.records import Recorder
 from agents.run.trackers import LogTo
 from agents.run.training_log import make_logger, rollout_metrics
 from lm_env.data.prompts import Prompt
+from lm_env.distributed import processes
 from lm_env.errors import ConfigurationError
 from lm_env.generation.backend import Decoding, Sampling
 from lm_env.models.inputs import shuffled_batches

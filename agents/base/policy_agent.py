@@ -16,11 +16,11 @@ from agents.base.config import AgentConfig, make_config
 from agents.base.observations import checked_masks, checked_observation
 from agents.base.text_agent import TextAgent, task_of
 from agents.learning.critic import CriticSource, describe_critic, make_policy, rebuild_critic
-from agents.learning.distributed import processes
 from agents.learning.options import Updating
 from agents.learning.randomness import Randomness
 from agents.learning.updater import Updater
 from agents.run.checkpoint import Checkpoint, language_model_tensors, read_checkpoint, write_checkpoint
+from lm_env.distributed import processes
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, UnsafeFileError
 from lm_env.generation.backend import Decoding
 from lm_env.generation.generate import LocalBackend

@@ -12,6 +12,7 @@ from agents.learning.rollout import Rollout
 from lm_env.data.episodes import Episodes, ScoredEpisodes
 from lm_env.data.prompts import Prompt
 from lm_env.envs.env import TextGenerationEnv
+from lm_env.objective.rewards import no_reward
 from lm_env.theory.loss import Loss, LossBatch
 
 __all__ = ["batched_loss", "text_env"]
@@ -56,7 +57,7 @@ def text_env(batch: LossBatch) -> TextGenerationEnv:
         model=batch.model,
         reference=batch.reference,
         prompts=[[batch.eos_id]],
-        reward=lambda prompts, responses: [0.0] * len(responses),
+        reward=no_reward,
         eos_token_id=batch.eos_id,
         max_new_tokens=batch.max_length,
         beta=batch.beta,

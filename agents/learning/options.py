@@ -54,6 +54,9 @@ class Updating:
     """Texts are put side by side in a row without padding, where the model's attention keeps them apart."""
     optimizer: Literal["adam", "adam-8bit"] = "adam"
     """`adam-8bit` keeps Adam's two moments in 8 bits (bitsandbytes): 2 bytes for each trained number in place of 8."""
+    liger: bool = False
+    """Logprobs and their gradient by Liger's fused linear cross-entropy, on CUDA; where whole distributions are needed,
+    as for an entropy bonus or an action mask, they are computed as without it."""
     ratio_limit: float | None = None
     """Weight each token's loss with the probability that the model under training gives to it over the probability
     that it was sampled with, at most this much.  It corrects for texts that were written in lower precision or by
@@ -64,6 +67,8 @@ class Updating:
 
     def __post_init__(self) -> None:
         check_field_types(self)
+        if self.liger and self.shard:
+            raise ConfigurationError("Liger's kernel reads the whole head, which shard=True divides: choose one")
         check_choice("optimizer", self.optimizer, ("adam", "adam-8bit"))
         check_choice("ratio_of", self.ratio_of, ("token", "text"))
         if self.ratio_limit is not None:

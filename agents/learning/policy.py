@@ -19,6 +19,7 @@ from lm_env.models.inputs import length_batches
 from lm_env.models.inspection import device_of, evaluating, facts_of
 from lm_env.models.logprobs import (
     chunked_logprobs,
+    liger_logprobs,
     plain_forward,
     response_hidden,
     response_outputs,
@@ -110,6 +111,7 @@ class ValueHeadPolicy(nn.Module):
         allowed: np.ndarray | None = None,
         keep_logits: bool = False,
         packed: bool = False,
+        liger: bool = False,
     ) -> TokenEvaluation:
         """Logprobs and values of all response tokens, one forward per sequence, padding excluded.
 
@@ -119,12 +121,15 @@ class ValueHeadPolicy(nn.Module):
         Args:
             allowed: bool (N, V), see `Task.allowed_in`.
             packed: the LM reads all episodes side by side in one row, see `lm_env.models.packing`.
+            liger: logprobs by Liger's kernel, unless logits are to be kept or masked; see `check_liger`.
         """
         facts = facts_of(self.lm)
         logits_wanted = int(episodes.response_lengths.sum()) * facts.vocab_size
-        if facts.splits and allowed is None and not keep_logits and logits_wanted > model_logprobs.LOGIT_BUDGET:
+        in_parts = facts.splits and (liger or logits_wanted > model_logprobs.LOGIT_BUDGET)
+        if in_parts and allowed is None and not keep_logits:
             hidden, tokens = (packed_hidden if packed else response_hidden)(self.lm, episodes)
-            logprobs = chunked_logprobs(self.lm, hidden, tokens, self.temperature)
+            logprobs_of = liger_logprobs if liger else chunked_logprobs
+            logprobs = logprobs_of(self.lm, hidden, tokens, self.temperature)
             return TokenEvaluation(logprobs, self._values(episodes, hidden, logprobs), None)
         read = packed_outputs if packed else response_outputs
         outputs, tokens = read(self.lm, episodes, want_hidden=self.reads_trunk)

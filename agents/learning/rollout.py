@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.learning.distributed import processes
 from agents.learning.metrics import Means
 from agents.learning.options import Updating
 from agents.learning.policy import ValueHeadPolicy
 from lm_env.data.episodes import Episodes, ScoredEpisodes
 from lm_env.data.prompts import Prompt
+from lm_env.distributed import processes
 from lm_env.generation.backend import GenerationBackend, Sampling
 from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import score_episodes
@@ -147,7 +147,7 @@ def collect(
     """
     together = processes()
     share = together.share(len(prompts))
-    sampling = together.sampling(sampling, len(prompts), task.max_new_tokens)
+    sampling = sampling.of_share(together, len(prompts), task.max_new_tokens)
     own = _collect(backend, policy, task, prompts[share], sampling, reward, updating or Updating())
     arrays = together.gather_rows(_as_arrays(own), len(own))
     return _from_arrays(arrays, prompts, own.scoring_seconds)

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.learning.distributed import processes
 from agents.learning.rollout import Rollout
+from lm_env.distributed import processes
 from lm_env.errors import CheckpointCorruptError
 from lm_env.objective.scoring import raw_scores
 from lm_env.objective.task import Task

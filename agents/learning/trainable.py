@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from agents.learning.distributed import ShardedCopy, processes
+from agents.learning.distributed import ShardedCopy
 from agents.learning.policy import ValueHeadPolicy
+from lm_env.distributed import processes
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import trains_adapter
 from lm_env.models.inspection import device_of, evaluating

@@ -23,17 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from agents.learning.distributed import as_shards, processes, whole
+from agents.learning.distributed import as_shards, whole
 from agents.learning.gradient_checkpointing import recomputable_layers, recomputing
 from agents.learning.metrics import Means
 from agents.learning.options import UpdaterConfig, Updating
 from agents.learning.policy import TokenEvaluation, ValueHeadPolicy
 from agents.learning.rollout import MicroBatch, Rollout
 from agents.learning.trainable import averaged_model, sharded_copy, trainable_parameters
+from lm_env.distributed import processes
 from lm_env.errors import CheckpointMismatchError
 from lm_env.models.inputs import length_batches
 from lm_env.models.inspection import device_of, evaluating
 from lm_env.models.loading import is_quantized
+from lm_env.models.logprobs import check_liger
 from lm_env.models.optimization import guarded_step, join_optimizer, make_adam, split_optimizer
 from lm_env.models.packing import ROW_TOKENS, check_packing, pack
 from lm_env.objective.task import Task
@@ -53,8 +55,8 @@ class Updater:
     Raises:
         ConfigurationError: nothing can be trained, as in a quantized model without an adapter; or several processes
             are to divide the weights of a model with an adapter.
-        UnsupportedModelError: gradient checkpointing or packing is asked of a model that does not support it.
-        MissingDependencyError: Adam in 8 bits without bitsandbytes.
+        UnsupportedModelError: the model does not support gradient checkpointing, packing or Liger's kernel.
+        MissingDependencyError: Adam in 8 bits without bitsandbytes, or Liger's kernel without liger-kernel.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Updater:
             trained = [p for p in self.model.parameters() if p.requires_grad]
         if self.updating.packed:
             check_packing(self.model.lm if self._sharded is None else policy.lm)
+        if self.updating.liger:
+            check_liger(policy.lm)
         eight_bits = self.updating.optimizer == "adam-8bit"
         self.optimizer = make_adam(trained, config.learning_rate, eight_bits=eight_bits)
         self.ema: AveragedModel | None = averaged_model(policy.lm, config.ema_decay)
@@ -274,7 +278,9 @@ class UpdateStep:
         updater = self._updater
         with updater.forwards():
             allowed = updater.task.allowed_in(batch.episodes)
-            evaluation = updater.model.evaluate(batch.episodes, allowed, keep_logits, updater.updating.packed)
+            evaluation = updater.model.evaluate(
+                batch.episodes, allowed, keep_logits, updater.updating.packed, updater.updating.liger
+            )
         with torch.no_grad():
             log_ratio = evaluation.logprobs - batch.old_logprobs
             batch.record(approx_kl=torch.expm1(log_ratio) - log_ratio)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agents.learning.distributed import processes
+from lm_env.distributed import processes
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ModelLoadError
 from lm_env.models.export import check_finite
 from lm_env.models.loading import read_pretrained

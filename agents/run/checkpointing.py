@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from agents.learning.distributed import processes
 from agents.learning.randomness import global_random_state, set_global_random_state
 from agents.run.callbacks import callback_state, restore_callbacks
 from agents.run.checkpoint import Checkpoint, checkpoint_from_first
 from agents.run.early_warning import EarlyWarning
 from agents.run.training_log import begin_log, rewind_log
+from lm_env.distributed import processes
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, TrainingInterrupted
 from lm_env.storage import CheckpointFolder, Checkpointing, StopSignals
 
@@ -129,6 +129,7 @@ class TrainingRun:
         unsaved = folder is not None and (step != folder.last or (stopped and not folder.place(step).exists()))
         if self._together.any(unsaved):
             self._save()
+        self._together.wait()  # torchrun ends the first process as soon as another one has failed
         if stopped:
             name = "a signal to another process" if signal is None else signal.name
             where = "" if folder is None else f" in {folder.root}"

@@ -19,7 +19,8 @@ import numpy as np
 
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
-from lm_env.errors import ConfigurationError
+from lm_env.distributed import processes_for
+from lm_env.errors import ConfigurationError, RewardError
 from lm_env.generation.backend import GenerationBackend, Sampling
 from lm_env.objective.scoring import episode_scores, measure_episodes
 from lm_env.objective.task import Task
@@ -106,6 +107,7 @@ def evaluate_texts(
     *,
     seed: int = 0,
     ceiling: Ceiling | None = None,
+    divided: bool = False,
 ) -> Evaluation:
     """Sample responses to prompts with a backend, and measure them; the task is not changed.
 
@@ -115,28 +117,34 @@ def evaluate_texts(
         n: texts per prompt; None: as many as make at least 256 in all.
         seed: of the uniform random numbers that the texts are sampled with.
         ceiling: that of the same prompts, see `lm_env.theory.ceilings.task_ceiling`; J is then computed with its beta.
+        divided: several processes call this alike; each writes and measures its share of the texts, and all of them
+            get the same result.
 
     Raises:
         ConfigurationError: n or the seed is out of range, or the ceiling has another number of prompts.
         InvalidPromptError: see `lm_env.load_prompts`.
-        RewardError, RewardValueError: the reward function failed.
+        RewardError, RewardValueError: the reward function failed, in any of the processes.
     """
     chosen, n = choose_texts(task, prompts, n, ceiling)
     drawn = [prompt for prompt in chosen for _ in range(n)]
     sampling = Sampling.fixed(len(drawn), task.max_new_tokens, check_integer("seed", seed, low=0))
-    episodes = backend.generate(drawn, sampling).episodes
-    scores, ended = episode_scores(task, episodes)
-    distances = measure_episodes(task, episodes)
-    return summarize(
-        task,
-        episodes,
-        scores=scores,
-        kl=distances["full"],
-        surprise=distances["surprise"],
-        ended=ended,
-        n=n,
-        ceiling=ceiling,
-    )
+    together = processes_for(len(drawn), divided)
+    share = together.share(len(drawn))
+
+    def measured() -> dict[str, np.ndarray]:
+        """The texts of this process's share, and what was measured of them."""
+        own = sampling.of_share(together, len(drawn), task.max_new_tokens)
+        episodes = backend.generate(drawn[share], own).episodes
+        scores, ended = episode_scores(task, episodes)
+        distances = measure_episodes(task, episodes)
+        texts = {name: getattr(episodes, name) for name in ("input_ids", "prompt_lengths", "lengths")}
+        return {**texts, "scores": scores, "ended": ended, "kl": distances["full"], "surprise": distances["surprise"]}
+
+    own = together.attempt(measured, RewardError)
+    found = together.gather_rows(own, len(own["scores"]))
+    ids, prompt_lengths, lengths = (found.pop(name) for name in ("input_ids", "prompt_lengths", "lengths"))
+    episodes = Episodes(ids, prompt_lengths, lengths, drawn)
+    return summarize(task, episodes, **found, n=n, ceiling=ceiling)
 
 
 def choose_texts(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,16 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
-from agents.learning.distributed import processes
 from agents.learning.policy import ValueHeadPolicy
 from agents.run.aside import put_files_aside
 from agents.run.evaluation import Evaluation, choose_texts, evaluate_texts, write_samples
+from lm_env.distributed import processes
 from lm_env.errors import CheckpointWriteError, ConfigurationError, RewardError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.adapters import without_wrapper
 from lm_env.objective.patience import SkippingReward
 from lm_env.objective.task import Task
+from lm_env.storage import write_file
 from lm_env.theory.ceilings.task_ceiling import task_ceiling
 from lm_env.theory.ceilings.tilting import Ceiling
 from lm_env.validation import check_integer
@@ -47,7 +47,7 @@ class EvaluateTexts(BaseCallback):
     The log gets `eval/score`, `eval/kl`, `eval/J`, `eval/perplexity` and the others of `Evaluation.metrics`; with a
     ceiling also `eval/attained`.  The training goes on as it would without the callback: the weights are the same.
     An evaluation in which the reward function fails is left out where the agent has `on_reward_error="skip"`.
-    Of several processes that train together, each evaluates the same texts, and the first one writes.
+    Of several processes that train together, each evaluates its share of the texts, and the first one writes.
 
         agent.learn(100_000, callback=EvaluateTexts("held_out.txt", every=10_000, ceiling=True))
 
@@ -110,7 +110,7 @@ class EvaluateTexts(BaseCallback):
         if self.samples is not None:
             _prepare(self.samples, now)
         if self.ceiling is None and self._estimates_ceiling:
-            self.ceiling = task_ceiling(task, self.prompts, seed=self.seed)
+            self.ceiling = task_ceiling(task, self.prompts, seed=self.seed, divided=True)
             for doubt in self.ceiling.doubts():
                 log.warning("the ceiling is a lower bound, and `attained` an upper one: %s", doubt)
         self._intervals = now // self.every
@@ -158,12 +158,10 @@ class EvaluateTexts(BaseCallback):
             self.logger.record("eval/samples", _as_markdown(shown), exclude=("stdout", "log", "csv", "json"))
 
     def _measure(self, agent: Any) -> Evaluation:
-        own = getattr(agent, "evaluate", None)
-        if own is not None:
-            found: Evaluation = own(self.prompts, self.n, seed=self.seed, ceiling=self.ceiling)
-            return found
-        task = _task_of(agent)
-        return evaluate_texts(task, self._backend, self.prompts, self.n, seed=self.seed, ceiling=self.ceiling)
+        backend = getattr(agent, "backend", self._backend)
+        return evaluate_texts(
+            _task_of(agent), backend, self.prompts, self.n, seed=self.seed, ceiling=self.ceiling, divided=True
+        )
 
     def _write_row(self) -> None:
         """Write what has been recorded, where no rollout's row is still to come."""
@@ -210,9 +208,7 @@ def _prepare(samples: Path, now: int) -> None:
             lines = samples.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["timesteps"] <= now]
             if kept != lines:
-                new = samples.with_name(f".{samples.name}.new")
-                new.write_text("".join(kept), encoding="utf-8")
-                os.replace(new, samples)
+                write_file(samples, "".join(kept))
         samples.open("a").close()
     except OSError as error:
         raise CheckpointWriteError(f"cannot write texts to {samples}: {error}; choose another place") from error

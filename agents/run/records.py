@@ -21,6 +21,7 @@ from agents.run.samples import Sample, SampleChooser, samples_as_markdown
 from lm_env.errors import CheckpointWriteError, TrainingInterrupted
 from lm_env.objective.task import Task
 from lm_env.report import RUN_FILE, SAMPLES_FILE, WARNINGS_FILE, write_report
+from lm_env.storage import write_file
 
 __all__ = ["Recorder", "RunFiles", "RunWriter", "make_pages"]
 
@@ -64,10 +65,8 @@ class RunFiles(RunWriter):
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write run.json, whole or not at all."""
-        new = self.folder / f".{RUN_FILE}.new"
         with _told(self.folder):
-            new.write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
-            os.replace(new, self.folder / RUN_FILE)
+            write_file(self.folder / RUN_FILE, json.dumps(settings, indent=2, default=str) + "\n")
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Add a line for each text."""
@@ -96,9 +95,7 @@ class RunFiles(RunWriter):
             if path.exists():
                 with _told(self.folder):
                     kept = [line for line in path.read_bytes().splitlines() if not _is_beyond(line, step)]
-                    new = path.with_name(f".{name}.new")
-                    new.write_bytes(b"".join(line + b"\n" for line in kept))
-                    os.replace(new, path)
+                    write_file(path, b"".join(line + b"\n" for line in kept))
 
     def end(self) -> None:
         """Write report.html; a page that cannot be made is a warning, and never ends a run."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import csv
 import gc
+import io
 import logging
 import math
-import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -39,7 +39,7 @@ from agents.run.records import RunFiles
 from agents.run.trackers import LogTo, tracker
 from lm_env.errors import CheckpointWriteError, RunLockedError
 from lm_env.report import RUN_FILES
-from lm_env.storage import FileLock
+from lm_env.storage import FileLock, write_file
 
 __all__ = [
     "ProgressFile",
@@ -157,12 +157,11 @@ class ProgressFile(KVWriter):
 
     def _replace(self, rows: list[list[str]]) -> None:
         """Have these rows in the file, in one step."""
-        whole = self.path.with_name(".progress.csv.new")
-        with whole.open("w", newline="") as file:
-            writer = self._writer(file)
-            writer.writeheader()
-            writer.writer.writerows(rows)
-        os.replace(whole, self.path)
+        whole = io.StringIO()
+        writer = self._writer(whole)
+        writer.writeheader()
+        writer.writer.writerows(rows)
+        write_file(self.path, whole.getvalue())
 
     def _writer(self, file: Any) -> csv.DictWriter:
         return csv.DictWriter(file, self._columns or [], lineterminator="\n")

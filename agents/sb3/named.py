@@ -18,10 +18,10 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.base.text_agent import task_of
-from agents.learning.distributed import require_one_process
 from agents.sb3.buffer import EpisodeRolloutBuffer
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.vec_env import TextVecEnv
+from lm_env.distributed import require_one_process
 from lm_env.errors import ConfigurationError, MissingDependencyError
 
 __all__ = ["SB3_AGENTS", "SB3Agent", "TextMetrics", "make_sb3_agent"]

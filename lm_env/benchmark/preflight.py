@@ -21,12 +21,12 @@ from lm_env.errors import LMEnvError
 from lm_env.generation.backend import Sampling
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.logprobs import response_logprobs
+from lm_env.objective.degenerate import BESIDE_A_RESPONSE
 from lm_env.objective.scoring import episode_scores, raw_scores
 from lm_env.objective.task import Task
 from lm_env.theory.ceilings import best_of_n, ceiling
 from lm_env.validation import check_integer
 from reward_models.trust import spearman
-from reward_models.trust.degenerate import DEGENERATE
 
 __all__ = ["BetaPoint", "DegenerateText", "Preflight", "preflight", "suggested_beta"]
 
@@ -207,7 +207,7 @@ def _degenerate(
     responses = episodes.responses()
     texts = [task.text_of(responses[row]) for row in rows]
     found = []
-    for name, make in DEGENERATE.items():
+    for name, make in BESIDE_A_RESPONSE.items():
         made = [_made(make, prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
         kept = [i for i, text in enumerate(made) if text is not None]
         ids = {i: _encoded(task, str(made[i])) for i in kept}

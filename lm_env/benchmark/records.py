@@ -20,6 +20,7 @@ import torch
 
 import lm_env
 from lm_env.errors import CheckpointWriteError, LogReadError
+from lm_env.storage import write_file
 
 __all__ = ["SCHEMA", "Record", "comparable", "environment", "read_records", "write_json", "write_lines"]
 
@@ -120,17 +121,10 @@ def read_records(path: str | Path) -> list[Record]:
 
 
 def _write(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with new.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        write_file(path, text)
     except OSError as error:
-        with suppress(OSError):
-            new.unlink()
         raise CheckpointWriteError(f"cannot write {path}: {error}; choose another folder") from error
 
 

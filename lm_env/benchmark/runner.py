@@ -8,7 +8,7 @@ OUT/results.jsonl     all records, in the order of the settings, whatever the or
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lm_env.benchmark.entrants import entrant
 from lm_env.benchmark.records import Record, write_lines
 from lm_env.benchmark.settings import BenchSettings, Cell, read_settings
 from lm_env.benchmark.workers import Outcome, run_here, run_in_processes
+from lm_env.distributed import require_one_process
 from lm_env.errors import CheckpointWriteError, ConfigurationError, TrainingInterrupted
 from lm_env.runs.config_files import write_config
 from lm_env.runs.folder import command_line
@@ -61,6 +62,7 @@ def run_bench(
     out: str | Path,
     *,
     processes: int = 1,
+    only: Collection[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bench:
     """Run what is not done yet, and write all results.
@@ -71,6 +73,8 @@ def run_bench(
     Args:
         out: the folder.
         processes: how many cells run at a time; the results do not depend on it.
+        only: labels of the tasks whose cells are run; what is not done yet of the others, such as those of an earlier
+            call, waits.  Default: all.
         say: called with a line of text for each event, such as a cell that is done.
 
     Raises:
@@ -80,6 +84,7 @@ def run_bench(
         RunLockedError: another process runs a benchmark in the folder.
         TrainingInterrupted: Ctrl-C or SIGTERM has come; the same call resumes the benchmark.
     """
+    require_one_process("a benchmark runs")
     check_integer("processes", processes)
     folder = Path(out)
     for task in settings.tasks:
@@ -95,13 +100,15 @@ def run_bench(
         raise CheckpointWriteError(f"cannot write to {folder}: {error}; choose another --out") from error
     try:
         settings = _joined_with_earlier(settings, folder)
-        return _run(settings, folder, processes, say)
+        return _run(settings, folder, processes, only, say)
     finally:
         lock.release()
 
 
-def _run(settings: BenchSettings, folder: Path, processes: int, say: Callable[[str], None]) -> Bench:
-    cells = settings.cells()
+def _run(
+    settings: BenchSettings, folder: Path, processes: int, only: Collection[str] | None, say: Callable[[str], None]
+) -> Bench:
+    cells = [cell for cell in settings.cells() if only is None or cell.task in only]
     waiting = [cell for cell in cells if read_cell(folder, cell) is None]
     done = len(cells) - len(waiting)
     say(f"{len(cells)} cells, {done} of them done; {processes} process{'es' if processes > 1 else ''}, into {folder}")

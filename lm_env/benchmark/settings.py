@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from lm_env.errors import ConfigurationError
 from lm_env.explain import explained
 from lm_env.runs.config_files import ABOUT
+from lm_env.storage.yaml_text import parse_yaml
 from lm_env.validation import check_integer, check_integers, check_known
 
 __all__ = [
@@ -231,8 +230,8 @@ def read_settings(path: str | Path, **over: Any) -> BenchSettings:
         ConfigurationError: the file cannot be read or holds something else.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        content = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} is no readable YAML ({' '.join(str(error).split())}): correct it") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} holds no benchmark: write lines such as 'agents: [ppo, rloo]'")

@@ -36,7 +36,9 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            hint = ": the same command with --resume goes on from what is saved" if self._can_resume() else ""
+            hint = ""
+            if self._can_resume():
+                hint = ": the same command with --resume goes on from what is saved, or begins anew if nothing is"
             print(f"\nlm-env: interrupted{hint}", file=sys.stderr)
             raise typer.Exit(130) from None
 

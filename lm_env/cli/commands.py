@@ -33,7 +33,7 @@ def demo(
 ) -> None:
     """The three phases of RLHF in a few minutes on a CPU.
 
-    (1) a supervised language model; (2) comparisons of its samples, labeled by a judge, and a reward
+    (1) a supervised language model; (2) comparisons of its samples, labelled by a judge, and a reward
     model trained on them; (3) PPO against that reward model with a KL penalty.  Ends with a table
     before/after, samples, a plot, and a folder that transformers loads.
     """

@@ -126,7 +126,7 @@ def run_dpo(
     from lm_env.models.adapters import add_lora
     from lm_env.models.export import export_language_model
     from lm_env.models.loading import load_model, load_tokenizer
-    from lm_env.runs.console import say
+    from lm_env.runs.console import say, speaks_and_writes
     from lm_env.runs.folder import check_new
     from lm_env.storage import Checkpointing, check_destination, remove_checkpoints, write_folder
     from reward_models.preferences.reading import read_preferences
@@ -134,14 +134,17 @@ def run_dpo(
     if merge and lora is None:
         raise ConfigurationError("--merge merges adapters, and there are none: give --lora RANK, or leave it out")
     DPOConfig(**options)
-    check_new(out)
-    check_destination(out)
+    writes = speaks_and_writes()
+    if writes:
+        check_new(out)
+        check_destination(out)
     records = read_preferences(file, format=format, skip_bad=skip_bad, download=download)
     skipped = f", {len(records.problems)} broken rows skipped" if records.problems else ""
     say("preferences", f"{len(records):,} records of {file} ({records.format}){skipped}")
     lm: Any = load_model(model, device=device, download=download)
     base = lm.name_or_path
-    check_destination(out, size=sum(p.numel() * p.element_size() for p in lm.parameters()))
+    if writes:
+        check_destination(out, size=sum(p.numel() * p.element_size() for p in lm.parameters()))
     tokenizer = load_tokenizer(model, download=download)
     if lora is not None:
         lm = add_lora(lm, lora, seed=options["seed"])
@@ -158,6 +161,8 @@ def run_dpo(
         resume=resume,
         **options,
     )
+    if not writes:
+        return
     write_folder(out, lambda folder: export_language_model(lm, tokenizer, folder, merge=merge, base=base))
     remove_checkpoints(unfinished)
     for line in _lines(report):
@@ -218,6 +223,7 @@ def _sampled_kl(
     """The KL of the policy's samples to the reference, in words."""
     from agents.run.evaluation import evaluate_texts
     from lm_env.generation import LocalBackend
+    from lm_env.objective.rewards import no_reward
     from lm_env.objective.task import Task
 
     task = Task(
@@ -225,7 +231,7 @@ def _sampled_kl(
         reference=reference,
         tokenizer=tokenizer,
         prompts=prompts,
-        reward=lambda prompts, responses, **columns: [0.0] * len(responses),
+        reward=no_reward,
         beta=options["beta"],
         max_new_tokens=new_tokens,
         overflow="truncate",

@@ -21,7 +21,7 @@ def loop(
         str,
         typer.Option(
             help="Who compares the texts: the 'judge' of --reward, or people, through a 'file': the pairs are written,"
-            " the loop stops with exit status 4, and --resume goes on once the labeled file is there."
+            " the loop stops with exit status 4, and --resume goes on once the labelled file is there."
         ),
     ] = "judge",
     reward: Annotated[

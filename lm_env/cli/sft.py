@@ -12,7 +12,7 @@ from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import add_lora
 from lm_env.models.export import export_language_model
 from lm_env.models.loading import load_model, load_tokenizer
-from lm_env.runs.console import say
+from lm_env.runs.console import say, speaks_and_writes
 from lm_env.runs.folder import check_new
 from lm_env.storage import Checkpointing, check_destination, remove_checkpoints, write_folder
 
@@ -49,11 +49,14 @@ def run_sft(
     """
     if merge and lora is None:
         raise ConfigurationError("--merge merges adapters, and there are none: give --lora RANK, or leave it out")
-    check_new(out)
-    check_destination(out)
+    writes = speaks_and_writes()
+    if writes:
+        check_new(out)
+        check_destination(out)
     lm: Any = load_model(model, device=device, download=download)
     base = lm.name_or_path
-    check_destination(out, size=sum(p.numel() * p.element_size() for p in lm.parameters()))
+    if writes:
+        check_destination(out, size=sum(p.numel() * p.element_size() for p in lm.parameters()))
     tokenizer = load_tokenizer(model, download=download)
     torch.manual_seed(options["seed"])
     if lora is not None:
@@ -77,6 +80,8 @@ def run_sft(
         resume=resume,
         **options,
     )
+    if not writes:
+        return
     write_folder(out, lambda folder: export_language_model(lm, tokenizer, folder, merge=merge, base=base))
     remove_checkpoints(unfinished)
     if report.held_out_losses:

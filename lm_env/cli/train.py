@@ -15,11 +15,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from agents import processes
 from lm_env.errors import ConfigurationError
 from lm_env.runs.agents import agent_kind, agent_names
 from lm_env.runs.config_files import read_config
-from lm_env.runs.console import console, say
+from lm_env.runs.console import console, say, speaks_and_writes
 from lm_env.runs.folder import RunFolder
 from lm_env.runs.options import Option
 from lm_env.runs.settings import RunSettings, TrainSettings, options_of, resumed_settings
@@ -126,7 +125,7 @@ def _given(ctx: typer.Context, options: Mapping[str, Option], flags: Mapping[str
 
 def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resume: bool, table: bool) -> None:
     """Train by the options given, and say what can be done with the result."""
-    console.quiet = not processes().first
+    writes = speaks_and_writes()
     folder = RunFolder(out)
     goes_on = resume and folder.has_run
     settings = resumed_settings(folder, config, given) if goes_on else TrainSettings.of(config, **given)
@@ -144,7 +143,7 @@ def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resum
         say("", "to train it further, give a larger --timesteps")
     else:
         train_run(settings, folder, resume=resume, verbose=int(table), progress_bar=not table, begin=begin)
-    if not processes().first:
+    if not writes:
         return
     _show_evaluations(folder.evaluations(), settings)
     for line in _what_next(folder, settings):

@@ -14,6 +14,7 @@ import torch
 
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
+from lm_env.distributed import Processes
 from lm_env.validation import check_integer
 
 __all__ = ["Decoding", "Generation", "GenerationBackend", "Sampling"]
@@ -40,6 +41,27 @@ class Sampling:
             tokens: the task's `max_new_tokens`.
         """
         return cls(uniforms=np.random.default_rng(seed).random((texts, tokens), dtype=np.float32))
+
+    def of_share(self, together: Processes, texts: int, tokens: int) -> Sampling:
+        """What one of several processes writes its share of some texts with; this is that of all of them.
+
+        Every process draws one uniform number for each token of each text, of the shares of the others as well, from a
+        generator that is in the same state in all of them, and uses those of its share.  So no two use the same
+        numbers, and the texts do not depend on the number of processes, one included.
+
+        Args:
+            texts: how many texts there are.
+            tokens: the most tokens of a text.
+        """
+        if self.deterministic or together.count == 1:
+            return self
+        uniforms = self.uniforms
+        if uniforms is None:
+            rows = [
+                torch.rand(tokens, generator=self.generator) for _ in range(texts)
+            ]  # in the order in which a single process draws them
+            uniforms = torch.stack(rows).numpy()
+        return Sampling(uniforms=uniforms[together.share(texts)])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The loop of supervised training: batches in a fixed order, Adam with a cosine schedule, checkpoints on the way.
 
-Fine-tuning and the training of a reward model use this loop with their own losses.
+Fine-tuning, DPO and the training of a reward model use this loop with their own losses.  Where torchrun has started
+several processes, each computes the gradient of its part of a batch, and all of them take the same steps.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lm_env.distributed import processes
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, TrainingInterrupted
 from lm_env.models.export import check_finite
 from lm_env.models.optimization import guarded_step, join_optimizer, split_optimizer
@@ -66,13 +68,18 @@ def fit(
 ) -> list[float]:
     """One optimizer step per batch; the learning rate falls to 0 along a cosine.
 
+    Several processes call this alike, with the same weights; their gradients and losses are added.  The first process
+    keeps the checkpoints, and a run goes on in any number of them.
+
     A run that is resumed from a checkpoint ends with the same weights, to the last bit, as one that was never
     stopped (on the CPU, with the same number of threads).
 
     Args:
         parameters: what is trained, by name.
         batches: int arrays, the samples of each step in order; a resumed run must be given the same ones.
-        accumulate: given a batch, adds the gradient of its loss to the parameters, and returns the loss.
+        accumulate: given a batch, adds the gradient of its loss to the parameters, and returns the loss; of several
+            processes, each does so for the part that `processes().deal` gives it, such that the parts' losses add up to
+            the batch's.
         identity: JSON that tells this run from others (options, digest of the data); a checkpoint with another
             identity is a CheckpointMismatchError.
         optimizer: of these parameters, with learning rates of its own; default: Adam with `learning_rate`.
@@ -86,16 +93,20 @@ def fit(
     Raises:
         NonFiniteError: a loss or gradient is NaN or infinite; the weights are those before that step.
         ConfigurationError, CheckpointMismatchError, CheckpointWriteError, RunLockedError: the checkpoints belong to
-            another run, or cannot be written.
+            another run, or cannot be written; or processes were given different options or data.
+        LostProcessError: another process has ended.
         TrainingInterrupted: a signal has come, and the run is saved.
     """
     optimizer = optimizer or torch.optim.Adam(list(parameters.values()), lr=learning_rate)
     run = _Fit(parameters, len(batches), optimizer, {**identity, "steps": len(batches)}, stopping)
+    together = processes()
+    together.check_alike("the training", lambda: run.identity)
     with _saving(run, checkpoint, resume) as saver:
         left = [] if run.stopped else batches[run.step :]
-        for rows in tracked(left, title, total=len(batches), initial=run.step, enabled=progress_bar):
+        shown = progress_bar and together.first
+        for rows in tracked(left, title, total=len(batches), initial=run.step, enabled=shown):
             run.optimizer.zero_grad()
-            run.losses.append(accumulate(rows))
+            run.losses.append(together.sum_gradients(list(parameters.values()), accumulate(rows)))
             guarded_step(run.optimizer, parameters.values(), max_grad_norm, loss=run.losses[-1])
             run.schedule.step()
             run.stopped = stopping is not None and stopping.stops(run.step)
@@ -204,6 +215,20 @@ class _Saved:
     moments: dict[str, Tensor]
     stopping: dict[str, Tensor]
 
+    def content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All of it as JSON and tensors by name, to be sent to other processes."""
+        parts = {"weights": self.weights, "moments": self.moments, "stopping": self.stopping}
+        return self.state, {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+
+    @classmethod
+    def of(cls, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> _Saved:
+        """What `content` took apart."""
+        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "moments": {}, "stopping": {}}
+        for path, tensor in tensors.items():
+            part, _, name = path.partition("/")
+            parts[part][name] = tensor
+        return cls(state, **parts)
+
 
 def _read(folder: Path) -> _Saved:
     state = read_json(folder / STATE)
@@ -218,20 +243,45 @@ def _read(folder: Path) -> _Saved:
 
 
 class _Saver:
-    """The checkpoints of a run, or none."""
+    """The checkpoints of a run, or none.  Of several processes, the first one has the folder."""
 
-    def __init__(self, run: _Fit, folder: CheckpointFolder | None, stop: StopSignals | None) -> None:
+    def __init__(self, run: _Fit, folder: CheckpointFolder | None = None, stop: StopSignals | None = None) -> None:
         self._run = run
         self._folder = folder
         self._stop = stop
+        self._together = processes()
+
+    def resume(self) -> None:
+        """Restore the newest checkpoint that can be read; if there is none, leave the run as it is."""
+        found = None if self._folder is None else self._folder.newest(self._run.read)
+        content = self._together.from_first(None if found is None else found[1].content())
+        if content is None:
+            return
+        self._run.restore(_Saved.of(*content))
+        if self._folder is not None:
+            self._folder.begin(self._run.step)
 
     def saved_and_told_to_stop(self) -> bool:
-        """After a step: save, if it is time to; True once a signal has come."""
-        if self._folder is None or self._stop is None:
+        """After a step: save, if it is time to; True once a signal has come to any of the processes."""
+        if self._stop is None:
             return False
-        if self._folder.is_due(self._run.step):
+        if self._folder is not None and self._folder.is_due(self._run.step):
             self._folder.save(self._run.step, self._run.write)
-        return self._stop.received is not None
+        return self._together.any(self._stop.received is not None)
+
+    def finish(self, stop: StopSignals) -> None:
+        """Make the last checkpoint; raises TrainingInterrupted where a signal has ended the run."""
+        run, folder = self._run, self._folder
+        stopped = self._together.any(stop.received is not None)
+        if folder is not None and (run.step != folder.last or (stopped and not folder.place(run.step).exists())):
+            folder.save(run.step, run.write)
+        self._together.wait()  # torchrun ends the first process as soon as another one has failed
+        if stopped and run.step < run.identity["steps"] and not run.stopped:
+            name = "a signal to another process" if stop.received is None else stop.received.name
+            raise TrainingInterrupted(
+                f"{name} ended the training after step {run.step} of {run.identity['steps']}; it is saved"
+                f"{'' if folder is None else f' in {folder.root}'}: go on with resume=True"
+            )
 
 
 @contextmanager
@@ -240,20 +290,16 @@ def _saving(run: _Fit, checkpoint: Checkpointing | None, resume: bool) -> Iterat
     if checkpoint is None:
         if resume:
             raise ConfigurationError("resume=True needs checkpoint=Checkpointing(folder), where the run was saved")
-        yield _Saver(run, None, None)
+        yield _Saver(run)
         return
-    with CheckpointFolder(checkpoint) as folder, StopSignals("this step is finished, then the run is saved") as stop:
-        if not resume:
+    own = CheckpointFolder(checkpoint) if processes().first else nullcontext()
+    with own as folder, StopSignals("this step is finished, then the run is saved") as stop:
+        saver = _Saver(run, folder, stop)
+        if folder is not None and not resume:
             folder.check_unused(0)
-        elif found := folder.newest(run.read):
-            run.restore(found[1])
-            folder.begin(run.step)
-        folder.check_room(3 * sum(p.numel() * p.element_size() for p in run.parameters.values()))
-        yield _Saver(run, folder, stop)
-        if run.step != folder.last or (stop.received is not None and not folder.place(run.step).exists()):
-            folder.save(run.step, run.write)
-        if stop.received is not None and run.step < run.identity["steps"] and not run.stopped:
-            raise TrainingInterrupted(
-                f"{stop.received.name} ended the training after step {run.step} of {run.identity['steps']}; it is saved"
-                f" in {folder.root}: go on with resume=True"
-            )
+        if resume:
+            saver.resume()
+        if folder is not None:
+            folder.check_room(3 * sum(p.numel() * p.element_size() for p in run.parameters.values()))
+        yield saver
+        saver.finish(stop)

@@ -5,15 +5,17 @@ Shapes: B rows, P prompt, T response, L = P + T, V vocabulary, D hidden, N = all
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lm_env.data.episodes import Episodes
-from lm_env.errors import UnsupportedModelError
+from lm_env.errors import ConfigurationError, MissingDependencyError, UnsupportedModelError
 from lm_env.models.inputs import length_batches, plain_arguments, response_index
 from lm_env.models.inspection import check_positions, device_of, evaluating, facts_of, trunk_of
 
@@ -21,8 +23,10 @@ __all__ = [
     "LOGIT_BUDGET",
     "Outputs",
     "Positions",
+    "check_liger",
     "chunked_logprobs",
     "forward",
+    "liger_logprobs",
     "log_distribution",
     "plain_forward",
     "response_hidden",
@@ -34,6 +38,9 @@ __all__ = [
 
 # Logits that may stand in memory at once: 32M numbers, 128 MB in fp32.
 LOGIT_BUDGET = 2**25
+
+LIGER = Version("0.8.5")
+"""The first release of liger-kernel that is known to weight each token's gradient as it should."""
 
 Positions = tuple[Tensor, Tensor] | tuple[slice, int]
 
@@ -171,6 +178,58 @@ def chunked_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor, temperatu
 
     pieces = zip(hidden.split(size), tokens.split(size), strict=True)
     return torch.cat([checkpoint(piece, states, chosen, use_reentrant=False) for states, chosen in pieces])
+
+
+def liger_logprobs(model: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """What `chunked_logprobs` gives, by the fused linear cross-entropy of liger-kernel.
+
+    A chunk's logits are read once from memory, and their gradient takes their place; for the backward pass they are
+    computed again.  In bfloat16 the division by the temperature is rounded, since it comes before the head.
+
+    Args:
+        model: one that `check_liger` lets pass, on a CUDA device.
+    """
+    from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
+
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    bias = head.bias
+    if temperature != 1.0:
+        hidden, bias = hidden / temperature, None if bias is None else bias / temperature
+    no_weights, ignored, z_loss, smoothing = None, -100, 0.0, 0.0
+    losses = LigerFusedLinearCrossEntropyFunction.apply(
+        hidden, head.weight, tokens, bias, no_weights, ignored, z_loss, smoothing, "none"
+    )[0]
+    return -losses
+
+
+def check_liger(model: nn.Module) -> None:
+    """Raise an error unless `liger_logprobs` can compute a model's logprobs.
+
+    Raises:
+        MissingDependencyError: liger-kernel is not installed, or in a release with wrong gradients.
+        ConfigurationError: the model is not on a CUDA device.
+        UnsupportedModelError: its logits are not those of a plain linear layer in at most 32 bits.
+    """
+    try:
+        found = Version(version("liger-kernel"))
+    except PackageNotFoundError as error:
+        raise MissingDependencyError(
+            "Liger's kernel needs liger-kernel: pip install 'lm-env[liger]', or leave liger off"
+        ) from error
+    if found < LIGER:
+        raise MissingDependencyError(
+            f"liger-kernel {found} may give wrong gradients: pip install 'liger-kernel>={LIGER}', or leave liger off"
+        )
+    if device_of(model).type != "cuda":
+        raise ConfigurationError(
+            f"Liger's kernel runs on CUDA, and the model is on {device_of(model)}: leave liger off"
+        )
+    head: Any = model.get_output_embeddings() if facts_of(model).splits else None  # type: ignore[operator]
+    if type(head) is not nn.Linear or head.weight.dtype == torch.float64:
+        raise UnsupportedModelError(
+            f"the logits of {type(model).__name__} are not those of a plain linear layer in at most 32 bits over its"
+            " hidden states, which Liger's kernel needs: leave liger off"
+        )
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:

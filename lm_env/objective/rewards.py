@@ -26,6 +26,7 @@ __all__ = [
     "final_scores",
     "is_causal",
     "name_of",
+    "no_reward",
     "parts_of",
     "reads_prefixes",
     "score_responses",
@@ -158,6 +159,11 @@ def score_responses(
             sample.
     """
     return call_reward(reward, prompts, responses, columns, warn=False).totals()
+
+
+def no_reward(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
+    """0 for each text: the reward function of a task whose texts are only written, or judged by something else."""
+    return [0.0] * len(responses)
 
 
 def call_reward(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +13,7 @@ from lm_env.report.charts import health_charts, main_charts, part_charts
 from lm_env.report.run_folder import Run, read_run
 from lm_env.report.story import caption, command_of, facts_of_run, headline, number_rows, subtitle
 from lm_env.report.texts import FACTORS, pairs_of, visible
+from lm_env.storage import write_file
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -41,13 +40,9 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     """
     page = render_report(read_run(folder))
     path = Path(folder) / REPORT_FILE if out is None else Path(out)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        new.write_text(page, encoding="utf-8")
-        os.replace(new, path)
+        write_file(path, page)
     except OSError as error:
-        with suppress(OSError):
-            new.unlink()
         raise CheckpointWriteError(f"cannot write {path}: {error}; choose another --out") from error
     return path
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lm_env.errors import ConfigurationError, LogReadError
 from lm_env.report.progress_table import ProgressTable, read_progress
+from lm_env.storage.yaml_text import parse_yaml
 
 __all__ = [
     "PROGRESS_FILE",
@@ -129,12 +130,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     text = _read_text(path)
     if text is None:
         return {}
-    import yaml
-
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise LogReadError(f"{path} is no YAML ({' '.join(str(error).split())}): repair it, or move it away") from error
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise LogReadError(f"{path} is no YAML ({error}): repair it, or move it away") from error
     if not isinstance(content, dict):
         raise LogReadError(f"{path} holds no table of names and values: repair it, or move it away")
     return {str(name): value for name, value in content.items()}

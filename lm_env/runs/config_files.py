@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lm_env.errors import ConfigurationError
+from lm_env.storage import write_file
+from lm_env.storage.yaml_text import as_yaml, parse_yaml
 
 __all__ = ["ABOUT", "plain_value", "read_about", "read_config", "write_config"]
 
@@ -57,26 +56,20 @@ def write_config(path: Path, options: Mapping[str, Any], about: Mapping[str, Any
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     text = (
         f"# {remark}\n"
-        + (_dump(plain) if plain else "")
+        + (as_yaml(plain) if plain else "")
         + "\n# What follows is a record, and is not read.\n"
-        + _dump({ABOUT: dict(about)})
+        + as_yaml({ABOUT: dict(about)})
     )
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
+    write_file(path, text)
 
 
 def plain_value(text: str) -> Any:
     """A number, true, false or null as YAML reads it; every other text as it is."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         return text
     return value if isinstance(value, bool | int | float) or (value is None and text) else text
-
-
-def _dump(content: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=10_000)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -84,23 +77,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: a configuration file ends in .yaml, .yml or .toml")
     try:
         text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, Loader=_UniqueKeys)
+        content = tomllib.loads(text) if path.suffix == ".toml" else parse_yaml(text)
     except OSError as error:
         raise ConfigurationError(f"the configuration cannot be read ({error}): check the path") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(f"{path} is no valid {path.suffix[1:].upper()} ({reason}): correct it") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} holds no options: write lines such as 'agent: ppo'")
     return content
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader; a key that stands twice is an error, where PyYAML silently takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if isinstance(key, str) and keys.count(key) > 1:
-                raise ValueError(f"the key {key!r} stands there twice")
-        return super().construct_mapping(node, deep)

@@ -5,9 +5,18 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["console", "say"]
+from lm_env.distributed import processes
+
+__all__ = ["console", "say", "speaks_and_writes"]
 
 console = Console()
+
+
+def speaks_and_writes() -> bool:
+    """Whether this is the process that writes: the only one, or the first of several.  The others fall silent here."""
+    first = processes().first
+    console.quiet = not first
+    return first
 
 
 def say(title: str, text: str) -> None:

@@ -11,12 +11,14 @@ So at every moment a whole folder lies at `runs/a` or in `old`.  The loaders loo
 next save tidies up.  Only files that a manifest lists are ever deleted: whatever else lies in the
 folder moves along.
 
-A training run has a folder of such folders (`CheckpointFolder`), and a signal becomes a save (`StopSignals`).
+A training run has a folder of such folders (`CheckpointFolder`), and a signal becomes a save (`StopSignals`).  A
+single file is written by `write_file`, whole or not at all.
 """
 
 from __future__ import annotations
 
 from lm_env.storage.checkpoints import CheckpointFolder, Checkpointing, checkpoints_in, remove_checkpoints
+from lm_env.storage.files import write_file
 from lm_env.storage.interruption import StopSignals
 from lm_env.storage.lock import FileLock
 from lm_env.storage.reading import folder_of, is_saved_folder, read_folder, read_json, verify_folder
@@ -36,5 +38,6 @@ __all__ = [
     "remove_checkpoints",
     "remove_folder",
     "verify_folder",
+    "write_file",
     "write_folder",
 ]

@@ -18,7 +18,7 @@ from lm_env.data.prompts import PROMPT_COLUMNS, RESERVED_COLUMNS, named_rows
 from lm_env.errors import ConfigurationError, InvalidPromptError
 from lm_env.generation import LocalBackend, Sampling
 from lm_env.models.loading import load_model, load_tokenizer
-from lm_env.objective.rewards import score_responses
+from lm_env.objective.rewards import no_reward, score_responses
 from lm_env.objective.scoring import raw_scores
 from lm_env.objective.task import Task
 from lm_env.validation import check_integer, check_number
@@ -147,7 +147,7 @@ def _from_model(name: str, source: str, rows: list[Any], judge: Judge | None, op
         model=load_model(source, device=options.device, download=options.download),
         tokenizer=load_tokenizer(source, download=options.download),
         prompts=rows,
-        reward=judge or _no_judge,
+        reward=judge or no_reward,
         beta=0.0,
         max_new_tokens=options.new_tokens,
         temperature=options.temperature,
@@ -234,8 +234,3 @@ def _prompt_of(row: Any) -> PromptText:
     if is_chat(row):
         return tuple(dict(message) for message in row)
     raise InvalidPromptError(f"models with their own tokenizers share only prompts of text, or chats, not {row!r:.60}")
-
-
-def _no_judge(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """A task needs a reward function, and these responses are not judged here."""
-    return [0.0] * len(responses)

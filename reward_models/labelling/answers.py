@@ -11,7 +11,7 @@ from typing import Any
 
 from lm_env.errors import InvalidPreferenceError
 from reward_models.labelling.items import Item
-from reward_models.preferences.records.preference import LabeledSpan, PromptText
+from reward_models.preferences.records.preference import LabelledSpan, PromptText
 
 __all__ = [
     "CHOICES",
@@ -50,7 +50,7 @@ class Presentation:
     prompt: PromptText
     responses: tuple[str, ...]
     columns: dict[str, Any]
-    spans: tuple[LabeledSpan, ...]
+    spans: tuple[LabelledSpan, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Answer:
     presentation: str
     choice: str
     ranking: tuple[int | None, ...] = ()
-    spans: tuple[LabeledSpan, ...] = ()
+    spans: tuple[LabelledSpan, ...] = ()
     seconds: float = 0.0
 
 
@@ -94,7 +94,7 @@ class StoredAnswer:
     responses: tuple[int, ...]
     shown: tuple[int, ...]
     ranking: tuple[int | None, ...]
-    spans: tuple[LabeledSpan, ...]
+    spans: tuple[LabelledSpan, ...]
     seconds: float
     answered_at: float
 
@@ -122,7 +122,7 @@ def check_answer(shown: Presentation, answer: Answer) -> None:
     check_spans(shown, answer.spans)
 
 
-def check_spans(shown: Presentation, spans: Sequence[LabeledSpan]) -> None:
+def check_spans(shown: Presentation, spans: Sequence[LabelledSpan]) -> None:
     """Raise InvalidPreferenceError unless each span lies inside a response that was shown."""
     if len(spans) > MOST_SPANS:
         raise InvalidPreferenceError(f"{len(spans)} spans are marked: at most {MOST_SPANS} are taken")
@@ -148,9 +148,9 @@ def stored_answer(row: Sequence[Any]) -> StoredAnswer:
     return StoredAnswer(name, item, question, annotator, choice, responses, shown, ranking, spans, seconds, answered_at)
 
 
-def read_spans(text: str) -> tuple[LabeledSpan, ...]:
+def read_spans(text: str) -> tuple[LabelledSpan, ...]:
     """The spans in a column of the file."""
-    return tuple(LabeledSpan(**span) for span in json.loads(text))
+    return tuple(LabelledSpan(**span) for span in json.loads(text))
 
 
 def read_prompt(text: str) -> PromptText:

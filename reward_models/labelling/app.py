@@ -1,4 +1,4 @@
-"""The page over HTTP: a Starlette application, and the server that runs it.
+"""The page over HTTP: a Starlette application, to be run by `reward_models.serving.running`.
 
 The token is in the fragment of the address (`/#token=...`), which no browser sends: the page reads it from there, keeps
 it for its own origin, and sends it in a header with each request, so that no other page can act in its name.  The page
@@ -11,7 +11,6 @@ import hmac
 import json
 import os
 import secrets
-import socket
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -31,11 +30,13 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-__all__ = ["LOOPBACK", "bind", "kept_token", "make_app", "run_app"]
+__all__ = ["CONNECTIONS", "LOOPBACK", "kept_token", "make_app"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 LARGEST_REQUEST = 2**20
 """Bytes."""
+CONNECTIONS = 200
+"""How many of them the page's server keeps at a time."""
 ASSETS = {
     "page.css": "text/css",
     "page.js": "text/javascript",
@@ -171,30 +172,3 @@ def kept_token(store: str | Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointWriteError(f"cannot keep the page's token in {path}: {error}; remove that file") from error
     return token
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        ConfigurationError: the port is taken, or the address is not one of this machine.
-    """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port} ({error}): choose another --port") from error
-
-
-def run_app(app: Starlette, listening: socket.socket) -> None:
-    """Serve until Ctrl-C or SIGTERM.
-
-    Raises:
-        MissingDependencyError: uvicorn is not installed.
-    """
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise MissingDependencyError("the labelling page needs uvicorn: pip install 'lm-env[label]'") from error
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, limit_concurrency=200)
-    uvicorn.Server(config).run(sockets=[listening])

@@ -15,7 +15,7 @@ from reward_models.labelling.posterior import Judgement, Votes, fit_annotators, 
 from reward_models.labelling.posterior.votes import FIRST, TIE
 from reward_models.labelling.store import LabelStore
 from reward_models.preferences.reading import write_preferences
-from reward_models.preferences.records.preference import LabeledSpan, Preference
+from reward_models.preferences.records.preference import LabelledSpan, Preference
 
 __all__ = ["export_labels", "merged_records", "records_of", "stored_votes"]
 
@@ -101,7 +101,7 @@ def merged_records(answers: Iterable[StoredAnswer], items: dict[int, Item]) -> l
         item = items[number]
         ranking = (0, 0) if best == TIE else (0, 1) if best == FIRST else (1, 0)
         spans = [
-            LabeledSpan(place, start, end, kind, min(1.0, times / count))
+            LabelledSpan(place, start, end, kind, min(1.0, times / count))
             for place, response in enumerate((unit.first, unit.second))
             for (start, end, kind), times in marks.get((number, response), {}).items()
         ]

@@ -14,7 +14,7 @@ from reward_models.labelling.answers import Answer, Presentation
 from reward_models.labelling.choosing import QuestionChooser
 from reward_models.labelling.overview import labels_per_minute, survey
 from reward_models.labelling.store import LabelStore
-from reward_models.preferences.records.preference import LabeledSpan
+from reward_models.preferences.records.preference import LabelledSpan
 
 __all__ = ["LabellingSession", "PageSettings", "checked_name"]
 
@@ -177,12 +177,12 @@ class LabellingSession:
         }
 
 
-def _spans(request: Mapping[str, Any]) -> tuple[LabeledSpan, ...]:
+def _spans(request: Mapping[str, Any]) -> tuple[LabelledSpan, ...]:
     spans: Sequence[Any] = request.get("spans") or []
     if not isinstance(spans, list) or not all(isinstance(span, dict) for span in spans):
         raise InvalidPreferenceError("spans must be a list of objects")
     try:
-        return tuple(LabeledSpan(**span) for span in spans)
+        return tuple(LabelledSpan(**span) for span in spans)
     except TypeError as error:
         raise InvalidPreferenceError(
             "a span must hold response, start, end, kind and weight, and nothing else"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from lm_env.errors import ConfigurationError
 from lm_env.generation import LocalBackend, Sampling
 from lm_env.models.loading import load_causal_lm
+from lm_env.objective.rewards import no_reward
 from lm_env.objective.task import Task
 from lm_env.validation import check_integer
 from reward_models.labelling.items import Item, items_from_preferences
@@ -69,7 +69,7 @@ def sample_items(
         model=model,
         tokenizer=tokenizer,
         prompts=prompts,
-        reward=_no_reward,
+        reward=no_reward,
         beta=0.0,
         max_new_tokens=settings.new_tokens,
         temperature=settings.temperature,
@@ -112,7 +112,3 @@ def add_samples(
         return 0, 0
     items, alike = sample_items(prompts, settings, device=device, download=download)
     return store.add(items, note=("samples", about)), alike
-
-
-def _no_reward(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    return [0.0] * len(responses)

@@ -37,7 +37,7 @@ from reward_models.labelling.queries import (
     PRESENTATION,
     PROGRESS,
 )
-from reward_models.preferences.records.preference import LabeledSpan
+from reward_models.preferences.records.preference import LabelledSpan
 
 __all__ = ["LabelStore"]
 
@@ -185,7 +185,7 @@ class LabelStore:
             name, question, read_prompt(prompt), tuple(texts[i] for i in order), json.loads(columns), read_spans(spans)
         )
 
-    def mark(self, presentation: str, spans: Sequence[LabeledSpan]) -> None:
+    def mark(self, presentation: str, spans: Sequence[LabelledSpan]) -> None:
         """Keep what an annotator has marked so far in what they have open.
 
         Raises:

@@ -17,7 +17,7 @@ from reward_models.preferences.network import ScalarHeadModel
 from reward_models.preferences.reading import Preferences, read_preferences, write_preferences
 from reward_models.preferences.recipe import Recipe, Trained, train_from_preferences
 from reward_models.preferences.records import Comparison, label_comparisons
-from reward_models.preferences.records.preference import LabeledSpan, Preference
+from reward_models.preferences.records.preference import LabelledSpan, Preference
 from reward_models.preferences.splitting import pair_ratings, split_records
 from reward_models.preferences.train import TrainingReport, train_reward_model
 
@@ -26,7 +26,7 @@ __all__ = [
     "Comparison",
     "Format",
     "Inspection",
-    "LabeledSpan",
+    "LabelledSpan",
     "Preference",
     "Preferences",
     "Recipe",

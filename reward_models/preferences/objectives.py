@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lm_env.distributed import processes
 from lm_env.errors import ConfigurationError
 from lm_env.models.inputs import length_batches, pad_right
 from lm_env.validation import check_choice
@@ -251,9 +252,14 @@ def make_scorer(model: RewardModel, groups: Sequence[Group]) -> Scorer:
 
 @torch.no_grad()
 def frozen_features(model: RewardModel, rows: Sequence[Sequence[int]]) -> Tensor:
-    """What the head reads of each row, (rows, D)."""
+    """What the head reads of each row, (rows, D); several processes call this alike, and each reads its share."""
+    together = processes()
+    own = rows[together.share(len(rows))]
     width = model.network.head.in_features
-    features = torch.empty(len(rows), width, dtype=model.network.head.weight.dtype, device=model.device)
-    for batch in length_batches([len(row) for row in rows], model.batch_tokens):
-        features[torch.from_numpy(batch)] = model.network.features(*pad_right([rows[i] for i in batch], model.device))
-    return features
+    features = torch.empty(len(own), width, dtype=model.network.head.weight.dtype, device=model.device)
+    for batch in length_batches([len(row) for row in own], model.batch_tokens):
+        features[torch.from_numpy(batch)] = model.network.features(*pad_right([own[i] for i in batch], model.device))
+    if together.count == 1:
+        return features
+    content = together.gather_rows({"features": features.cpu().view(torch.uint8).numpy()}, len(own))["features"]
+    return torch.from_numpy(content.copy()).view(features.dtype).to(model.device)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lm_env.distributed import processes
 from lm_env.models.inputs import length_batches
 from reward_models.preferences.model import RewardModel
 from reward_models.preferences.objectives import Group, Objective, Scorer, summed_loss
 
-__all__ = ["EarlyStopping", "HeldOut", "Watched", "group_batches", "measure"]
+__all__ = ["EarlyStopping", "HeldOut", "Watched", "group_batches", "longest_rows", "measure"]
 
 Watched = Literal["loss", "accuracy"]
 
@@ -34,18 +35,24 @@ class HeldOut:
 
 def group_batches(groups: Sequence[Group], tokens: int) -> list[np.ndarray]:
     """Cut groups into batches of similar length, of at most about `tokens` padded tokens."""
-    longest = [max(len(row) for row in group.rows) for group in groups]
     most = max((len(group.rows) for group in groups), default=1)
-    return length_batches(longest, max(1, tokens // most))
+    return length_batches(longest_rows(groups), max(1, tokens // most))
+
+
+def longest_rows(groups: Sequence[Group]) -> np.ndarray:
+    """int: the tokens of the longest row of each group."""
+    return np.array([max(len(row) for row in group.rows) for group in groups], dtype=np.int64)
 
 
 @torch.no_grad()
 def measure(scorer: Scorer, groups: Sequence[Group], objective: Objective, tokens: int, update: int = 0) -> HeldOut:
-    """The loss and the accuracy on some groups."""
+    """The loss and the accuracy on some groups; several processes call this alike, and each scores its share."""
     total = 0.0
     right: list[float] = []
-    for batch in group_batches(groups, tokens):
-        part = [groups[i] for i in batch]
+    together = processes()
+    own_groups = groups[together.share(len(groups))]
+    for batch in group_batches(own_groups, tokens):
+        part = [own_groups[i] for i in batch]
         scores = scorer([row for group in part for row in group.rows])
         total += float(summed_loss(scores, part, objective))
         start = 0
@@ -54,6 +61,8 @@ def measure(scorer: Scorer, groups: Sequence[Group], objective: Objective, token
             start += len(group.rows)
             margins = [own[i] - own[j] for i, j, tied, _ in group.outcomes if not tied]
             right += [float(m > 0) + 0.5 * (m == 0) for m in margins]
+    total = sum(together.gather(total))
+    right = [share for found in together.gather(right) for share in found]
     return HeldOut(update, total / len(groups), float(np.mean(right)) if right else None)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lm_env.distributed import processes
 from lm_env.errors import ConfigurationError
 from lm_env.models.fitting import fit, weights_digest
 from lm_env.models.inputs import shuffled_batches
@@ -33,7 +34,7 @@ from reward_models.preferences.objectives import (
     summed_loss,
 )
 from reward_models.preferences.splitting import split_records
-from reward_models.preferences.stopping import EarlyStopping, HeldOut, Watched, group_batches, measure
+from reward_models.preferences.stopping import EarlyStopping, HeldOut, Watched, group_batches, longest_rows, measure
 
 __all__ = ["TrainingReport", "train_reward_model"]
 
@@ -80,6 +81,8 @@ def train_reward_model(
 ) -> TrainingReport:
     """Train a reward model in place; the same seed gives the same weights.
 
+    Several processes of one run (`agents.processes`) divide each batch, and end with the weights that one would.
+
     Whole prompts are held out, so that no response is in both parts.  If a single prompt is more than the fraction
     asked for, single records are held out instead.  Every parameter of the network that requires a gradient is trained;
     if the trunk has none, its hidden states are computed once.
@@ -107,9 +110,11 @@ def train_reward_model(
             from the beginning.
 
     Raises:
-        ConfigurationError: an impossible setting, too few records to hold some out, or none for the objective.
+        ConfigurationError: an impossible setting, too few records to hold some out, or none for the objective; or
+            processes were given different options or data.
         NonFiniteError: a gradient is NaN or infinite; the weights are those of before that update.
-        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted: see `lm_env.models.fitting.fit`.
+        CheckpointMismatchError, CheckpointWriteError, TrainingInterrupted, LostProcessError: see
+            `lm_env.models.fitting.fit`.
     """
     _check_settings(epochs, batch_size, learning_rate, held_out_fraction, watched)
     rng = np.random.default_rng(seed)
@@ -122,6 +127,7 @@ def train_reward_model(
     if not groups:
         raise ConfigurationError(f"none of {len(training)} records holds anything for {aim.name!r}: choose another")
     model.network.eval()  # no dropout: the scores trained are the scores used
+    processes().broadcast_weights([model.network])
     scorer = make_scorer(model, [*groups, *others])
     every = math.ceil(len(groups) / batch_size)
     stopping = _early_stopping(model, scorer, others, aim, patience, watched, every)
@@ -238,10 +244,14 @@ def _digest(groups: Sequence[Group]) -> str:
 
 
 def _accumulate_gradient(model: RewardModel, scorer: Scorer, groups: list[Group], aim: Objective) -> float:
-    """Add the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss."""
+    """Add the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss.
+
+    Of several processes, each does so for its share of the groups, and returns its part of the loss.
+    """
     total = 0.0
-    for part in group_batches(groups, model.batch_tokens):
-        members = [groups[i] for i in part]
+    own = [groups[i] for i in processes().deal(longest_rows(groups))]
+    for part in group_batches(own, model.batch_tokens):
+        members = [own[i] for i in part]
         scores = scorer([row for group in members for row in group.rows])
         loss = summed_loss(scores, members, aim) / len(groups)
         loss.backward()

@@ -48,6 +48,10 @@ class RunningApplication:
         """Where it is reached."""
         return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self.port}"
 
+    def accept(self) -> None:
+        """From here on a connection waits until the application runs, where it would be refused before."""
+        self._socket.listen(128)
+
     def run(self, application: Any, *, connections: int) -> None:
         """Serve in this thread until SIGINT or SIGTERM; requests under way are answered first."""
         self._make(application, connections)
@@ -56,7 +60,7 @@ class RunningApplication:
     def start(self, application: Any, *, connections: int) -> None:
         """Serve in a thread of its own; it answers when this returns."""
         self._make(application, connections)
-        self._socket.listen(128)  # from here on a connection waits, where it would be refused before
+        self.accept()
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="server", daemon=True
         )
@@ -91,5 +95,5 @@ def _uvicorn() -> Any:
     try:
         import uvicorn
     except ImportError as error:
-        raise MissingDependencyError("serving needs starlette and uvicorn: pip install 'lm-env[serve]'") from error
+        raise MissingDependencyError("serving a page or a reward needs uvicorn: pip install 'lm-env[serve]'") from error
     return uvicorn

@@ -8,26 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from lm_env.objective.degenerate import BESIDE_A_RESPONSE, NO_TEXT
 from lm_env.objective.rewards import score_responses
 from reward_models.preferences.encoding import prompt_text, record_texts
 from reward_models.preferences.records.preference import Preference
 
-__all__ = ["DEGENERATE", "Degenerate", "rank_degenerate"]
-
-
-def _first_words(text: str, n: int) -> str:
-    return " ".join(text.split()[:n])
-
-
-DEGENERATE: dict[str, Callable[[str, str], str | None]] = {
-    "empty": lambda prompt, text: "",
-    "the prompt copied": lambda prompt, text: prompt or None,
-    "three words, repeated": lambda prompt, text: " ".join([_first_words(text, 3)] * 12) if text.strip() else None,
-    "one word, repeated": lambda prompt, text: " ".join(["good"] * 30),
-    "the text twice": lambda prompt, text: f"{text} {text}" if text.strip() else None,
-    "words in reverse": lambda prompt, text: " ".join(reversed(text.split())) if len(text.split()) > 3 else None,
-}
-"""By name: (prompt, a real response) -> the text made of them, or None where it would be no different."""
+__all__ = ["Degenerate", "rank_degenerate"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +46,10 @@ def rank_degenerate(
     texts = [record.responses[record.ranking.index(0)] for record in chosen]
     own = score_responses(reward, shown, texts, _columns(chosen, columns))
     found = []
-    for name, make in DEGENERATE.items():
+    for name, make in BESIDE_A_RESPONSE.items():
         made = [make(prompt, text) for prompt, text in zip(shown, texts, strict=True)]
         rows = [i for i, text in enumerate(made) if text is not None and text != texts[i]]
-        if name == "empty":  # of an encoder without a prompt nothing is left but special tokens: scored all the same
+        if name == NO_TEXT:  # of an encoder without a prompt nothing is left but special tokens: scored all the same
             rows = [i for i in rows if shown[i] or getattr(tokenizer, "cls_token", None) or _ends(tokenizer)]
         if not rows:
             continue

@@ -60,7 +60,7 @@ def test_each_loss_is_least_where_its_paper_says(chance, beta, smoothing, kind):
 
 @pytest.mark.parametrize("beta", [0.2, 0.5, 1.0, 2.0])
 def test_the_optimum_on_t0_is_the_closed_form(beta):
-    """All pairs of T0's 40 texts, labeled by the Bradley-Terry probabilities of their scores: a convex problem."""
+    """All pairs of T0's 40 texts, labelled by the Bradley-Terry probabilities of their scores: a convex problem."""
     scores = torch.from_numpy(T0.scores().copy())
     one, other = np.triu_indices(len(scores), 1)
     chances = torch.sigmoid(scores[one] - scores[other])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,24 +16,19 @@ PATIENCE_S = 60
 @contextmanager
 def page_of(store, settings=None, *, order="random", port=0):
     """Serve a file of labels from a thread; the address of the page, with its token."""
-    import uvicorn
-
     from reward_models.labelling import QuestionChooser
-    from reward_models.labelling.app import bind, make_app
+    from reward_models.labelling.app import CONNECTIONS, make_app
     from reward_models.labelling.page import LabellingSession, PageSettings
+    from reward_models.serving.running import RunningApplication
 
     session = LabellingSession(store, QuestionChooser(store, order), settings or PageSettings())
     app = make_app(session, TOKEN)
-    listening = bind("127.0.0.1", port)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
+    server = RunningApplication("127.0.0.1", port)
+    server.start(app, connections=CONNECTIONS)
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/#token={TOKEN}"
+        yield f"{server.url}/#token={TOKEN}"
     finally:
-        server.should_exit = True
-        thread.join(PATIENCE_S)
-        listening.close()
+        server.stop()
 
 
 def processes():

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import build_lm
+from conftest import build_lm, build_tokenizer
+from supervised_trainings import TRAININGS, fine_tuned, texts
 
-from agents import GRPO, PPO, Checkpointing, PPOPtx
+from agents import GRPO, PPO, Checkpointing, EvaluateTexts, OnlineDPO, PPOPtx
 from agents.learning import Updating
-from agents.learning.distributed import processes
 from lm_env import TextGenerationEnv
+from lm_env.distributed import processes
 from lm_env.errors import LMEnvError, LostProcessError
+from lm_env.theory import task_ceiling
 
 FIVE_STEPS = {"rollout_episodes": 15, "slots": 4, "batch_size": 6, "n_epochs": 2, "learning_rate": 0.003}
 """Rollouts of 15 episodes in minibatches of 6, 6 and 3; the second process has one episode more than the first."""
@@ -59,9 +63,51 @@ def make_grpo(**options) -> GRPO:
     return GRPO(make_env(), group_size=3, **{**FIVE_STEPS, **options})
 
 
+def make_online_dpo(**options) -> OnlineDPO:
+    return OnlineDPO(make_env(), group_size=3, **{**FIVE_STEPS, **options})
+
+
+def make_packed_online_dpo() -> OnlineDPO:
+    return make_online_dpo(updating=Updating(packed=True))
+
+
+def make_packed() -> PPO:
+    return make_ppo(updating=Updating(packed=True), micro_batch_tokens=24)
+
+
 def make_ptx(**options) -> PPOPtx:
     texts = [{"ids": [i, i + 1, 3][: 2 + i % 2]} for i in range(1, 9)]
     return PPOPtx(make_env(), [row["ids"] for row in texts], critic="shared", ptx_coef=0.5, **FIVE_STEPS, **options)
+
+
+OTHERS = {
+    "grpo": make_grpo,
+    "ptx": make_ptx,
+    "online-dpo": make_online_dpo,
+    "packed": make_packed,
+    "packed-online-dpo": make_packed_online_dpo,
+}
+"""Agents besides PPO whose two processes are compared with one."""
+
+
+HELD_OUT = [[i, i + 1] for i in range(1, 8)]
+
+
+def held_out(samples: Path | None = None) -> EvaluateTexts:
+    """Three texts to each of seven prompts, so that the shares are unequal."""
+    return EvaluateTexts(HELD_OUT, 3, every=50, samples=samples, shown=7)
+
+
+def scored_references() -> tuple[float, list[int]]:
+    """The optimum on these prompts, and how many texts this process has scored to estimate it."""
+    calls: list[int] = []
+
+    def counting(prompts, responses, response_ids):
+        calls.append(len(responses))
+        return uneven(prompts, responses, response_ids)
+
+    found = task_ceiling(make_env(counting).task, HELD_OUT, samples=9, most=9, divided=True)
+    return found.J.mean, calls
 
 
 def weights_of(agent) -> dict[str, np.ndarray]:
@@ -89,6 +135,48 @@ def first_gradient(agent, per_process_mean: bool = False) -> dict[str, np.ndarra
         for batch in step.micro_batches():
             step.backward(agent.loss(step.evaluate(batch), batch, targets))
     return {name: p.grad.numpy().copy() for name, p in agent.policy.named_parameters()}
+
+
+def write_data(folder: Path) -> None:
+    """A tiny model with its tokenizer, demonstrations and comparisons, for `commands`."""
+    tokenizer = build_tokenizer()
+    build_lm("gpt2", vocab_size=len(tokenizer)).save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
+    said = texts(12, seed=4)
+    rows = [{"prompt": f"p{i}", "response": text} for i, text in enumerate(said)]
+    pairs = [{"prompt": f"p{i}", "chosen": text, "rejected": text + " bad"} for i, text in enumerate(said)]
+    for name, content in (("demos", rows), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+
+
+def commands(folder: Path) -> list[Callable[[], None]]:
+    """`lm-env sft`, `lm-env dpo` and `lm-env rm train`, each into a folder of its own in this one."""
+    from typer.testing import CliRunner
+
+    from lm_env.cli import app
+
+    model, small = str(folder / "tiny"), ["--held-out-fraction", "0.2", "--device", "cpu"]
+    lines = [
+        ["sft", str(folder / "demos.jsonl"), "--model", model, "--out", str(folder / "by-sft"), *small],
+        ["dpo", model, str(folder / "pairs.jsonl"), "--out", str(folder / "by-dpo"), "--new-tokens", "2", *small],
+        ["rm", "train", str(folder / "pairs.jsonl"), "--model", model, "--out", str(folder / "by-rm"), *small],
+    ]
+
+    def run(line: list[str]) -> None:
+        result = CliRunner().invoke(app, line)
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert bool(result.stdout) == processes().first, "one process speaks"
+
+    return [partial(run, line) for line in lines]
+
+
+class FailsForOne:
+    """A reward function that raises in the second process only."""
+
+    def __call__(self, prompts, responses, response_ids):
+        if processes().rank == 1:
+            raise ValueError("no score today")
+        return uneven(prompts, responses, response_ids)
 
 
 class DiesInRollout:
@@ -137,10 +225,40 @@ def main(folder: Path) -> None:
     other.learn(TIMESTEPS, checkpoint=Checkpointing(folder / "divided", every=1), resume=True)
     keep("divided", weights_of(other))
 
-    for name, make in (("grpo", make_grpo), ("ptx", make_ptx)):
+    for name, make in OTHERS.items():
         other = make()
         other.learn(TIMESTEPS)
         keep(name, weights_of(other))
+    for name, train in TRAININGS.items():
+        trained, report = train()
+        keep(name, trained)
+        said[name] = report
+    keep("sft-resumed", fine_tuned(folder / "sft-one", resume=True)[0])
+    fine_tuned(folder / "sft-two")
+    try:
+        fine_tuned(epochs=1 + together.rank)
+    except LMEnvError as error:
+        said["differing sft"] = str(error)
+
+    for command in commands(folder):
+        command()
+
+    watched = make_ppo()
+    calls: list[int] = []
+    reward = watched.task.reward
+    watched.task.reward = lambda prompts, responses, **columns: (
+        calls.append(len(responses)) or reward(prompts, responses, columns["response_ids"])
+    )
+    callback = held_out(folder / "samples.jsonl")
+    watched.learn(TIMESTEPS, callback=callback)
+    said["evaluated"] = [found.evaluation.metrics() for found in callback.history]
+    said["calls"] = calls
+    said["ceiling"] = scored_references()
+    keep("watched", weights_of(watched))
+    try:
+        make_ppo(FailsForOne()).learn(TIMESTEPS, callback=held_out())
+    except LMEnvError as error:
+        said["failed"] = str(error)
 
     resumed = make_ppo()
     resumed.learn(TIMESTEPS, checkpoint=Checkpointing(folder / "one", every=1), resume=True)

@@ -66,10 +66,13 @@ class JudgedTexts:
             chosen: int, indexes of records.
         """
         records = [self.records[int(i)] for i in chosen]
-        longest = [int(self.episodes.lengths[record.rows].max()) for record in records]
-        most = max(len(record.rows) for record in records)
-        for part in length_batches(longest, max(1, tokens // most)):
+        most = max((len(record.rows) for record in records), default=1)
+        for part in length_batches(self.longest(chosen), max(1, tokens // most)):
             yield self._batch([records[int(i)] for i in part])
+
+    def longest(self, chosen: np.ndarray) -> np.ndarray:
+        """int: the tokens of the longest response of each of some records, its prompt included."""
+        return np.array([self.episodes.lengths[self.records[int(i)].rows].max() for i in chosen], dtype=np.int64)
 
     def _batch(self, records: Sequence[JudgedRecord]) -> JudgedBatch:
         rows = np.concatenate([record.rows for record in records])

@@ -5,7 +5,6 @@ The front matter follows the hub's layout of `model-index`, so that its pages sh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lm_env.benchmark.results.numbers import percent, task_columns
 from lm_env.benchmark.results.summary import summarize_records
 from lm_env.benchmark.results.tables import Row, TaskTable
 from lm_env.errors import CheckpointWriteError, ConfigurationError
+from lm_env.storage import write_file
 
 __all__ = ["CARD", "card_text", "write_card"]
 
@@ -40,9 +40,7 @@ def write_card(folder: Path, record: Record, records: Sequence[Record]) -> Path:
     try:
         if path.exists() and MARK not in path.read_text(encoding="utf-8"):
             raise ConfigurationError(f"{path} was not written by this command: move it away for a model card")
-        new = path.with_name(f".{path.name}.new")
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
+        write_file(path, text)
     except OSError as error:
         raise CheckpointWriteError(f"cannot write {path}: {error}") from error
     return path

@@ -13,6 +13,7 @@ from lm_env.benchmark.results.page import render_page
 from lm_env.benchmark.results.pictures import plot_benchmark
 from lm_env.benchmark.results.summary import Summary, summarize_records
 from lm_env.errors import CheckpointWriteError
+from lm_env.storage import write_file
 
 __all__ = ["Files", "write_results"]
 
@@ -47,17 +48,11 @@ def write_results(
     page = render_page(summary, title=title, command=command, task_commands=task_commands)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        _replace(found.markdown, as_markdown(summary, title=title, command=command))
-        _replace(found.page, page)
+        write_file(found.markdown, as_markdown(summary, title=title, command=command))
+        write_file(found.page, page)
         new = place / ".results.new.png"
         plot_benchmark(summary, new)
         os.replace(new, found.picture)
     except OSError as error:
         raise CheckpointWriteError(f"cannot write to {folder}: {error}; choose another --out") from error
     return found
-
-
-def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)

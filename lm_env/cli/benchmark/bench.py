@@ -30,7 +30,8 @@ def bench(
         Path | None, typer.Option(help="A .yaml file of the options, where tasks and agents may have options, too.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Run only the tasks with these labels, separated by commas.")
+        list[str] | None,
+        typer.Option(help="Run only the tasks with these labels, separated by commas; others in the folder wait."),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each agent on each task.  [default: 5]", min=1)] = None,
     tokens: Annotated[
@@ -98,9 +99,10 @@ def bench(
     }
     over = {name: value for name, value in given.items() if value is not None}
     over |= {name: True for name, value in (("download", download), ("keep_policies", keep_policies)) if value}
-    settings = _settings(config, _split(tasks), _split(agents), _split(only), over, quick)
+    chosen = _split(only)
+    settings = _settings(config, _split(tasks), _split(agents), chosen, over, quick)
     workers = processes or max(1, (os.cpu_count() or 1) // settings.threads)
-    found = run_bench(settings, out, processes=workers, say=lambda line: say("", line))
+    found = run_bench(settings, out, processes=workers, only=chosen or None, say=lambda line: say("", line))
     for failed in found.failed:
         say("failed", f"{failed.cell}: {failed.error}")
     settings = found.settings

@@ -39,6 +39,7 @@ from lm_env.cli.loop.phases import (
 )
 from lm_env.cli.loop.run import resumed_config
 from lm_env.cli.loop.samples import Sampled
+from lm_env.distributed import require_one_process
 from lm_env.errors import CheckpointWriteError, ConfigurationError
 from lm_env.report import write_report
 from lm_env.runs.config_files import write_config
@@ -74,6 +75,7 @@ def run_demo(config: DemoConfig, *, resume: bool = False) -> dict[str, Any]:
         RunLockedError: another run writes there.
         TrainingInterrupted: Ctrl-C or SIGTERM has come in a training, and all is saved.
     """
+    require_one_process("lm-env demo runs")
     folder = RunFolder(config.out)
     if not resume and (config.out / OPTIONS).exists():
         raise ConfigurationError(

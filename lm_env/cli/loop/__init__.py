@@ -1,4 +1,4 @@
-"""`lm-env loop`: rounds of sampling, labeling, refitting the reward model and RL; a round's phases are the demo's."""
+"""`lm-env loop`: rounds of sampling, labelling, refitting the reward model and RL; a round's phases are the demo's."""
 
 from __future__ import annotations
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm_env.runs.console import say
+from lm_env.storage import write_file
 
 __all__ = ["kept", "kept_json", "read_rows", "write_rows"]
 
@@ -28,7 +28,7 @@ def kept_json(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     found = make()
-    _write(path, json.dumps(found, indent=1) + "\n")
+    write_file(path, json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -39,10 +39,4 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write JSON lines, completely or not at all."""
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
+    write_file(path, "".join(json.dumps(row) + "\n" for row in rows))

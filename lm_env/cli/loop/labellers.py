@@ -19,7 +19,7 @@ Pair = Mapping[str, Any]
 `response_ids_b`; `columns` has the prompt's extra columns."""
 
 TO_LABEL = "to_label.jsonl"
-LABELED = ("labelled.jsonl", "labelled.json", "labelled.csv", "labelled.parquet")
+LABELLED = ("labelled.jsonl", "labelled.json", "labelled.csv", "labelled.parquet")
 FEWEST = 20
 
 
@@ -78,7 +78,7 @@ class FileLabeller:
 
     `to_label.jsonl` has a row for each pair: `prompt`, `responses` (two texts) and the prompt's columns.  What comes
     back, `labelled.jsonl` (.json, .csv, .parquet), may be in any format that `read_preferences` knows; its records are
-    found again by their prompt and their texts.  A pair may be labeled by several people, or by nobody.
+    found again by their prompt and their texts.  A pair may be labelled by several people, or by nobody.
     """
 
     name = "people"
@@ -86,14 +86,14 @@ class FileLabeller:
     def label(self, pairs: Sequence[Pair], folder: Path) -> list[Comparison]:
         """See `Labeller`."""
         asked = {key: pair for pair in pairs if (key := _key(pair["prompt"], pair["response_a"], pair["response_b"]))}
-        there = next((folder / name for name in LABELED if (folder / name).exists()), None)
+        there = next((folder / name for name in LABELLED if (folder / name).exists()), None)
         if there is None:
             waiting = folder / TO_LABEL
             write_rows(waiting, [_row(pair) for pair in asked.values()])
             raise LabelsAwaited(
-                f"{len(asked):,} pairs wait for labels in {waiting}: save the labeled records as {folder / LABELED[0]}"
-                " (or .json, .csv, .parquet, in any format that `lm-env prefs formats` lists), and go on with"
-                " resume=True (--resume)"
+                f"{len(asked):,} pairs wait for labels in {waiting}: save the labelled records as"
+                f" {folder / LABELLED[0]} (or .json, .csv, .parquet, in any format that `lm-env prefs formats` lists),"
+                " and go on with resume=True (--resume)"
             )
         records = read_preferences(str(there))
         found, ties = [], 0

@@ -1,4 +1,4 @@
-"""The phases of a round of RLHF: sample pairs, have them labeled, fit a reward model, train against it with RL.
+"""The phases of a round of RLHF: sample pairs, have them labelled, fit a reward model, train against it with RL.
 
 Each phase writes a file or folder into the round's folder and is not repeated once that is there:
 
@@ -25,6 +25,7 @@ from lm_env.cli.loop.samples import Gold, sample_responses, score
 from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError
 from lm_env.models.loading import load_causal_lm
+from lm_env.objective.rewards import no_reward
 from lm_env.objective.task import Task
 from lm_env.runs.console import say
 from lm_env.runs.folder import RunFolder
@@ -146,7 +147,7 @@ def make_task(config: RLHFConfig, judge: Any, *, model: str | None = None, refer
         reference=reference,
         tokenizer=tokenizer,
         prompts=default_prompts(config.prompts, "train", "test"),
-        reward=_no_judge if judge is None else judge,
+        reward=no_reward if judge is None else judge,
         beta=config.beta,
         max_new_tokens=config.new_tokens,
         temperature=TEMPERATURE,
@@ -282,8 +283,3 @@ def training_settings(config: RLHFConfig, this: Round) -> TrainSettings:
         eval_every=0,
         eval_texts=64,
     )
-
-
-def _no_judge(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
-    """A task needs a reward, and there is no judge."""
-    return [0.0] * len(responses)

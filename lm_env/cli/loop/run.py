@@ -1,4 +1,4 @@
-"""`lm-env loop`: rounds in which the current policy's texts are labeled, the reward model is refitted, and RL goes on.
+"""`lm-env loop`: rounds in which the current policy's texts are labelled, the reward model is refitted, and RL goes on.
 
 A reward model is reliable on texts like those that it was trained on, and RL moves the policy away from them, to what
 nobody has judged.  So the policy's own texts are judged again, and the reward model is trained anew on all comparisons
@@ -30,6 +30,7 @@ from lm_env.cli.loop.labellers import FileLabeller, GoldLabeller, Labeller
 from lm_env.cli.loop.phases import REWARD_MODEL, Pairing, RLHFConfig, Round, make_task, run_round, split_prompts
 from lm_env.cli.loop.rounds import plot_rounds, show_rounds
 from lm_env.cli.loop.samples import Sampled
+from lm_env.distributed import require_one_process
 from lm_env.errors import CheckpointWriteError, ConfigurationError, RunLockedError
 from lm_env.objective.task import Task
 from lm_env.report import write_report
@@ -112,6 +113,7 @@ def run_loop(config: LoopConfig, *, resume: bool = False, labeller: Labeller | N
         RunLockedError, CheckpointWriteError: another process writes there, or the folder cannot be written.
         TrainingInterrupted: Ctrl-C or SIGTERM has come in a training, and all is saved.
     """
+    require_one_process("lm-env loop runs")
     if not resume and (config.out / OPTIONS).exists():
         raise ConfigurationError(
             f"{config.out} holds a loop: go on with it by resume=True, or choose another folder for a new one"

@@ -91,8 +91,9 @@ def serve(
     """
     from lm_env.runs.console import say
     from reward_models.labelling import QuestionChooser
-    from reward_models.labelling.app import LOOPBACK, bind, kept_token, make_app, run_app
+    from reward_models.labelling.app import CONNECTIONS, LOOPBACK, kept_token, make_app
     from reward_models.labelling.page import LabellingSession, PageSettings, checked_name
+    from reward_models.serving.running import RunningApplication
 
     settings = PageSettings(
         instruction, _listed(span_types), _listed(show), tuple(map(checked_name, _listed(annotators)))
@@ -112,11 +113,11 @@ def serve(
     session = LabellingSession(store, chooser, settings)
     hosts = LOOPBACK if host in LOOPBACK else (*LOOPBACK, f"[{host}]" if ":" in host else host)
     app = make_app(session, token := kept_token(store.path), hosts=hosts)
-    listening = bind(host, port)
-    shown = f"[{host}]" if ":" in host else host
+    server = RunningApplication(host, port)
+    server.accept()
     done, asked = store.progress()
     say("labels", f"{store.path}: {done:,} of {asked:,} questions are answered by {per_item} annotator(s)")
-    address = f"http://{shown}:{listening.getsockname()[1]}/#token={token}"
+    address = f"{server.url}/#token={token}"
     say("page", address)
     for name in settings.annotators:
         say("", f"{name}: {address}&annotator={quote(name)}")
@@ -125,7 +126,7 @@ def serve(
     say("", "stop with Ctrl-C; every answer is on the disk as soon as it is given")
     sys.stdout.flush()
     with suppress(KeyboardInterrupt):
-        run_app(app, listening)
+        server.run(app, connections=CONNECTIONS)
     answers = len(store.answers())
     store.close()
     say("labels", f"{answers:,} answers are in {store.path}; to write them as records:")

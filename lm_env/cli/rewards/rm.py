@@ -73,13 +73,15 @@ def train(
     saved in the folder, where `lm-env rm evaluate` finds them.
     """
     from lm_env.cli.rewards.trust import fitted_baselines, held_out_sentence
-    from lm_env.runs.console import say
+    from lm_env.runs.console import say, speaks_and_writes
     from lm_env.runs.folder import check_new
     from lm_env.storage import check_destination
     from reward_models.preferences.reading import read_preferences
     from reward_models.preferences.recipe import Recipe, remove_training_checkpoints, train_from_preferences
 
-    check_destination(out)
+    writes = speaks_and_writes()
+    if writes:
+        check_destination(out)
     recipe = Recipe(
         model=model,
         trunk=trunk,  # type: ignore[arg-type]
@@ -99,7 +101,8 @@ def train(
         device=device,
         download=download,
     )
-    check_new(out)
+    if writes:
+        check_new(out)
     records = read_preferences(data, format=format, skip_bad=skip_bad, download=download)
     skipped = f", {len(records.problems)} broken rows skipped" if records.problems else ""
     say("preferences", f"{len(records):,} records of {data} ({records.format}){skipped}")
@@ -116,6 +119,8 @@ def train(
         checkpoints=unfinished,
         resume=resume,
     )
+    if not writes:
+        return
     for report in trained.reports:
         say("", _sentence(report))
     baselines = fitted_baselines(trained)
@@ -130,12 +135,14 @@ def train(
 
 def _train_on_marks(records: Any, recipe: Any, out: Path, resume: bool) -> None:
     """A reward model of marked spans."""
-    from lm_env.runs.console import say
+    from lm_env.runs.console import say, speaks_and_writes
     from reward_models.preferences.marked import train_on_marks
     from reward_models.preferences.recipe import remove_training_checkpoints
 
     unfinished = out.with_name(f"{out.name}.unfinished")
     model, report = train_on_marks(records, recipe, bar=sys.stderr.isatty(), checkpoints=unfinished, resume=resume)
+    if not speaks_and_writes():
+        return
     say("", f"{len(report.losses)} updates on {report.training:,} marked texts, {report.held_out:,} held out")
     for share in report.shares:
         say(

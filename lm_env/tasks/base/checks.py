@@ -13,19 +13,7 @@ from lm_env.errors import ConfigurationError, LMEnvError, RewardError
 from lm_env.tasks.base.splits import SPLITS, prompt_of
 from lm_env.tasks.base.text_task import TextTask, loaded
 
-__all__ = ["DEGENERATE", "check_task", "score_rows", "task_problems"]
-
-DEGENERATE: dict[str, Callable[[str], str]] = {
-    "nothing": lambda prompt: "",
-    "a blank": lambda prompt: " ",
-    "the prompt again": lambda prompt: prompt,
-    "one word over and over": lambda prompt: "good " * 40,
-    "line breaks": lambda prompt: "\n" * 20,
-    "no letters": lambda prompt: "\u2603 \U0001f600 \u00e9\u0301 \u4f60\u597d !?.,;:",
-    "a number": lambda prompt: " 1,234.50",
-    "a long text": lambda prompt: "the film is about the film, " * 200,
-}
-"""Texts that nobody wants: what the text is -> a function that makes it from the prompt."""
+__all__ = ["check_task", "score_rows", "task_problems"]
 
 
 def check_task(task: TextTask, rows: int = 8) -> None:
@@ -38,8 +26,8 @@ def task_problems(task: TextTask, rows: int = 8) -> list[str]:
     """What is wrong with a task, in sentences; [] if nothing was found.
 
     Every split must have prompts, and no prompt may be in two of them, unless all three are the same.  The reward and
-    the metrics must give a finite number to each of `DEGENERATE`, to the first prompts of each split, and no score may
-    exceed `TextTask.highest`.
+    the metrics must give a finite number to each text of `lm_env.objective.degenerate.DEGENERATE` as the response to
+    the first prompts of each split, and no score may exceed `TextTask.highest`.
 
     Args:
         rows: prompts of each split that are scored.
@@ -82,6 +70,8 @@ def score_rows(function: Callable[..., Any], rows: Sequence[Any], responses: Seq
 
 
 def _score_problems(task: TextTask, rows: Sequence[Any], split: str) -> list[str]:
+    from lm_env.objective.degenerate import DEGENERATE
+
     functions = {"the reward": task.reward, **{f"the metric {name}": f for name, f in task.metrics.items()}}
     problems = []
     for name, function in functions.items():

@@ -35,12 +35,13 @@ def task_ceiling(
     seed: int = 0,
     highest: float | None = None,
     progress: str | None = None,
+    divided: bool = False,
 ) -> Ceiling:
     """Sample the task's reference on some prompts, and estimate the ceiling at the task's beta.
 
     Args:
         prompts: anything that `lm_env.load_prompts` takes; None: all of the task's own.
-        samples, most, seed, highest, progress: see `enough_reference_scores`.
+        samples, most, seed, highest, progress, divided: see `enough_reference_scores`.
 
     Raises:
         ConfigurationError, InvalidPromptError: no prompts can be had; beta is 0, at which there is no ceiling; a
@@ -53,7 +54,7 @@ def task_ceiling(
     chosen = list(chosen)
     beta = task.kl.beta
     scores = enough_reference_scores(
-        task, chosen, beta, samples=samples, most=most, seed=seed, highest=highest, progress=progress
+        task, chosen, beta, samples=samples, most=most, seed=seed, highest=highest, progress=progress, divided=divided
     )
     return ceiling(scores, beta, highest)
 
@@ -68,6 +69,7 @@ def enough_reference_scores(
     seed: int = 0,
     highest: float | None = None,
     progress: str | None = None,
+    divided: bool = False,
 ) -> np.ndarray:
     """Scores of samples of the reference, doubled in number until the ceiling is trusted (`Ceiling.trusted`).
 
@@ -77,6 +79,7 @@ def enough_reference_scores(
         most: the largest number of samples per prompt; None: 16 times `samples`.
         highest: see `ceiling`.
         progress: the label of a progress bar over the texts of each round; None shows none.
+        divided: see `sample_reference_scores`.
 
     Returns:
         float64 (P, n), ready for `ceiling`, `frontier` and `best_of_n`.
@@ -87,9 +90,10 @@ def enough_reference_scores(
     check_number("beta", beta, low=0.0, above=True)
     check_integer("samples", samples, low=2)
     most = GROWTH * samples if most is None else check_integer("most", most, low=samples)
-    scores = sample_reference_scores(task, prompts, samples, seed=seed, progress=progress)
+    how: dict[str, Any] = {"progress": progress, "divided": divided}
+    scores = sample_reference_scores(task, prompts, samples, seed=seed, **how)
     while 2 * scores.shape[1] <= most and not ceiling(scores, beta, highest).trusted:
         size = scores.shape[1]
-        new = sample_reference_scores(task, prompts, size, seed=seed + size, progress=progress)
+        new = sample_reference_scores(task, prompts, size, seed=seed + size, **how)
         scores = np.concatenate([scores, new], axis=1)
     return scores

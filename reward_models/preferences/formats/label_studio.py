@@ -1,6 +1,6 @@
 """Label Studio's JSON export: a task with its annotations, by `Pairwise`, `Ranker`, `Rating` or `Choices`, and spans.
 
-The export names the tags of the labeling page and not the fields that they showed, so the responses are found by
+The export names the tags of the labelling page and not the fields that they showed, so the responses are found by
 their names (response1, answer_a, text2, ..., or a list).  Annotations that were cancelled are left out.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from lm_env.errors import InvalidPreferenceError
 from reward_models.preferences.formats.base import Format, Row, one_to_one
 from reward_models.preferences.formats.choices import chosen_index, ranking_of, texts_of
-from reward_models.preferences.records.preference import LabeledSpan, Preference
+from reward_models.preferences.records.preference import LabelledSpan, Preference
 
 __all__ = ["LABEL_STUDIO"]
 
@@ -61,7 +61,7 @@ def _judgement(results: Sequence[Any], responses: Mapping[str, str]) -> dict[str
         elif kind in ("labels", "hypertextlabels"):
             at = chosen_index(result.get("to_name"), names) if len(names) > 1 else 0
             for label in value.get("labels") or value.get(kind) or []:
-                spans.append(LabeledSpan(at, int(value["start"]), int(value["end"]), str(label)))
+                spans.append(LabelledSpan(at, int(value["start"]), int(value["end"]), str(label)))
     if len(ratings) == len(names):
         fields["ratings"] = tuple(ratings[i] for i in range(len(names)))
     if not fields:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lm_env.errors import InvalidPreferenceError
 from reward_models.preferences.formats.base import Format, Row, common_fields, items, text
-from reward_models.preferences.records.preference import LabeledSpan, Preference
+from reward_models.preferences.records.preference import LabelledSpan, Preference
 
 __all__ = ["QA_FEEDBACK"]
 
@@ -42,7 +42,7 @@ def _read(row: Row) -> list[Preference]:
             f"'preference' is {choices}: six of 0 (no preference), 1 (the first one) and 2, for the answers 1-2, 1-3,"
             " 1-4, 2-3, 2-4, 3-4"
         )
-    spans: tuple[LabeledSpan, ...] = ()
+    spans: tuple[LabelledSpan, ...] = ()
     if isinstance(row.get(ERRORS), list):
         spans = tuple(_span(error, answers[0]) for error in row[ERRORS])
         used.append(ERRORS)
@@ -58,12 +58,12 @@ def _read(row: Row) -> list[Preference]:
     return found
 
 
-def _span(error: Any, answer: str) -> LabeledSpan:
+def _span(error: Any, answer: str) -> LabelledSpan:
     try:
         kind, start, end = str(error["error type"]), int(error["start"]), int(error["end"])
     except (KeyError, TypeError, ValueError) as problem:
         raise InvalidPreferenceError(f"an error is {error!r}: it needs start, end and 'error type'") from problem
-    return LabeledSpan(0, max(start, 0), min(end, len(answer)), kind)
+    return LabelledSpan(0, max(start, 0), min(end, len(answer)), kind)
 
 
 def _write(records: Sequence[Preference]) -> Iterable[dict[str, Any]]:

@@ -15,7 +15,7 @@ from reward_models.preferences.formats.base import (
     items,
     one_to_one,
 )
-from reward_models.preferences.records.preference import LabeledSpan, Preference
+from reward_models.preferences.records.preference import LabelledSpan, Preference
 
 __all__ = ["PROMPT", "RANKINGS", "RANKS", "RATINGS", "RESPONSES"]
 
@@ -100,9 +100,9 @@ def _plain(value: Any, name: str) -> float | None:
     return float(value)
 
 
-def _span(span: Any) -> LabeledSpan:
+def _span(span: Any) -> LabelledSpan:
     try:
-        return LabeledSpan(**span)
+        return LabelledSpan(**span)
     except TypeError as error:
         raise InvalidPreferenceError(f"a span is {span!r}: it needs response, start, end and kind") from error
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from lm_env.distributed import processes
 from lm_env.errors import ConfigurationError
 from lm_env.models.fitting import fit, weights_digest
 from lm_env.models.inputs import length_batches, shuffled_batches
@@ -118,7 +119,8 @@ def train_span_reward_model(
 ) -> SpanReport:
     """Train in place, normalize on the training texts, and measure; the same seed gives the same weights.
 
-    Every parameter that requires a gradient is trained; dropout is off.
+    Every parameter that requires a gradient is trained; dropout is off.  Several processes of one run
+    (`agents.processes`) divide each batch, and end with the weights that one would.
 
     Args:
         training, held_out: of `marked_segments`; their kinds are the model's, in that order.
@@ -136,6 +138,7 @@ def train_span_reward_model(
     if not training:
         raise ConfigurationError("there is no marked text to train on: give at least one")
     network = model.network.eval()
+    processes().broadcast_weights([network])
     prompts, responses, columns = _shown(model, training)
     rows = model.rows(prompts, responses, columns)
     rate = learning_rate if head_learning_rate is None else check_number("head_learning_rate", head_learning_rate)
@@ -144,6 +147,7 @@ def train_span_reward_model(
 
     def accumulate(chosen: np.ndarray) -> float:
         count = sum(training[i].faults.size for i in chosen) or 1
+        chosen = chosen[processes().deal(np.array([len(rows[i][0]) for i in chosen]))]
         total = 0.0
         for part in length_batches([len(rows[i][0]) for i in chosen], model.batch_tokens):
             members = [int(chosen[i]) for i in part]

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from reward_models.preferences.records.comparison import Comparison, label_comparisons
-from reward_models.preferences.records.preference import LabeledSpan, Preference, prompt_key, ranking_outcomes
+from reward_models.preferences.records.preference import LabelledSpan, Preference, prompt_key, ranking_outcomes
 
-__all__ = ["Comparison", "LabeledSpan", "Preference", "label_comparisons", "prompt_key", "ranking_outcomes"]
+__all__ = ["Comparison", "LabelledSpan", "Preference", "label_comparisons", "prompt_key", "ranking_outcomes"]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from lm_env.errors import InvalidPreferenceError
 from reward_models.preferences.records.comparison import Comparison
 
-__all__ = ["LabeledSpan", "Outcome", "Preference", "PromptText", "prompt_key", "ranking_outcomes"]
+__all__ = ["LabelledSpan", "Outcome", "Preference", "PromptText", "prompt_key", "ranking_outcomes"]
 
 PromptText: TypeAlias = "str | tuple[Mapping[str, str], ...]"
 """A text, or a chat: messages {"role": ..., "content": ...}, up to where the response begins."""
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LabeledSpan:
+class LabelledSpan:
     """A stretch of a response that a person has marked, with the kind of thing it is and how much it counts.
 
     Attributes:
@@ -78,7 +78,7 @@ class Preference:
     annotator: str | None = None
     confidence: float | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
-    spans: tuple[LabeledSpan, ...] = ()
+    spans: tuple[LabelledSpan, ...] = ()
 
     def __post_init__(self) -> None:
         _check_texts(self.prompt, self.responses)

@@ -15,12 +15,23 @@ import numpy as np
 import pytest
 import torch
 from paths import REPOSITORY
-from two_processes import TIMESTEPS, first_gradient, make_grpo, make_ppo, make_ptx, weights_of
+from supervised_trainings import TRAININGS, fine_tuned
+from two_processes import (
+    OTHERS,
+    TIMESTEPS,
+    first_gradient,
+    held_out,
+    make_ppo,
+    scored_references,
+    weights_of,
+    write_data,
+)
 
 from agents import Checkpointing
-from agents.learning.distributed import Processes, processes
-from agents.learning.distributed.group import ProcessGroup
+from lm_env.distributed import Processes, processes
+from lm_env.distributed.group import ProcessGroup
 from lm_env.generation import Sampling
+from lm_env.storage import verify_folder
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
 
@@ -55,6 +66,10 @@ def one_run(tmp_path_factory):
     agent.learn(TIMESTEPS, checkpoint=Checkpointing(folder / "whole", every=1, keep=9))
     first = sorted((folder / "whole").glob("0*"))[0]
     shutil.copytree(first, folder / "one" / first.name)
+    write_data(folder)
+    fine_tuned(folder / "sft-whole")
+    halfway = sorted((folder / "sft-whole").glob("0*"))[3]
+    shutil.copytree(halfway, folder / "sft-one" / halfway.name)
     return agent, folder
 
 
@@ -98,11 +113,87 @@ def test_five_steps_of_two_processes_lead_to_the_weights_of_one(two, one_run):
     assert furthest(weights_of(agent), weights_of(make_ppo())) > 1e-2
 
 
-@pytest.mark.parametrize("name, make", [("grpo", make_grpo), ("ptx", make_ptx)])
-def test_groups_and_pretraining_texts_are_divided_too(two, name, make):
-    agent = make()
+@pytest.mark.parametrize("name", OTHERS)
+def test_groups_pretraining_texts_and_packed_rows_are_divided_too(two, name):
+    agent = OTHERS[name]()
+    before = weights_of(agent)
     agent.learn(TIMESTEPS)
-    assert furthest(part(two[0][1], name), weights_of(agent)) <= 1e-5
+    assert furthest(before, weights_of(agent)) > 1e-3
+    for rank in range(2):
+        assert furthest(part(two[0][rank], name), weights_of(agent)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_supervised_training_is_divided(two, name):
+    """Weights, losses, and what is measured on texts held out."""
+    weights, report = TRAININGS[name]()
+    for rank in range(2):
+        assert furthest(part(two[0][rank], name), weights) <= 1e-5
+        assert_alike(two[1][rank][name], json.loads(json.dumps(report)))
+
+
+def assert_alike(found, expected) -> None:
+    """The same JSON, numbers to 1e-5."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_alike(found[name], value)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_alike(one, other)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    else:
+        assert found == expected
+
+
+def test_a_fine_tuning_goes_on_in_another_number_of_processes(two, tmp_path):
+    expected = fine_tuned()[0]
+    for rank in range(2):
+        assert furthest(part(two[0][rank], "sft-resumed"), expected) <= 1e-5
+    saved = sorted((two[2] / "sft-two").glob("0*"))
+    assert len(saved) == 8, "the first process has saved each step"
+    shutil.copytree(saved[2], tmp_path / saved[2].name)
+    assert furthest(fine_tuned(tmp_path, resume=True)[0], expected) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["by-sft", "by-dpo", "by-rm"])
+def test_the_commands_write_one_folder(two, name):
+    verify_folder(two[2] / name)
+    assert (two[2] / name / "model.safetensors").exists()
+    assert not [path.name for path in two[2].iterdir() if path.name.startswith((f"{name}.", f".{name}."))]
+
+
+def test_an_evaluation_is_divided(two):
+    callback = held_out(two[2] / "alone.jsonl")
+    agent = make_ppo()
+    agent.learn(TIMESTEPS, callback=callback)
+    expected = [found.evaluation.metrics() for found in callback.history]
+    assert len(expected) == 3
+    for rank in range(2):
+        assert_alike(two[1][rank]["evaluated"], expected)
+        assert furthest(part(two[0][rank], "watched"), weights_of(agent)) <= 1e-5
+    calls = [said["calls"] for said in two[1]]
+    evaluations = [numbers[::2] for numbers in calls]  # between two of them there is a rollout
+    assert evaluations == [[10] * 3, [11] * 3], "each of the 21 texts is scored in one process"
+    rows = [
+        [json.loads(line) for line in (two[2] / name).read_text().splitlines()]
+        for name in ("samples.jsonl", "alone.jsonl")
+    ]
+    assert len(rows[0]) == 7 * len(expected), "the first process writes"
+    assert_alike(*rows)
+
+
+def test_the_estimate_of_a_ceiling_is_divided(two):
+    optimum, calls = scored_references()
+    assert calls == [63]
+    assert [said["ceiling"][1] for said in two[1]] == [[31], [32]]
+    assert [said["ceiling"][0] for said in two[1]] == pytest.approx([optimum] * 2, abs=1e-6)
+
+
+def test_a_reward_that_fails_in_one_process_fails_the_evaluation_in_all(two):
+    assert all("no score today" in said["failed"] for said in two[1])
 
 
 def test_weights_and_moments_that_are_divided_lead_to_the_same(two, one_run):
@@ -147,7 +238,8 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(two, one_run):
 
 
 def test_processes_with_different_options_are_refused(two):
-    assert all("process 1 differs" in said["differing"] for said in two[1])
+    for name in ("differing", "differing sft"):
+        assert all("process 1 differs" in said[name] for said in two[1])
 
 
 def test_a_process_that_dies_ends_the_others_with_one_sentence(two):
@@ -161,7 +253,7 @@ def test_one_process_sends_nothing_and_changes_nothing():
     arrays = {"a": np.arange(3), "b": np.ones((3, 2))}
     assert together.gather_rows(arrays, 3) == arrays
     sampling = Sampling(torch.Generator())
-    assert together.sampling(sampling, 5, 4) is sampling
+    assert sampling.of_share(together, 5, 4) is sampling
     assert together.deal(np.array([3, 1, 2])).tolist() == [0, 1, 2]
     assert range(7)[together.share(7)] == range(7)
 

@@ -153,6 +153,22 @@ def test_what_is_done_is_not_done_again_and_more_may_be_added(settings, tmp_path
     lock.release()
 
 
+def test_only_the_tasks_that_are_named_are_run(settings, tmp_path, model_folder):
+    """Those of an earlier call stay in the folder, and what is not done of them waits."""
+    (tmp_path / "other.py").write_text(TASK.format(model=str(model_folder)).replace("me/Vowels", "me/Other"))
+    content = {**settings.as_options(), "agents": settings.as_options()["agents"][:1], "seeds": 1}
+    earlier = BenchSettings.of(content)
+    other = BenchSettings.of({**content, "tasks": [{"task": f"{tmp_path / 'other.py'}:task", "label": "other"}]})
+    out = tmp_path / "out"
+    begun = run_bench(earlier, out, only=[])
+    assert not begun.records, "nothing of the first task is done yet"
+    said: list[str] = []
+    found = run_bench(other, out, only=["other"], say=said.append)
+    assert {record["task"] for record in found.records} == {"other"}
+    assert [task.label for task in found.settings.tasks] == ["vowels", "other"], "it still belongs to the benchmark"
+    assert said[0].startswith("2 cells, 0 of them done")
+
+
 def test_tuning_takes_the_rate_that_does_best_on_the_validation_prompts(settings, tmp_path):
     own = {**settings.as_options(), "agents": settings.as_options()["agents"][:1], "seeds": 1, "tune": 2}
     found = run_bench(BenchSettings.of(own), tmp_path / "out")

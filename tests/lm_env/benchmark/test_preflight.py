@@ -74,7 +74,7 @@ def test_a_reward_that_pays_repetition_is_gamed(model_folder):
     )
     told = {text.name: text for text in found.degenerate}
     assert told["one word, repeated"].beats == 1.0
-    assert told["empty"].mean == 0.0
+    assert told["an empty text"].mean == 0.0
     assert any("one word, repeated scores above" in warning for warning in found.warnings)
 
 

@@ -128,7 +128,7 @@ def test_a_port_in_use_is_told(tmp_path):
     store.add([Item("p", ("a", "b"))])
     with page_of(store) as address:
         port = address.partition("/#")[0].rpartition(":")[2]
-        with pytest.raises(ConfigurationError, match="choose another --port"):
+        with pytest.raises(ConfigurationError, match="choose another port"):
             run(tmp_path / "data.jsonl", "--out", tmp_path / "labels.sqlite", "--port", port)
     store.close()
 

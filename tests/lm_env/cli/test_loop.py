@@ -123,11 +123,11 @@ def test_labels_through_a_file_are_those_of_the_judge_who_made_them(tmp_path):
     assert awaited.value.code == LabelsAwaited.EXIT_CODE == 4
     asked = rows(tmp_path / TO_LABEL)
     assert asked[0] == {"source": "s", "prompt": "p0", "responses": ["a", "xyz"]}
-    labeled = [
+    labelled = [
         Preference(row["prompt"], tuple(row["responses"][::-1]), ratings=tuple(letters([], row["responses"][::-1])))
         for row in reversed(asked)  # in another order, sides exchanged
     ]
-    write_preferences(labeled, tmp_path / "labelled.jsonl")
+    write_preferences(labelled, tmp_path / "labelled.jsonl")
     found = labeller.label(pairs, tmp_path)
     assert sorted(found, key=lambda c: c.prompt) == sorted(
         GoldLabeller(letters, "letters").label(pairs, tmp_path), key=lambda c: c.prompt

@@ -89,5 +89,5 @@ def test_ctrl_c_before_anything_is_trained_is_a_sentence(words, hint, tmp_path, 
     (tmp_path / "stopping.py").write_text("raise KeyboardInterrupt\n")
     result = invoke(*words)
     assert result.exit_code == 130 and "lm-env: interrupted" in result.stderr
-    assert ("the same command with --resume goes on" in result.stderr) == hint
+    assert ("--resume goes on from what is saved, or begins anew if nothing is" in result.stderr) == hint
     assert sorted(os.listdir(tmp_path)) == ["p.jsonl", "stopping.py"]

@@ -234,7 +234,7 @@ def test_a_sound_task_has_no_problems():
     [
         ({"source": {"train": ["a", "b"], "validation": ["c"], "test": ["b"]}}, "in both train and test"),
         ({"source": {"train": ["a"], "validation": ["b"], "test": []}}, "cannot be read"),
-        ({"reward": lambda prompts, responses, **columns: [1 / len(r) for r in responses]}, "fails for nothing"),
+        ({"reward": lambda prompts, responses, **columns: [1 / len(r) for r in responses]}, "fails for an empty text"),
         (
             {"reward": lambda prompts, responses, **columns: [float(len(r)) for r in responses], "highest": 100.0},
             "more than",

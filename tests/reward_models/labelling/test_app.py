@@ -8,9 +8,9 @@ from importlib.resources import files
 
 import pytest
 
-from lm_env.errors import ConfigurationError, MissingDependencyError
+from lm_env.errors import MissingDependencyError
 from reward_models.labelling import Item, LabelStore, QuestionChooser
-from reward_models.labelling.app import ASSETS, LARGEST_REQUEST, bind, make_app
+from reward_models.labelling.app import ASSETS, LARGEST_REQUEST, make_app
 from reward_models.labelling.page import LabellingSession, PageSettings
 
 pytest.importorskip("starlette")
@@ -214,11 +214,6 @@ def test_settings_that_cannot_work_are_refused():
     for kinds in (("a", "a"), tuple("abcdefghij"), ("",), ("x\u202e",)):
         with pytest.raises(ValueError, match=r"span types|name"):
             PageSettings(span_types=kinds)
-
-
-def test_a_port_that_is_taken_is_told():
-    with bind("127.0.0.1", 0) as taken, pytest.raises(ConfigurationError, match="--port"):
-        bind("127.0.0.1", taken.getsockname()[1])
 
 
 def test_without_starlette_the_extra_is_named(store, monkeypatch):

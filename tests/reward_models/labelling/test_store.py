@@ -28,7 +28,7 @@ from reward_models.labelling import (
     survey,
 )
 from reward_models.labelling.overview import labels_per_minute
-from reward_models.preferences import LabeledSpan, read_preferences
+from reward_models.preferences import LabelledSpan, read_preferences
 
 ITEMS = [Item(f"prompt {i}", (f"good {i}", f"bad {i}")) for i in range(6)]
 NUMBERS = count()
@@ -101,7 +101,7 @@ def test_undo_keeps_the_history_and_opens_the_question_as_it_was(tmp_path):
     store = opened(tmp_path)
     one = answered(store, "ana", "good")
     shown = store.present("ana", first)
-    span = LabeledSpan(0, 0, 3, "rude")
+    span = LabelledSpan(0, 0, 3, "rude")
     two = Answer("two", shown.id, "bad", spans=(span,))
     store.record("ana", two)
     ahead = store.present("ana", first)
@@ -158,11 +158,11 @@ def test_a_skip_leaves_the_question_to_others(tmp_path):
         {"choice": "ranked", "ranking": (0, 2)},
         {"choice": "ranked", "ranking": (True, False)},
         {"choice": "tie", "seconds": float("nan")},
-        {"choice": "tie", "spans": (LabeledSpan(2, 0, 1, "rude"),)},
-        {"choice": "tie", "spans": (LabeledSpan(0, 3, 3, "rude"),)},
-        {"choice": "tie", "spans": (LabeledSpan(0, 0, 1000, "rude"),)},
-        {"choice": "tie", "spans": (LabeledSpan(0, 0, 1, ""),)},
-        {"choice": "tie", "spans": (LabeledSpan(0, 0, 1, "rude", "heavy"),)},
+        {"choice": "tie", "spans": (LabelledSpan(2, 0, 1, "rude"),)},
+        {"choice": "tie", "spans": (LabelledSpan(0, 3, 3, "rude"),)},
+        {"choice": "tie", "spans": (LabelledSpan(0, 0, 1000, "rude"),)},
+        {"choice": "tie", "spans": (LabelledSpan(0, 0, 1, ""),)},
+        {"choice": "tie", "spans": (LabelledSpan(0, 0, 1, "rude", "heavy"),)},
     ],
 )
 def test_an_answer_that_does_not_fit_changes_nothing(tmp_path, fields):
@@ -298,7 +298,7 @@ def test_the_records_hold_what_was_answered(tmp_path):
     store = opened(tmp_path, items)
     shown = store.present("ana", first)
     place = shown.responses.index("bad")
-    mark = LabeledSpan(place, 1, 3, "rude")
+    mark = LabelledSpan(place, 1, 3, "rude")
     store.record("ana", Answer("1", shown.id, "ranked", tuple(int(i == place) for i in range(2)), (mark,), 1.5))
     shown = store.present("ana", first)
     ranks = {"z": 0, "x": None, "y": 1}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from paths import SHARED_DATA
 
 from lm_env.errors import CheckpointWriteError, ConfigurationError, InvalidPreferenceError
-from reward_models.preferences import FORMATS, LabeledSpan, Preference, read_preferences, write_preferences
+from reward_models.preferences import FORMATS, LabelledSpan, Preference, read_preferences, write_preferences
 from reward_models.preferences.formats import vote_score
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -94,7 +94,7 @@ PUBLISHED = {
             "preference": [1, 1, 1, 0, 2, 2],
             "errors_of_prediction_1": [{"error type": "Irrelevant", "start": 0, "end": 2}],
         },
-        Preference("q", tuple(ANSWERS), (0, 2, 2, 1), spans=(LabeledSpan(0, 0, 2, "Irrelevant"),)),
+        Preference("q", tuple(ANSWERS), (0, 2, 2, 1), spans=(LabelledSpan(0, 0, 2, "Irrelevant"),)),
     ),
     "label-studio": (
         {
@@ -263,7 +263,7 @@ def any_record(draw) -> Preference:
     ranks = st.lists(st.none() | st.integers(0, 4), min_size=count, max_size=count).map(tuple)
     ranking = draw(ranks.filter(lambda r: any(x is not None for x in r)))
     spans = tuple(
-        LabeledSpan(i, 0, len(responses[i]), "kind", 0.5) for i in draw(st.sets(st.integers(0, count - 1), max_size=2))
+        LabelledSpan(i, 0, len(responses[i]), "kind", 0.5) for i in draw(st.sets(st.integers(0, count - 1), max_size=2))
     )
     ratings = draw(st.none() | st.lists(numbers, min_size=count, max_size=count).map(tuple))
     return Preference(prompt, responses, ranking, ratings, spans=spans, **{k: draw(v) for k, v in extras.items()})
@@ -512,7 +512,7 @@ def test_a_record_that_makes_no_sense(arguments):
     with pytest.raises(InvalidPreferenceError):
         Preference(*arguments)
     with pytest.raises(InvalidPreferenceError, match="lies outside"):
-        Preference("p", ("abc",), spans=(LabeledSpan(0, 1, 4, "x"),))
+        Preference("p", ("abc",), spans=(LabelledSpan(0, 1, 4, "x"),))
 
 
 def test_outcomes_by_hand():

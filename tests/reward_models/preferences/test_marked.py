@@ -25,7 +25,7 @@ from reward_models.preferences.marked import (
     segments,
     train_span_reward_model,
 )
-from reward_models.preferences.records import LabeledSpan
+from reward_models.preferences.records import LabelledSpan
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_segments_make_up_the_whole_text(text):
 
 def test_a_mark_belongs_to_the_segments_that_it_reaches_into():
     record = Preference(
-        "p", ("aa, bb, cc", "dd"), (0, 0), spans=(LabeledSpan(0, 2, 5, "bad"), LabeledSpan(0, 8, 9, "odd"))
+        "p", ("aa, bb, cc", "dd"), (0, 0), spans=(LabelledSpan(0, 2, 5, "bad"), LabelledSpan(0, 8, 9, "odd"))
     )
     kinds, (text,) = marked_segments([record, Preference("q", ("x", "y"), (0, 1))])
     assert kinds == ("bad", "odd") and text.response == "aa, bb, cc", "nobody has marked the others"
@@ -118,7 +118,7 @@ def marked_records(count: int, tokenizer_words=("good", "bad", "film", "story"))
         clauses = [" ".join(rng.choice(tokenizer_words, 3)) for _ in range(3)]
         text = ". ".join(clauses)
         places = segments(text)
-        spans = tuple(LabeledSpan(0, a, b, "bad") for a, b in places if "bad" in text[a:b])
+        spans = tuple(LabelledSpan(0, a, b, "bad") for a, b in places if "bad" in text[a:b])
         if spans:
             records.append(Preference(f"p{len(records)}", (text,), spans=spans, ratings=(0.0,)))
     return records

@@ -3,7 +3,8 @@
 Every process runs the same program.  It holds the same weights, draws the same prompts, and after each rollout has all
 episodes of it.  So advantages, KL means and metrics are computed from the whole rollout, by code that does not depend
 on the number of processes.  Only two things are divided: which texts a process writes and scores (`share`,
-`gather_rows`), and of which episodes of a minibatch it computes the gradient (`deal`, `sum_gradients`).
+`gather_rows`), and of which episodes of a minibatch it computes the gradient (`deal`, `sum_gradients`).  Supervised
+training divides its batches in the same way (`lm_env.models.fitting`), and what is held out.
 
 `Processes` itself is a run in one process, in which nothing is divided and nothing is sent.
 
@@ -14,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
-from lm_env.generation.backend import Sampling
+from lm_env.errors import LMEnvError
 
 __all__ = ["Processes"]
+
+Found = TypeVar("Found")
 
 
 class Processes:
@@ -41,20 +44,6 @@ class Processes:
     def share(self, count: int) -> slice:
         """Which of `count` things this process handles; the shares are contiguous, disjoint and cover all."""
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
-
-    def sampling(self, sampling: Sampling, texts: int, tokens: int) -> Sampling:
-        """The random numbers with which this process writes its share of the texts.
-
-        Every process draws one uniform number for each token of each text of the whole rollout, from a generator that
-        is in the same state in all of them, and uses those of its share.  So no two use the same numbers, and a
-        rollout's texts do not depend on the number of processes, one included.
-
-        Args:
-            sampling: that of all texts of the rollout.
-            texts: how many texts there are.
-            tokens: the most tokens of a text.
-        """
-        return sampling
 
     def deal(self, lengths: np.ndarray) -> np.ndarray:
         """The rows of a minibatch whose gradient this process computes, ascending; about as many tokens for each.
@@ -81,6 +70,13 @@ class Processes:
     def any(self, flag: bool) -> bool:
         """Whether the flag is True in any of the processes."""
         return flag
+
+    def wait(self) -> None:
+        """Return once all processes have come to this point."""
+
+    def attempt(self, work: Callable[[], Found], kind: type[LMEnvError]) -> Found:
+        """What `work` returns; where it raises an error of this kind in one of the processes, all raise one."""
+        return work()
 
     def largest(self, number: int) -> int:
         """The largest number that any of the processes has."""

@@ -9,11 +9,11 @@ from functools import cache
 import torch
 import torch.distributed as dist
 
-from agents.learning.distributed.group import TIMEOUT, ProcessGroup
-from agents.learning.distributed.processes import Processes
+from lm_env.distributed.group import TIMEOUT, ProcessGroup
+from lm_env.distributed.processes import Processes
 from lm_env.errors import ConfigurationError
 
-__all__ = ["processes", "require_one_process"]
+__all__ = ["processes", "processes_for", "require_one_process"]
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The variables by which torchrun and `accelerate launch` tell a process its place."""
@@ -40,17 +40,23 @@ def processes() -> Processes:
     return _group()
 
 
+def processes_for(things: int, divided: bool = True) -> Processes:
+    """`processes()`, or this process alone if the work is not to be divided or some would have none of the things."""
+    together = processes() if divided else _ALONE
+    return together if things >= together.count else _ALONE
+
+
 def require_one_process(what: str) -> None:
     """Raise ConfigurationError in a run of several processes.
 
     Args:
-        what: the beginning of the message, such as "supervised_finetune works".
+        what: the beginning of the message, such as "stable-baselines3's agents train".
     """
     together = processes()
     if together.count > 1:
         raise ConfigurationError(
-            f"{what} in one process, and there are {together.count}: start it without torchrun; the agents of"
-            " this package, such as agents.PPO, train in several"
+            f"{what} in one process, and there are {together.count}: start it without torchrun; `lm-env train`"
+            " with an agent of this package, such as agents.PPO, `lm-env sft`, `dpo` and `rm train` divide their work"
         )
 
 

@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from agents.learning.distributed.processes import Processes
+from lm_env.distributed.processes import Found, Processes
 from lm_env.errors import ConfigurationError, LMEnvError, LostProcessError
-from lm_env.generation.backend import Sampling
 
 __all__ = ["TIMEOUT", "ProcessGroup"]
 
@@ -38,18 +37,6 @@ class ProcessGroup(Processes):
         self.count = dist.get_world_size()
 
     # -- how work is divided --------------------------------------------------------------------------
-    def sampling(self, sampling: Sampling, texts: int, tokens: int) -> Sampling:
-        """See `Processes.sampling`."""
-        if sampling.deterministic:
-            return sampling
-        uniforms = sampling.uniforms
-        if uniforms is None:
-            rows = [
-                torch.rand(tokens, generator=sampling.generator) for _ in range(texts)
-            ]  # in the order in which a single process draws them
-            uniforms = torch.stack(rows).numpy()
-        return Sampling(uniforms=uniforms[self.share(texts)])
-
     def deal(self, lengths: np.ndarray) -> np.ndarray:
         """See `Processes.deal`: the rows, longest first, go to ranks 0, 1, ..., n - 1, n - 1, ..., 1, 0, 0, 1, ..."""
         order = np.argsort(-np.asarray(lengths), kind="stable")
@@ -81,6 +68,25 @@ class ProcessGroup(Processes):
     def any(self, flag: bool) -> bool:
         """See `Processes.any`."""
         return bool(self.largest(int(flag)))
+
+    def wait(self) -> None:
+        """See `Processes.wait`."""
+        self.largest(0)
+
+    def attempt(self, work: Callable[[], Found], kind: type[LMEnvError]) -> Found:
+        """See `Processes.attempt`."""
+        failure = None
+        try:
+            found = work()
+        except kind as error:
+            failure = error
+        messages = self.gather(None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise kind(f"process {rank}: {message}")
+        return found
 
     def largest(self, number: int) -> int:
         """See `Processes.largest`."""
@@ -119,7 +125,7 @@ class ProcessGroup(Processes):
             if digest != digests[0]:
                 raise ConfigurationError(
                     f"{what} of process {rank} differs from that of process 0: give all processes of a run the same"
-                    " options and the same seed (each of them still writes texts of its own)"
+                    " options, the same data and the same seed (the work is divided among them all the same)"
                 )
 
     def from_first(self, content: tuple[Any, Mapping[str, Tensor]] | None) -> tuple[Any, Mapping[str, Tensor]] | None:
