@@ -9,8 +9,9 @@ Each is measured three ways: its accuracy on other comparisons; the gold score o
 chooses; and what PPO makes of it.  The win rate of a policy is how often its text has a higher gold score than the
 supervised model's text to the same opening, ties counting half.  DPO on the same comparisons stands beside them.
 
-Writes results.json and over_optimization.png, the gold and the proxy score over the square root of the KL (Gao et al.
-2023, arXiv:2210.10760), both in standard deviations of the supervised model's texts.
+Prints a table, and writes results.json and over_optimization.png, the gold and the proxy score over the square root of
+the KL (Gao et al. 2023, arXiv:2210.10760), both in standard deviations of the supervised model's texts.  The published
+results are benchmarks/results/gold_simulation.json.
 """
 
 from __future__ import annotations
@@ -235,6 +236,29 @@ class Simulation:
         return {**found, "kl": float(measure_episodes(task, episodes[:256])["full"].mean())}
 
 
+def table(results: Record) -> str:
+    """The results as a Markdown table: a row per trained model, with 95% intervals."""
+
+    def shown(found: Record) -> str:
+        return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+    lines = ["| comparisons, seed | accuracy | won by best of 16 | won by PPO | its KL, nats |", "|---|---|---|---|---|"]
+    for name, found in results.items():
+        if not name.startswith("reward model"):
+            continue
+        size, seed = name.split()[-2:]
+        ppo = results.get(f"ppo {size} {seed}")
+        of_ppo = ["", ""] if ppo is None else [shown(ppo["won"]), f"{ppo['kl']:.1f}"]
+        cells = [f"{int(size):,}, {seed}", shown(found["accuracy"]), shown(found["best of 16, won"]), *of_ppo]
+        lines.append("| " + " | ".join(cells) + " |")
+    for name, found in results.items():
+        if name.startswith("dpo"):
+            size, seed = name.split()[-2:]
+            row = [f"{int(size):,}, {seed}, DPO", f"{found['accuracy']:.3f}", "", shown(found["won"]), f"{found['kl']:.1f}"]
+            lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
 def plot(results: Record, path: Path) -> None:
     """Gold (solid) and proxy (dashed) score over the square root of the KL: PPO on the left, best-of-n on the right."""
     from matplotlib.figure import Figure
@@ -255,7 +279,7 @@ def plot(results: Record, path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.set_xlim(left=0)
     axes[0].set_ylabel("score, standard deviations")
-    axes[0].legend(title="comparisons\n(gold solid, proxy dashed)", frameon=False)
+    axes[0].legend(title="comparisons\n(gold solid, proxy dashed)", frameon=False, alignment="left", loc="upper left")
     figure.savefig(path, dpi=140)
 
 
@@ -269,6 +293,7 @@ def main() -> None:
     args = p.parse_args()
     simulation = Simulation(args)
     simulation.run()
+    print(table(simulation.results))
     plot(simulation.results, args.out / "over_optimization.png")
     print(f"{args.out / 'results.json'} and {args.out / 'over_optimization.png'}")
 
