@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from lm_env.benchmark.results.aggregate import Aggregate
 from lm_env.benchmark.results.numbers import (
+    COSTS,
     Column,
     aggregate_rows,
+    compact_columns,
     cost_rows,
     improvement_rows,
+    percent,
     shown,
     task_columns,
 )
@@ -17,18 +20,27 @@ from lm_env.benchmark.results.summary import Summary
 from lm_env.benchmark.results.tables import Row, TaskTable
 from lm_env.benchmark.statistics import Interval
 
-__all__ = ["as_markdown", "circumstances", "table_of"]
+__all__ = ["as_markdown", "circumstances", "overview_of", "table_of"]
+
+ENOUGH_SEEDS = 5
+BEST_OF_ROWS = ("best-of-4", "best-of-16")
 
 
-def as_markdown(summary: Summary, *, title: str = "Benchmark", command: str | None = None) -> str:
-    """All tables, with what they rest on."""
+def as_markdown(
+    summary: Summary, *, title: str = "Benchmark", command: str | None = None, compact: bool = False
+) -> str:
+    """All tables, with what they rest on.
+
+    Args:
+        compact: one table for each task instead of three: without diversity, lengths, paired tests and the like.
+    """
     parts = [f"# {title}", *circumstances(summary)]
     if command:
         parts.append(f"```\n{command}\n```")
     if summary.aggregate is not None:
         parts += _aggregate(summary.aggregate)
     for table in summary.tables:
-        parts += _task(table)
+        parts += _task(table, compact)
     return "\n\n".join(parts) + "\n"
 
 
@@ -48,6 +60,11 @@ def circumstances(summary: Summary) -> list[str]:
             " rollout that was begun is finished. Intervals are 95%: of trained agents over seeds by the bootstrap, of"
             " the others over prompts."
         )
+        if seeds[0] < ENOUGH_SEEDS:
+            said.append(
+                f"Beware: where there are fewer than {ENOUGH_SEEDS} seeds, an interval over them is too narrow, and that"
+                " of a single seed, over its prompts, says nothing of other seeds."
+            )
         if trials:
             per = max(record["trial"] for record in trials) + 1
             said.append(
@@ -56,7 +73,7 @@ def circumstances(summary: Summary) -> list[str]:
                 " taken. No other option was tuned here."
             )
         else:
-            said.append("Nothing was tuned here: the agents have their default options, or those named in bench.yaml.")
+            said.append("Nothing was tuned here: the agents have their default options, or those that the settings name.")
     versions = ", ".join(f"{name} {number}" for name, number in any_record["versions"].items())
     machines = sorted(
         {
@@ -82,8 +99,26 @@ def table_of(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     return _table(head, body)
 
 
-def _task(table: TaskTable) -> list[str]:
-    main, more = task_columns(table)
+def overview_of(summary: Summary) -> str:
+    """The attained share of every agent, and of best-of-n, on each task, as one Markdown table.
+
+    The last column is the interquartile mean over all tasks, where there is one.
+    """
+    found = summary.aggregate
+    order = sorted(found.iqm, key=lambda agent: -found.iqm[agent].value) if found is not None else summary.agents
+    head = ["", *(table.task.removesuffix("-v0") for table in summary.tables)]
+    body = []
+    for agent in (*BEST_OF_ROWS, *order):
+        rows = [table.row(agent) for table in summary.tables]
+        shares = ["" if row is None else percent(row.attained) for row in rows]
+        if any(shares):
+            overall = [] if found is None else [percent(found.iqm.get(agent))]
+            body.append([f"**{agent}**" if agent in order else agent, *shares, *overall])
+    return _table(head + (["all tasks"] if found is not None else []), body)
+
+
+def _task(table: TaskTable, compact: bool) -> list[str]:
+    main, more = (compact_columns(table), []) if compact else task_columns(table)
     parts = [f"## {table.task}"]
     if table.ceiling is not None:
         J, score, kl = (table.ceiling[name] for name in ("J", "score", "KL"))
@@ -97,8 +132,9 @@ def _task(table: TaskTable) -> list[str]:
         parts.append(f"`score at KL`: at {table.matched_kl:.3g} nats, half of the optimum's KL.")
     if more:
         parts.append(table_of(table.rows, more))
-    head = ["agent", "training tokens", "training seconds", "tokens/s", "tokens per response"]
-    parts.append(_table(head, [list(row) for row in cost_rows(table)]))
+    if not compact:
+        head = ["agent", *(column.title for column in COSTS)]
+        parts.append(_table(head, [list(row) for row in cost_rows(table)]))
     return parts
 
 
