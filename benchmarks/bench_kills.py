@@ -2,6 +2,7 @@
 
     python benchmarks/bench_kills.py                       # ten kills, a small benchmark in two processes
     python benchmarks/bench_kills.py --kills 3 --seed 1
+    python benchmarks/bench_kills.py --tasks lm_env/TokenMDP-v0 --tokens 6000 --processes 1  # three minutes on one core
 
 The runner is a process of its own, ended by SIGKILL after a random time, so that its workers lose it at any moment:
 while they train, write a checkpoint, or write their records.  Times and hardware are left out of the comparison.
@@ -20,16 +21,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from lm_env.benchmark import comparable, read_records
+from lm_env.benchmark import comparable, read_records, read_settings
+from lm_env.benchmark.settings import slug
 
 SMALL = """
-tasks: [lm_env/TokenMDP-v0, lm_env/Sentiment-v0]
+tasks: [{tasks}]
 agents:  # short rollouts, so that a run has several checkpoints
-  - {agent: rloo, rollout_episodes: 16, batch_size: 16}
-  - {agent: ppo, rollout_episodes: 16, batch_size: 16}
-  - {agent: sb3-ppo, n_steps: 16, batch_size: 64}
+  - {{agent: rloo, rollout_episodes: 16, batch_size: 16}}
+  - {{agent: ppo, rollout_episodes: 16, batch_size: 16}}
+  - {{agent: sb3-ppo, n_steps: 16, batch_size: 64}}
 seeds: 2
-tokens: 2000
+tokens: {tokens}
 evaluations: 4
 curve_texts: 8
 prompts: 8
@@ -66,11 +68,14 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kills", type=int, default=10)
     p.add_argument("--processes", type=int, default=2)
+    p.add_argument("--tasks", default="lm_env/TokenMDP-v0,lm_env/Sentiment-v0", help="separated by commas")
+    p.add_argument("--tokens", type=int, default=2000, help="training tokens of a run")
     p.add_argument("--seed", type=int, default=0, help="of the times of the kills")
     args = p.parse_args()
     rng = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="bench_kills_"))
-    (folder / "small.yaml").write_text(SMALL)
+    (folder / "small.yaml").write_text(SMALL.format(tasks=args.tasks.replace(",", ", "), tokens=args.tokens))
+    last = read_settings(folder / "small.yaml").tasks[-1].label
     whole, killed = folder / "whole", folder / "killed"
     seconds = finish(whole, args.processes)
     print(f"uninterrupted: {seconds:.0f} s", flush=True)
@@ -80,7 +85,7 @@ def main() -> None:
         try:
             process.wait(timeout=wait)
             print(f"kill {number}: it had ended after {wait:.0f} s already", flush=True)
-            shutil.rmtree(killed / "cells" / "Sentiment-v0" / "ppo", ignore_errors=True)  # so that there is work again
+            shutil.rmtree(killed / "cells" / slug(last) / "ppo", ignore_errors=True)  # so that there is work again
             continue
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)

@@ -112,7 +112,7 @@ def _shares(table: TaskTable, axis: Any, looks: dict[str, dict[str, str]]) -> No
     axis.set_yticks(range(len(looks)), list(looks))
     for label, look in zip(axis.get_yticklabels(), looks.values(), strict=True):
         label.set_color(look["color"])
-    axis.set_ylim(len(looks) - 0.5, -0.5)
+    axis.set_ylim(max(len(looks), 1) - 0.5, -0.5)
     axis.set_xlim(LEAST_SHARE if axis.get_xlim()[0] < LEAST_SHARE / 2 else -0.1, max(1.1, axis.get_xlim()[1]))
     axis.set_title(table.task, fontsize=10, pad=34, loc="left")
     axis.set_xlabel("attained share of the ceiling", fontsize=9)
