@@ -21,8 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lm_env.benchmark import comparable, read_records, read_settings
-from lm_env.benchmark.settings import slug
+from lm_env.benchmark import comparable, read_records
 
 SMALL = """
 tasks: [{tasks}]
@@ -64,6 +63,13 @@ def workers_are_gone(group: int) -> bool:
     return False
 
 
+def forget_some(out: Path, rng: random.Random) -> None:
+    """Remove two thirds of the cells that are done, so that the next kill interrupts some work."""
+    done = sorted(out.glob("cells/**/record.json"))
+    for record in rng.sample(done, 2 * len(done) // 3):
+        shutil.rmtree(record.parent)
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kills", type=int, default=10)
@@ -75,7 +81,6 @@ def main() -> None:
     rng = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="bench_kills_"))
     (folder / "small.yaml").write_text(SMALL.format(tasks=args.tasks.replace(",", ", "), tokens=args.tokens))
-    last = read_settings(folder / "small.yaml").tasks[-1].label
     whole, killed = folder / "whole", folder / "killed"
     seconds = finish(whole, args.processes)
     print(f"uninterrupted: {seconds:.0f} s", flush=True)
@@ -85,7 +90,7 @@ def main() -> None:
         try:
             process.wait(timeout=wait)
             print(f"kill {number}: it had ended after {wait:.0f} s already", flush=True)
-            shutil.rmtree(killed / "cells" / slug(last) / "ppo", ignore_errors=True)  # so that there is work again
+            forget_some(killed, rng)
             continue
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
@@ -97,6 +102,8 @@ def main() -> None:
         done = len(list(killed.glob("cells/**/record.json")))
         halves = list(killed.glob("results.jsonl")) and read_records(killed / "results.jsonl")
         print(f"kill {number} after {wait:.0f} s: {done} cells done, {len(halves)} records readable", flush=True)
+        if done == len(list(whole.glob("cells/**/record.json"))):
+            forget_some(killed, rng)
     finish(killed, args.processes)
     results = [comparable(read_records(place / "results.jsonl")) for place in (whole, killed)]
     assert results[0] == results[1], f"the results differ: see {folder}"

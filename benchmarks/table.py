@@ -17,13 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_env.benchmark import read_records
+from lm_env.benchmark import read_records, read_settings
 from lm_env.benchmark.records import Record, write_lines
 from lm_env.benchmark.results import as_markdown, overview_of, plot_attained, summarize_records
 from lm_env.benchmark.results.summary import Summary
-from lm_env.benchmark.settings import slug
+from lm_env.benchmark.settings import BASELINES, slug
 
 HOME = Path(__file__).resolve().parents[1]
+SETTINGS = HOME / "benchmarks" / "table.yaml"
 RECORDS = HOME / "benchmarks" / "results"
 PAGE = HOME / "docs" / "results.md"
 PICTURE = HOME / "docs" / "results.png"
@@ -88,7 +89,20 @@ def page_of(summary: Summary) -> str:
     title, rest = text.split("\n\n", 1)
     head, tables = rest.split("\n\n## ", 1)
     parts = [title, INTRODUCTION, OVERVIEW, overview_of(summary), FIGURE, "## How they were made", head]
-    return "\n\n".join([*parts, f"## {tables}"])
+    return "\n\n".join([*parts, completeness(summary.records), f"## {tables}"])
+
+
+def completeness(records: Sequence[Record]) -> str:
+    """How many of the runs that the settings name are among the records, in a sentence."""
+    wanted = {(c.task, c.agent, c.seed) for c in read_settings(SETTINGS).cells() if c.trial is None}
+    wanted = {run for run in wanted if run[1] != BASELINES}
+    found = {(r["task"], r["agent"], r["seed"]) for r in records if r["kind"] == "run"}
+    if wanted <= found:
+        return f"All {len(wanted)} runs that `benchmarks/table.yaml` names are in these tables."
+    return (
+        f"Of the {len(wanted)} runs that `benchmarks/table.yaml` names, {len(wanted & found)} are in these tables; the"
+        " others have not been made yet."
+    )
 
 
 def readme_with(text: str, summary: Summary) -> str:

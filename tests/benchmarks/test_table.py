@@ -57,10 +57,16 @@ def test_the_page_and_the_readme_are_made_from_the_committed_records():
     readme = table.README.read_text(encoding="utf-8")
     assert readme == table.readme_with(readme, summary) and table.overview_of(summary) in readme
     assert table.PICTURE.stat().st_size > 10_000
-    assert {t.task for t in summary.tables} <= {task.label for task in read_settings(TABLE).tasks}
+    assert {t.task for t in summary.tables} <= {task.label for task in read_settings(table.SETTINGS).tasks}
 
 
-TABLE = REPOSITORY / "benchmarks" / "table.yaml"
+def test_it_is_said_how_many_runs_are_missing():
+    wanted = [cell for cell in read_settings(table.SETTINGS).cells() if cell.agent != "baselines" and cell.trial is None]
+    runs = [{"kind": "run", "task": cell.task, "agent": cell.agent, "seed": cell.seed} for cell in wanted]
+    runs.append({"kind": "baseline", "task": wanted[0].task, "agent": "random", "seed": 0})
+    assert table.completeness(runs) == f"All {len(wanted)} runs that `benchmarks/table.yaml` names are in these tables."
+    assert f"Of the {len(wanted)} runs" in table.completeness(runs[2:])
+    assert f" {len(wanted) - 2} are in these tables" in table.completeness(runs[2:])
 
 
 def test_no_committed_file_is_larger_than_needed():
