@@ -42,6 +42,7 @@ share that counts is the *attained* one: 0 is the reference, which all start fro
 FIGURE = """![attained share of the ceiling, by task and agent](results.png)
 
 Each dot is a run, a tick is the mean of an agent's runs and a bar its 95% interval; an arrow is a run beyond the edge."""
+SECONDS = """The seconds were measured on a machine that did other work at the same time: compare tokens rather than seconds."""
 OVERVIEW = "The attained share of the ceiling:"
 
 
@@ -89,7 +90,7 @@ def page_of(summary: Summary) -> str:
     title, rest = text.split("\n\n", 1)
     head, tables = rest.split("\n\n## ", 1)
     parts = [title, INTRODUCTION, OVERVIEW, overview_of(summary), FIGURE, "## How they were made", head]
-    return "\n\n".join([*parts, completeness(summary.records), f"## {tables}"])
+    return "\n\n".join([*parts, completeness(summary.records), SECONDS, f"## {tables}"])
 
 
 def completeness(records: Sequence[Record]) -> str:

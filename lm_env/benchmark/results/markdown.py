@@ -52,11 +52,13 @@ def circumstances(summary: Summary) -> list[str]:
     said = []
     if runs:
         budgets = sorted({record["settings"]["budget"] for record in runs})
-        amount = f"{budgets[0]:,}" if len(budgets) == 1 else f"{budgets[0]:,} to {budgets[-1]:,}, by task,"
+        amount = f"{budgets[0]:,} tokens per run"
+        if len(budgets) > 1:
+            amount = f"{budgets[0]:,} to {budgets[-1]:,} tokens per run, depending on the task"
         seeds = sorted({len(row.records) for table in summary.tables for row in table.rows if row.trained})
         number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         said.append(
-            f"Each agent trained on {amount} tokens per run, with {number} seed{'s' if number != '1' else ''}; a"
+            f"Each agent trained on {amount}, with {number} seed{'s' if number != '1' else ''}; a"
             " rollout that was begun is finished. Intervals are 95%: of trained agents over seeds by the bootstrap, of"
             " the others over prompts."
         )
@@ -102,9 +104,10 @@ def table_of(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 def overview_of(summary: Summary) -> str:
     """The attained share of every agent, and of best-of-n, on each task, as one Markdown table.
 
-    The last column is the interquartile mean over all tasks, where there is one.
+    The last column is the interquartile mean over all of them, once every agent has runs on every task.
     """
     found = summary.aggregate
+    whole = found is not None and len(found.tasks) == len(summary.tables) > 1
     order = sorted(found.iqm, key=lambda agent: -found.iqm[agent].value) if found is not None else summary.agents
     head = ["", *(table.task.removesuffix("-v0") for table in summary.tables)]
     body = []
@@ -112,9 +115,9 @@ def overview_of(summary: Summary) -> str:
         rows = [table.row(agent) for table in summary.tables]
         shares = ["" if row is None else percent(row.attained) for row in rows]
         if any(shares):
-            overall = [] if found is None else [percent(found.iqm.get(agent))]
+            overall = [percent(found.iqm.get(agent))] if found is not None and whole else []
             body.append([f"**{agent}**" if agent in order else agent, *shares, *overall])
-    return _table(head + (["all tasks"] if found is not None else []), body)
+    return _table(head + (["all tasks"] if whole else []), body)
 
 
 def _task(table: TaskTable, compact: bool) -> list[str]:

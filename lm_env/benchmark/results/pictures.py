@@ -96,7 +96,7 @@ def _shares(table: TaskTable, axis: Any, looks: dict[str, dict[str, str]]) -> No
                 words, (LEAST_SHARE, place), xytext=(7, -3), textcoords="offset points", fontsize=8, color=color
             )
         low, high = max(row.attained.low, LEAST_SHARE), row.attained.high
-        if math.isfinite(low) and high > low:
+        if row.seeds > 1 and math.isfinite(low) and high > low:
             axis.plot([low, high], [place, place], color=color, linewidth=3, alpha=0.4, solid_capstyle="butt")
         if row.attained.value >= LEAST_SHARE:
             axis.plot([row.attained.value], [place], "|", color=color, markersize=12, markeredgewidth=2)
