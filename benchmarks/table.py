@@ -4,9 +4,9 @@
     python benchmarks/table.py runs/table                            # takes them over, and writes the page from them
     python benchmarks/table.py                                       # only writes the page again
 
-The records are in benchmarks/results, a file for each task, so that a task can be run again by itself.  In a file of more
-than 300 KB the texts and the scores of single prompts are left out, and numbers of single prompts keep five digits: all
-tables and figures are made without them.
+The records are in benchmarks/results, a file for each task, so that a task can be run again by itself.  In a file of
+more than 300 KB the texts and the scores of single prompts are left out, and those of single prompts keep five digits:
+all tables and figures are made without them.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ LARGEST = 300_000
 """Bytes of a file of records."""
 DIGITS = 5
 
-INTRODUCTION = """Every agent starts from the same model and generates the same number of tokens on a task.  What the columns and the
+INTRODUCTION = """\
+Every agent starts from the same model and generates the same number of tokens on a task.  What the columns and the
 statistics mean is in [benchmark](benchmark.md#what-the-numbers-mean); what the agents are, in [agents](agents.md).  The
 share that counts is the *attained* one: 0 is the reference, which all start from, and 1 the [ceiling](ceiling.md)."""
-FIGURE = """![attained share of the ceiling, by task and agent](results.png)
+FIGURE = """\
+![attained share of the ceiling, by task and agent](results.png)
 
-Each dot is a run, a tick is the mean of an agent's runs and a bar its 95% interval; an arrow is a run beyond the edge."""
-SECONDS = """The seconds were measured on a machine that did other work at the same time: compare tokens rather than seconds."""
+Each dot is a run, a tick is the mean of an agent's runs and a bar its 95% interval; an arrow is a run beyond the
+edge."""
+SECONDS = "The seconds were measured on a machine that did other work at the same time: compare tokens, not seconds."
 OVERVIEW = "The attained share of the ceiling:"
 
 

@@ -1,16 +1,16 @@
 """Entrants that learn from samples of the model as it was before training, and draw none while they train.
 
-Both draw as many tokens as every other agent of the benchmark generates.  Their updates draw none, so they cost time and
-no tokens.
+Both draw as many tokens as every other agent of the benchmark generates.  Their updates draw none, so they cost time
+and no tokens.
 
 - `sft`: supervised fine-tuning on the best of k samples of each prompt, also called rejection-sampling fine-tuning
   (RAFT, Dong et al. 2023, arXiv:2304.06767, with a single round of sampling).
 - `dpo`: direct preference optimization on pairs of samples of the same prompt, of which the higher score is preferred
   (Rafailov et al. 2023, arXiv:2305.18290).
 
-One pass over the samples is the default: with a second one a small model begins to learn single texts by heart, and goes
-farther from the reference than the score is worth.  This and the learning rates were chosen on the validation prompts
-of lm_env/Sentiment-v0.
+One pass over the samples is the default: with more of them a small model begins to learn single texts by heart, and
+goes farther from the reference than the score is worth.  This and the learning rates were chosen on the validation
+prompts of lm_env/Sentiment-v0.
 
 Shapes: B sampled texts, k samples of a prompt.
 """
@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
-
-import numpy as np
 
 from agents import dpo_finetune, supervised_finetune
 from agents.base.config import make_config
@@ -76,8 +74,8 @@ class OfflineConfig:
         check_numbers(self, "learning_rate", low=0.0, above=True)
         if self.rollout_episodes % self.samples:
             raise ConfigurationError(
-                f"rollout_episodes ({self.rollout_episodes}) must be a multiple of samples ({self.samples}): the samples"
-                " of a prompt stay together"
+                f"rollout_episodes ({self.rollout_episodes}) must be a multiple of samples ({self.samples}): those of"
+                " a prompt stay together"
             )
 
 
@@ -154,7 +152,7 @@ class _Offline(TextAgent):
         raise NotImplementedError
 
     def _schedule(self) -> dict[str, Any]:
-        """The options that both ways of fitting share; nothing is held out, as the benchmark measures on test prompts."""
+        """The options that both ways of fitting share; nothing is held out: the benchmark has prompts of its own."""
         names = ("epochs", "batch_size", "learning_rate", "seed")
         return {"held_out_fraction": 0.0, **{name: getattr(self.config, name) for name in names}}
 

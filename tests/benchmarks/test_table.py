@@ -61,7 +61,9 @@ def test_the_page_and_the_readme_are_made_from_the_committed_records():
 
 
 def test_it_is_said_how_many_runs_are_missing():
-    wanted = [cell for cell in read_settings(table.SETTINGS).cells() if cell.agent != "baselines" and cell.trial is None]
+    wanted = [
+        cell for cell in read_settings(table.SETTINGS).cells() if cell.agent != "baselines" and cell.trial is None
+    ]
     runs = [{"kind": "run", "task": cell.task, "agent": cell.agent, "seed": cell.seed} for cell in wanted]
     runs.append({"kind": "baseline", "task": wanted[0].task, "agent": "random", "seed": 0})
     assert table.completeness(runs) == f"All {len(wanted)} runs that `benchmarks/table.yaml` names are in these tables."

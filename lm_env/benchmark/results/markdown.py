@@ -64,8 +64,8 @@ def circumstances(summary: Summary) -> list[str]:
         )
         if seeds[0] < ENOUGH_SEEDS:
             said.append(
-                f"Beware: where there are fewer than {ENOUGH_SEEDS} seeds, an interval over them is too narrow, and that"
-                " of a single seed, over its prompts, says nothing of other seeds."
+                f"Beware: where there are fewer than {ENOUGH_SEEDS} seeds, an interval over them is too narrow; that of"
+                " a single seed, over its prompts, says nothing of other seeds."
             )
         if trials:
             per = max(record["trial"] for record in trials) + 1
@@ -75,7 +75,9 @@ def circumstances(summary: Summary) -> list[str]:
                 " taken. No other option was tuned here."
             )
         else:
-            said.append("Nothing was tuned here: the agents have their default options, or those that the settings name.")
+            said.append(
+                "Nothing was tuned here: the agents have their default options, or those that the settings name."
+            )
     versions = ", ".join(f"{name} {number}" for name, number in any_record["versions"].items())
     machines = sorted(
         {

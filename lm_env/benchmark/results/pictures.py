@@ -18,7 +18,7 @@ COLORS = ("#0067a3", "#b34700", "#00735a", "#9b3676", "#7a5c00", "#5b3fa0", "#a3
 STYLES = ("-", "--", ":", "-.")
 GRAY = "0.35"
 LEAST_SHARE = -0.6
-"""Runs below this attained share are drawn at the edge of the figure, with their value: one collapse hides no others."""
+"""Runs below this attained share are drawn at the edge of the figure, with their value: one collapse hides no other."""
 LEVELS = {"best-of-4": ("best of 4", ":"), "best-of-16": ("best of 16", "--")}
 
 

@@ -48,7 +48,7 @@ def test_sft_on_the_best_of_k_becomes_the_best_of_k():
     best_of_4 = levels @ np.diff(np.concatenate([[0.0], below**4]))
     learned = mdp.evaluate(agent.task.model, agent.task.kl.beta)
     groups = agent.num_timesteps / LONGEST / 4
-    assert learned.R == pytest.approx(best_of_4, abs=4 * np.ptp(scores) / 2 / np.sqrt(groups))
+    assert abs(learned.R - best_of_4) < 4 * np.ptp(scores) / 2 / np.sqrt(groups)
     assert best_of_4 - probs @ scores > 0.5
 
 
@@ -61,7 +61,7 @@ def test_both_come_nearer_to_the_enumerated_optimum(learner):
     agent.learn(4_000)
     after, best = mdp.evaluate(agent.task.model, beta).J, mdp.optimum(beta).J
     assert before + 0.2 * (best - before) < after <= best
-    assert mdp.evaluate(agent.task.reference, beta).KL == pytest.approx(0, abs=1e-9)
+    assert abs(mdp.evaluate(agent.task.reference, beta).KL) < 1e-9
 
 
 def test_dpo_with_its_own_beta_stays_nearer_to_the_reference():
