@@ -5,8 +5,8 @@
     python benchmarks/table.py                                       # only writes the page again
 
 The records are in benchmarks/results, a file for each task, so that a task can be run again by itself.  In a file of
-more than 300 KB the texts and the scores of single prompts are left out, and those of single prompts keep five digits:
-all tables and figures are made without them.
+more than 300 KB the texts and the scores of single prompts are left out, and J of single prompts, learning curves and
+frontiers keep five digits: all tables and figures are made without the rest.
 """
 
 from __future__ import annotations

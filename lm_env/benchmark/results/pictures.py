@@ -61,7 +61,7 @@ def attained_figure(summary: Summary) -> Any:
     Lines are the ceiling, the reference, and the best of 4 and of 16 samples of it.
 
     Returns:
-        a figure of matplotlib, 9 inches wide.
+        a figure of matplotlib, 8 inches wide.
     """
     from matplotlib.figure import Figure
 
@@ -69,7 +69,7 @@ def attained_figure(summary: Summary) -> Any:
     across = min(2, len(summary.tables))
     down = math.ceil(len(summary.tables) / across)
     height = down * (1.15 + 0.27 * max(1, len(looks)))
-    figure = Figure(figsize=(9, height), layout="constrained")
+    figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
     for table, axis in zip(summary.tables, axes.flat, strict=False):
         _shares(table, axis, looks)
