@@ -1,4 +1,4 @@
-"""Entrants of a benchmark: the agents of `lm-env train`, those of other libraries, and a user's own.
+"""Entrants of a benchmark: the agents of `lm-env train`, `sft` and `dpo`, those of other libraries, and a user's own.
 
 `entrant(spec)` gives each of them the same function `train`, which trains the task's own model in place for a number of
 tokens.  A user's entrant is named as
@@ -20,8 +20,10 @@ from typing import Any, Literal
 
 import lm_env
 from agents.base import BatchedAgent
+from agents.base.config import make_config
 from agents.run.checkpointing import Checkpointing
 from lm_env.benchmark.measures.curve import LearningCurve
+from lm_env.benchmark.offline import OFFLINE
 from lm_env.benchmark.settings import AgentSpec
 from lm_env.errors import ConfigurationError, MissingDependencyError
 from lm_env.objective.functions import load_named
@@ -85,9 +87,13 @@ def entrant(spec: AgentSpec) -> Entrant:
     """
     if spec.name in EXAMPLES:
         return _own(spec, _example(spec.name))
+    if spec.name in OFFLINE:
+        learner = OFFLINE[spec.name]
+        make_config(learner.Config, spec.name, spec.options)
+        return Entrant(spec, "class", _train_class(learner, spec.options), _learning_rate(learner.Config, spec))
     if ":" in spec.name:
         return _own(spec, load_named(spec.name, "train(env, timesteps, seed)"))
-    names = [*agent_names(), *EXAMPLES]
+    names = [*agent_names(), *OFFLINE, *EXAMPLES]
     if spec.name not in names:
         similar = difflib.get_close_matches(spec.name, names, n=1)
         meant = f"did you mean {similar[0]!r}?" if similar else f"choose from {', '.join(sorted(names))}"

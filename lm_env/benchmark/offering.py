@@ -13,7 +13,9 @@ __all__ = ["installed_agents", "offline_tasks", "quick_agents", "quick_tasks"]
 
 AGENTS = (
     "a2c",
+    "dpo",
     "grpo",
+    "online-dpo",
     "ppo",
     "ppo-penalty",
     "reinforce",
@@ -21,6 +23,7 @@ AGENTS = (
     "rloo",
     "sb3-a2c",
     "sb3-ppo",
+    "sft",
     "tianshou-ppo",
     "torchrl-ppo",
 )

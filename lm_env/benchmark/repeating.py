@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import fields
 
-from lm_env.benchmark.settings import BenchSettings
+from lm_env.benchmark.settings import AgentSpec, BenchSettings, TaskSpec
 
 __all__ = ["repeat_command", "task_command"]
 
@@ -31,10 +31,11 @@ def task_command(settings: BenchSettings, label: str, out: str) -> str:
 
 def _needs_a_file(settings: BenchSettings) -> bool:
     """Whether an option, a label or a budget was chosen that no flag can express."""
-    plain = BenchSettings.of(
-        {"tasks": [task.name for task in settings.tasks], "agents": [agent.name for agent in settings.agents]}
+    plain = (
+        tuple(TaskSpec.of(task.name) for task in settings.tasks),
+        tuple(AgentSpec.of(agent.name) for agent in settings.agents),
     )
-    return (plain.tasks, plain.agents) != (settings.tasks, settings.agents)
+    return plain != (settings.tasks, settings.agents)
 
 
 def _flags(settings: BenchSettings) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from lm_env.benchmark.cells import read_cell
 from lm_env.benchmark.entrants import entrant
 from lm_env.benchmark.records import Record, write_lines
-from lm_env.benchmark.settings import BenchSettings, Cell, read_settings
+from lm_env.benchmark.settings import BenchSettings, Cell, TaskSpec, read_settings
 from lm_env.benchmark.workers import Outcome, run_here, run_in_processes
 from lm_env.distributed import require_one_process
 from lm_env.errors import CheckpointWriteError, ConfigurationError, TrainingInterrupted
@@ -188,13 +188,13 @@ def _joined_with_earlier(settings: BenchSettings, folder: Path) -> BenchSettings
         for kind, ours, theirs in (("task", settings.tasks, before.tasks), ("agent", settings.agents, before.agents)):
             known: dict[str, Any] = {spec.label: spec for spec in theirs}
             for spec in ours:
-                if known.get(spec.label, spec) != spec:
+                if _fixed(known.get(spec.label, spec)) != _fixed(spec):
                     raise ConfigurationError(
                         f"the {kind} {spec.label} has other options in {folder} than here: give it another label"
                     )
         settings = replace(
             settings,
-            tasks=_joined(before.tasks, settings.tasks),
+            tasks=tuple(_with_seeds(task, before, settings) for task in _joined(before.tasks, settings.tasks)),
             agents=_joined(before.agents, settings.agents),
             seeds=max(before.seeds, settings.seeds),
         )
@@ -206,6 +206,19 @@ def _joined_with_earlier(settings: BenchSettings, folder: Path) -> BenchSettings
 def _joined(before: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
     labels = {spec.label for spec in before}
     return (*before, *(spec for spec in new if spec.label not in labels))
+
+
+def _fixed(spec: Any) -> Any:
+    """What must not change of a task or an agent: the number of seeds may."""
+    return replace(spec, seeds=None) if isinstance(spec, TaskSpec) else spec
+
+
+def _with_seeds(task: TaskSpec, *calls: BenchSettings) -> TaskSpec:
+    """The task with the most seeds that it has had in any of the calls, where one of them named a number for it."""
+    named = [(own, call) for call in calls for own in call.tasks if own.label == task.label]
+    if all(own.seeds is None for own, _ in named):
+        return task
+    return replace(task, seeds=max(own.seeds or call.seeds for own, call in named))
 
 
 def kept_policies(records: list[Record], folder: Path) -> Iterator[tuple[Path, Record]]:

@@ -45,19 +45,23 @@ class TaskSpec:
     """The name of the task in the results."""
     tokens: int | None = None
     """Training tokens per run; None: the benchmark's, else the task's own budget."""
+    seeds: int | None = None
+    """Runs of each agent; None: the benchmark's."""
 
     @classmethod
     def of(cls, given: Any) -> Self:
-        """From a name, or a mapping with `task`, `label`, `tokens` and the task's own options."""
+        """From a name, or a mapping with `task`, `label`, `tokens`, `seeds` and the task's own options."""
         if isinstance(given, str):
             return cls(given, {}, given.removeprefix("lm_env/"))
         rest = _mapping("a task", given)
         name = rest.pop("task", None)
         if not isinstance(name, str):
             raise ConfigurationError(f"a task needs its name under 'task', not {given!r}")
-        tokens = rest.pop("tokens", None)
+        tokens, seeds = (
+            None if (value := rest.pop(key, None)) is None else check_integer(key, value) for key in ("tokens", "seeds")
+        )
         label = str(rest.pop("label", name.removeprefix("lm_env/")))
-        return cls(name, rest, label, None if tokens is None else check_integer("tokens", tokens))
+        return cls(name, rest, label, tokens, seeds)
 
 
 @dataclass(frozen=True)
@@ -170,10 +174,9 @@ class BenchSettings:
         if any(slug(spec.label) == BASELINES for spec in self.agents):
             raise ConfigurationError(f"no agent can be called {BASELINES}: give it another label")
 
-    @property
-    def seed_numbers(self) -> range:
-        """The seeds of the runs."""
-        return range(self.first_seed, self.first_seed + self.seeds)
+    def seed_numbers(self, task: TaskSpec) -> range:
+        """The seeds of the runs on a task."""
+        return range(self.first_seed, self.first_seed + (task.seeds or self.seeds))
 
     def task(self, label: str) -> TaskSpec:
         """The task of that label."""
@@ -186,9 +189,9 @@ class BenchSettings:
     def cells(self) -> list[Cell]:
         """All cells in the order of the results: baselines, tuning trials, then the runs, which wait for the trials."""
         found = [Cell(task.label, BASELINES) for task in self.tasks]
-        pairs = [(task.label, agent.label) for task in self.tasks for agent in self.agents]
-        found += [Cell(task, agent, trial=trial) for task, agent in pairs for trial in range(self.tune)]
-        return found + [Cell(task, agent, seed) for task, agent in pairs for seed in self.seed_numbers]
+        pairs = [(task, agent.label) for task in self.tasks for agent in self.agents]
+        found += [Cell(task.label, agent, trial=trial) for task, agent in pairs for trial in range(self.tune)]
+        return found + [Cell(task.label, agent, seed) for task, agent in pairs for seed in self.seed_numbers(task)]
 
     def shared(self) -> dict[str, Any]:
         """The settings that must not change between two calls with the same folder; the others may."""
@@ -198,10 +201,10 @@ class BenchSettings:
 
     def as_options(self) -> dict[str, Any]:
         """The settings as a mapping that `of` takes."""
-        tasks = [
-            {"task": task.name, "label": task.label, **({"tokens": task.tokens} if task.tokens else {}), **task.options}
-            for task in self.tasks
-        ]
+        tasks = []
+        for task in self.tasks:
+            own = {name: value for name in ("tokens", "seeds") if (value := getattr(task, name)) is not None}
+            tasks.append({"task": task.name, "label": task.label, **own, **task.options})
         agents = [{"agent": agent.name, "label": agent.label, **agent.options} for agent in self.agents]
         rest = {name: value for name, value in asdict(self).items() if name not in ("tasks", "agents")}
         return {"tasks": tasks, "agents": agents, **{name: value for name, value in rest.items() if value is not None}}
@@ -245,7 +248,7 @@ def quick_settings(settings: BenchSettings) -> BenchSettings:
         settings,
         seeds=min(settings.seeds, 3),
         tokens=min(settings.tokens or 8000, 8000),
-        tasks=tuple(replace(task, tokens=None) for task in settings.tasks),
+        tasks=tuple(replace(task, tokens=None, seeds=None) for task in settings.tasks),
         evaluations=min(settings.evaluations, 4),
         curve_texts=min(settings.curve_texts, 64),
         prompts=min(settings.prompts, 32),

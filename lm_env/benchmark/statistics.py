@@ -110,6 +110,9 @@ def bootstrap(
     if estimate is None:
         value = interquartile_mean(rows)
         found = _trimmed(np.concatenate(drawn, 1), _weights(rows))
+    elif estimate is mean_over_tasks:  # the most frequent one, of all replicates at once
+        value = mean_over_tasks(rows)
+        found = np.mean([part.mean(1) for part in drawn], axis=0)
     else:
         value = float(estimate(rows))
         found = np.array([estimate([part[i] for part in drawn]) for i in range(replicates)])

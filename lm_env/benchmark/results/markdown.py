@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from lm_env.benchmark.results.aggregate import Aggregate
 from lm_env.benchmark.results.numbers import (
+    COSTS,
     Column,
     aggregate_rows,
+    compact_columns,
     cost_rows,
     improvement_rows,
+    percent,
     shown,
     task_columns,
 )
@@ -17,18 +20,27 @@ from lm_env.benchmark.results.summary import Summary
 from lm_env.benchmark.results.tables import Row, TaskTable
 from lm_env.benchmark.statistics import Interval
 
-__all__ = ["as_markdown", "circumstances", "table_of"]
+__all__ = ["as_markdown", "circumstances", "overview_of", "table_of"]
+
+ENOUGH_SEEDS = 5
+BEST_OF_ROWS = ("best-of-4", "best-of-16")
 
 
-def as_markdown(summary: Summary, *, title: str = "Benchmark", command: str | None = None) -> str:
-    """All tables, with what they rest on."""
+def as_markdown(
+    summary: Summary, *, title: str = "Benchmark", command: str | None = None, compact: bool = False
+) -> str:
+    """All tables, with what they rest on.
+
+    Args:
+        compact: one table for each task instead of three: without diversity, lengths, paired tests and the like.
+    """
     parts = [f"# {title}", *circumstances(summary)]
     if command:
         parts.append(f"```\n{command}\n```")
     if summary.aggregate is not None:
         parts += _aggregate(summary.aggregate)
     for table in summary.tables:
-        parts += _task(table)
+        parts += _task(table, compact)
     return "\n\n".join(parts) + "\n"
 
 
@@ -40,14 +52,21 @@ def circumstances(summary: Summary) -> list[str]:
     said = []
     if runs:
         budgets = sorted({record["settings"]["budget"] for record in runs})
-        amount = f"{budgets[0]:,}" if len(budgets) == 1 else f"{budgets[0]:,} to {budgets[-1]:,}, by task,"
+        amount = f"{budgets[0]:,} tokens per run"
+        if len(budgets) > 1:
+            amount = f"{budgets[0]:,} to {budgets[-1]:,} tokens per run, depending on the task"
         seeds = sorted({len(row.records) for table in summary.tables for row in table.rows if row.trained})
         number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         said.append(
-            f"Each agent trained on {amount} tokens per run, with {number} seed{'s' if number != '1' else ''}; a"
+            f"Each agent trained on {amount}, with {number} seed{'s' if number != '1' else ''}; a"
             " rollout that was begun is finished. Intervals are 95%: of trained agents over seeds by the bootstrap, of"
             " the others over prompts."
         )
+        if seeds[0] < ENOUGH_SEEDS:
+            said.append(
+                f"Beware: where there are fewer than {ENOUGH_SEEDS} seeds, an interval over them is too narrow; that of"
+                " a single seed, over its prompts, says nothing of other seeds."
+            )
         if trials:
             per = max(record["trial"] for record in trials) + 1
             said.append(
@@ -56,7 +75,9 @@ def circumstances(summary: Summary) -> list[str]:
                 " taken. No other option was tuned here."
             )
         else:
-            said.append("Nothing was tuned here: the agents have their default options, or those named in bench.yaml.")
+            said.append(
+                "Nothing was tuned here: the agents have their default options, or those that the settings name."
+            )
     versions = ", ".join(f"{name} {number}" for name, number in any_record["versions"].items())
     machines = sorted(
         {
@@ -82,8 +103,27 @@ def table_of(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     return _table(head, body)
 
 
-def _task(table: TaskTable) -> list[str]:
-    main, more = task_columns(table)
+def overview_of(summary: Summary) -> str:
+    """The attained share of every agent, and of best-of-n, on each task, as one Markdown table.
+
+    The last column is the interquartile mean over all of them, once every agent has runs on every task.
+    """
+    found = summary.aggregate
+    whole = found is not None and len(found.tasks) == len(summary.tables) > 1
+    order = sorted(found.iqm, key=lambda agent: -found.iqm[agent].value) if found is not None else summary.agents
+    head = ["", *(table.task.removesuffix("-v0") for table in summary.tables)]
+    body = []
+    for agent in (*BEST_OF_ROWS, *order):
+        rows = [table.row(agent) for table in summary.tables]
+        shares = ["" if row is None else percent(row.attained) for row in rows]
+        if any(shares):
+            overall = [percent(found.iqm.get(agent))] if found is not None and whole else []
+            body.append([f"**{agent}**" if agent in order else agent, *shares, *overall])
+    return _table(head + (["all tasks"] if whole else []), body)
+
+
+def _task(table: TaskTable, compact: bool) -> list[str]:
+    main, more = (compact_columns(table), []) if compact else task_columns(table)
     parts = [f"## {table.task}"]
     if table.ceiling is not None:
         J, score, kl = (table.ceiling[name] for name in ("J", "score", "KL"))
@@ -97,8 +137,9 @@ def _task(table: TaskTable) -> list[str]:
         parts.append(f"`score at KL`: at {table.matched_kl:.3g} nats, half of the optimum's KL.")
     if more:
         parts.append(table_of(table.rows, more))
-    head = ["agent", "training tokens", "training seconds", "tokens/s", "tokens per response"]
-    parts.append(_table(head, [list(row) for row in cost_rows(table)]))
+    if not compact:
+        head = ["agent", *(column.title for column in COSTS)]
+        parts.append(_table(head, [list(row) for row in cost_rows(table)]))
     return parts
 
 

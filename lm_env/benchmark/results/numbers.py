@@ -11,7 +11,18 @@ from lm_env.benchmark.results.tables import Reached, Row, TaskTable
 from lm_env.benchmark.statistics import Interval
 from lm_env.report.chart import short_number, tokens_in_words
 
-__all__ = ["COLUMNS", "Column", "aggregate_rows", "cost_rows", "improvement_rows", "percent", "shown", "task_columns"]
+__all__ = [
+    "COLUMNS",
+    "COSTS",
+    "Column",
+    "aggregate_rows",
+    "compact_columns",
+    "cost_rows",
+    "improvement_rows",
+    "percent",
+    "shown",
+    "task_columns",
+]
 
 Show = Callable[[Row], str]
 
@@ -84,6 +95,30 @@ def _against(rival: str) -> Show:
     return show
 
 
+def _mean(name: str, row: Row) -> float | None:
+    """The mean over seeds of a number of the records."""
+    values = [record[name] for record in row.records if record.get(name) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _training(name: str, words: Callable[[float], str]) -> Show:
+    """A cost of training, which the baselines do not have."""
+
+    def show(row: Row) -> str:
+        value = _mean(name, row) if row.trained else 0.0
+        return "0" if value is None or value == 0 else words(value)
+
+    return show
+
+
+def _if_any(name: str, words: Callable[[float], str]) -> Show:
+    def show(row: Row) -> str:
+        value = _mean(name, row)
+        return "" if value is None else words(value)
+
+    return show
+
+
 COLUMNS = (
     Column("score", "mean score of the responses to held-out prompts", _metric("score")),
     Column("KL", "to the reference, nats per response, summed exactly over the vocabulary", _metric("kl")),
@@ -111,6 +146,14 @@ MORE = (
     Column("J over reference", "on the same prompts; p by sign flips, corrected by Holm", _against("reference")),
     Column("J over best-of-4", "the same against the best of 4 samples", _against("best-of-4")),
 )
+SEEDS = Column("seeds", "how many runs", lambda row: str(row.seeds) if row.trained else "")
+COSTS = (
+    Column("training tokens", "generated in training, mean over seeds", _training("tokens", tokens_in_words)),
+    Column("training seconds", "evaluations not counted", _training("seconds", lambda value: f"{value:,.0f}")),
+    Column("tokens/s", "tokens of training over its seconds", _if_any("tokens_per_second", lambda v: f"{v:,.0f}")),
+    Column("tokens per response", "what a response costs once trained", _if_any("inference_tokens", short_number)),
+)
+"""What a row costs."""
 KNOWN = {
     "score",
     "kl",
@@ -131,35 +174,28 @@ KNOWN = {
 
 def task_columns(table: TaskTable) -> tuple[list[Column], list[Column]]:
     """(main columns, further ones) that say something of at least one row; a task's own metrics come with the main."""
-    own = dict.fromkeys(name for row in table.rows for name in row.metrics if name not in KNOWN)
-    main = [*COLUMNS[:5], *(Column(name, "a metric of the task", _metric(name)) for name in own), *COLUMNS[5:]]
+    main = [*COLUMNS[:5], *_own_columns(table), *COLUMNS[5:]]
     return _used(main, table), _used(list(MORE), table)
+
+
+def _own_columns(table: TaskTable) -> list[Column]:
+    """The task's own metrics."""
+    own = dict.fromkeys(name for row in table.rows for name in row.metrics if name not in KNOWN)
+    return [Column(name, "a metric of the task", _metric(name)) for name in own]
 
 
 def _used(columns: list[Column], table: TaskTable) -> list[Column]:
     return [column for column in columns if any(column.show(row) for row in table.rows)]
 
 
-def cost_rows(table: TaskTable) -> list[tuple[str, str, str, str, str]]:
-    """(agent, tokens of training, seconds of training, tokens per second, tokens that one response costs)."""
-    found = []
-    for row in table.rows:
+def compact_columns(table: TaskTable) -> list[Column]:
+    """The columns of a single table of a task: what is maximized, the task's own metrics, seeds and costs."""
+    return _used([*COLUMNS[:5], *_own_columns(table), SEEDS, *COSTS[:2], COSTS[3]], table)
 
-        def mean(name: str, row: Row = row) -> float | None:
-            values = [record[name] for record in row.records if record.get(name) is not None]
-            return sum(values) / len(values) if values else None
 
-        tokens, seconds, speed, cost = (mean(n) for n in ("tokens", "seconds", "tokens_per_second", "inference_tokens"))
-        found.append(
-            (
-                row.agent,
-                tokens_in_words(tokens) if row.trained and tokens else "0",
-                f"{seconds:,.0f}" if row.trained and seconds is not None else "0",
-                f"{speed:,.0f}" if speed else "",
-                "" if cost is None else short_number(cost),
-            )
-        )
-    return found
+def cost_rows(table: TaskTable) -> list[tuple[str, ...]]:
+    """(agent, then the columns of `COSTS`) of each row."""
+    return [(row.agent, *(column.show(row) for column in COSTS)) for row in table.rows]
 
 
 def aggregate_rows(found: Aggregate) -> list[tuple[str, str, str]]:

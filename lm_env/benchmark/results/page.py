@@ -15,6 +15,7 @@ from lm_env.benchmark.results.aggregate import Aggregate
 from lm_env.benchmark.results.curves import frontier_points, learning_band, spots
 from lm_env.benchmark.results.markdown import circumstances
 from lm_env.benchmark.results.numbers import (
+    COSTS,
     Column,
     aggregate_rows,
     cost_rows,
@@ -34,7 +35,7 @@ __all__ = ["LOOKS", "render_page"]
 LOOKS = ("a", "b", "c", "d", "e", "f", "g", "h")
 """The looks of lines in the style sheet; further agents begin again with the first."""
 PROMPTS_SHOWN = 4
-COST = ("agent", "training tokens", "training seconds", "tokens/s", "tokens per response")
+COST = ("agent", *(column.title for column in COSTS))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def bench(
     agents: Annotated[
         list[str] | None,
         typer.Option(
-            help="Agents, separated by commas: names of lm-env train, tianshou-ppo, torchrl-ppo, or your own"
+            help="Agents, separated by commas: names of lm-env train, sft, dpo, tianshou-ppo, torchrl-ppo, or your own"
             " 'module:Class' or 'file.py:train'.  [default: all that are installed]"
         ),
     ] = None,

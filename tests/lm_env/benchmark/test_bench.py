@@ -169,6 +169,28 @@ def test_only_the_tasks_that_are_named_are_run(settings, tmp_path, model_folder)
     assert said[0].startswith("2 cells, 0 of them done")
 
 
+def test_a_task_may_have_a_number_of_seeds_of_its_own(settings, own_task, tmp_path):
+    """It counts for that task alone, goes through the file of settings, and may grow like the seeds of all."""
+
+    def cells(of):
+        runs = [(cell.task, cell.seed) for cell in of.cells() if cell.agent == "rloo"]
+        return {task: sorted(seed for t, seed in runs if t == task) for task, _ in runs}
+
+    base = {**settings.as_options(), "agents": settings.as_options()["agents"][:1], "seeds": 1, "tokens": 8}
+    two = [{"task": own_task, "label": "vowels"}, {"task": own_task, "label": "more", "seeds": 2}]
+    first = run_bench(BenchSettings.of({**base, "tasks": two[:1]}), tmp_path / "out")
+    assert cells(first.settings) == {"vowels": [0]}
+    both = run_bench(BenchSettings.of({**base, "tasks": two}), tmp_path / "out")
+    assert not both.failed and cells(read_settings(tmp_path / "out" / "bench.yaml")) == {"vowels": [0], "more": [0, 1]}
+    grown = BenchSettings.of({**base, "tasks": [{**two[0], "seeds": 2}], "seeds": 1})
+    assert cells(run_bench(grown, tmp_path / "out").settings) == {"vowels": [0, 1], "more": [0, 1]}
+    assert quick_settings(grown).tasks[0].seeds is None
+    from lm_env.benchmark.repeating import repeat_command, task_command
+
+    assert "--config" in repeat_command(both.settings, "out")  # one task under two labels can only be told in a file
+    assert "--only more" in task_command(both.settings, "more", "out")
+
+
 def test_tuning_takes_the_rate_that_does_best_on_the_validation_prompts(settings, tmp_path):
     own = {**settings.as_options(), "agents": settings.as_options()["agents"][:1], "seeds": 1, "tune": 2}
     found = run_bench(BenchSettings.of(own), tmp_path / "out")

@@ -65,6 +65,9 @@ def test_the_bootstrap_is_stratified():
 def test_vectorized_and_plain_bootstrap_agree():
     rows = [np.random.default_rng(i).normal(size=7) for i in range(3)]
     assert bootstrap(None, rows, replicates=200) == bootstrap(interquartile_mean, rows, replicates=200)
+    rows.append(np.random.default_rng(3).normal(size=2))
+    fast, plain = bootstrap(mean_over_tasks, rows), bootstrap(lambda runs: mean_over_tasks(runs), rows)
+    assert (fast.value, fast.low, fast.high) == pytest.approx((plain.value, plain.low, plain.high), abs=1e-12)
 
 
 @settings(max_examples=50)

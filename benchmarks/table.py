@@ -1,0 +1,133 @@
+"""The published results of the benchmark: docs/results.md, docs/results.png and README's table, from the records.
+
+    lm-env bench --config benchmarks/table.yaml --out runs/table     # makes the records; hours
+    python benchmarks/table.py runs/table                            # takes them over, and writes the page from them
+    python benchmarks/table.py                                       # only writes the page again
+
+The records are in benchmarks/results, a file for each task, so that a task can be run again by itself.  In a file of
+more than 300 KB the texts and the scores of single prompts are left out, and J of single prompts, learning curves and
+frontiers keep five digits: all tables and figures are made without the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_env.benchmark import read_records, read_settings
+from lm_env.benchmark.records import Record, write_lines
+from lm_env.benchmark.results import as_markdown, overview_of, plot_attained, summarize_records
+from lm_env.benchmark.results.summary import Summary
+from lm_env.benchmark.settings import BASELINES, slug
+
+HOME = Path(__file__).resolve().parents[1]
+SETTINGS = HOME / "benchmarks" / "table.yaml"
+RECORDS = HOME / "benchmarks" / "results"
+PAGE = HOME / "docs" / "results.md"
+PICTURE = HOME / "docs" / "results.png"
+README = HOME / "README.md"
+
+COMMAND = "lm-env bench --config benchmarks/table.yaml --out runs/table\npython benchmarks/table.py runs/table"
+BEGIN, END = "<!-- results: written by benchmarks/table.py -->", "<!-- end of results -->"
+LARGEST = 300_000
+"""Bytes of a file of records."""
+DIGITS = 5
+
+INTRODUCTION = """\
+Every agent starts from the same model and generates the same number of tokens on a task.  What the columns and the
+statistics mean is in [benchmark](benchmark.md#what-the-numbers-mean); what the agents are, in [agents](agents.md).  The
+share that counts is the *attained* one: 0 is the reference, which all start from, and 1 the [ceiling](ceiling.md)."""
+FIGURE = """\
+![attained share of the ceiling, by task and agent](results.png)
+
+Each dot is a run, a tick is the mean of an agent's runs and a bar its 95% interval; an arrow is a run beyond the
+edge."""
+SECONDS = "The seconds were measured on a machine that did other work at the same time: compare tokens, not seconds."
+OVERVIEW = "The attained share of the ceiling:"
+
+
+def committed(folder: Path = RECORDS) -> list[Record]:
+    """The records of all files, in the order of the tasks' names."""
+    return [record for path in sorted(folder.glob("*.jsonl")) for record in read_records(path)]
+
+
+def take_over(bench: Path, folder: Path = RECORDS, largest: int = LARGEST) -> None:
+    """Copy the records of a benchmark, task by task; those of its tasks that were there are replaced."""
+    by_task: dict[str, list[Record]] = {}
+    for record in read_records(bench / "results.jsonl"):
+        by_task.setdefault(record["task"], []).append(record)
+    for task, records in by_task.items():
+        size = sum(len(json.dumps(record, ensure_ascii=False).encode()) for record in records)
+        kept = [slim(record) for record in records] if size > largest else records
+        write_lines(folder / f"{slug(task)}.jsonl", kept)
+
+
+def slim(record: Record) -> Record:
+    """A record without its texts and without the scores of single prompts; other numbers by prompt keep five digits."""
+    kept = dict(record)
+    if isinstance(record.get("samples"), list):
+        kept["samples"] = []
+    if "by_prompt" in record:
+        kept["by_prompt"] = {"J": rounded(record["by_prompt"]["J"])}
+    for name in ("J_by_prompt", "J_ref_by_prompt", "frontier", "curve"):
+        if name in record:
+            kept[name] = rounded(record[name])
+    return kept
+
+
+def rounded(value: Any) -> Any:
+    """The same with floats of five digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {name: rounded(part) for name, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def page_of(summary: Summary) -> str:
+    """docs/results.md."""
+    text = as_markdown(summary, title="Benchmark results", command=COMMAND, compact=True)
+    title, rest = text.split("\n\n", 1)
+    head, tables = rest.split("\n\n## ", 1)
+    parts = [title, INTRODUCTION, OVERVIEW, overview_of(summary), FIGURE, "## How they were made", head]
+    return "\n\n".join([*parts, completeness(summary.records), SECONDS, f"## {tables}"])
+
+
+def completeness(records: Sequence[Record]) -> str:
+    """How many of the runs that the settings name are among the records, in a sentence."""
+    wanted = {(c.task, c.agent, c.seed) for c in read_settings(SETTINGS).cells() if c.trial is None}
+    wanted = {run for run in wanted if run[1] != BASELINES}
+    found = {(r["task"], r["agent"], r["seed"]) for r in records if r["kind"] == "run"}
+    if wanted <= found:
+        return f"All {len(wanted)} runs that `benchmarks/table.yaml` names are in these tables."
+    return (
+        f"Of the {len(wanted)} runs that `benchmarks/table.yaml` names, {len(wanted & found)} are in these tables; the"
+        " others have not been made yet."
+    )
+
+
+def readme_with(text: str, summary: Summary) -> str:
+    """README with the overview between its two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{overview_of(summary)}\n{END}{after}"
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("bench", type=Path, nargs="?", help="the folder of a benchmark whose records are taken over first")
+    args = p.parse_args()
+    if args.bench is not None:
+        take_over(args.bench)
+    summary = summarize_records(committed())
+    PAGE.write_text(page_of(summary), encoding="utf-8")
+    plot_attained(summary, PICTURE)
+    README.write_text(readme_with(README.read_text(encoding="utf-8"), summary), encoding="utf-8")
+    print(f"{len(summary.records)} records -> {PAGE}, {PICTURE}, {README}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Entrants that learn from samples of the model as it was before training, and draw none while they train.
+
+Both draw as many tokens as every other agent of the benchmark generates.  Their updates draw none, so they cost time
+and no tokens.
+
+- `sft`: supervised fine-tuning on the best of k samples of each prompt, also called rejection-sampling fine-tuning
+  (RAFT, Dong et al. 2023, arXiv:2304.06767, with a single round of sampling).
+- `dpo`: direct preference optimization on pairs of samples of the same prompt, of which the higher score is preferred
+  (Rafailov et al. 2023, arXiv:2305.18290).
+
+One pass over the samples is the default: with more of them a small model begins to learn single texts by heart, and
+goes farther from the reference than the score is worth.  This and the learning rates were chosen on the validation
+prompts of lm_env/Sentiment-v0.
+
+Shapes: B sampled texts, k samples of a prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from agents import dpo_finetune, supervised_finetune
+from agents.base.config import make_config
+from agents.base.text_agent import TextAgent
+from lm_env.data.prompts import Prompt
+from lm_env.errors import ConfigurationError
+from lm_env.explain import explained
+from lm_env.generation.backend import Sampling
+from lm_env.generation.generate import LocalBackend
+from lm_env.objective.scoring import episode_scores
+from lm_env.validation import check_field_types, check_integer, check_integers, check_numbers
+from reward_models import Comparison
+
+__all__ = ["OFFLINE", "OfflineConfig", "OfflineDPO", "OfflineDPOConfig", "OfflineSFT", "OfflineSFTConfig", "Sample"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A response that the untrained model has written."""
+
+    prompt: Prompt
+    response: list[int]
+    """Its token ids, the EOS included where there is one."""
+    score: float
+    """What the task pays for it."""
+
+
+@explained
+@dataclass(frozen=True)
+class OfflineConfig:
+    """Options of both; each has defaults of its own."""
+
+    samples: int = 2
+    """k: samples of each prompt that is drawn."""
+    rollout_episodes: int = 64
+    """Texts per round of sampling; rounds are drawn until the budget of tokens is spent."""
+    epochs: int = 1
+    """Passes over what was sampled."""
+    batch_size: int = 32
+    """Demonstrations, or pairs, per optimizer step."""
+    learning_rate: float = 1e-4
+    """Adam's step size at the start; it falls to 0 along a cosine."""
+    slots: int = 32
+    """Texts decoded at a time."""
+    seed: int = 0
+    """The seed of prompts, sampling and batches."""
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        check_integers(self, "rollout_episodes", "epochs", "batch_size", "slots")
+        check_integer("samples", self.samples, low=2)
+        check_integer("seed", self.seed, low=0)
+        check_numbers(self, "learning_rate", low=0.0, above=True)
+        if self.rollout_episodes % self.samples:
+            raise ConfigurationError(
+                f"rollout_episodes ({self.rollout_episodes}) must be a multiple of samples ({self.samples}): those of"
+                " a prompt stay together"
+            )
+
+
+@explained
+@dataclass(frozen=True)
+class OfflineSFTConfig(OfflineConfig):
+    """Options of `sft`."""
+
+    samples: int = 8
+    """k: samples of each prompt, the best of which is learned."""
+
+
+@explained
+@dataclass(frozen=True)
+class OfflineDPOConfig(OfflineConfig):
+    """Options of `dpo`."""
+
+    learning_rate: float = 5e-5
+    """Adam's step size at the start; it falls to 0 along a cosine."""
+    beta: float | None = None
+    """Weight of the KL penalty in the loss, score per nat; None: the task's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples % 2:
+            raise ConfigurationError(f"samples must be even, not {self.samples}: each is compared with one other")
+        if self.beta is not None:
+            check_numbers(self, "beta", low=0.0, above=True)
+
+
+class _Offline(TextAgent):
+    """Samples first, then trains the task's model in place on what was sampled.
+
+    Args:
+        env: a text environment, single or vectorized, wrapped or not, or a registered id.
+        options: the fields of `Config`.
+    """
+
+    Config: ClassVar[type[OfflineConfig]]
+
+    def __init__(self, env: Any, **options: Any) -> None:
+        self.config = make_config(self.Config, type(self).__name__, options)
+        super().__init__(env, self.config.seed)
+        self.backend = LocalBackend(self.task, self.config.slots)
+        self.num_timesteps = 0
+        """Tokens that were drawn."""
+
+    def learn(self, total_timesteps: int) -> Self:
+        """Draw samples of so many tokens, the last round of them whole, and train on them."""
+        self.fit(self.draw(total_timesteps))
+        return self
+
+    def draw(self, tokens: int) -> list[list[Sample]]:
+        """Groups of k samples of one prompt, of as many tokens in all, or up to one round more.
+
+        Raises:
+            RewardError, RewardValueError: the reward function failed.
+        """
+        check_integer("tokens", tokens)
+        size = self.config.samples
+        groups: list[list[Sample]] = []
+        while self.num_timesteps < tokens:
+            chosen = self.task.prompts.sample(self.randomness.prompts, self.config.rollout_episodes // size)
+            prompts = [prompt for prompt in chosen for _ in range(size)]
+            episodes = self.backend.generate(prompts, Sampling(self.randomness.sampling)).episodes
+            self.num_timesteps += int(episodes.response_lengths.sum())
+            scores = episode_scores(self.task, episodes)[0].tolist()
+            found = [Sample(*parts) for parts in zip(prompts, episodes.responses(), scores, strict=True)]
+            groups += [found[start : start + size] for start in range(0, len(found), size)]
+        return groups
+
+    def fit(self, groups: list[list[Sample]]) -> None:
+        """Train on groups of samples."""
+        raise NotImplementedError
+
+    def _schedule(self) -> dict[str, Any]:
+        """The options that both ways of fitting share; nothing is held out: the benchmark has prompts of its own."""
+        names = ("epochs", "batch_size", "learning_rate", "seed")
+        return {"held_out_fraction": 0.0, **{name: getattr(self.config, name) for name in names}}
+
+
+class OfflineSFT(_Offline):
+    """Fine-tunes on the best of k samples of each prompt: the first of them where several are the best."""
+
+    Config: ClassVar[type[OfflineConfig]] = OfflineSFTConfig
+
+    def fit(self, groups: list[list[Sample]]) -> None:
+        """Maximize the likelihood of the best sample of each group."""
+        best = [max(group, key=lambda sample: sample.score) for group in groups]
+        rows = [{"prompt": sample.prompt.ids.tolist(), "response": sample.response} for sample in best]
+        # Without a tokenizer token ids are taken as they are: a text that the cap has cut off gets no EOS.
+        supervised_finetune(self.task.model, None, rows, **self._schedule())
+
+
+class OfflineDPO(_Offline):
+    """Direct preference optimization on pairs of samples; pairs with equal scores are left out."""
+
+    Config: ClassVar[type[OfflineConfig]] = OfflineDPOConfig
+    config: OfflineDPOConfig
+
+    def __init__(self, env: Any, **options: Any) -> None:
+        super().__init__(env, **options)
+        self.beta = self.task.kl.beta if self.config.beta is None else self.config.beta
+        if self.beta == 0:
+            raise ConfigurationError(
+                "dpo has no optimum at beta 0: give the task a beta above 0, or dpo one of its own with the option beta"
+            )
+
+    def comparisons(self, groups: list[list[Sample]]) -> list[Comparison]:
+        """The pairs of each group, its first and second sample, third and fourth, and so on, but those that tie.
+
+        Raises:
+            ConfigurationError: no pair has different scores.
+        """
+        pairs = [pair for group in groups for pair in zip(group[::2], group[1::2], strict=True)]
+        found = [_comparison(*pair) for pair in pairs if pair[0].score != pair[1].score]
+        if not found:
+            raise ConfigurationError(
+                f"all {len(pairs)} pairs of samples have equal scores, so dpo has nothing to learn from: give it more"
+                " tokens, or a reward that tells samples apart"
+            )
+        return found
+
+    def fit(self, groups: list[list[Sample]]) -> None:
+        """Train on the comparisons of the samples, see `comparisons`."""
+        task = self.task
+        dpo_finetune(
+            task.model,
+            task.tokenizer,
+            self.comparisons(groups),
+            reference=None if task.reference is task.model else task.reference,  # adapters: the model as it begins
+            beta=self.beta,
+            temperature=task.temperature,
+            **self._schedule(),
+        )
+
+
+def _comparison(one: Sample, other: Sample) -> Comparison:
+    """The pair with the higher score preferred, as token ids."""
+    better, worse = (one, other) if one.score > other.score else (other, one)
+    ids = (one.prompt.ids.tolist(), better.response, worse.response)
+    return Comparison(one.prompt.text, "", "", *ids)
+
+
+OFFLINE: dict[str, type[OfflineSFT] | type[OfflineDPO]] = {"dpo": OfflineDPO, "sft": OfflineSFT}
+"""Name in a benchmark -> entrant."""
