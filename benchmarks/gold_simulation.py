@@ -242,7 +242,10 @@ def table(results: Record) -> str:
     def shown(found: Record) -> str:
         return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
-    lines = ["| comparisons, seed | accuracy | won by best of 16 | won by PPO | its KL, nats |", "|---|---|---|---|---|"]
+    lines = [
+        "| comparisons, seed | accuracy | won by best of 16 | won by PPO | its KL, nats |",
+        "|---|---|---|---|---|",
+    ]
     for name, found in results.items():
         if not name.startswith("reward model"):
             continue
@@ -254,8 +257,8 @@ def table(results: Record) -> str:
     for name, found in results.items():
         if name.startswith("dpo"):
             size, seed = name.split()[-2:]
-            row = [f"{int(size):,}, {seed}, DPO", f"{found['accuracy']:.3f}", "", shown(found["won"]), f"{found['kl']:.1f}"]
-            lines.append("| " + " | ".join(row) + " |")
+            of_dpo = [f"{found['accuracy']:.3f}", "", shown(found["won"]), f"{found['kl']:.1f}"]
+            lines.append(f"| {int(size):,}, {seed}, DPO | " + " | ".join(of_dpo) + " |")
     return "\n".join(lines)
 
 
