@@ -45,7 +45,11 @@ class UpdaterConfig:
 
 @dataclass(frozen=True)
 class Updating:
-    """How updates are computed.  Apart from rounding, and from `ratio_limit`, no choice changes what is learned."""
+    """How updates are computed.
+
+    Apart from rounding, `logprobs_of` and `ratio_limit`, no choice changes what is learned; and these two matter only
+    where texts are written in lower precision or by another program than the model under training.
+    """
 
     shard: bool = False
     """Several processes divide weights, gradients and optimizer state of the update among them (FSDP2), in
@@ -57,6 +61,13 @@ class Updating:
     liger: bool = False
     """Logprobs and their gradient by Liger's fused linear cross-entropy, on CUDA; where whole distributions are needed,
     as for an entropy bonus or an action mask, they are computed as without it."""
+    logprobs_of: Literal["policy", "sampler"] = "policy"
+    """Whose logprobs the KL penalty, and the ratios that are clipped, are made of where the two differ.  `policy`:
+    those that the model under training gives to the texts before its update, for one more forward over the rollout.
+    Then all ratios begin at 1, score and KL weigh alike, and the optimum is at rest with k1 in the reward.  `sampler`:
+    those that came with the texts, which is faster, and close enough for texts of a bfloat16 copy.  Then the sampler
+    is what becomes optimal; and the ratio weights the score but not a KL penalty in the loss (`GRPO(kl_in="loss")`),
+    which is worse than no ratio."""
     ratio_limit: float | None = None
     """Weight each token's loss with the probability that the model under training gives to it over the probability
     that it was sampled with, at most this much.  It corrects for texts that were written in lower precision or by
@@ -70,6 +81,11 @@ class Updating:
         if self.liger and self.shard:
             raise ConfigurationError("Liger's kernel reads the whole head, which shard=True divides: choose one")
         check_choice("optimizer", self.optimizer, ("adam", "adam-8bit"))
+        check_choice("logprobs_of", self.logprobs_of, ("policy", "sampler"))
         check_choice("ratio_of", self.ratio_of, ("token", "text"))
         if self.ratio_limit is not None:
             check_numbers(self, "ratio_limit", low=1.0)
+            if self.logprobs_of == "sampler":
+                raise ConfigurationError(
+                    'ratio_limit needs the policy\'s own logprobs: leave out logprobs_of="sampler", or ratio_limit'
+                )

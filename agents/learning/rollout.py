@@ -44,11 +44,12 @@ class Rollout:
     scoring_seconds: float = 0.0
     """How long the reference, the critic and the reward function took."""
     mismatch: np.ndarray | None = None
-    """float64 (N,): by how many nats the logprobs of some of the texts are off, where they were written in lower
-    precision: the absolute difference to those that the policy itself gives; else None."""
+    """float64 (N,): by how many nats the logprobs that texts were sampled with are off, where they were written in
+    lower precision or by another program: the absolute difference to those that the policy itself gives.  Of all
+    texts, or of some with `Updating(logprobs_of="sampler")`; None where the policy wrote the texts itself."""
     ratios: np.ndarray | None = None
     """float64 (B, T): the weight of each token's loss where `Updating.ratio_limit` is set and the texts were written
-    with other probabilities than the policy's; None: all are 1.  The logprobs are then those of the policy itself."""
+    with other probabilities than the policy's; None: all are 1."""
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -70,7 +71,7 @@ class Rollout:
 
     @property
     def rounded(self) -> bool:
-        """Whether the texts were written in lower precision than that of the policy's weights."""
+        """Whether the texts were written in lower precision than that of the policy's weights, or elsewhere."""
         return self.mismatch is not None
 
     @property
@@ -103,7 +104,7 @@ class MicroBatch:
 
     @property
     def old_logprobs(self) -> Tensor:
-        """(N,) logprobs under the policy that sampled, nats."""
+        """(N,) logprobs under the policy before its update, nats; see `Updating.logprobs_of`."""
         return self.tokens(self._rollout.scored.logprobs)
 
     @property
@@ -143,7 +144,8 @@ def collect(
         prompts: B prompts, at least one for each process.
         sampling: of all B episodes.
         reward: see `score_episodes`.
-        updating: says whether the tokens are to be weighted by ratios.
+        updating: says whose logprobs are taken where another sampler wrote the texts, and whether the tokens are to
+            be weighted by ratios.
     """
     together = processes()
     share = together.share(len(prompts))
@@ -167,10 +169,10 @@ def _collect(
     episodes = generation.episodes
     started = time.perf_counter()
     mismatch = ratios = None
-    if generation.rounded and updating.ratio_limit is None:
+    if generation.rounded and updating.logprobs_of == "sampler":
         mismatch = _mismatch(policy, task, episodes)
     elif generation.rounded:
-        episodes, mismatch, ratios = _reweighted(policy, task, episodes, updating)
+        episodes, mismatch, ratios = _with_own_logprobs(policy, task, episodes, updating)
     values = policy.values(episodes) if generation.values is None else generation.values
     last_values = np.zeros(len(episodes))
     scored = score_episodes(task, episodes, reward)
@@ -217,17 +219,19 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], prompts: Sequence[Prompt], se
     )
 
 
-def _reweighted(
+def _with_own_logprobs(
     policy: ValueHeadPolicy, task: Task, episodes: Episodes, updating: Updating
-) -> tuple[Episodes, np.ndarray, np.ndarray]:
-    """(the episodes with the policy's own logprobs, by how much these differ (N,), the ratios (B, T))."""
-    assert episodes.logprobs is not None and updating.ratio_limit is not None
+) -> tuple[Episodes, np.ndarray, np.ndarray | None]:
+    """(the episodes with the policy's own logprobs, by how much these differ (N,), the ratios (B, T) if asked for)."""
+    assert episodes.logprobs is not None
     mask = episodes.response_mask()
     own = response_logprobs(policy.lm, episodes, task.temperature, task.allowed_in(episodes)).astype(np.float64)
     difference = np.where(mask, own - episodes.logprobs, 0.0)
-    exponents = difference if updating.ratio_of == "token" else difference.sum(1, keepdims=True)
-    ratios = np.exp(np.minimum(exponents, np.log(updating.ratio_limit)))
-    return replace(episodes, logprobs=own), np.abs(difference[mask]), np.where(mask, ratios, 0.0)
+    ratios = None
+    if updating.ratio_limit is not None:
+        exponents = difference if updating.ratio_of == "token" else difference.sum(1, keepdims=True)
+        ratios = np.where(mask, np.exp(np.minimum(exponents, np.log(updating.ratio_limit))), 0.0)
+    return replace(episodes, logprobs=own), np.abs(difference[mask]), ratios
 
 
 def _mismatch(policy: ValueHeadPolicy, task: Task, episodes: Episodes) -> np.ndarray:

@@ -60,6 +60,12 @@ class EarlyWarning:
                 f"KL is negative ({kl:.3f} +- {error:.3f} nats): the logprobs are not those of the distribution"
                 " sampled from; look for top-k, top-p, a temperature, or a dropout that only one of the two has"
             )
+        if rollout.mismatch is not None and len(rollout.mismatch) and rollout.mismatch.max() > 0.5:
+            found["mismatch"] = (
+                f"the logprob that a token was sampled with is off by {rollout.mismatch.max():.3g} nats, more than"
+                " rounding explains: what writes the texts has other weights than the model under training, or another"
+                " temperature, or filters tokens as top-p does"
+            )
         if entropy < 0.1 * first["entropy"]:
             found["entropy"] = (
                 f"entropy has fallen from {first['entropy']:.2f} to {entropy:.2f} nats per token: the policy is"

@@ -59,7 +59,7 @@ def with_std_and_ratio(right: float, beta: float = BETA) -> float:
     """The share of right answers p at rest with the std and k3 times the ratio, or with k1 in the reward beside it.
 
     logit p = logit right + 1 / (beta sqrt(p (1 - p))): the smallest p, for the updates come from below; 1 if there is
-    none. fixed_point(..., "k2_loss_rescaled") has the same, but jumps over a rest that is close to another one.
+    none. fixed_point(..., "k2_loss_rescaled") has the same, for any texts.
     """
     p = np.linspace(right, 1, 100_001)[:-1]
     logit = np.log(p / (1 - p))

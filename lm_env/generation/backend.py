@@ -95,8 +95,8 @@ class Generation:
     weights_version: int
     """Which weights wrote them: it grows whenever the weights have changed between two calls."""
     rounded: bool = False
-    """Whether they were written in lower precision than that of the weights, so that the model itself gives other
-    logprobs, by the rounding."""
+    """Whether they were written in lower precision than that of the weights, or by another program, so that the model
+    itself gives other logprobs, at least by the rounding."""
 
 
 class GenerationBackend(Protocol):

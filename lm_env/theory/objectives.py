@@ -7,7 +7,8 @@ tell which one it has.  At a fixed point the agent's expected update is zero at 
 
 with Q the agent's own expected return and c the gradient coefficient of its loss.  Q depends on the
 future only, so one backward pass that solves each state (a `Rule`) is exact: nothing is iterated,
-those that divide by a standard deviation or by lengths, and the whitened ones, aside.
+those that divide by a standard deviation or by lengths, and the whitened ones, aside.  Of several rests of a loss that
+divides by the std of its own scores, the one that is met first from the reference is given (`first_rest.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from lm_env.errors import ConfigurationError
 from lm_env.theory.credit import Credits
+from lm_env.theory.first_rest import first_mean, first_std
 from lm_env.theory.prefix_tree import Rule, backward_recursion, gibbs_rule, logsumexp
 from lm_env.theory.settled import Own, annealed, answered, answered_by_length
 from lm_env.theory.token_mdp import TokenMDP
@@ -78,14 +80,15 @@ def fixed_point(
     - `k3_loss`: the same with pi_ref/pi - 1 - log(pi_ref/pi), as GRPO (without division by the std
       or by each response's own length): pi = pi_ref / (1 - (Q - V) / beta).
     - `k3_loss_rescaled`: the same with the score divided by its standard deviation under the policy
-      itself, as GRPO does in large groups, so that beta is in truth beta (std + 1e-4).
+      itself, as GRPO does in large groups, so that beta is in truth beta (std + 1e-4).  Of all objectives with such
+      a std: the rest is the first one on the way from the reference as 1 / std rises from 0, which is where small
+      steps lead.  Where the std falls faster than the policy can follow, that is the collapse on the best response.
     - `k3_loss_by_length`, `k3_loss_rescaled_by_length`: with each response's loss divided by its own length.
     - `k2_loss_by_length`, `k2_loss_rescaled`, `k2_loss_rescaled_by_length`: the same with k2.  With k1 in the
       reward the optimum itself stays: there all responses have the same return, whatever weighs them.
     - `entropy_bonus`: k1 in the reward and entropy_coef x the policy's entropy per token in the loss.
     - `reward_rescaled`: k1 in the reward, score divided by `scale`, so that beta is in truth beta scale;
-      by default by its standard deviation under the policy itself (a large batch), + 1e-4.  Followed from
-      the reference's std; where no positive std is left standing the policy collapses on the best response.
+      by default by its standard deviation under the policy itself (a large batch), + 1e-4.
     - `last_score_only`: of scores per token only that of the last token is paid.
     - `subtracted_penalty`: `missing_eos_score` added to the score instead of replacing it.
     - `no_penalty`: `missing_eos_score` forgotten.
@@ -104,8 +107,7 @@ def fixed_point(
 
     Raises:
         ConfigurationError: an unknown objective, beta <= 0, gamma, entropy_coef or scale out of range, an MDP
-            without `missing_eos_score` for `subtracted_penalty` or without scores per token for `last_score_only`,
-            or a std that never settles.
+            without `missing_eos_score` for `subtracted_penalty` or without scores per token for `last_score_only`.
     """
     check_number("beta", beta, low=0.0, above=True)
     check_number("gamma", gamma, low=0.0, high=1.0)
@@ -148,13 +150,13 @@ def _rule_of(mdp: TokenMDP, beta: float, objective: Objective, entropy_coef: flo
         case "k3_loss":
             return _k3_rule(beta)
         case "k2_loss_rescaled":
-            return _k2_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, _k2_rule(beta * std))))
+            return _k2_rule(beta * _settled_std(mdp, beta, _k2_rule))
         case "k3_loss_rescaled":
-            return _k3_rule(beta * _settled_std(mdp, lambda std: _policy(mdp, _k3_rule(beta * std))))
+            return _k3_rule(beta * _settled_std(mdp, beta, _k3_rule))
         case "entropy_bonus":
             return _entropy_rule(beta, entropy_coef)
         case "reward_rescaled":
-            return gibbs_rule(beta * (scale or _settled_std(mdp, lambda std: _policy(mdp, gibbs_rule(beta * std)))))
+            return gibbs_rule(beta * (scale or _settled_std(mdp, beta, gibbs_rule)))
     return gibbs_rule(beta)
 
 
@@ -197,36 +199,34 @@ def _k3_rule(beta: float) -> Rule:
 
 def _k3_response(q: np.ndarray, strength: np.ndarray, ref_logprobs: np.ndarray) -> np.ndarray:
     """log pi (n, V) with pi (Q - V) = strength (pi - pi_ref): pi = b / (d - g), with b = strength pi_ref,
-    g = Q - strength less its largest, and d such that it sums to 1.
-
-    The sum falls in d from at least 1 at d = max(g + b) to at most 1 at d = sum b.
+    g = Q - strength less its largest, and d such that it sums to 1.  The sum falls in d, from at least 1 at
+    d = max(g + b).
     """
     b = strength * np.exp(ref_logprobs)
     g = np.where(b > 0, q - strength, -np.inf)
     g = g - g.max(axis=1, keepdims=True)
-    low = (g + b).max(axis=1, keepdims=True)
-    high = b.sum(axis=1, keepdims=True)
-    for _ in range(100):  # bisection down to neighboring floats
-        d = (low + high) / 2
-        above = (b / (d - g)).sum(axis=1, keepdims=True) > 1
-        low = np.where(above, d, low)
-        high = np.where(above, high, d)
-    logprobs = ref_logprobs + np.log(strength) - np.log(high - g)
+    d = (g + b).max(axis=1, keepdims=True)
+    for _ in range(100):  # Newton's steps: the sum is convex in d, so that none of them goes too far
+        parts = b / (d - g)
+        step = (parts.sum(axis=1, keepdims=True) - 1) / (parts / (d - g)).sum(axis=1, keepdims=True)
+        d = d + np.maximum(step, 0.0)
+        if (step <= 2e-16 * d).all():
+            break
+    logprobs = ref_logprobs + np.log(strength) - np.log(d - g)
     return logprobs - logsumexp(logprobs)[:, None]
 
 
 def _k2_response(q: np.ndarray, strength: np.ndarray, ref_logprobs: np.ndarray) -> np.ndarray:
     """log pi (n, V) with Q - V = strength log(pi / pi_ref), and V such that it sums to 1."""
-    tilt = q / strength
-    low = (q - strength * 50).min(axis=1, keepdims=True)
-    high = q.max(axis=1, keepdims=True)
-    for _ in range(100):  # bisection down to neighboring floats
-        value = (low + high) / 2
-        above = logsumexp(ref_logprobs + tilt - value / strength)[:, None] > 0
-        low = np.where(above, value, low)
-        high = np.where(above, high, value)
-    logprobs = ref_logprobs + tilt - high / strength
-    return logprobs - logsumexp(logprobs)[:, None]
+    value = (q + strength * ref_logprobs).max(axis=1, keepdims=True)  # one token alone would sum to 1
+    for _ in range(100):  # Newton's steps: the log of the sum is convex in V, so that none of them goes too far
+        logprobs = ref_logprobs + (q - value) / strength
+        excess = logsumexp(logprobs)[:, None]
+        slope = (np.exp(logprobs - excess) / strength).sum(axis=1, keepdims=True)
+        value = value + np.maximum(excess / slope, 0.0)
+        if (excess <= 1e-15).all():
+            break
+    return logprobs - excess
 
 
 def _entropy_rule(beta: float, entropy_coef: float) -> Rule:
@@ -255,17 +255,15 @@ def _mean_and_std(mdp: TokenMDP, policy: np.ndarray) -> tuple[float, float]:
     return mean, float(np.sqrt(pi @ (scores - mean) ** 2)) + _STD_EPSILON
 
 
-def _settled_std(mdp: TokenMDP, answer: Callable[[float], np.ndarray]) -> float:
-    """The standard deviation of the scores under the policy `answer(std)` that divides by it."""
-    policy = mdp.reference_logits
-    previous = np.inf
-    for _ in range(10_000):
-        _, std = _mean_and_std(mdp, policy)
-        if abs(std - previous) <= 1e-13:
-            return std
-        previous = std
-        policy = answer(std)
-    raise ConfigurationError("the reward divided by its standard deviation does not settle: that keeps moving")
+def _best(mdp: TokenMDP) -> float:
+    """The largest score of a text that the reference can write."""
+    return float(mdp.scores()[np.isfinite(mdp.trajectory_logprobs(mdp.reference_logits))].max())
+
+
+def _settled_std(mdp: TokenMDP, beta: float, rule: Callable[[float], Rule]) -> float:
+    """The standard deviation of the scores under the policy of `rule(beta std)`, which divides by it."""
+    reference = _mean_and_std(mdp, mdp.reference_logits)
+    return first_std(lambda std: _mean_and_std(mdp, _policy(mdp, rule(beta * std))), reference, beta, _best(mdp))
 
 
 def _settled_by_length(mdp: TokenMDP, beta: float, response: Response, *, rescaled: bool) -> np.ndarray:
@@ -273,16 +271,20 @@ def _settled_by_length(mdp: TokenMDP, beta: float, response: Response, *, rescal
 
     The baseline matters here, for the weight of a response depends on how it goes on.
     """
-    policy = mdp.reference_logits
-    previous = (np.inf, np.inf)
-    for _ in range(10_000):
-        mean, std = _mean_and_std(mdp, policy)
-        if abs(std - previous[1]) + abs(mean - previous[0]) <= 1e-13:
-            return policy
-        previous = (mean, std)
-        worth = (mdp.scores() - mean) / (std if rescaled else 1.0)
-        policy = answered_by_length(mdp, worth, beta, response)
-    raise ConfigurationError(f"a loss divided by lengths does not settle at beta {beta}: its mean and std keep moving")
+    scores = mdp.scores()
+    mean, _ = reference = _mean_and_std(mdp, mdp.reference_logits)
+
+    def answer(mean: float, std: float) -> np.ndarray:
+        return answered_by_length(mdp, (scores - mean) / std, beta, response)
+
+    def settled(std: float) -> np.ndarray:
+        nonlocal mean  # that of the policy with the std before, which is near
+        mean = first_mean(lambda m: _mean_and_std(mdp, answer(m, std))[0], mean, scores.min(), scores.max())
+        return answer(mean, std)
+
+    if not rescaled:
+        return settled(1.0)
+    return settled(first_std(lambda std: _mean_and_std(mdp, settled(std)), reference, beta, _best(mdp)))
 
 
 def _misplaced(mdp: TokenMDP, beta: float, objective: Objective, credit: Credit) -> np.ndarray:

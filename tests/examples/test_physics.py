@@ -171,7 +171,7 @@ def test_best_of_n_lies_below_the_optimum_and_left_of_the_bound(n):
 
 
 # -- GRPO --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("q", "beta"), [(0.02, 1.0), (0.3, 1.0), (0.9, 1.0), (0.3, 2.0)])
+@pytest.mark.parametrize(("q", "beta"), [(0.02, 1.0), (0.3, 1.0), (0.9, 1.0), (0.3, 2.0), (0.02, 2.0)])
 def test_the_shares_of_right_answers_solve_their_equations(q, beta):
     best, plain, std, both = (
         grpo.at_rest(q, o, beta).right for o in ("gibbs", "k3_loss", "k3_loss_rescaled", "k3_loss_rescaled_by_length")
@@ -205,7 +205,7 @@ def test_with_own_lengths_the_update_is_at_rest_where_lengths_have_changed():
     assert found.length_right < 2.875 < found.length_wrong
 
 
-@pytest.mark.parametrize("q", [0.02, 0.1, 0.25])
+@pytest.mark.parametrize("q", [0.002, 0.01, 0.02, 0.1, 0.25])
 def test_std_and_ratio_rest_where_the_theory_says(q):
     assert grpo.with_std_and_ratio(q) == pytest.approx(grpo.at_rest(q, "k2_loss_rescaled").right, abs=2e-3)
 

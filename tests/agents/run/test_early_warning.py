@@ -47,6 +47,7 @@ CAUSES = {
     "no text has ended": ([rollout(ended=False, lengths=WIDTH)], HEALTHY),
     "all 64 scores are 0.5": ([rollout(scores=0.5)], HEALTHY),
     "the first minibatch's log-ratio": ([rollout()], {**HEALTHY, "first_log_ratio": 0.3}),
+    "was sampled with is off by 0.7 nats": ([replace(rollout(), mismatch=np.array([0.01, 0.7]))], HEALTHY),
     "all samples got the same return": ([rollout()], {**HEALTHY, "equal_groups": 0.95}),
 }
 

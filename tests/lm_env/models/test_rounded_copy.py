@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from agents import PPO
+from agents.learning.options import Updating
 from agents.learning.policy import ValueHeadPolicy
 from agents.learning.rollout import collect
 from lm_env.envs.env import TextGenerationEnv
@@ -64,7 +65,7 @@ def test_logprobs_are_those_of_the_copy_and_the_mismatch_is_against_the_policy(i
     backend = LocalBackend(task, 5, value_of=policy.value_of, decoding=Decoding(bf16=True))
     prompts = task.prompts.sample(np.random.default_rng(0), 12)
     for _ in range(2):
-        rollout = collect(backend, policy, task, prompts, Sampling(seeded()))
+        rollout = collect(backend, policy, task, prompts, Sampling(seeded()), updating=Updating(logprobs_of="sampler"))
         episodes, mask = rollout.episodes, rollout.mask
         copied = RoundedCopy(task.model).refresh()
         by_copy = response_logprobs(copied, episodes, 0.8)[mask]
