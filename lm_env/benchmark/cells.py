@@ -1,7 +1,7 @@
 """One cell of a benchmark: an agent trained on a task with one seed and then measured, or the baselines of a task.
 
-A benchmark is a grid of cells, each with a folder of its own below the benchmark's folder `out`.  The results of a cell,
-its records, are in `record.json`, which is written in one step when the cell is done.  Until then the folder holds
+A benchmark is a grid of cells, each with a folder of its own below the benchmark's folder `out`.  The results of a
+cell, its records, are in `record.json`, which is written in one step when the cell is done.  Until then the folder holds
 its checkpoints, and a killed cell resumes from them.
 """
 
@@ -48,7 +48,7 @@ TRIAL_SEED = 10_000
 """The seed of every trial of the tuning, which no reported run has."""
 BASELINE_SEED = 0
 CEILING_TEXTS = 4096
-"""The fewest samples of the reference, over all prompts, that the ceiling is estimated from: with few prompts, many each."""
+"""The ceiling is estimated from at least so many samples of the reference, over all prompts together."""
 CEILING_SEED = 1_000_003
 
 
