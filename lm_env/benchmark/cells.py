@@ -1,8 +1,8 @@
 """One cell of a benchmark: an agent trained on a task with one seed and then measured, or the baselines of a task.
 
 A benchmark is a grid of cells, each with a folder of its own below the benchmark's folder `out`.  The results of a
-cell, its records, are in `record.json`, which is written in one step when the cell is done.  Until then the folder holds
-its checkpoints, and a killed cell resumes from them.
+cell, its records, are in `record.json`, which is written in one step when the cell is done.  Until then the folder
+holds its checkpoints, and a killed cell resumes from them.
 """
 
 from __future__ import annotations
