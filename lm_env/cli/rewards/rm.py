@@ -160,7 +160,11 @@ def _train_on_marks(records: Any, recipe: Any, out: Path, resume: bool) -> None:
 
 def _sentence(report: Any) -> str:
     updates = len(report.losses)
-    few = " (few: more --epochs or a smaller --batch-size make more)" if updates < FEW_UPDATES else ""
+    few = (
+        " (few: more --epochs or a smaller --batch-size make more)"
+        if updates < FEW_UPDATES and not report.history
+        else ""
+    )
     parts = [f"{updates} update{'s' if updates != 1 else ''} of {report.objective}{few}"]
     if report.train_accuracy is not None:
         parts.append(f"accuracy on the training records {report.train_accuracy:.3f}")

@@ -174,7 +174,9 @@ def test_a_finished_result_is_not_replaced(tmp_path, model_folder):
 def test_a_reward_model_of_few_updates_says_so():
     def sentence(updates):
         return _sentence(
-            SimpleNamespace(losses=[0.7] * updates, objective="pairwise", train_accuracy=0.5, held_out_loss=None)
+            SimpleNamespace(
+                losses=[0.7] * updates, objective="pairwise", train_accuracy=0.5, held_out_loss=None, history=[]
+            )
         )
 
     assert sentence(1).startswith("1 update of pairwise (few: more --epochs or a smaller --batch-size make more)")
