@@ -59,7 +59,7 @@ def with_std_and_ratio(right: float, beta: float = BETA) -> float:
     """The share p of right answers at rest, if scores are divided by the std and k3 times the ratio is in the loss.
 
     It solves logit p = logit right + 1 / (beta sqrt(p (1 - p))). Of two solutions it is the smaller one, since the
-    updates come from below; without a solution it is 1. fixed_point(..., "k2_loss_rescaled") has the same, for any texts.
+    updates come from below; without a solution it is 1. fixed_point(..., "k2_loss_rescaled") finds the same.
     """
     p = np.linspace(right, 1, 100_001)[:-1]
     logit = np.log(p / (1 - p))
