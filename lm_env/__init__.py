@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULE_OF = {
     "AdaptiveKL": "objective",
     "Causal": "objective",
     "Episodes": "data",
@@ -77,8 +77,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"lm_env.{_HOMES[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f"lm_env.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'lm_env' has no attribute {name!r}")
 
 

@@ -27,4 +27,6 @@ class ProgressLine:
         scored = rollout.scored
         total = self._progress.total or timesteps
         note = f"score {scored.scores.mean():.3f}, KL {scored.kl.mean():.2f}" if len(rollout) else "no episodes"
+        if timesteps > total:
+            note += f", {timesteps:,} tokens with the whole last rollout"
         self._progress.update(min(timesteps, total) - self._progress.done, note)

@@ -1,6 +1,8 @@
 """Best-of-n against the optimum, and against k3 in the loss, at matched KL, exactly.
 
-python examples/physics/best_of_n.py
+    python examples/physics/best_of_n.py
+
+The policies are distributions over the 40 texts of T0, so that KL and mean score are sums and not estimates.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from drawing import BLUE, GRAY, GREEN, ORANGE, new_figure, number, publish, say, table
+from drawing import BLUE, GRAY, GREEN, ORANGE, annotate, new_figure, number, run, table
 from exact import best_of, kl, probabilities
 from matplotlib.figure import Figure
 
@@ -35,7 +37,7 @@ def bound(n: int) -> float:
 
 
 def optimum(mdp: TokenMDP) -> Curve:
-    """The best there is: E[score] - beta KL at its largest."""
+    """The policy with the largest E[score] - beta KL."""
 
     def curve(beta: float) -> tuple[float, float]:
         best = mdp.optimum(beta)
@@ -64,16 +66,17 @@ def at_kl(curve: Curve, target: float) -> tuple[float, float]:
 
 
 def report() -> str:
+    """The table of the page: for each n, best-of-n beside the other two policies of the same KL."""
     mdp = TokenMDP.t0()
-    zero = float(probabilities(mdp, mdp.reference_logits) @ mdp.scores())
+    untrained = float(probabilities(mdp, mdp.reference_logits) @ mdp.scores())
     rows = []
     for n in SAMPLES:
         distance, score = chosen(mdp, n)
         beta, best = at_kl(optimum(mdp), distance)
-        _, looser = at_kl(k3_in_the_loss(mdp), distance)
-        share = f"{(score - zero) / (best - zero):.1%}"
+        _, k3_score = at_kl(k3_in_the_loss(mdp), distance)
+        share = f"{(score - untrained) / (best - untrained):.1%}"
         figures = [number(value) for value in (bound(n), distance, score, best)]
-        rows.append([str(n), *figures, number(beta), share, number(looser)])
+        rows.append([str(n), *figures, number(beta), share, number(k3_score)])
     head = [
         "n",
         "log n - (n-1)/n",
@@ -88,6 +91,7 @@ def report() -> str:
 
 
 def draw() -> Figure:
+    """Mean score over KL: two curves over beta, and a dot for each n."""
     mdp = TokenMDP.t0()
     figure, axes = new_figure()
     for curve, color in ((optimum(mdp), BLUE), (k3_in_the_loss(mdp), ORANGE)):
@@ -97,20 +101,20 @@ def draw() -> Figure:
     for n, (distance, score) in zip(SAMPLES, points, strict=True):
         axes.plot([distance, bound(n)], [score, score], color=GRAY, linewidth=1, linestyle=":")
         if n in (4, 8, 16):
-            say(axes, distance, score, str(n), GREEN, xytext=(-5, 9), ha="right")
+            annotate(axes, distance, score, str(n), GREEN, xytext=(-5, 9), ha="right")
     axes.plot(points[:, 0], points[:, 1], "o", color=GREEN)
     axes.plot([bound(n) for n in SAMPLES], points[:, 1], "|", color=GRAY, markersize=9)
     limit = -math.log(probabilities(mdp, mdp.reference_logits)[mdp.scores().argmax()])
     axes.plot(limit, 2, "*", color="black", markersize=11)
-    say(axes, limit, 2, "the best text alone", "black", xytext=(-4, 12), ha="right")
-    say(axes, 1.05, 1.6, "the optimum", BLUE, ha="right")
-    say(axes, 2.2, 1.35, "k3 in the loss", ORANGE)
-    say(axes, 1.1, 0.62, "best of n, for n = 2, 4, 8, ...", GREEN)
-    say(axes, 4.3, 1.75, "and where the bound\nlog n - (n-1)/n puts it", GRAY)
+    annotate(axes, limit, 2, "the best text alone", "black", xytext=(-4, 12), ha="right")
+    annotate(axes, 1.05, 1.6, "the optimum", BLUE, ha="right")
+    annotate(axes, 2.2, 1.35, "k3 in the loss", ORANGE)
+    annotate(axes, 1.1, 0.62, "best of n, for n = 2, 4, 8, ...", GREEN)
+    annotate(axes, 4.3, 1.75, "and where the bound\nlog n - (n-1)/n puts it", GRAY)
     axes.set(xlabel="KL to the reference, nats per response", ylabel="mean score", xlim=(0, 6.1), ylim=(-0.25, 2.2))
     axes.set_title("Score at matched KL")
     return figure
 
 
 if __name__ == "__main__":
-    publish("best_of_n", __doc__.partition("\n")[0], report, draw)
+    run("best_of_n", __doc__.partition("\n")[0], report, draw)

@@ -26,21 +26,21 @@ STYLE: Any = {
 
 
 def new_figure(panels: int = 1) -> tuple[Figure, Any]:
-    """A figure as wide as a page, 7 inches, and its axes."""
+    """A figure of 7 by 4.2 inches, and its axes: one, or an array of `panels` side by side."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         return figure, figure.subplots(1, panels)
 
 
-def say(axes: Any, x: float, y: float, text: str, color: str, **options: Any) -> None:
-    """Write beside a curve, in its color, what it is."""
+def annotate(axes: Any, x: float, y: float, text: str, color: str, **options: Any) -> None:
+    """Name a curve beside it, at (x, y) of the data, in the curve's color."""
     box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}
     options = {"xytext": (0, 0), "va": "center", "fontsize": 10, "zorder": 1.5, "bbox": box, **options}
     axes.annotate(text, (x, y), color=color, textcoords="offset points", **options)
 
 
 def number(value: float, digits: int = 3) -> str:
-    """With so many decimals, and without a minus before zero."""
+    """The value with so many decimals; a value that rounds to zero has no minus sign."""
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
@@ -50,8 +50,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def publish(name: str, summary: str, report: Callable[[], str], draw: Callable[[], Figure]) -> None:
-    """What each script does when it is run: print the numbers that its page quotes, and draw its figure."""
+def run(name: str, summary: str, report: Callable[[], str], draw: Callable[[], Figure]) -> None:
+    """The command line of each script: print the tables that its page quotes, and draw its figure.
+
+    Args:
+        name: of the script and of the figure in docs/physics, which --out replaces by another file.
+    """
     parser = argparse.ArgumentParser(description=summary)
     parser.add_argument("--out", type=Path, default=PAGES / f"{name}.png", help="where the figure goes, a PNG file")
     path = parser.parse_args().out

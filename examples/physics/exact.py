@@ -1,6 +1,6 @@
 """What the scripts of this folder have in common: distributions over the texts of an enumerable token MDP.
 
-Shapes: N texts, S states, V vocabulary.
+Shapes: N texts, T tokens of the longest text, S states (prefixes of texts), V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lm_env.theory.credit import Credits
 FLOOR = -60.0
 """The least logprob of a token: e^-60 is as good as never."""
 STILL = 1e-9
-"""A policy is at rest where no text's probability moves faster than this, per unit of step size."""
+"""`settle` stops when no text's probability changes faster than this, per unit of step size."""
 
 
 def probabilities(mdp: TokenMDP, logits: np.ndarray) -> np.ndarray:
@@ -31,9 +31,9 @@ def tilted(reference: np.ndarray, scores: np.ndarray, beta: float) -> np.ndarray
 
 
 def best_of(reference: np.ndarray, scores: np.ndarray, n: int) -> np.ndarray:
-    """How often each text (N,) is the best of n samples of the reference; of equal ones each is taken alike.
+    """The probability (N,) of each text to be chosen as the best of n samples of the reference, ties broken at random.
 
-    The best score is at most s with probability F(s)^n, where F(s) is the probability of a score up to s.
+    The best score is at most s with probability F(s)^n, where F(s) is the probability of a score of at most s.
     """
     levels, level = np.unique(scores, return_inverse=True)
     mass = np.bincount(level, reference, len(levels))
@@ -48,7 +48,7 @@ def kl(p: np.ndarray, reference: np.ndarray) -> float:
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
-    """Half the sum of absolute differences: the most that the probability of any event differs by."""
+    """Half the sum of absolute differences of two distributions (N,), from 0 (the same) to 1 (no text in common)."""
     return float(np.abs(p - q).sum() / 2)
 
 
@@ -58,12 +58,12 @@ def normalized(logits: np.ndarray) -> np.ndarray:
 
 
 def clipped(ratio: np.ndarray, advantage: np.ndarray, clip: float) -> np.ndarray:
-    """What weighs grad log pi in the gradient of min(ratio A, clip(ratio, 1 - clip, 1 + clip) A): the ratio, or 0."""
+    """The factor of A grad log pi in the gradient of min(ratio A, clip(ratio, 1 - clip, 1 + clip) A): ratio or 0."""
     return np.where(np.where(advantage > 0, ratio > 1 + clip, ratio < 1 - clip), 0.0, ratio)
 
 
 def per_token(credits: Credits, credit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean credit of each token in each state, and its probability, both (S, V).
+    """(mean credit of each token in each state, the probability that a text passes there and takes it), both (S, V).
 
     Args:
         credit: what each token of each text is credited with, (N, T).
@@ -77,19 +77,22 @@ def per_token(credits: Credits, credit: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 class Rest(NamedTuple):
-    """Where exact updates from the reference have led."""
+    """The policy at which repeated exact updates have ended."""
 
     policy: np.ndarray  # (S, V) logprobs
     moves: float  # how fast the probability of some text still changes, per unit of step size
 
     @property
     def settled(self) -> bool:
-        """Whether it is a rest, if a trembling one, and no more than a place on the way."""
+        """Whether the updates have come to rest, up to small oscillations."""
         return self.moves < 1e-3
 
 
 def settle(mdp: TokenMDP, direction: Callable[[np.ndarray], np.ndarray], rate: float, steps: int = 800) -> Rest:
-    """Follow `direction(policy)`, both (S, V), from the reference until nothing moves, at most so many steps."""
+    """Add `rate * direction(policy)`, (S, V), to the policy's logits, from the reference on, until nothing changes.
+
+    It ends after `steps` updates in any case; `Rest.settled` says whether it has come to rest by then.
+    """
     policy = normalized(mdp.reference_logits)
     now = probabilities(mdp, policy)
     moves = np.inf

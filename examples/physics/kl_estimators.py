@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from drawing import BLUE, GRAY, GREEN, OCHRE, ORANGE, PURPLE, new_figure, number, publish, say, table
+from drawing import BLUE, GRAY, GREEN, OCHRE, ORANGE, PURPLE, annotate, new_figure, number, run, table
 from exact import Rest, per_token, probabilities, settle, total_variation
 from matplotlib.figure import Figure
 
@@ -33,14 +33,14 @@ PLACES = ("reward", "loss", "loss x ratio")
 BETA = 0.5
 BETAS = np.geomspace(0.1, 3, 24)
 CUT = 30.0
-"""Log-ratios are cut here: a token rarer than e^-30 is never sampled, and what is never sampled costs nothing."""
+"""Log-ratios are clipped to this size: a token rarer than e^-30 is never sampled, and has no further effect."""
 
 
 def credit(kind: str, place: str, credits: Credits) -> np.ndarray:
     """What the expected update credits each token of each text with, (N, T)."""
     x = np.clip(credits.log_ratio, -CUT, CUT)
-    score = credits.score("end")  # of the whole text, to each of its tokens
-    if place == "reward":  # a number that is paid: every earlier token is credited with it as well
+    score = credits.score("end")  # each token is credited with the score of the whole text
+    if place == "reward":  # every earlier token is credited with a token's penalty as well
         return score - credits.beta * credits.to_go(np.where(credits.real, K[kind](x), 0.0))
     slope = SLOPE[kind](x)  # grad k(x) = k'(x) grad log pi
     if place == "loss x ratio":  # grad (pi / old) k = k grad log pi where pi = old, in addition
@@ -49,7 +49,7 @@ def credit(kind: str, place: str, credits: Credits) -> np.ndarray:
 
 
 def rest(mdp: TokenMDP, beta: float, kind: str, place: str) -> Rest:
-    """Where the updates lead from the reference."""
+    """Where the updates lead, beginning at the reference."""
 
     def direction(policy: np.ndarray) -> np.ndarray:
         credits = Credits(mdp, policy, beta)
@@ -67,6 +67,7 @@ def distance(beta: float, kind: str, place: str) -> float:
 
 
 def report() -> str:
+    """The table of the page: the fixed point of each estimator in each place, at BETA."""
     mdp = TokenMDP.t0()
     rows = []
     for place in PLACES:
@@ -78,6 +79,7 @@ def report() -> str:
 
 
 def draw(betas: np.ndarray = BETAS) -> Figure:
+    """Total variation from the optimum over beta, for each estimator and place."""
     figure, axes = new_figure()
     curves = (
         ("k1", "loss", GRAY, "-", "k1 in the loss", (0.47, 0.97)),
@@ -90,7 +92,7 @@ def draw(betas: np.ndarray = BETAS) -> Figure:
     )
     for kind, place, color, style, text, at in curves:
         axes.plot(betas, [distance(beta, kind, place) for beta in betas], style, color=color, markersize=5)
-        say(axes, *at, text, color)
+        annotate(axes, *at, text, color)
     axes.set(xscale="log", xlabel="beta, score per nat", ylabel="total variation from the optimum", ylim=(-0.07, 1.05))
     axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 3], ["0.1", "0.2", "0.5", "1", "2", "3"])
     axes.minorticks_off()
@@ -99,4 +101,4 @@ def draw(betas: np.ndarray = BETAS) -> Figure:
 
 
 if __name__ == "__main__":
-    publish("kl_estimators", __doc__.partition("\n")[0], report, draw)
+    run("kl_estimators", __doc__.partition("\n")[0], report, draw)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from drawing import BLUE, GRAY, GREEN, OCHRE, ORANGE, PURPLE, new_figure, number, publish, say, table
+from drawing import BLUE, GRAY, GREEN, OCHRE, ORANGE, PURPLE, annotate, new_figure, number, run, table
 from exact import best_of, kl, probabilities, tilted
 from matplotlib.figure import Figure
 
@@ -30,13 +30,14 @@ class Point(NamedTuple):
 
 
 def proxy_scores(mdp: TokenMDP, flaw: float) -> np.ndarray:
-    """The gold score (N,) of each text, and `flaw` more where CC occurs."""
+    """The gold score (N,) of each text, plus `flaw` where CC occurs."""
     tokens = mdp.enumeration.tokens
     c = mdp.tokens.index("C")
     return mdp.scores() + flaw * ((tokens[:, :-1] == c) & (tokens[:, 1:] == c)).any(1)
 
 
 def point(mdp: TokenMDP, flaw: float, policy: np.ndarray) -> Point:
+    """A policy, given as a distribution (N,) over texts, in the coordinates of the figure."""
     reference = probabilities(mdp, mdp.reference_logits)
     distance = max(kl(policy, reference), 0.0) ** 0.5
     return Point(distance, float(policy @ proxy_scores(mdp, flaw)), float(policy @ mdp.scores()))
@@ -48,6 +49,7 @@ def optimum(mdp: TokenMDP, flaw: float, beta: float) -> np.ndarray:
 
 
 def covariance(p: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """The covariance of a and b, functions (N,) of the text, under the distribution p (N,)."""
     return float(p @ ((a - p @ a) * (b - p @ b)))
 
 
@@ -75,6 +77,7 @@ def peak_beta(mdp: TokenMDP, flaw: float) -> float:
 
 
 def report() -> str:
+    """The table of the page, a row for each flaw."""
     mdp = TokenMDP.t0()
     rows = []
     for flaw in FLAWS:
@@ -88,6 +91,7 @@ def report() -> str:
 
 
 def draw() -> Figure:
+    """Gold score over sqrt(KL), a curve for each flaw."""
     mdp = TokenMDP.t0()
     figure, axes = new_figure()
     reference = probabilities(mdp, mdp.reference_logits)
@@ -96,20 +100,20 @@ def draw() -> Figure:
         axes.plot(curve[:, 0], curve[:, 2], color=color)
         end = "no flaw: gold = proxy" if flaw == 0 else f"flaw {flaw:g}"
         at = {0.0: (1.52, 1.45), 2.0: (1.84, 1.21), 2.5: (1.8, 0.49), 3.0: (1.5, 0.37), 4.0: (1.2, -0.07)}[flaw]
-        say(axes, *at, end, color, ha="right" if flaw == 4 else "left")
+        annotate(axes, *at, end, color, ha="right" if flaw == 4 else "left")
         if beta := peak_beta(mdp, flaw):
             top = point(mdp, flaw, optimum(mdp, flaw, beta))
             axes.plot(top.d, top.gold, "o", color=color)
         if flaw == 3:
             axes.plot(curve[:, 0], curve[:, 1], "--", color=color, linewidth=1.2)
-            say(axes, 1.24, 1.9, "proxy of flaw 3", color, ha="right")
+            annotate(axes, 1.24, 1.9, "proxy of flaw 3", color, ha="right")
             best = [point(mdp, flaw, best_of(reference, proxy_scores(mdp, flaw), n)) for n in SAMPLES]
             axes.plot([b.d for b in best], [b.gold for b in best], "^", color=OCHRE, markersize=5)
-            say(axes, best[-2].d, -0.28, "best of n, flaw 3", OCHRE, ha="right")
+            annotate(axes, best[-2].d, -0.28, "best of n, flaw 3", OCHRE, ha="right")
     axes.set(xlabel="d = sqrt(KL to the reference), nats$^{1/2}$", ylabel="mean score", ylim=(-0.4, 2.1), xlim=(0, 2.3))
     axes.set_title("Gold score of policies optimized for a flawed proxy")
     return figure
 
 
 if __name__ == "__main__":
-    publish("over_optimization", __doc__.partition("\n")[0], report, draw)
+    run("over_optimization", __doc__.partition("\n")[0], report, draw)

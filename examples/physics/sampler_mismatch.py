@@ -2,7 +2,7 @@
 
     python examples/physics/sampler_mismatch.py
 
-Exact expected updates on T0. The sampler has another temperature, other rounding, or top-p; the trainer ignores it,
+Exact expected updates on T0. The sampler has another temperature, other rounding, or top-p; the trainer ignores that,
 or weights tokens or texts by truncated ratios, as `agents.Updating(ratio_limit=...)` does.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from drawing import BLUE, GREEN, ORANGE, PURPLE, new_figure, number, publish, say, table
+from drawing import BLUE, GREEN, ORANGE, PURPLE, annotate, new_figure, number, run, table
 from exact import Rest, clipped, normalized, per_token, probabilities, settle, total_variation
 from matplotlib.figure import Figure
 from samplers import Sampler, bfloat16, fixed_error, mismatch, temperature, top_p
@@ -20,13 +20,13 @@ from lm_env import TokenMDP
 from lm_env.theory import fixed_point
 from lm_env.theory.credit import Credits
 
-BETA, LIMIT, CLIP = 0.5, 2.0, 0.2
-RARE = 1e-3  # tokens below this probability move at the rate of one that has it
+BETA, LIMIT, CLIP = 0.5, 2.0, 0.2  # LIMIT: the largest weight; CLIP: the clipped ratio stays within 1 - CLIP, 1 + CLIP
+RARE = 1e-3  # the update of a token is divided by its probability, but by no less than this
 TEMPERATURES = np.linspace(0.6, 1.4, 17)
 
 
 class Trainer(NamedTuple):
-    """What an update makes of texts that were sampled with other probabilities."""
+    """An update on texts that were sampled with other probabilities: its KL penalty and its importance weights."""
 
     kl: str  # "own": k1 of the trainer's logprobs in the reward; "sampler": of the sampler's; "k3": k3 in the loss
     weights: str = "none"  # "token", "sequence": truncated ratios; "clipped": PPO's, to the sampler, of the score alone
@@ -44,9 +44,9 @@ TRAINERS = {
 
 
 def direction(mdp: TokenMDP, policy: np.ndarray, sampled: np.ndarray, trainer: Trainer) -> np.ndarray:
-    """The expected update (S, V), preconditioned: each state's divided by its visits, each token's by its probability.
+    """The expected update (S, V), divided by the visits of each state and by the probability of each token.
 
-    That makes it the natural gradient where sampler and trainer agree, and moves no rest.
+    Without a mismatch this is the natural gradient.  The divisions do not change where the update is zero.
     """
     credits = Credits(mdp, policy, BETA, behavior=sampled)
     returns = credits.scores[:, 0]
@@ -70,28 +70,30 @@ def rest(mdp: TokenMDP, sampler: Sampler, trainer: Trainer) -> Rest:
     return settle(mdp, lambda policy: direction(mdp, policy, sampler(policy), trainer), rate=0.2)
 
 
-def meant(mdp: TokenMDP, trainer: Trainer) -> np.ndarray:
-    """Where the same trainer rests without a mismatch, (N,)."""
+def intended(mdp: TokenMDP, trainer: Trainer) -> np.ndarray:
+    """The distribution (N,) over texts at which the same trainer comes to rest without a mismatch."""
     return probabilities(mdp, fixed_point(mdp, BETA, "k3_loss" if trainer.kl == "k3" else "gibbs"))
 
 
 def report() -> str:
+    """The table of the page: a row for each sampler, a column for each of TRAINERS."""
     mdp = TokenMDP.t0()
     samplers: dict[str, Sampler] = {f"temperature {t:g}": temperature(t) for t in (0.7, 0.9, 1.05, 1.4)}
-    samplers |= {"bfloat16 logits": bfloat16, "errors of .05": fixed_error(0.05), "top-p .95": top_p(0.95)}
+    samplers |= {"bfloat16 logits": bfloat16, "logit errors, std .05": fixed_error(0.05), "top-p .95": top_p(0.95)}
     rows = []
     for name, sampler in samplers.items():
         best = normalized(mdp.optimum(BETA).policy_logits)
         row = [name, number(mismatch(mdp, best, sampler(best)))]
         for trainer in TRAINERS.values():
             found = rest(mdp, sampler, trainer)
-            off = total_variation(probabilities(mdp, found.policy), meant(mdp, trainer))
+            off = total_variation(probabilities(mdp, found.policy), intended(mdp, trainer))
             row.append(number(off) if found.settled else "no rest")
         rows.append(row)
     return table(["sampler", "nats per token", *TRAINERS], rows)
 
 
 def draw(temperatures: np.ndarray = TEMPERATURES) -> Figure:
+    """How far each trainer comes to rest from where it should, over the sampler's temperature."""
     mdp = TokenMDP.t0()
     figure, axes = new_figure()
     curves = {
@@ -103,9 +105,9 @@ def draw(temperatures: np.ndarray = TEMPERATURES) -> Figure:
     }
     for name, (color, text, at) in curves.items():
         found = [rest(mdp, temperature(t), TRAINERS[name]) for t in temperatures]
-        meant_to = meant(mdp, TRAINERS[name])
-        axes.plot(temperatures, [total_variation(probabilities(mdp, r.policy), meant_to) for r in found], color=color)
-        say(axes, *at, text, color)
+        goal = intended(mdp, TRAINERS[name])
+        axes.plot(temperatures, [total_variation(probabilities(mdp, r.policy), goal) for r in found], color=color)
+        annotate(axes, *at, text, color)
     axes.set(
         xlabel="temperature of the sampler; the trainer's is 1", ylabel="total variation from where it should rest"
     )
@@ -115,4 +117,4 @@ def draw(temperatures: np.ndarray = TEMPERATURES) -> Figure:
 
 
 if __name__ == "__main__":
-    publish("sampler_mismatch", __doc__.partition("\n")[0], report, draw)
+    run("sampler_mismatch", __doc__.partition("\n")[0], report, draw)

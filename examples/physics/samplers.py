@@ -16,21 +16,21 @@ from lm_env import TokenMDP
 from lm_env.theory.credit import Credits
 
 Sampler: TypeAlias = Callable[[np.ndarray], np.ndarray]
-"""Logprobs (S, V) of the trainer -> those that texts are sampled with."""
+"""From the trainer's logprobs (S, V) to those (S, V) that texts are sampled with."""
 
 
 def temperature(t: float) -> Sampler:
-    """Logits divided by t."""
+    """The sampler divides its logits by t."""
     return lambda policy: normalized(policy / t)
 
 
 def bfloat16(policy: np.ndarray) -> np.ndarray:
-    """Logits with 8 significant bits."""
+    """The sampler computes logits in bfloat16, with 8 significant bits."""
     return normalized(torch.from_numpy(policy).to(torch.bfloat16).double().numpy())
 
 
 def fixed_error(std: float, seed: int = 0) -> Sampler:
-    """Logits with normal errors of this standard deviation, always the same: another program's arithmetic."""
+    """The sampler's logits have normal errors, always the same ones, as if another program had computed them."""
 
     def sampler(policy: np.ndarray) -> np.ndarray:
         return normalized(policy + np.random.default_rng(seed).normal(scale=std, size=policy.shape))
@@ -39,7 +39,7 @@ def fixed_error(std: float, seed: int = 0) -> Sampler:
 
 
 def top_p(p: float) -> Sampler:
-    """Only the likeliest tokens, as few as have the probability p together."""
+    """The sampler keeps only the likeliest tokens, as few as together have a probability of at least p."""
 
     def sampler(policy: np.ndarray) -> np.ndarray:
         order = np.argsort(-policy, axis=1)

@@ -10,21 +10,21 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from drawing import BLUE, GREEN, ORANGE, PURPLE, new_figure, number, publish, say, table
+from drawing import BLUE, GREEN, ORANGE, PURPLE, annotate, new_figure, number, run, table
 from exact import clipped, kl, normalized, per_token, probabilities
 from matplotlib.figure import Figure
 
 from lm_env import TokenMDP
 from lm_env.theory.credit import Credits
 
-BETA, RATE, CLIP, TEXTS, SEEDS, STEPS = 0.5, 0.5, 0.2, 256, 4, 1024
+BETA, RATE, CLIP, TEXTS, SEEDS, STEPS = 0.5, 0.5, 0.2, 256, 4, 1024  # TEXTS in a sampled rollout, SEEDS sampled runs
 SHOWN = (1, 16, 64, 256, 1024)
 PER_ROLLOUT = (1, 16, 32, 64)
 KINDS = ("no ratio", "token ratio", "clipped ratio", "text ratio, KL anew")
 
 
 def gradient(policy: np.ndarray, old: Credits, kind: str, share: np.ndarray) -> np.ndarray:
-    """The update (S, V) of a policy, (S, V) logprobs, by texts of an old one, of which each makes up a share (N,)."""
+    """The update (S, V) of a policy (logprobs (S, V)) from a rollout by `old`, of which each text is a share (N,)."""
     log_ratio = old.on_tokens(policy) - old.logprobs
     if kind == "text ratio, KL anew":
         k1 = old.log_ratio + log_ratio  # of the policy that is updated
@@ -63,10 +63,10 @@ def train(kind: str, per_rollout: int, seed: int | None = None) -> np.ndarray:
 
 
 def largest_damped(mdp: TokenMDP) -> float:
-    """How many steps on one rollout are damped near the optimum: 2 / (rate beta lambda).
+    """The largest number K of steps on one rollout at which errors shrink near the optimum: 2 / (rate beta lambda).
 
-    There K steps take an error e of the logits to (1 - K rate beta F) e, with the Fisher information F, which has a
-    block visits(s) (diag pi - pi pi^T) for each state, and lambda its largest eigenvalue.
+    There K steps turn an error e of the logits into (1 - K rate beta F) e. The Fisher information F, whose largest
+    eigenvalue is lambda, has a block visits(s) (diag pi - pi pi^T) for each state.
     """
     best = Credits(mdp, mdp.optimum(BETA).policy_logits, BETA)
     pi, visits = np.exp(best.policy), per_token(best, best.ones())[1].sum(1)
@@ -78,18 +78,18 @@ def report() -> str:
     best = TokenMDP.t0().optimum(BETA).J
     curves = [train("token ratio", 1), *(train(kind, STEPS) for kind in KINDS)]
     noisy = np.array([train(KINDS[3], STEPS, seed)[:, 0] for seed in range(SEEDS)])
-    one, many = [], []
+    one_rollout, many_rollouts = [], []
     for i in SHOWN:
         values = map(number, [*(curve[i, 0] for curve in curves), noisy[:, i].mean()])
-        one.append([str(i), *values, f"{curves[4][i, 1]:.0%}"])
+        one_rollout.append([str(i), *values, f"{curves[4][i, 1]:.0%}"])
     for steps in PER_ROLLOUT:
         gaps = [best - train(kind, steps)[-1, 0] for kind in KINDS]
         gaps.append(best - np.mean([train(KINDS[3], steps, seed)[-1, 0] for seed in range(SEEDS)]))
-        many.append([str(steps), *(number(gap, 4) for gap in gaps)])
-    first = table(["steps", "fresh texts", *KINDS, f"the same, {TEXTS} texts", "effective texts"], one)
-    second = table(["K", *KINDS, f"the same, {TEXTS} texts"], many)
+        many_rollouts.append([str(steps), *(number(gap, 4) for gap in gaps)])
+    first = table(["steps", "fresh texts", *KINDS, f"the same, {TEXTS} texts", "effective texts"], one_rollout)
+    second = table(["K", *KINDS, f"the same, {TEXTS} texts"], many_rollouts)
     return (
-        f"J after so many steps on one rollout; the optimum has {best:.3f}:\n\n{first}\n\n"
+        f"J after so many gradient steps on one rollout of the reference; the optimum has {best:.3f}:\n\n{first}\n\n"
         f"The gap J\\* - J after {STEPS} steps, with a new rollout after each K of them:\n\n{second}\n\n"
         f"Near the optimum, K steps on one rollout are damped up to K = {largest_damped(TokenMDP.t0()):.1f}."
     )
@@ -99,7 +99,7 @@ def draw() -> Figure:
     figure, axes = new_figure()
     for seed in range(SEEDS):
         axes.plot(train(KINDS[3], STEPS, seed)[:, 0], color=GREEN, linewidth=1)
-    say(axes, 200, 0.36, "the same from 256\ntexts, four times", GREEN)
+    annotate(axes, 200, 0.36, "the same from 256\ntexts, four times", GREEN)
     curves = (
         (PURPLE, "no ratio", (330, -0.26)),
         (ORANGE, "token ratio", (330, -0.07)),
@@ -108,13 +108,13 @@ def draw() -> Figure:
     )
     for kind, (color, text, at) in zip(KINDS, curves, strict=True):
         axes.plot(train(kind, STEPS)[:, 0], color=color)
-        say(axes, *at, text, color)
+        annotate(axes, *at, text, color)
     axes.axhline(TokenMDP.t0().optimum(BETA).J, color="black", linewidth=1, linestyle=":")
-    say(axes, 1.1, 0.55, "the optimum", "black")
+    annotate(axes, 1.1, 0.55, "the optimum", "black")
     axes.set(xscale="log", xlim=(1, STEPS), ylim=(-0.31, 0.65), title="What one rollout can teach")
     axes.set(xlabel="gradient steps on one rollout", ylabel="J = E[score] - beta KL")
     return figure
 
 
 if __name__ == "__main__":
-    publish("staleness", __doc__.partition("\n")[0], report, draw)
+    run("staleness", __doc__.partition("\n")[0], report, draw)

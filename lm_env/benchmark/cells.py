@@ -1,7 +1,8 @@
-"""One cell of a benchmark: an agent trained on a task with a seed and measured, or the baselines of a task.
+"""One cell of a benchmark: an agent trained on a task with one seed and then measured, or the baselines of a task.
 
-A cell's records are in its file `record.json`, which is written in one step when the cell is done.  Until then its
-checkpoints are in the same folder, and a killed cell resumes from them.
+A benchmark is a grid of cells, each with a folder of its own below the benchmark's folder `out`.  The results of a
+cell, its records, are in `record.json`, which is written in one step when the cell is done.  Until then the folder
+holds its checkpoints, and a killed cell resumes from them.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ from lm_env.storage import remove_checkpoints, write_folder
 from lm_env.tasks import Split, TextTask, get_task
 from lm_env.theory.ceilings import Ceiling
 
-__all__ = ["FACTORS", "evaluation_prompts", "exact_optimum", "read_cell", "run_cell", "tuned_rate"]
+__all__ = ["RATE_FACTORS", "evaluation_prompts", "exact_optimum", "read_cell", "run_cell", "tuned_rate"]
 
 Record = dict[str, Any]
 
 RECORD = "record.json"
-FACTORS = (1.0, 3.0, 1 / 3, 10.0, 0.1, 1.7, 0.6)
-"""The learning rates that the tuning tries, as multiples of the agent's own; the same ones for every agent."""
+RATE_FACTORS = (1.0, 3.0, 1 / 3, 10.0, 0.1, 1.7, 0.6)
+"""The learning rates that are tried in tuning, as multiples of the agent's default; trial i takes the i-th."""
 TRIAL_SEED = 10_000
-"""Trials have a seed that no reported run has."""
+"""The seed of every trial of the tuning, which no reported run has."""
 BASELINE_SEED = 0
 CEILING_TEXTS = 4096
-"""The ceiling starts with at least so many samples of the reference in all: a task of one prompt needs many of it."""
+"""The ceiling is estimated from at least so many samples of the reference, over all prompts together."""
 CEILING_SEED = 1_000_003
 
 
@@ -68,11 +69,21 @@ def read_cell(out: Path, cell: Cell) -> list[Record] | None:
 
 
 def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
-    """Do the work of a cell, from its last checkpoint where there is one, and write its records.
+    """Train and measure the agent of a cell, or measure the baselines of its task, and write the records.
+
+    A cell that was begun goes on from its last checkpoint.
+
+    Args:
+        settings: of the whole benchmark.
+        cell: which task, agent and seed, or which trial of the tuning.
+        out: the folder of the benchmark; the cell writes into `out / cell.path`.
+
+    Returns:
+        The records, as they are in the file: one run or trial; or, of baselines, the ceiling and each baseline.
 
     Raises:
         LMEnvError: whatever the task, the agent or its reward function raises.
-        TrainingInterrupted: a signal has come; the cell is saved, and the next call resumes it.
+        TrainingInterrupted: SIGINT or SIGTERM has come; the cell is saved, and the next call resumes it.
     """
     spec = settings.task(cell.task)
     text_task = get_task(spec.name, **spec.options)
@@ -101,7 +112,7 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
 def tuned_rate(settings: BenchSettings, out: Path, task: str, agent: str) -> float | None:
     """The learning rate of the trial with the largest J on the validation prompts; None without trials.
 
-    Of equal trials the first one is taken, which is the nearest to the agent's own rate.
+    Of trials with the same J the first one is taken; the first of all has the agent's default rate.
     """
     found = []
     for trial in range(settings.tune):
@@ -112,41 +123,50 @@ def tuned_rate(settings: BenchSettings, out: Path, task: str, agent: str) -> flo
     return max(found)[2] if found else None
 
 
-def evaluation_prompts(task: Task, rows: Sequence[Any], most: int, texts: int) -> tuple[list[Prompt], int]:
-    """(the first `most` prompts of a split, the texts to each, so that there are at least `texts` in all)."""
-    prompts = list(task.load_prompts(list(rows)[:most], any_length=True))
+def evaluation_prompts(task: Task, rows: Sequence[Any], limit: int, texts: int) -> tuple[list[Prompt], int]:
+    """The prompts that an evaluation uses, and how many texts it samples to each.
+
+    Args:
+        rows: the prompts of a split, as a task gives them; at most the first `limit` are used.
+        texts: the least number of texts in all.
+
+    Returns:
+        (prompts, texts per prompt), whose product is at least `texts`.
+    """
+    prompts = list(task.load_prompts(list(rows)[:limit], any_length=True))
     return prompts, math.ceil(texts / len(prompts))
 
 
-def exact_optimum(text_task: TextTask, most: int, **over: Any) -> Callable[[], Ceiling] | None:
-    """A function that gives the exact ceiling on the first test prompts; None for a task whose ceiling is estimated.
+def exact_optimum(text_task: TextTask, limit: int, **options: Any) -> Callable[[], Ceiling] | None:
+    """A function that computes the exact ceiling on the first test prompts; None where it can only be estimated.
 
     Args:
-        most: how many prompts.
-        over: options of the task.
+        limit: the largest number of prompts.
+        options: of the task, which replace its own.
     """
     exact = text_task.optimum
     if exact is None:
         return None
-    return lambda: exact(text_task.task("test", **over, prompts=list(text_task.prompts("test"))[:most]))
+    return lambda: exact(text_task.task("test", **options, prompts=list(text_task.prompts("test"))[:limit]))
 
 
 def _replaced_options(settings: BenchSettings) -> dict[str, Any]:
-    """Options of the environments that the settings replace."""
-    over: dict[str, Any] = {"device": settings.device, "download": settings.download}
-    return over if settings.model is None else {"model": settings.model, **over}
+    """Options of a task that the benchmark's settings replace, by name."""
+    options: dict[str, Any] = {"device": settings.device, "download": settings.download}
+    return options if settings.model is None else {"model": settings.model, **options}
 
 
 def _baselines(settings: BenchSettings, text_task: TextTask) -> list[Record]:
+    """The ceiling of a task, and what its reference and the other baselines without training attain."""
     task = text_task.task("test", **_replaced_options(settings))
     prompts, n = evaluation_prompts(task, text_task.prompts("test"), settings.prompts, settings.texts)
-    most = settings.ceiling_most
-    least = max(settings.ceiling_samples, math.ceil(CEILING_TEXTS / len(prompts)))
-    least = least if most is None else min(least, most)
+    most = settings.ceiling_most  # samples of each prompt
+    samples = max(settings.ceiling_samples, math.ceil(CEILING_TEXTS / len(prompts)))
+    samples = samples if most is None else min(samples, most)
     found = ceiling_of(
         task,
         prompts,
-        samples=least,
+        samples=samples,
         most=most,
         seed=CEILING_SEED,
         highest=text_task.highest,
@@ -158,12 +178,13 @@ def _baselines(settings: BenchSettings, text_task: TextTask) -> list[Record]:
 
 
 def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cell, seed: int, out: Path) -> Record:
+    """Train the agent of a cell, or go on with it, and measure it on prompts that it was not trained on."""
     agent_spec = settings.agent(cell.agent)
     tokens = spec.tokens or settings.tokens or text_task.budget
-    who, rate = _with_rate(settings, agent_spec, cell, out)
-    place = out / cell.path
-    if not who.resumes:  # a resumed run would end with other weights, so it begins again
-        shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    trainee, rate = _with_rate(settings, agent_spec, cell, out)
+    folder = out / cell.path
+    if not trainee.resumes:  # a resumed run would end with other weights, so it begins again
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     split: Split = "validation" if cell.trial is not None else "test"
     rows = text_task.prompts(split)
     curves: list[LearningCurve] = []
@@ -179,13 +200,13 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
         curves.append(LearningCurve(task, prompts, n, every=every, seed=cell.seed))
         return curves[-1]
 
-    trained = who.train(make, tokens, seed, curve_of, place / "checkpoints")
+    trained = trainee.train(make, tokens, seed, curve_of, folder / "checkpoints")
     curve = curves[-1]
     task = curve.task
     prompts, n = evaluation_prompts(task, rows, settings.prompts, settings.texts)
     measured = measure(task, LocalBackend(task), prompts, n, seed=cell.seed, measures=_measures(settings, text_task))
     if settings.keep_policies and cell.trial is None:
-        write_folder(place / "policy", lambda folder: export_language_model(task.model, task.tokenizer, folder))
+        write_folder(folder / "policy", lambda new: export_language_model(task.model, task.tokenizer, new))
     return {
         "kind": "run" if cell.trial is None else "trial",
         "agent": cell.agent,
@@ -193,7 +214,7 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
         "trial": cell.trial,
         "settings": {"agent": agent_spec.name, **agent_spec.options, "budget": tokens},
         "learning_rate": rate,
-        "exact_resume": who.resumes,
+        "exact_resume": trainee.resumes,
         "tokens": trained.tokens,
         "seconds": curve.seconds,
         "evaluation_seconds": curve.evaluation_seconds,
@@ -206,19 +227,23 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
 
 
 def _with_rate(settings: BenchSettings, spec: AgentSpec, cell: Cell, out: Path) -> tuple[Any, float | None]:
-    """The entrant with the learning rate of the trial, or of the best one; and that rate."""
-    who = entrant(spec)
-    rate = who.learning_rate
+    """(the agent, ready to be trained, its learning rate): the rate of the cell's trial, or that of the best trial.
+
+    Without tuning, and for an agent that has no learning rate, it is the agent's own.
+    """
+    untuned = entrant(spec)
+    rate = untuned.learning_rate
     if rate is None or not settings.tune:
-        return who, rate
+        return untuned, rate
     if cell.trial is not None:
-        rate *= FACTORS[cell.trial]
+        rate *= RATE_FACTORS[cell.trial]
     else:
         rate = tuned_rate(settings, out, cell.task, cell.agent) or rate
     return entrant(replace(spec, options={**spec.options, "learning_rate": rate})), rate
 
 
 def _measures(settings: BenchSettings, text_task: TextTask) -> Measures:
+    """What is measured of texts beside score and KL: success, the task's metrics, another model's perplexity."""
     independent = None
     if settings.independent is not None:
         independent = IndependentModel(settings.independent, device=settings.device, download=settings.download)

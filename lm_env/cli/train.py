@@ -136,7 +136,8 @@ def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resum
         say("training", f"{settings.run.agent} on {where}, {settings.run.timesteps:,} tokens, into {out}")
         if goes_on:
             there = checkpoints_in(folder.checkpoints)
-            say("", f"going on from {there[-1]}" if there else "no checkpoint was made yet: from the beginning")
+            if there:  # without one, the log says that the run starts from the beginning
+                say("", f"going on from {there[-1]}")
 
     if goes_on and folder.is_finished and trained >= settings.run.timesteps:
         say("finished", f"{out} has trained {trained:,} of {settings.run.timesteps:,} tokens, so nothing is left to do")
@@ -163,7 +164,7 @@ def _show_evaluations(found: list[dict[str, float]], settings: TrainSettings) ->
     run = settings.run
     held_out = run.eval_prompts is not None or run.eval_fraction > 0
     if settings.task.env is None and not held_out:
-        say("", "measured on prompts that were trained on; eval_prompts or eval_fraction holds some out")
+        say("", "measured on prompts that were trained on; --eval-prompts or --eval-fraction holds some out")
 
 
 def _with_error(row: Mapping[str, float], name: str) -> str:

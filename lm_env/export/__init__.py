@@ -1,7 +1,7 @@
-"""Out to other libraries: a task or an environment in the form that each of them takes.
+"""Tasks for other libraries: a task, an environment or episodes in the form that each of them takes.
 
-What is exported is paid exactly as here: the same prompts, the same text before the reward function, the same score.
-Each file needs the library it is for, and none is imported before its function is asked for.
+What is exported has the prompts and the scores that it has in this package.  Each module of the folder needs the
+library that it is named after, and is imported only when one of its functions is looked up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lm_env.export.trl import to_trl
     from lm_env.export.verifiers import to_verifiers
 
-_HOMES = {
+_MODULE_OF = {
     "openenv_app": "openenv",
     "to_minari": "minari",
     "to_openenv": "openenv",
@@ -29,8 +29,8 @@ __all__ = ["openenv_app", "to_minari", "to_openenv", "to_torchrl", "to_trl", "to
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"lm_env.export.{_HOMES[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f"lm_env.export.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'lm_env.export' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""The scores of texts that another library has written, as the environment pays them for the same texts.
+"""The scores of texts that another library has sampled: those that the environment gives to the same texts.
 
 Shapes: B texts.
 """
@@ -16,7 +16,7 @@ from lm_env.objective.rewards import call_reward
 from lm_env.objective.scoring import episode_scores, reward_columns
 from lm_env.objective.task import Task
 
-__all__ = ["score_texts", "score_tokens", "settled_text", "until_end"]
+__all__ = ["cut_at_stop_string", "score_texts", "score_tokens", "until_end"]
 
 
 def until_end(task: Task, response: Sequence[int]) -> list[int]:
@@ -37,6 +37,7 @@ def score_tokens(
     """The scores of responses that are known as tokens of the task's own tokenizer.
 
     Args:
+        prompts: B prompts, one for each response.
         responses: B lists of at least one token id; what follows the end of a text is left out.
 
     Returns:
@@ -62,9 +63,11 @@ def score_texts(
     """The scores of responses that are known as texts alone.
 
     The reward function's column `response_ids` holds what the task's tokenizer makes of the text, and an EOS if one
-    ended it; they may be other tokens than those that were sampled.  Whoever samples keeps the length cap.
+    ended it; they may be other tokens than those that were sampled.  The length cap is not applied here: whoever
+    samples applies it, and says so in `ended`.
 
     Args:
+        prompts, responses: B prompts, and the text that was written to each.
         ended: B bools, whether an EOS or a stop string ended the text, and not a length cap.  A text that holds a stop
             string has ended there, whatever this says.
 
@@ -74,11 +77,11 @@ def score_texts(
     Raises:
         RewardError, RewardValueError: see `lm_env.objective.score_responses`.
     """
-    settled = [settled_text(task, text, bool(over)) for text, over in zip(responses, ended, strict=True)]
-    texts = [text for text, _ in settled]
-    done = np.array([over for _, over in settled], dtype=bool)
-    whole = [len(text) == len(response) for text, response in zip(texts, responses, strict=True)]
-    by_eos = [over and uncut for (_, over), uncut in zip(settled, whole, strict=True)]
+    cut = [cut_at_stop_string(task, text, bool(over)) for text, over in zip(responses, ended, strict=True)]
+    texts = [text for text, _ in cut]
+    done = np.array([over for _, over in cut], dtype=bool)
+    uncut = [len(text) == len(response) for text, response in zip(texts, responses, strict=True)]
+    by_eos = [bool(over and whole) for over, whole in zip(done, uncut, strict=True)]
     ids = [_encoded(task, text, eos) for text, eos in zip(texts, by_eos, strict=True)]
     finished = done | (not task.cap_truncates)
     columns = reward_columns(task, prompts, ids)
@@ -88,12 +91,13 @@ def score_texts(
     return scores, done
 
 
-def settled_text(task: Task, response: str, ended: bool) -> tuple[str, bool]:
-    """(the text before the first stop string, whether it ended by itself: it did before, or it holds a stop string)."""
+def cut_at_stop_string(task: Task, response: str, ended: bool) -> tuple[str, bool]:
+    """(the text before its first stop string, True), or (response, ended) if it holds none."""
     cuts = [at for stop in task.stop_strings if (at := response.find(stop)) >= 0]
     return (response[: min(cuts)], True) if cuts else (response, ended)
 
 
 def _encoded(task: Task, text: str, eos: bool) -> list[int]:
+    """The tokens that the task's tokenizer makes of a text, and an EOS after them if `eos`."""
     ids = list(task.tokenizer([text], add_special_tokens=False)["input_ids"][0]) if text else []
     return [*ids, min(task.eos_token_ids)] if eos and task.eos_token_ids else ids

@@ -1,6 +1,6 @@
 """Episodes as a Minari data set, for offline RL: observations, actions, per-token rewards and the prompts' texts.
 
-The rewards are those of the environment, the KL penalty of the policy that wrote the episodes included.
+The rewards are those of the environment; the KL penalty in them is that of the policy that wrote the episodes.
 
 Shapes: B episodes, T response tokens, L tokens of the longest text.
 """
@@ -47,26 +47,27 @@ def to_minari(
 
     Each step has the observation of the environment's space, the token, its reward, and `terminated` and `truncated`.
     `dataset.recover_environment()` makes the environment anew, if `gymnasium.make` has made it with plain options.
-    The infos `score`, `logprob`, `ref_logprob` and `kl` (T + 1, 1) begin with a NaN for the reset, and `score` is 0
-    before the end.  The metadata of an episode hold its `prompt`, `prompt_index`, `response`, `score` and whether it
+    The infos `score`, `logprob`, `ref_logprob` and `kl` are float64 (T + 1, 1): a NaN for the reset, then one number
+    per token; `kl` is `logprob` - `ref_logprob`, in nats, and `score` is that of the whole text, at its last token, and
+    0 before.  The metadata of an episode hold its `prompt`, `prompt_index`, `response`, `score` and whether it
     `ended` by itself; a NUL character in a text is written as U+2400.
 
     Args:
         env: the environment, or the `lm_env.Task`, that the episodes are of.
-        episodes: such as `agent.generate_episodes(n=...)` and `agent.collect_rollout().episodes` hold.
-        dataset_id: Minari's name for it, "namespace/name-v0".
-        scored: what the environment says of them, if that is known; else they are scored now.
-        description: what Minari keeps of its origin: `algorithm_name`, `author`, `author_email`, `code_permalink`,
-            `description`, `requirements`, `data_format` ("hdf5", "arrow", "parquet").
+        episodes: what `agent.generate_episodes(n=...)` returns, or `agent.collect_rollout().episodes`.
+        dataset_id: Minari's name for the data set, "namespace/name-v0".
+        scored: the rewards of these episodes, as `env.score` gives them; None: they are scored now.
+        description: what Minari keeps of the data set's origin: `algorithm_name`, `author`, `author_email`,
+            `code_permalink`, `description`, `requirements`, `data_format` ("hdf5", "arrow", "parquet").
 
     Returns:
         The `minari.MinariDataset`.
 
     Raises:
         MissingDependencyError: minari, or what its format needs, is not installed.
-        ConfigurationError: the id is none or is taken, there are no episodes, one cannot be of this environment, or an
-            option is unknown.
-        CheckpointWriteError: it could not be written; nothing is left of it.
+        ConfigurationError: the id is malformed or taken, there are no episodes, one of them does not fit the
+            environment, or an option is unknown.
+        CheckpointWriteError: the data set could not be written; nothing is left of it.
     """
     task = live_task(env, {})
     if not len(episodes):
@@ -129,6 +130,7 @@ def _free_place(dataset_id: str) -> Any:
 
 
 def _buffers(task: Task, episodes: Episodes, scored: ScoredEpisodes, flat: bool) -> Iterator[EpisodeBuffer]:
+    """Each episode with its T + 1 observations, the prompt alone first, and its T actions and rewards."""
     _, capped = task.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
     truncated = capped & task.cap_truncates
     for row, (prompt, length) in enumerate(zip(episodes.prompt_lengths, episodes.lengths, strict=True)):
@@ -151,6 +153,7 @@ def _buffers(task: Task, episodes: Episodes, scored: ScoredEpisodes, flat: bool)
 
 
 def _infos(scored: ScoredEpisodes, row: int, steps: int) -> dict[str, np.ndarray]:
+    """The infos (T + 1, 1) of the episode in a row, by name; a NaN stands for the reset."""
     logprobs, ref_logprobs = scored.logprobs[row, :steps], scored.ref_logprobs[row, :steps]
     score = np.zeros(steps)
     score[-1] = scored.scores[row]
@@ -159,6 +162,7 @@ def _infos(scored: ScoredEpisodes, row: int, steps: int) -> dict[str, np.ndarray
 
 
 def _metadata(task: Task, episodes: Episodes, scored: ScoredEpisodes) -> Iterator[dict[str, Any]]:
+    """What Minari stores once per episode."""
     for row, (prompt, response) in enumerate(zip(episodes.prompts, episodes.responses(), strict=True)):
         yield {
             "prompt": _storable(prompt.text),

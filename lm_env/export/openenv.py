@@ -18,8 +18,8 @@ import numpy as np
 
 from lm_env.data.prompts import LONGEST_TEXT
 from lm_env.errors import ConfigurationError, MissingDependencyError, ResetNeeded
-from lm_env.export.judging import score_texts, score_tokens, settled_text, until_end
-from lm_env.export.source import Source, check_samplable_elsewhere, has_tokenizer
+from lm_env.export.judging import cut_at_stop_string, score_texts, score_tokens, until_end
+from lm_env.export.source import Source, check_samplable_elsewhere, tokenizer_of
 from lm_env.validation import check_integer
 
 try:
@@ -35,7 +35,8 @@ __all__ = ["TextAction", "TextEnvironment", "TextObservation", "TextState", "ope
 class TextAction(Action):
     """A whole response: `text`, or `token_ids` of the task's own tokenizer, its EOS included.
 
-    `ended` says of a `text` whether an EOS or a stop string ended it, and not a length cap; tokens tell it themselves.
+    `ended` is read with a `text` only: True if an EOS or a stop string ended it, False if the length cap cut it.  From
+    `token_ids` the environment sees that itself.
     """
 
     text: str | None = Field(None, max_length=LONGEST_TEXT)
@@ -46,8 +47,8 @@ class TextAction(Action):
 class TextObservation(Observation):
     """After `reset` the prompt; after `step` also the text that was scored, and whether it ended by itself.
 
-    `prompt_ids` are the prompt's tokens; `messages` is the chat that it was given as, if it was.  The length cap, the
-    temperature and the stop strings are the sampler's to keep.
+    `prompt_ids` are the prompt's tokens; `messages` are those of a prompt that was given as a chat, else None.
+    `max_new_tokens`, `temperature` and `stop_strings` say how the sampler is to write the response.
     """
 
     prompt: str = ""
@@ -114,7 +115,7 @@ class TextEnvironment(Environment[TextAction, TextObservation, TextState]):
         super().__init__()
         self._source = source
         task = source.task(source.splits[0])
-        has_tokenizer(task, "OpenEnv")
+        tokenizer_of(task, "OpenEnv")
         check_samplable_elsewhere(task, "OpenEnv")
         self._state = TextState(task=source.name)
         self._generator = np.random.default_rng()
@@ -158,7 +159,7 @@ class TextEnvironment(Environment[TextAction, TextObservation, TextState]):
 
         Raises:
             ResetNeeded: there is no prompt that waits for a response.
-            ConfigurationError: the action has both a text and tokens, or neither, or tokens that are none.
+            ConfigurationError: the action has both a text and tokens, or neither, or tokens outside the vocabulary.
             RewardError, RewardValueError: see `lm_env.objective.score_responses`.  In every case nothing has changed.
         """
         if not self._waiting:
@@ -175,7 +176,7 @@ class TextEnvironment(Environment[TextAction, TextObservation, TextState]):
                 text, ended = task.text_of(until_end(task, ids)), bool(done[0])
             else:
                 scores, _ = score_texts(task, [prompt], [written], [action.ended])
-                text, ended = settled_text(task, written, action.ended)
+                text, ended = cut_at_stop_string(task, written, action.ended)
         self._waiting = False
         self._state = self._state.model_copy(update={"step_count": 1})
         measured = self._source.measured(prompt, text)

@@ -1,4 +1,4 @@
-"""What is exported: a task by name, a `TextTask`, a `lm_env.Task`, or an environment, split by split."""
+"""What can be exported (a task by name, a `TextTask`, a `lm_env.Task`, an environment), as a `Task` for each split."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lm_env.objective.task import Task
 from lm_env.tasks import SPLITS, TextTask
 from lm_env.tasks.base.registry import with_own_options
 
-__all__ = ["Source", "check_samplable_elsewhere", "has_tokenizer", "live_task"]
+__all__ = ["Source", "check_samplable_elsewhere", "live_task", "tokenizer_of"]
 
 ONLY_SPLIT = ("train",)
 """The splits of a `lm_env.Task` and of an environment, which have one list of prompts."""
 
 
 class Source:
-    """A task whose texts are written elsewhere and scored here; what is loaded of it is kept, split by split.
+    """A task whose texts another library samples and this package scores; each split is loaded once, when first used.
 
-    A language model that is given by name is not loaded: its tokenizer and its sizes are all that is needed.
+    A language model that is given by name is not loaded: its tokenizer and its configuration are all that is needed.
 
     Attributes:
         lock: held while something is loaded; whoever scores in several threads holds it as well.
@@ -100,15 +100,16 @@ class Source:
             return {name: float(found[0]) for name, found in self._given.measure([prompt], [response]).items()}
 
     def _made(self, split: str) -> tuple[Task, list[list[dict[str, Any]] | None]]:
+        """(the task with the prompts of a split, the chat of each prompt that was given as one, else None)."""
         if isinstance(self._given, Task):
             return self._given, [None] * len(self._given.prompts)
         options = self._given.task_options(split, **{**self._options, **self._loaded()})  # type: ignore[arg-type]
         rows = [row for _, row in named_rows(options["prompts"], download=options.get("download") is True)]
-        task = Task(**_without_weights({**options, "prompts": rows}))
+        task = Task(**_with_unloaded_model({**options, "prompts": rows}))
         return task, _chats_of(rows, options.get("prompt_column"))
 
     def _loaded(self) -> dict[str, Any]:
-        """What the splits share, once one of them has been made: a reward model is loaded only once."""
+        """What the splits share, empty before the first one is made; so a reward model is loaded only once."""
         task = next(iter(self._tasks.values()), None)
         if task is None:
             return {}
@@ -117,16 +118,27 @@ class Source:
 
 
 def live_task(given: Any, options: Mapping[str, Any], split: str = "train") -> Task:
-    """The `lm_env.Task` of a source, models and all; arguments and errors as in `Source`."""
+    """The `lm_env.Task` of a source with its models loaded, unlike `Source.task`; arguments and errors as in `Source`.
+
+    Raises:
+        ConfigurationError: also if there is no such split; a `lm_env.Task` and an environment have `train` alone.
+    """
     found, rest = _resolved(given, options)
-    return found if isinstance(found, Task) else found.task(split, **rest)  # type: ignore[arg-type]
+    if not isinstance(found, Task):
+        return found.task(split, **rest)  # type: ignore[arg-type]
+    if split not in ONLY_SPLIT:
+        raise ConfigurationError(
+            f"there is no split {split!r} of a {type(given).__name__}, which has one list of prompts: leave split out,"
+            " or give a task by name"
+        )
+    return found
 
 
 def check_samplable_elsewhere(task: Task, library: str) -> None:
-    """Refuse a task whose texts another library's sampler cannot write.
+    """Refuse a task that restricts which tokens may come next, since another library's sampler does not know of it.
 
     Raises:
-        ConfigurationError: the task masks tokens.
+        ConfigurationError: the task has an `action_mask`.
     """
     if task.action_mask is not None:
         raise ConfigurationError(
@@ -134,11 +146,11 @@ def check_samplable_elsewhere(task: Task, library: str) -> None:
         )
 
 
-def has_tokenizer(task: Task, library: str) -> Any:
+def tokenizer_of(task: Task, library: str) -> Any:
     """The task's tokenizer.
 
     Raises:
-        ConfigurationError: it has none, so that its prompts are no text.
+        ConfigurationError: the task has none, so its prompts are token ids and not texts.
     """
     if task.tokenizer is None:
         raise ConfigurationError(f"{library} exchanges texts, and the task has no tokenizer: give it one, tokenizer=")
@@ -146,6 +158,7 @@ def has_tokenizer(task: Task, library: str) -> Any:
 
 
 def _resolved(given: Any, options: Mapping[str, Any]) -> tuple[TextTask | Task, dict[str, Any]]:
+    """(the task, the options that are still to be applied to it)."""
     if isinstance(given, str):
         return with_own_options(given, dict(options))
     if isinstance(given, TextTask):
@@ -165,8 +178,8 @@ def _resolved(given: Any, options: Mapping[str, Any]) -> tuple[TextTask | Task, 
     return inner, {}
 
 
-def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
-    """The same options, with the model's sizes in place of a model that is given by name."""
+def _with_unloaded_model(options: dict[str, Any]) -> dict[str, Any]:
+    """The same options, with an `UnloadedModel` in place of a model that is given by name."""
     name = options["model"]
     if not isinstance(name, str | os.PathLike):
         return options
@@ -182,6 +195,7 @@ def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chats_of(rows: Sequence[Any], column: str | None) -> list[list[dict[str, Any]] | None]:
+    """The messages of each prompt that is a chat, None for the others; `column` holds the prompts."""
     first = next((row for row in rows if isinstance(row, Mapping)), {})
     column = column or next((name for name in PROMPT_COLUMNS if name in first), PROMPT_COLUMNS[0])
     values: list[Any] = [row.get(column) if isinstance(row, Mapping) else row for row in rows]

@@ -1,7 +1,7 @@
 """A task as a TorchRL environment: n texts token by token, in one batched forward.
 
-The environment computes the KL penalty, as everywhere in lm_env; from the logprobs that the policy has written into
-the tensordict, if it has.
+The environment computes the KL penalty in the reward, as everywhere in lm_env, from the logprobs that the policy has
+written into the tensordict, or else from those of the environment's own model.
 
 Shapes: n texts, L tokens of the longest text, V vocabulary.
 """
@@ -42,14 +42,14 @@ def to_torchrl(
 
     Args:
         source: a task by name, a `TextTask`, a `lm_env.Task`, or a text environment, whose model is then shared.
-        num_envs: how many texts at a time; None: as many as a vectorized source has, else one.
-        split: which prompts, of a task by name or a `TextTask`.
+        num_envs: how many texts at a time; None: as many as a vector environment has, else one.
+        split: which prompts: "train", "validation" or "test" of a task by name or a `TextTask`.
         seed: of the draw of prompts; text i has seed + i, as in `gymnasium.make_vec`.
         options: of a task by name or a `TextTask`: its own, and those of `lm_env.Task`.
 
     Raises:
         MissingDependencyError: torchrl is not installed.
-        ConfigurationError: there is no such task or option, or `num_envs` or `seed` cannot be.
+        ConfigurationError: there is no such task, split or option, or `num_envs` or `seed` is out of range.
     """
     inner = getattr(source, "unwrapped", source)
     own = inner.num_envs if isinstance(inner, TextGenerationVectorEnv) else 1
@@ -62,10 +62,10 @@ class TorchRLTextEnv(EnvBase):
     Entries of the tensordict, all with the batch size (n,):
 
     - `input_ids` int64 (n, L), right-padded, and `length` int64 (n, 1): the text so far.
-    - `action` int64 (n,): its next token.  `action_log_prob` (n,), where it is there: the logprob of that token under
-      the policy that took it; else the environment's own model gives it.
+    - `action` int64 (n,): its next token.  `action_log_prob` float (n,), optional: the logprob of that token under the
+      policy that chose it; without it the environment's own model gives the logprob.
     - `reward` float32 (n, 1), `terminated`, `truncated` and `done`, as in `TextGenerationEnv`.
-    - `score`, `logprob`, `ref_logprob`, `kl` float32 (n, 1): the info of the step, 0 after a reset.
+    - `score`, `logprob`, `ref_logprob`, `kl` float32 (n, 1): the step's info, logprobs and KL in nats; 0 after a reset.
     - `action_mask` bool (n, V), for a task that masks tokens; TorchRL's `ActionMask` transform reads it.
     """
 
@@ -77,12 +77,12 @@ class TorchRLTextEnv(EnvBase):
 
     @property
     def task(self) -> Task:
-        """The resolved options: model, reference, tokenizer, prompts, reward, KL controller."""
+        """The task: model, reference, tokenizer, prompts, reward, KL controller."""
         return self._mdp.task
 
     @property
     def mdp(self) -> TextMDP:
-        """The slots, for `mdp.behavior.bind` and `mdp.render`."""
+        """The environment's core, which holds the n texts: for `mdp.behavior.bind` and `mdp.render`."""
         return self._mdp
 
     def score(self, episodes: Episodes) -> ScoredEpisodes:
@@ -144,19 +144,20 @@ class TorchRLTextEnv(EnvBase):
         )
 
     def _outcome(self, entries: dict[str, Tensor]) -> TensorDictBase:
+        """The observation, and the action masks of a task that has them, beside the entries given."""
         observation = {name: torch.from_numpy(value) for name, value in self._mdp.observation().items()}
         if self.task.action_mask is not None:
             observation["action_mask"] = torch.from_numpy(self._mdp.action_masks())
         return TensorDict({**observation, **entries}, batch_size=self.batch_size)
 
     def _spread(self, slots: np.ndarray, values: np.ndarray, dtype: Any) -> Tensor:
-        """(k,) of some slots -> (n, 1), 0 in the others."""
+        """The values (k,) of the given slots as a column (n, 1) of all, 0 in the other slots."""
         column = np.zeros((self._mdp.slots, 1), dtype=dtype)
         column[slots, 0] = values
         return torch.from_numpy(column)
 
 
 def _chosen(tensordict: TensorDictBase | None, key: str, slots: int) -> np.ndarray:
-    """The slots that a mask of TorchRL means; all of them where there is none."""
+    """The slots that TorchRL's mask `key` selects; all of them where the tensordict has no such mask."""
     mask = None if tensordict is None else tensordict.get(key, None)
     return np.arange(slots) if mask is None else np.flatnonzero(mask.detach().cpu().reshape(-1).numpy())

@@ -1,6 +1,6 @@
 """A task for TRL: a data set, a reward function, and the options of `GRPOConfig` and `RLOOConfig` that belong to it.
 
-TRL samples, computes the KL penalty itself from its own copies of the models, and asks for scores alone.
+TRL samples and computes the KL penalty itself, from models that it holds; from here it gets the scores.
 
     sums = to_trl("lm_env/Arithmetic-v0")
     trainer = RLOOTrainer(
@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm_env.errors import ConfigurationError
 from lm_env.export.judging import score_tokens
-from lm_env.export.source import Source, check_samplable_elsewhere, has_tokenizer
+from lm_env.export.source import Source, check_samplable_elsewhere, tokenizer_of
 from lm_env.validation import check_choice
 
 __all__ = ["TRLTask", "to_trl"]
@@ -60,7 +60,7 @@ class TRLTask:
         self._source = source
         task = source.task(source.splits[0])
         check_samplable_elsewhere(task, "TRL")
-        self.tokenizer = has_tokenizer(task, "TRL")
+        self.tokenizer = tokenizer_of(task, "TRL")
         if not isinstance(self.tokenizer, PreTrainedTokenizerBase):
             raise ConfigurationError(
                 f"TRL needs a tokenizer of transformers, and the task's is a {type(self.tokenizer).__name__}: give the"
@@ -76,7 +76,7 @@ class TRLTask:
     def options(self) -> dict[str, Any]:
         """The options of `GRPOConfig` and `RLOOConfig` that the task decides: length cap, temperature, beta.
 
-        The sampling is unfiltered, as it is here.  `beta` is what it is now; TRL knows no controller of it.
+        top-p and top-k are off, as in this package.  `beta` is the present value: TRL has no adaptive KL controller.
         """
         task = self._source.task(self._source.splits[0])
         return {
@@ -91,8 +91,8 @@ class TRLTask:
         """The prompts of a split: `prompt` (a text, or a chat), their further columns, `split` and `prompt_index`.
 
         Args:
-            on_mismatch: what to do with prompts that TRL's way of reading makes other tokens of than the environment's;
-                prompts given as token ids and truncated ones can be such.  "drop" leaves them out.
+            on_mismatch: what to do with prompts that TRL tokenizes otherwise than the environment, which may happen to
+                those given as token ids and to truncated ones: "error" raises, "drop" leaves them out.
 
         Raises:
             ConfigurationError: TRL would read a prompt as other tokens, no prompt is left, texts and chats are mixed,

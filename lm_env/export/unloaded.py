@@ -1,4 +1,4 @@
-"""A language model's sizes without its weights: enough to read prompts and to score texts that others write.
+"""A language model's configuration without its weights: enough to read prompts and to score given texts.
 
 Shapes: B rows, L tokens, V vocabulary.
 """
@@ -24,9 +24,9 @@ __all__ = ["UnloadedModel"]
 
 
 class UnloadedModel(nn.Module):
-    """What a `lm_env.Task` asks of a model beside probabilities: its vocabulary and its positions.
+    """A stand-in for a language model that has its configuration (vocabulary size, positions) and no weights.
 
-    It has no weights, and every token is as likely as any other.  So it must not be sampled from, nor give a KL.
+    It gives every token the same probability.  So texts must not be sampled from it, nor a KL be computed with it.
 
     Args:
         name: any name that `lm_env.load_model` takes.
@@ -48,6 +48,7 @@ class UnloadedModel(nn.Module):
 
 
 def _config_of(name: str | Path, download: bool) -> Any:
+    """The configuration that transformers reads; of an adapter's folder, that of its base model."""
     source = source_of("model", name, download)
     if is_adapter_folder(source):
         return _config_of(known_name(base_name_of(source, name)), download)

@@ -6,8 +6,8 @@
     Sums = to_verifiers("lm_env/Arithmetic-v0")
     __all__ = ["OneReply", "Sums", "TextEnv"]
 
-Then `eval sums-v1 --model MODEL` of verifiers runs it.  The policy is behind an OpenAI-compatible address; the KL
-penalty, if any, is the trainer's.
+Then `PYTHONPATH=. vf-eval sums-v1 --model MODEL` of verifiers runs it.  The policy is behind an OpenAI-compatible
+address; the KL penalty, if any, is the trainer's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import asyncio
 from typing import Any, ClassVar
 
 from lm_env.errors import ConfigurationError, MissingDependencyError
-from lm_env.export.judging import score_texts, settled_text
-from lm_env.export.source import Source, check_samplable_elsewhere, has_tokenizer
+from lm_env.export.judging import cut_at_stop_string, score_texts
+from lm_env.export.source import Source, check_samplable_elsewhere, tokenizer_of
 
 try:
     import httpx
@@ -28,6 +28,7 @@ except ImportError as error:
 __all__ = ["OneReply", "TextData", "TextEnv", "TextEnvConfig", "TextTasksetConfig", "to_verifiers"]
 
 COMPLETION_SECONDS = 600.0
+"""How long a request to the model may take."""
 
 
 class TextData(vf.TaskData):
@@ -119,7 +120,7 @@ def to_verifiers(source: Any, **options: Any) -> type[Any]:
             """A task for each prompt."""
             split = self.config.split if self.config.split in found.splits else _only(found, self.config.split)
             task = found.task(split)
-            has_tokenizer(task, "verifiers")
+            tokenizer_of(task, "verifiers")
             check_samplable_elsewhere(task, "verifiers")
             return [ReplyTask(_data(found, split, index), self.config.task) for index in range(len(task.prompts))]
 
@@ -151,7 +152,7 @@ class TextReplyTask(vf.Task[TextData, vf.State, vf.TaskConfig]):
     def _measures(self, trace: Any) -> dict[str, float]:
         prompt = self.source.prompt(self.data.split, self.data.prompt_index)
         task = self.source.task(self.data.split)
-        text, ended = settled_text(task, _reply(trace), not trace.is_truncated)
+        text, ended = cut_at_stop_string(task, _reply(trace), not trace.is_truncated)
         return {**self.source.measured(prompt, text), "ended": float(ended)}
 
 

@@ -37,11 +37,11 @@ class RunSettings:
     agent: str = "ppo"
     """The name of the agent."""
     timesteps: int = 100_000
-    """Tokens generated in training, in total."""
+    """Tokens generated in training, in total; whole rollouts are generated, so the last one may exceed it."""
     seed: int = 0
     """The seed of everything random: prompts, sampling, minibatches, new weights."""
     checkpoint_every: int | None = None
-    """Tokens between two checkpoints, from which an interrupted run resumes; one is also made at a signal."""
+    """Tokens between two checkpoints, from which an interrupted run resumes; made after a rollout, and at a signal."""
     checkpoint_keep: int = 2
     """How many of the newest checkpoints are kept."""
     eval_prompts: str | None = None

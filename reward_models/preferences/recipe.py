@@ -45,8 +45,9 @@ REFERENCE_SAMPLES = 1024
 """The most training responses on which the scores are normalized."""
 WATCHED_FRACTION = 0.1
 """The share of the training prompts that is used for early stopping."""
-FEWEST_TO_WATCH = 20
-"""With fewer training records than this there is no early stopping."""
+FEWEST_TO_WATCH = 200
+"""With fewer training records there is no early stopping: on a handful of comparisons chance decides when it stops,
+and it can return the untrained weights."""
 HELD_OUT_FILE = "held_out.jsonl"
 TRAINING_FILE = "training.json"
 HEAD_LEARNING_RATE = 1e-3
@@ -146,8 +147,8 @@ def train_from_preferences(
 ) -> Trained:
     """Hold out records, pair ratings if asked to, train, and normalize the scores.
 
-    With several epochs, a tenth of the training prompts is used for early stopping, so that the held-out records do not
-    influence the training.
+    With several epochs and at least 200 training records, a tenth of the training prompts is used for early stopping,
+    so that the held-out records do not influence the training.
 
     Args:
         say: called with a sentence about each step.

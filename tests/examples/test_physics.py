@@ -278,7 +278,7 @@ def test_steps_on_one_rollout_are_damped_up_to_the_number_that_is_said(kind):
 def test_without_a_mismatch_each_trainer_rests_where_it_should(name):
     trainer = sampler_mismatch.TRAINERS[name]
     found = sampler_mismatch.rest(T0, samplers.temperature(1.0), trainer)
-    there = sampler_mismatch.meant(T0, trainer)
+    there = sampler_mismatch.intended(T0, trainer)
     assert exact.total_variation(exact.probabilities(T0, found.policy), there) < 1e-6
 
 

@@ -20,6 +20,8 @@ rm_app = typer.Typer(
 )
 
 DATA = "A file of preferences (.jsonl, .json, .csv, .tsv, .parquet), or a hub id; see `lm-env prefs formats`."
+FEW_UPDATES = 10
+"""A training with fewer updates has hardly changed the model."""
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="Format of the file.  [default: recognized by its columns]")
 ]
@@ -157,7 +159,13 @@ def _train_on_marks(records: Any, recipe: Any, out: Path, resume: bool) -> None:
 
 
 def _sentence(report: Any) -> str:
-    parts = [f"{len(report.losses)} updates of {report.objective}"]
+    updates = len(report.losses)
+    few = (
+        " (few: more --epochs or a smaller --batch-size make more)"
+        if updates < FEW_UPDATES and not report.history
+        else ""
+    )
+    parts = [f"{updates} update{'s' if updates != 1 else ''} of {report.objective}{few}"]
     if report.train_accuracy is not None:
         parts.append(f"accuracy on the training records {report.train_accuracy:.3f}")
     if report.held_out_loss is not None:

@@ -204,7 +204,7 @@ def _show(trust: Trust) -> None:
         pearson, rank = trust.rating_correlation
         row("score and rating", f"{pearson or 0:+.3f}, {rank or 0:+.3f}", "Pearson's and rank correlation")
     for b in trust.by_length:
-        row(f"better one longer by {b.low} to {b.high}", b.accuracy, "characters")
+        row("... by length", b.accuracy, f"where the better one is {b.low} to {b.high} characters longer")
     for kind in trust.degenerate:
         row(kind.name, f"{kind.beats:.0%}", f"above the real text; percentile {kind.percentile:.0%}")
     if trust.gold is not None:

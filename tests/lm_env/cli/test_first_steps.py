@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from agents import PPO
 from lm_env import TextGenerationEnv, load_model, load_tokenizer
 from lm_env.cli import app
+from lm_env.cli.rewards.rm import _sentence
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, ModelLoadError
 from lm_env.models import base_of
 from lm_env.objective.options import resolve_reward
@@ -167,3 +169,15 @@ def test_a_finished_result_is_not_replaced(tmp_path, model_folder):
         assert isinstance(result.exception, ConfigurationError), result.output
         assert "choose another --out" in str(result.exception)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_reward_model_of_few_updates_says_so():
+    def sentence(updates):
+        return _sentence(
+            SimpleNamespace(
+                losses=[0.7] * updates, objective="pairwise", train_accuracy=0.5, held_out_loss=None, history=[]
+            )
+        )
+
+    assert sentence(1).startswith("1 update of pairwise (few: more --epochs or a smaller --batch-size make more)")
+    assert sentence(10).startswith("10 updates of pairwise; accuracy")

@@ -15,7 +15,7 @@ import torch
 import lm_env.export
 from lm_env import Causal, TextGenerationEnv, load_model
 from lm_env.errors import ConfigurationError, MissingDependencyError, ModelLoadError
-from lm_env.export.judging import score_texts, score_tokens, settled_text, until_end
+from lm_env.export.judging import cut_at_stop_string, score_texts, score_tokens, until_end
 from lm_env.export.source import Source
 from lm_env.generation import LocalBackend, Sampling
 from lm_env.tasks import SPLITS, TextTask
@@ -86,8 +86,8 @@ def test_texts_are_paid_as_the_environment_pays_their_tokens(env):
 def test_the_first_stop_string_in_a_text_ends_it(text_task):
     task = TextGenerationEnv(**text_task(stop_strings=["e", " a"])).task
     for text, wanted in {"film ace": "film", "fine a": "fin", "good": "good", "": ""}.items():
-        assert settled_text(task, text, False) == (wanted, wanted != text)
-        assert settled_text(task, text, True) == (wanted, True)
+        assert cut_at_stop_string(task, text, False) == (wanted, wanted != text)
+        assert cut_at_stop_string(task, text, True) == (wanted, True)
         assert wanted == task.text_of(task.tokenizer(text)["input_ids"])
 
 

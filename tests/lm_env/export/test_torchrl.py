@@ -198,3 +198,6 @@ def test_arguments(options):
             to_torchrl(env, bad)
     with pytest.raises(ConfigurationError, match="seed"):
         to_torchrl(env, seed=-1)
+    for given in (env, env.task):  # one list of prompts: another split would be ignored
+        with pytest.raises(ConfigurationError, match="no split 'test'"):
+            to_torchrl(given, split="test")

@@ -335,6 +335,13 @@ def invoke(*arguments: object):
     return CliRunner().invoke(app, [str(a) for a in arguments], terminal_width=200, env=settings)
 
 
+def test_few_records_are_learned_and_do_not_stop_early(model_folder):
+    """A tenth of 30 records is 3 comparisons: early stopping on them would often return the untrained weights."""
+    recipe = Recipe(model_folder, device="cpu", epochs=12, batch_size=4, learning_rate=3e-3)
+    (report,) = train_from_preferences(film_records(30), recipe).reports
+    assert not report.history and len(report.losses) >= 12 and report.train_accuracy > 0.9
+
+
 def test_from_a_file_to_a_reward_in_an_environment(tmp_path, text_lm, tokenizer, text_task, monkeypatch, capsys):
     text_lm().save_pretrained(tmp_path / "lm")
     tokenizer.save_pretrained(tmp_path / "lm")
