@@ -33,9 +33,10 @@ T = TypeVar("T")
 
 OLD = "old"
 
-# A reader that meets a save tries again after a pause; the folder is away for microseconds only.
-_ATTEMPTS = 200
-_AWAY_ATTEMPTS = 50
+# A reader that meets a save tries again after a pause.  The folder is away for microseconds, or for as long as a busy
+# machine lets the process wait that puts it back; only after most of a second is the older copy taken, with a warning.
+_ATTEMPTS = 500
+_AWAY_ATTEMPTS = 400
 _PAUSE_S = 0.002
 
 
