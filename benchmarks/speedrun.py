@@ -20,13 +20,20 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tuning import option
-
 from lm_env.benchmark import BenchSettings, run_bench
 from lm_env.benchmark.results import attained_share, summarize_records
 
 SHARE = 0.5
 SEEDS = 5
+
+
+def option(text: str) -> tuple[str, Any]:
+    """`learning_rate=2e-4` as a name and a value; what is no JSON is text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def verify(agent: str, options: dict[str, Any], tokens: int, out: Path, first_seed: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lm_env.benchmark.results.summary import Summary
 from lm_env.benchmark.results.tables import Row, TaskTable
 from lm_env.benchmark.statistics import Interval
 
-__all__ = ["as_markdown", "circumstances", "overview_of", "table_of"]
+__all__ = ["as_markdown", "circumstances", "markdown_table", "overview_of", "table_of"]
 
 ENOUGH_SEEDS = 5
 BEST_OF_ROWS = ("best-of-4", "best-of-16")
@@ -100,7 +100,7 @@ def table_of(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     body = [
         [f"**{row.agent}**" if row.trained else row.agent, *(column.show(row) for column in columns)] for row in rows
     ]
-    return _table(head, body)
+    return markdown_table(head, body)
 
 
 def overview_of(summary: Summary) -> str:
@@ -119,7 +119,7 @@ def overview_of(summary: Summary) -> str:
         if any(shares):
             overall = [percent(found.iqm.get(agent))] if found is not None and whole else []
             body.append([f"**{agent}**" if agent in order else agent, *shares, *overall])
-    return _table(head + (["all tasks"] if whole else []), body)
+    return markdown_table(head + (["all tasks"] if whole else []), body)
 
 
 def _task(table: TaskTable, compact: bool) -> list[str]:
@@ -139,7 +139,7 @@ def _task(table: TaskTable, compact: bool) -> list[str]:
         parts.append(table_of(table.rows, more))
     if not compact:
         head = ["agent", *(column.title for column in COSTS)]
-        parts.append(_table(head, [list(row) for row in cost_rows(table)]))
+        parts.append(markdown_table(head, [list(row) for row in cost_rows(table)]))
     return parts
 
 
@@ -149,10 +149,12 @@ def _aggregate(found: Aggregate) -> list[str]:
         "## All tasks",
         f"The attained share of the ceiling over {len(found.tasks)} task{'s' if len(found.tasks) > 1 else ''}:"
         f" {', '.join(found.tasks)}.",
-        _table(["agent", "interquartile mean", "mean over tasks"], [list(row) for row in aggregate_rows(found)]),
+        markdown_table(
+            ["agent", "interquartile mean", "mean over tasks"], [list(row) for row in aggregate_rows(found)]
+        ),
         "The probability that a run of the row's agent beats one of the column's on a task drawn at random; an interval"
         " that holds 50% settles nothing.",
-        _table(["", *order], [[agent, *cells] for agent, cells in zip(order, rows, strict=True)]),
+        markdown_table(["", *order], [[agent, *cells] for agent, cells in zip(order, rows, strict=True)]),
     ]
 
 
@@ -164,7 +166,9 @@ def _interval(estimate: dict[str, float | None]) -> Interval | None:
     return Interval(mean, mean - half, mean + half)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown; bars and line breaks within a cell are escaped."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
