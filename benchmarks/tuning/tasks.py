@@ -12,14 +12,14 @@ from reward_models import Keyword
 
 __all__ = ["judged", "keyword"]
 
-WORDS = ("music", "song", "songs", "soundtrack", "score")
+WORDS = ("acting", "actor", "actors", "actress", "cast", "director", "music", "song")
 
 
 def keyword() -> TextTask:
-    """1 for a continuation of a film review that mentions its music, else 0."""
+    """1 for a continuation of a film review that mentions the actors, the director or the music, else 0."""
     return TextTask(
         id="tuning/Keyword-v0",
-        summary="mention the music",
+        summary="mention who made the film",
         source=openings,
         reward=Keyword(WORDS),
         model=EMBEDDED_MODEL,
