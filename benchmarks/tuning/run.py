@@ -57,6 +57,8 @@ def run_trials(settings: BenchSettings, cells: Sequence[Cell], out: Path, proces
         for outcome in work:
             done += outcome.error is None
             print(f"[{done}/{len(cells)}] {outcome.cell}  {outcome.error or ''}", flush=True)
+        if stop.received is not None:
+            raise SystemExit(f"stopped with {done} of {len(cells)} trials done; the same command goes on from there")
 
 
 def validation_ceilings(settings: BenchSettings, out: Path, labels: Sequence[str]) -> dict[str, dict[str, float]]:
