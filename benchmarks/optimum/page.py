@@ -1,0 +1,172 @@
+"""docs/optimum.md and its figure: how near agents come to the optimum on lm_env/Sentiment-v0, from records.
+
+    lm-env bench --config benchmarks/optimum/budgets.yaml --out runs/budgets
+    lm-env bench --config benchmarks/optimum/ablation.yaml --out runs/ablation
+    python benchmarks/tuning/run.py --out runs/tuning
+    python benchmarks/optimum/page.py runs/budgets runs/ablation --tuning runs/tuning   # takes the records over
+    python benchmarks/optimum/page.py                                                   # only writes the page again
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HOME = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(HOME / "benchmarks"))
+
+from table import committed, take_over  # noqa: E402
+
+from lm_env.benchmark.records import Record  # noqa: E402
+from lm_env.benchmark.results import summarize_records  # noqa: E402
+from lm_env.benchmark.results.curves import frontier_points  # noqa: E402
+from lm_env.benchmark.results.markdown import markdown_table  # noqa: E402
+from lm_env.benchmark.results.numbers import percent, shown  # noqa: E402
+from lm_env.benchmark.results.tables import Row, TaskTable, attained_share  # noqa: E402
+
+RECORDS = HOME / "benchmarks" / "results" / "optimum"
+WORDS = Path(__file__).with_name("words.md")
+PAGE = HOME / "docs" / "optimum.md"
+PICTURE = HOME / "docs" / "frontier.png"
+TUNING = RECORDS / "tuning.md"
+
+BUDGETS = ("60k", "240k", "1M")
+ABLATION = "ablation"
+COLORS = ("#0067a3", "#b34700", "#00735a", "#9b3676", "#7a5c00", "#5b3fa0")
+GRAY = "0.35"
+SIZES = (5, 8, 11)
+"""Diameters of the dots of the three budgets."""
+
+
+def budgets_table(tables: dict[str, TaskTable]) -> str:
+    """A row for each agent and budget, with those of best-of-n and of the optimum."""
+    head = ["", "tokens", "seeds", "score", "KL, nats per response", "J = score - β KL", "attained", "smallest, largest"]
+    rows = []
+    first = next(iter(tables.values()))
+    for agent in dict.fromkeys(row.agent for table in tables.values() for row in table.rows if row.trained):
+        for budget, table in tables.items():
+            row = table.row(agent)
+            if row is not None:
+                rows.append([f"`{agent}`", budget, str(row.seeds), *numbers(row), extremes(table, row)])
+    for name in ("reference", "best-of-4", "best-of-16"):
+        row = first.row(name)
+        if row is not None:
+            rows.append([name, "", "", *numbers(row), ""])
+    assert first.ceiling is not None
+    best = [estimate(first.ceiling[key]) for key in ("score", "KL", "J")]
+    rows.append(["**the optimum**", "", "", *best, "100%", ""])
+    return markdown_table(head, rows)
+
+
+def ablation_table(table: TaskTable) -> str:
+    """What changes when one option of PPO does."""
+    rows = [[row.agent, str(row.seeds), *numbers(row), extremes(table, row)] for row in table.rows if row.trained]
+    head = ["", "seeds", "score", "KL, nats per response", "J = score - β KL", "attained", "smallest, largest"]
+    return markdown_table(head, rows)
+
+
+def numbers(row: Row) -> list[str]:
+    """Score, KL, J and the attained share, with 95% intervals."""
+    return [*(shown(row.metrics.get(name)) for name in ("score", "kl", "J")), percent(row.attained)]
+
+
+def extremes(table: TaskTable, row: Row) -> str:
+    """The smallest and the largest attained share of the seeds."""
+    shares = [attained_share(table.ceiling, record["by_prompt"]["J"]) for record in row.records]
+    means = sorted(share.mean for share in shares if share is not None)
+    return f"{means[0]:.0%}, {means[-1]:.0%}".replace("-", "\u2212") if len(means) > 1 else ""
+
+
+def estimate(found: dict[str, float]) -> str:
+    """A mean with two standard errors."""
+    return f"{found['mean']:.3f} ± {1.96 * found['se']:.3f}"
+
+
+def plot(tables: dict[str, TaskTable], path: Path) -> None:
+    """Score over KL: the frontier of the optimum as β varies, best-of-n, and each agent's way from budget to budget."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    first = next(iter(tables.values()))
+    assert first.ceiling is not None
+    line = [point for point in frontier_points(first) if point[0] <= 5]
+    axis.plot([kl for kl, _ in line], [score for _, score in line], color=GRAY, linewidth=1.6)
+    optimum = (first.ceiling["KL"]["mean"], first.ceiling["score"]["mean"])
+    axis.plot(*[[value] for value in optimum], "*", color=GRAY, markersize=13)
+    annotate(axis, "the optimum", optimum, GRAY, (2, 8))
+    for name in ("best-of-4", "best-of-16"):
+        if row := first.row(name):
+            axis.plot(*[[value] for value in place(row)], "^", color=GRAY, markersize=7)
+            annotate(axis, name.replace("-", " "), place(row), GRAY, (8, -10))
+    agents = dict.fromkeys(row.agent for table in tables.values() for row in table.rows if row.trained)
+    for color, agent in zip(COLORS, agents, strict=False):
+        rows = [(size, row) for size, t in zip(SIZES, tables.values(), strict=False) if (row := t.row(agent))]
+        places = [place(row) for _, row in rows]
+        axis.plot([kl for kl, _ in places], [score for _, score in places], "-", color=color, linewidth=1, alpha=0.6)
+        for size, row in rows:
+            for record in row.records:
+                spot = [record["metrics"][name]["mean"] for name in ("kl", "score")]
+                axis.plot(*[[value] for value in spot], "o", color=color, markersize=3, alpha=0.35, markeredgewidth=0)
+            axis.plot(*[[value] for value in place(row)], "o", color=color, markersize=size)
+        annotate(axis, agent, places[-1], color, (8, -3))
+    axis.set_xlim(left=0)
+    axis.set(xlabel="KL to the reference, nats per response", ylabel="mean score")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    figure.savefig(path, dpi=160)
+
+
+def place(row: Row) -> tuple[float, float]:
+    """(KL, score), the means over seeds."""
+    return row.metrics["kl"].value, row.metrics["score"].value
+
+
+def annotate(axis: Any, words: str, at: tuple[float, float], color: str, offset: tuple[int, int]) -> None:
+    """Words beside a point."""
+    axis.annotate(words, at, color=color, fontsize=9, xytext=offset, textcoords="offset points")
+
+
+def page_of(records: Sequence[Record], tuning: str) -> str:
+    """docs/optimum.md: the words, with the tables in their places."""
+    tables = {table.task: table for table in summarize_records(records).tables}
+    budgets = {name: tables[name] for name in BUDGETS if name in tables}
+    parts = {"BUDGETS": budgets_table(budgets), "TUNING": tuning.strip()}
+    if ABLATION in tables:
+        parts["ABLATION"] = ablation_table(tables[ABLATION])
+    text = WORDS.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace(f"<!-- {name} -->", part)
+    return text
+
+
+def seconds_line(records: Sequence[Record]) -> str:
+    """Mean seconds of training per agent."""
+    runs = [record for record in records if record["kind"] == "run"]
+    agents = dict.fromkeys(record["agent"] for record in runs)
+    return ", ".join(f"{a} {statistics.mean(r['seconds'] for r in runs if r['agent'] == a):.0f}" for a in agents)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("benches", type=Path, nargs="*", help="folders of benchmarks whose records are taken over first")
+    p.add_argument("--tuning", type=Path, help="what benchmarks/tuning/run.py has printed, in a file")
+    args = p.parse_args()
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    for bench in args.benches:
+        take_over(bench, RECORDS)
+    if args.tuning is not None:
+        TUNING.write_text(args.tuning.read_text(encoding="utf-8"), encoding="utf-8")
+    records = committed(RECORDS)
+    PAGE.write_text(page_of(records, TUNING.read_text(encoding="utf-8")), encoding="utf-8")
+    tables = {table.task: table for table in summarize_records(records).tables}
+    plot({name: tables[name] for name in BUDGETS if name in tables}, PICTURE)
+    print(f"{len(records)} records -> {PAGE}, {PICTURE}; seconds of training: {seconds_line(records)}")
+
+
+if __name__ == "__main__":
+    main()

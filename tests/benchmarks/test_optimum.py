@@ -1,0 +1,52 @@
+"""docs/optimum.md is what its generator makes of the records beside it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+from paths import REPOSITORY
+
+from lm_env.benchmark.results import summarize_records
+
+
+@pytest.fixture(scope="module")
+def page(monkeypatch_module):
+    """benchmarks/optimum/page.py."""
+    monkeypatch_module.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("optimum_page", REPOSITORY / "benchmarks" / "optimum" / "page.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch_module.setitem(sys.modules, "optimum_page", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    """monkeypatch for a whole module."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def test_the_page_is_made_from_the_committed_records(page):
+    records = page.committed(page.RECORDS)
+    tuning = page.TUNING.read_text(encoding="utf-8")
+    assert page.PAGE.read_text(encoding="utf-8") == page.page_of(records, tuning)
+    assert page.PICTURE.stat().st_size > 10_000
+
+
+def test_each_place_in_the_words_is_filled(page):
+    text = page.page_of(page.committed(page.RECORDS), "| options |\n|---|")
+    assert "<!--" not in text and "| options |" in text
+
+
+def test_the_table_has_every_run(page):
+    records = page.committed(page.RECORDS)
+    tables = {table.task: table for table in summarize_records(records).tables}
+    budgets = {name: tables[name] for name in page.BUDGETS if name in tables}
+    text = page.budgets_table(budgets)
+    for budget, table in budgets.items():
+        for row in table.rows:
+            if row.trained:
+                assert f"| `{row.agent}` | {budget} | {row.seeds} |" in text
