@@ -1,10 +1,10 @@
 """docs/optimum.md and its figure: how near agents come to the optimum on lm_env/Sentiment-v0, from records.
 
-    lm-env bench --config benchmarks/optimum/budgets.yaml --out runs/budgets
-    lm-env bench --config benchmarks/optimum/ablation.yaml --out runs/ablation
-    python benchmarks/tuning/run.py --out runs/tuning
-    python benchmarks/optimum/page.py runs/budgets runs/ablation --tuning runs/tuning   # takes the records over
-    python benchmarks/optimum/page.py                                                   # only writes the page again
+lm-env bench --config benchmarks/optimum/budgets.yaml --out runs/budgets
+lm-env bench --config benchmarks/optimum/ablation.yaml --out runs/ablation
+python benchmarks/tuning/run.py --out runs/tuning
+python benchmarks/optimum/page.py runs/budgets runs/ablation --tuning runs/tuning   # takes the records over
+python benchmarks/optimum/page.py                                                   # only writes the page again
 """
 
 from __future__ import annotations
@@ -44,7 +44,16 @@ SIZES = (5, 8, 11)
 
 def budgets_table(tables: dict[str, TaskTable]) -> str:
     """A row for each agent and budget, with those of best-of-n and of the optimum."""
-    head = ["", "tokens", "seeds", "score", "KL, nats per response", "J = score - β KL", "attained", "smallest, largest"]
+    head = [
+        "",
+        "tokens",
+        "seeds",
+        "score",
+        "KL, nats per response",
+        "J = score - β KL",
+        "attained",
+        "smallest, largest",
+    ]
     rows = []
     first = next(iter(tables.values()))
     for agent in dict.fromkeys(row.agent for table in tables.values() for row in table.rows if row.trained):
@@ -52,13 +61,14 @@ def budgets_table(tables: dict[str, TaskTable]) -> str:
             row = table.row(agent)
             if row is not None:
                 rows.append([f"`{agent}`", budget, str(row.seeds), *numbers(row), extremes(table, row)])
-    for name in ("reference", "best-of-4", "best-of-16"):
-        row = first.row(name)
-        if row is not None:
-            rows.append([name, "", "", *numbers(row), ""])
-    assert first.ceiling is not None
-    best = [estimate(first.ceiling[key]) for key in ("score", "KL", "J")]
-    rows.append(["**the optimum**", "", "", *best, "100%", ""])
+    ceiling = first.ceiling
+    assert ceiling is not None
+    J_ref, gain = ceiling["J_ref"]["mean"], ceiling["J"]["mean"] - ceiling["J_ref"]["mean"]
+    for best in ceiling["best_of_n"]:
+        name = "reference" if best["n"] == 1 else f"best of {best['n']}"
+        share = f"{(best['J'] - J_ref) / gain:.0%}"
+        rows.append([name, "", "", estimate(best["score"]), f"{best['KL']:.3g}", f"{best['J']:.3f}", share, ""])
+    rows.append(["**the optimum**", "", "", *(estimate(ceiling[key]) for key in ("score", "KL", "J")), "100%", ""])
     return markdown_table(head, rows)
 
 
@@ -99,10 +109,10 @@ def plot(tables: dict[str, TaskTable], path: Path) -> None:
     optimum = (first.ceiling["KL"]["mean"], first.ceiling["score"]["mean"])
     axis.plot(*[[value] for value in optimum], "*", color=GRAY, markersize=13)
     annotate(axis, "the optimum", optimum, GRAY, (2, 8))
-    for name in ("best-of-4", "best-of-16"):
-        if row := first.row(name):
-            axis.plot(*[[value] for value in place(row)], "^", color=GRAY, markersize=7)
-            annotate(axis, name.replace("-", " "), place(row), GRAY, (8, -10))
+    for best in first.ceiling["best_of_n"][1:]:
+        spot = (best["KL"], best["score"]["mean"])
+        axis.plot(*[[value] for value in spot], "^", color=GRAY, markersize=6)
+        annotate(axis, f"best of {best['n']}", spot, GRAY, (8, -10))
     agents = dict.fromkeys(row.agent for table in tables.values() for row in table.rows if row.trained)
     for color, agent in zip(COLORS, agents, strict=False):
         rows = [(size, row) for size, t in zip(SIZES, tables.values(), strict=False) if (row := t.row(agent))]
