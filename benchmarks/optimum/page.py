@@ -75,7 +75,7 @@ def budgets_table(tables: dict[str, TaskTable]) -> str:
 def ablation_table(table: TaskTable) -> str:
     """What changes when one option of PPO does."""
     rows = [[row.agent, str(row.seeds), *numbers(row), extremes(table, row)] for row in table.rows if row.trained]
-    head = ["", "seeds", "score", "KL, nats per response", "J = score - β KL", "attained", "smallest, largest"]
+    head = ["", "seeds", "score", "KL, nats per response", "J", "attained", "smallest, largest"]
     return markdown_table(head, rows)
 
 
