@@ -190,7 +190,7 @@ class FromTRL:
 
     def _config(self, folder: str, tokens: int) -> Any:
         """TRL's options, with more steps than the budget allows: a rollout has at least a token per episode."""
-        on_cpu = self.task.model.device.type == "cpu"
+        on_cpu = next(self.task.model.parameters()).device.type == "cpu"
         run = {
             "output_dir": folder,
             "seed": self.seed,
@@ -210,10 +210,10 @@ class FromTRL:
         args.max_steps = math.ceil(tokens / self.episodes) * args.steps_per_generation * args.num_iterations
         return args
 
-    def _policy(self, folder: Path) -> PreTrainedModel:
+    def _policy(self, folder: Path) -> Any:
         """A copy of the task's model, named after a folder with the task's reference, which TRL loads by that name."""
         export_language_model(self.task.reference, None, folder)
-        policy = copy.deepcopy(self.task.model)
+        policy: Any = copy.deepcopy(self.task.model)
         policy.config._name_or_path = str(folder)
         policy.generation_config.eos_token_id = sorted(self.task.eos_token_ids)
         return policy
@@ -221,7 +221,7 @@ class FromTRL:
     def _enough(self, prompts: Dataset) -> Dataset:
         """The prompts, as often as a rollout needs: TRL gives a prompt to one group, and drops incomplete rollouts."""
         groups = self.episodes // check_integer("num_generations", self.options["num_generations"])
-        return concatenate_datasets([prompts] * math.ceil(groups / len(prompts)))
+        return concatenate_datasets([prompts] * max(1, math.ceil(groups / len(prompts))))
 
 
 class RLOOFromTRL(FromTRL):
