@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lm_env
 from agents.base import BatchedAgent
@@ -39,11 +39,24 @@ SLOTS = 32
 CHECKPOINTS = 8
 """Checkpoints per run."""
 
+
+class Example(NamedTuple):
+    """Where an agent is that trains by a script."""
+
+    library: str
+    file: str
+    """In the repository's examples."""
+    attribute: str = "train"
+    """The function or class in that file."""
+
+
 EXAMPLES = {
-    "tianshou-ppo": ("tianshou", "tianshou_ppo.py"),
-    "torchrl-ppo": ("torchrl", "torchrl_ppo.py"),
+    "tianshou-ppo": Example("tianshou", "tianshou_ppo.py"),
+    "torchrl-ppo": Example("torchrl", "torchrl_ppo.py"),
+    "trl-grpo": Example("trl", "trl_agents.py", "GRPOFromTRL"),
+    "trl-rloo": Example("trl", "trl_agents.py", "RLOOFromTRL"),
 }
-"""Name -> (library, file in the repository's examples) of agents that train by a script."""
+"""Name -> its script."""
 
 Kind = Literal["batched", "sb3", "class", "function"]
 
@@ -181,16 +194,16 @@ def _learning_rate(of: Callable[..., Any], spec: AgentSpec) -> float | None:
 
 
 def _example(name: str) -> Callable[..., Any]:
-    """The function `train` of an example, which is in the repository and not in the installed package."""
-    library, file = EXAMPLES[name]
+    """The function or class of an example, which is in the repository and not in the installed package."""
+    library, file, attribute = EXAMPLES[name]
     path = Path(lm_env.__file__).parents[1] / "examples" / file
     if not path.is_file():
         raise MissingDependencyError(
-            f"{name} is an example of the repository, examples/{file}: copy it and give it as 'FILE:train', with"
-            f" {library} installed (pip install {library})"
+            f"{name} is an example of the repository, examples/{file}: copy it and give it as 'FILE:{attribute}',"
+            f" with {library} installed (pip install {library})"
         )
     try:
-        return load_named(f"{path}:train", "train(env, timesteps, seed)")
+        return load_named(f"{path}:{attribute}", "train(env, timesteps, seed)")
     except ConfigurationError as error:
         if isinstance(error.__cause__, ImportError):
             raise MissingDependencyError(f"{name} needs {library}: pip install {library}") from error

@@ -27,7 +27,8 @@ AGENTS = (
     "tianshou-ppo",
     "torchrl-ppo",
 )
-"""The agents that train on any task, except TRPO, which is about a hundred times slower and has to be named."""
+"""The agents that train on any task, except TRPO, which is about a hundred times slower.  It has to be named, as have
+TRL's trainers, which need a task with a tokenizer of transformers."""
 
 
 def offline_tasks() -> list[str]:
@@ -58,7 +59,7 @@ def _is_offline(name: str) -> bool:
 
 
 def _is_installed(name: str) -> bool:
-    if name in EXAMPLES and find_spec(EXAMPLES[name][0]) is None:
+    if name in EXAMPLES and find_spec(EXAMPLES[name].library) is None:
         return False
     try:
         entrant(AgentSpec.of(name))

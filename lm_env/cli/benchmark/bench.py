@@ -21,8 +21,9 @@ def bench(
     agents: Annotated[
         list[str] | None,
         typer.Option(
-            help="Agents, separated by commas: names of lm-env train, sft, dpo, tianshou-ppo, torchrl-ppo, or your own"
-            " 'module:Class' or 'file.py:train'.  [default: all that are installed]"
+            help="Agents, separated by commas: names of lm-env train, sft, dpo, tianshou-ppo, torchrl-ppo, trl-grpo,"
+            " trl-rloo, or your own 'module:Class' or 'file.py:train'.  [default: all that are installed and train on"
+            " any task, which leaves out trpo and TRL's]"
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder; what is done there is not done again.")] = Path("runs/bench"),
