@@ -120,8 +120,8 @@ def plot(tables: dict[str, TaskTable], path: Path) -> None:
         axis.plot([kl for kl, _ in places], [score for _, score in places], "-", color=color, linewidth=1, alpha=0.6)
         for size, row in rows:
             for record in row.records:
-                spot = [record["metrics"][name]["mean"] for name in ("kl", "score")]
-                axis.plot(*[[value] for value in spot], "o", color=color, markersize=3, alpha=0.35, markeredgewidth=0)
+                seed = [record["metrics"][name]["mean"] for name in ("kl", "score")]
+                axis.plot(*[[value] for value in seed], "o", color=color, markersize=3, alpha=0.35, markeredgewidth=0)
             axis.plot(*[[value] for value in place(row)], "o", color=color, markersize=size)
         annotate(axis, agent, places[-1], color, (8, -3))
     axis.set_xlim(left=0)
