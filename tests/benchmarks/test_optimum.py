@@ -13,9 +13,9 @@ from lm_env.benchmark.results import summarize_records
 
 @pytest.fixture(scope="module")
 def page(monkeypatch_module):
-    """benchmarks/optimum/page.py."""
+    """benchmarks/optimum.py."""
     monkeypatch_module.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("optimum_page", REPOSITORY / "benchmarks" / "optimum" / "page.py")
+    spec = importlib.util.spec_from_file_location("optimum_page", REPOSITORY / "benchmarks" / "optimum.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch_module.setitem(sys.modules, "optimum_page", module)
     spec.loader.exec_module(module)

@@ -1,35 +1,32 @@
 """docs/optimum.md and its figure: how near agents come to the optimum on lm_env/Sentiment-v0, from records.
 
-lm-env bench --config benchmarks/optimum/budgets.yaml --out runs/budgets
-lm-env bench --config benchmarks/optimum/ablation.yaml --out runs/ablation
-python benchmarks/tuning/run.py --out runs/tuning
-python benchmarks/optimum/page.py runs/budgets runs/ablation --tuning runs/tuning   # takes the records over
-python benchmarks/optimum/page.py                                                   # only writes the page again
+lm-env bench --config benchmarks/optimum.yaml --out runs/optimum
+lm-env bench --config benchmarks/ablation.yaml --out runs/ablation
+python benchmarks/tuning/run.py --out runs/tuning > tuning.md
+python benchmarks/optimum.py runs/optimum runs/ablation --tuning tuning.md   # takes the records over
+python benchmarks/optimum.py                                                        # only writes the page again
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HOME = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(HOME / "benchmarks"))
+from table import committed, take_over
 
-from table import committed, take_over  # noqa: E402
+from lm_env.benchmark.records import Record
+from lm_env.benchmark.results import summarize_records
+from lm_env.benchmark.results.curves import frontier_points
+from lm_env.benchmark.results.markdown import markdown_table
+from lm_env.benchmark.results.numbers import percent, shown
+from lm_env.benchmark.results.tables import Row, TaskTable, attained_share
 
-from lm_env.benchmark.records import Record  # noqa: E402
-from lm_env.benchmark.results import summarize_records  # noqa: E402
-from lm_env.benchmark.results.curves import frontier_points  # noqa: E402
-from lm_env.benchmark.results.markdown import markdown_table  # noqa: E402
-from lm_env.benchmark.results.numbers import percent, shown  # noqa: E402
-from lm_env.benchmark.results.tables import Row, TaskTable, attained_share  # noqa: E402
-
+HOME = Path(__file__).resolve().parents[1]
 RECORDS = HOME / "benchmarks" / "results" / "optimum"
-WORDS = Path(__file__).with_name("words.md")
+WORDS = Path(__file__).with_name("optimum_words.md")
 PAGE = HOME / "docs" / "optimum.md"
 PICTURE = HOME / "docs" / "frontier.png"
 TUNING = RECORDS / "tuning.md"
