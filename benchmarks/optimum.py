@@ -4,7 +4,7 @@ lm-env bench --config benchmarks/optimum.yaml --out runs/optimum
 lm-env bench --config benchmarks/ablation.yaml --out runs/ablation
 python benchmarks/tuning/run.py --out runs/tuning > tuning.md
 python benchmarks/optimum.py runs/optimum runs/ablation --tuning tuning.md   # takes the records over
-python benchmarks/optimum.py                                                        # only writes the page again
+python benchmarks/optimum.py                                                 # only writes the page again
 """
 
 from __future__ import annotations

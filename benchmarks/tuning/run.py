@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def run_trials(settings: BenchSettings, cells: Sequence[Cell], out: Path, proces
         )
         for outcome in work:
             done += outcome.error is None
-            print(f"[{done}/{len(cells)}] {outcome.cell}  {outcome.error or ''}", flush=True)
+            print(f"[{done}/{len(cells)}] {outcome.cell}  {outcome.error or ''}", file=sys.stderr, flush=True)
         if stop.received is not None:
             raise SystemExit(f"stopped with {done} of {len(cells)} trials done; the same command goes on from there")
 
