@@ -28,6 +28,8 @@ __all__ = ["RLOO", "RLOOConfig"]
 class RLOOConfig(GroupConfig):
     """Options of RLOO."""
 
+    learning_rate: float = 3e-4
+    """Adam's step size at the start."""
     group_size: int = 4
     """G: samples per prompt; divides `rollout_episodes`."""
 
