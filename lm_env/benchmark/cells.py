@@ -33,7 +33,7 @@ from lm_env.errors import CheckpointCorruptError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.export import export_language_model
 from lm_env.objective.task import Task
-from lm_env.storage import remove_checkpoints, write_folder
+from lm_env.storage import EndOnSignals, remove_checkpoints, write_folder
 from lm_env.tasks import Split, TextTask, get_task
 from lm_env.theory.ceilings import Ceiling
 
@@ -83,7 +83,8 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
 
     Raises:
         LMEnvError: whatever the task, the agent or its reward function raises.
-        TrainingInterrupted: SIGINT or SIGTERM has come; the cell is saved, and the next call resumes it.
+        TrainingInterrupted: SIGINT or SIGTERM has come.  A training with checkpoints has finished its rollout and is
+            saved; anything else has ended at once, and what it had not saved begins again in the next call.
     """
     spec = settings.task(cell.task)
     text_task = get_task(spec.name, **spec.options)
@@ -97,10 +98,11 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
         "model": settings.model or text_task.model_name,
         **environment(settings.threads, settings.device),
     }
-    if cell.agent == BASELINES:
-        records = _baselines(settings, text_task)
-    else:
-        records = [_run(settings, text_task, spec, cell, seed, out)]
+    with EndOnSignals(f"work on {cell}"):  # a training with checkpoints notes signals by itself, and saves first
+        if cell.agent == BASELINES:
+            records = _baselines(settings, text_task)
+        else:
+            records = [_run(settings, text_task, spec, cell, seed, out)]
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     records = [{**common, **plain(record), "finished": finished} for record in records]
     write_json(out / cell.path / RECORD, {"records": records})
