@@ -29,7 +29,7 @@ from lm_env.report.texts import visible
 __all__ = ["LOOKS", "render_page"]
 
 LOOKS = ("a", "b", "c", "d", "e", "f", "g", "h")
-"""The looks of lines in the style sheet; further agents begin again with the first."""
+"""The classes of lines in the style sheet; the ninth agent has the look of the first again."""
 PROMPTS_SHOWN = 4
 TEMPLATES = ("benchmark/bench.html", "benchmark/bench.css", "report/chart.html", "report/page.css")
 COST = ("agent", *(column.title for column in COSTS))
@@ -159,8 +159,8 @@ def _optimum(table: TaskTable) -> list[str]:
     if best is None or best["J"]["mean"] is None:
         return []
     score, kl, J = (short_number(best[name]["mean"]) for name in ("score", "KL", "J"))
-    said = [f"The optimum at \u03b2 {best['beta']:g} has the score {score} at a KL of {kl} nats: J {J}."]
-    said += [f"It is a lower bound, so attained shares are upper ones: {doubt}." for doubt in best["doubts"]]
+    said = [f"The optimum of J = score \u2212 {best['beta']:g} KL has the score {score} at a KL of {kl} nats: J {J}."]
+    said += [f"J is a lower bound, so the attained shares are too large: {doubt}." for doubt in best["doubts"]]
     if table.matched_kl is not None:
         said.append(f"Scores at equal KL are compared at {short_number(table.matched_kl)} nats, half of the optimum's.")
     return said

@@ -78,7 +78,7 @@ def bench(
     benchmark that was stopped or killed.
     """
     from lm_env.benchmark import run_bench
-    from lm_env.benchmark.repeating import repeat_command, task_command
+    from lm_env.benchmark.commands import repeat_command, task_command
     from lm_env.benchmark.results import write_card, write_results
     from lm_env.benchmark.runner import kept_policies
     from lm_env.runs.console import say
@@ -124,7 +124,7 @@ def _settings(
     config: Path | None, tasks: list[str], agents: list[str], only: list[str], over: dict[str, Any], quick: bool
 ) -> Any:
     from lm_env.benchmark import BenchSettings, quick_settings, read_settings
-    from lm_env.benchmark.offering import installed_agents, offline_tasks, quick_agents, quick_tasks
+    from lm_env.benchmark.defaults import installed_agents, installed_tasks, quick_agents, quick_tasks
     from lm_env.errors import ConfigurationError
 
     named = {name: value for name, value in (("tasks", tasks), ("agents", agents)) if value}
@@ -132,7 +132,7 @@ def _settings(
         settings = read_settings(config, **named, **over)
     else:
         defaults = {
-            "tasks": lambda: quick_tasks() if quick else offline_tasks(),
+            "tasks": lambda: quick_tasks() if quick else installed_tasks(),
             "agents": lambda: quick_agents() if quick else installed_agents(),
         }
         settings = BenchSettings.of({**{n: named.get(n) or make() for n, make in defaults.items()}, **over})

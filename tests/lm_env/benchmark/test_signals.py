@@ -13,7 +13,7 @@ from lm_env.errors import TrainingInterrupted
 from lm_env.storage import EndOnSignals, StopSignals, checkpoints_in
 
 TASK = '''
-"""A task whose reward sends a signal once, at the call that the file `stop` names: "CALL SIGNAL self" or "... parent"."""
+"""A task whose reward sends a signal once, as the file `stop` says: "CALL SIGNAL self" or "CALL SIGNAL parent"."""
 import os, signal
 from pathlib import Path
 from lm_env.tasks import TextTask
