@@ -1,13 +1,13 @@
-"""Compare options of agents over several tasks on their validation prompts, which no result is reported on.
+"""Choose agents' options: candidates are trained on several tasks and compared on the tasks' validation prompts.
 
-    lm-env demo --out runs/demo                                    # its reward model is the fourth task's
-    python benchmarks/tuning/run.py --out runs/tuning              # runs what is not done yet, and prints the table
-    python benchmarks/tuning/run.py --only tuning/Keyword-v0       # one task
+    lm-env demo --out runs/demo                          # makes the reward model of the task Judged
+    python benchmarks/tuning/run.py --out runs/tuning    # runs what is not done yet, and prints the table
+    python benchmarks/tuning/run.py --only Keyword       # one task
     python benchmarks/tuning/run.py --candidates mine.yaml
 
-The candidates are agents with options, in the form of `lm-env bench --config`: see benchmarks/tuning/candidates.yaml.
-Each is trained once on each task with the same seed and tokens, and measured on the task's validation prompts.  The
-table has the share of the ceiling that each attains there, and its mean over the tasks.
+The candidates are agents with options, written as for `lm-env bench --config`: see benchmarks/tuning/candidates.yaml.
+Each is trained once on each task, all with the same seed and number of tokens.  The table has the share of the ceiling
+that each attains on the validation prompts, and its mean over the tasks.  No published result uses these prompts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CEILINGS = "ceilings.json"
 
 
 def trials(settings: BenchSettings, only: Sequence[str] | None) -> list[Cell]:
-    """What is to be run: one trial of each candidate on each task."""
+    """The trainings to be made: one of each candidate on each task."""
     return [cell for cell in settings.cells() if cell.trial == 0 and (only is None or cell.task in only)]
 
 
@@ -63,7 +63,7 @@ def run_trials(settings: BenchSettings, cells: Sequence[Cell], out: Path, proces
 
 
 def validation_ceilings(settings: BenchSettings, out: Path, labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """J of the reference and of the optimum on the validation prompts of each task; those known are kept in a file."""
+    """J of the reference and of the optimum on each task's validation prompts; computed once and kept in a file."""
     path = out / CEILINGS
     found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     for label in labels:
@@ -84,7 +84,7 @@ def validation_ceilings(settings: BenchSettings, out: Path, labels: Sequence[str
 
 
 def table(settings: BenchSettings, cells: Sequence[Cell], out: Path, ceilings: dict[str, dict[str, float]]) -> str:
-    """A row for each candidate: the attained share of each task, with its KL, and their mean."""
+    """A row for each candidate: the attained share and the KL on each task, and the mean of the shares."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     rows = []
     for agent in settings.agents:
