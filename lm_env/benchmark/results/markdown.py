@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from lm_env.benchmark.results.aggregate import Aggregate
@@ -24,6 +25,7 @@ __all__ = ["as_markdown", "circumstances", "markdown_table", "overview_of", "tab
 
 ENOUGH_SEEDS = 5
 BEST_OF_ROWS = ("best-of-4", "best-of-16")
+INTERVAL = re.compile(r"\(\S+ to \S+\)")
 
 
 def as_markdown(
@@ -175,9 +177,13 @@ def _interval(estimate: dict[str, float | None]) -> Interval | None:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown; bars and line breaks within a cell are escaped."""
+    """A table of Markdown; bars within a cell are escaped, and narrow columns break no line within an interval."""
+
+    def shown_cell(cell: str) -> str:
+        text = cell.replace("|", "\\|").replace("\n", " ").replace(" \u00b1 ", "\u00a0\u00b1\u00a0")
+        return INTERVAL.sub(lambda found: found.group().replace(" ", "\u00a0"), text)
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(map(shown_cell, cells)) + " |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
