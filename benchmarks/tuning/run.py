@@ -25,6 +25,7 @@ from lm_env.benchmark.cells import evaluation_prompts, exact_optimum, read_cell
 from lm_env.benchmark.results.markdown import markdown_table
 from lm_env.benchmark.settings import Cell
 from lm_env.benchmark.workers import run_here, run_in_processes
+from lm_env.errors import TrainingInterrupted
 from lm_env.storage import StopSignals
 from lm_env.tasks import get_task
 from lm_env.theory import task_ceiling
@@ -55,10 +56,14 @@ def run_trials(settings: BenchSettings, cells: Sequence[Cell], out: Path, proces
             if processes > 1
             else run_here(settings, out, next_cell, stopped)
         )
-        for outcome in work:
-            done += outcome.error is None
-            print(f"[{done}/{len(cells)}] {outcome.cell}  {outcome.error or ''}", file=sys.stderr, flush=True)
-        if stop.received is not None:
+        interrupted = False
+        try:
+            for outcome in work:
+                done += outcome.error is None
+                print(f"[{done}/{len(cells)}] {outcome.cell}  {outcome.error or ''}", file=sys.stderr, flush=True)
+        except TrainingInterrupted:  # a trial in this process has saved itself, or had nothing to save
+            interrupted = True
+        if interrupted or stop.received is not None:
             raise SystemExit(f"stopped with {done} of {len(cells)} trials done; the same command goes on from there")
 
 
