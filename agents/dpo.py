@@ -9,9 +9,9 @@ Shapes: R responses of all records.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from agents.base.config import MEMORY_ONLY, make_config
 from agents.learning.likelihood import text_logprobs
 from agents.learning.policy import ValueHeadPolicy
+from agents.learning.preference.implied_reward import NO_COMPARISONS, ImpliedReward, ranked_comparisons
 from agents.learning.preference.judged_texts import JudgedBatch, JudgedTexts, encode_judged
 from agents.learning.preference.loss import PreferenceLoss, preference_loss, response_sums
 from agents.run.early_stopping import EarlyStopping, HeldOutLoss
@@ -29,7 +30,7 @@ from lm_env.errors import ConfigurationError
 from lm_env.explain import explained
 from lm_env.models.fitting import fit, weights_digest
 from lm_env.models.inputs import shuffled_batches
-from lm_env.models.inspection import device_of, evaluating, facts_of
+from lm_env.models.inspection import ModelFacts, device_of, evaluating, facts_of
 from lm_env.storage import Checkpointing
 from lm_env.validation import check_choice, check_field_types, check_integers, check_numbers
 from reward_models.preferences.reading import read_preferences
@@ -38,9 +39,6 @@ from reward_models.preferences.records.preference import Preference
 from reward_models.preferences.splitting import split_records
 
 __all__ = ["DPOConfig", "DPOReport", "ImpliedReward", "dpo_finetune"]
-
-ROUNDING = 1e-4
-"""Log-ratios that differ by less, in nats, count as equal: forwards of the same weights may round differently."""
 
 
 @explained
@@ -94,28 +92,6 @@ class DPOConfig:
             raise ConfigurationError("patience looks at the records held out: raise held_out_fraction above 0")
         if self.eval_steps is not None and self.patience is None:
             raise ConfigurationError("eval_steps says when to look whether to stop: give patience as well")
-
-
-@dataclass(frozen=True)
-class ImpliedReward:
-    """How a policy's implied reward, beta log(pi / pi_ref), ranks the responses that were compared."""
-
-    comparisons: int
-    """How many comparisons are not ties; accuracy, margin and logprobs refer to them."""
-    right: float
-    """How many of them the implied reward ranks right, equal ones counting half."""
-    margin: float
-    """Mean implied reward of the chosen response minus that of the rejected one."""
-    chosen_logprob: float
-    rejected_logprob: float
-    """Mean logprob of a whole chosen and of a whole rejected response, nats."""
-    loss: float
-    """The mean loss of a record."""
-
-    @property
-    def accuracy(self) -> float:
-        """The share of comparisons ranked right; 1/2 for the reference itself."""
-        return self.right / self.comparisons if self.comparisons else float("nan")
 
 
 @dataclass(frozen=True)
@@ -180,15 +156,7 @@ def dpo_finetune(
     config = make_config(DPOConfig, "dpo_finetune", options)
     facts, rng = facts_of(model), np.random.default_rng(config.seed)
     records = _records(source, format=format, skip_bad=skip_bad, tokenizer=tokenizer, download=download)
-    training, held_out = split_records(records, config.held_out_fraction, rng)
-    reading = {
-        "vocab_size": facts.vocab_size,
-        "max_tokens": config.max_tokens or facts.max_positions or 1024,
-        "eos_token_id": eos_token_id,
-        "separator": separator,
-    }
-    texts = encode_judged(training, tokenizer, **reading)  # type: ignore[arg-type]
-    others = encode_judged(held_out, tokenizer, **reading) if held_out else None  # type: ignore[arg-type]
+    texts, others = _encoded(records, tokenizer, facts, config, rng, eos_token_id, separator)
     together = processes()
     if show is not None and together.first:
         show(_description(texts, others))
@@ -206,11 +174,7 @@ def dpo_finetune(
         judged.accumulate,
         learning_rate=config.learning_rate,
         max_grad_norm=config.max_grad_norm,
-        identity={
-            **{name: value for name, value in vars(config).items() if name not in MEMORY_ONLY},
-            "records": texts.digest(),
-            "reference": weights_digest(against.parameters()),
-        },
+        identity=_identity(config, texts, against),
         stopping=stopping,
         checkpoint=checkpoint,
         resume=resume,
@@ -268,31 +232,54 @@ class _Judged:
 
     @torch.no_grad()
     def measure(self) -> ImpliedReward:
-        """The implied reward on all records."""
+        """The implied reward on all records; several processes each take a part of them."""
         loss = 0.0
-        found = [np.zeros((0, 3))]  # margin, chosen and rejected logprob of each untied comparison
+        ranked = []
         together = processes()
         own = np.arange(len(self.texts))[together.share(len(self.texts))]
         for batch in self.texts.micro_batches(own, self.config.micro_batch_tokens):
             logprobs = self._logprobs(batch)
             loss += float(self._loss(batch, logprobs))
-            policy = logprobs.double().cpu().numpy()
-            ratio = policy - self.ref_logprobs[batch.rows]
-            first, second = batch.first[batch.chances == 1], batch.second[batch.chances == 1]
-            ahead = ratio[first] - ratio[second]
-            ahead = np.where(np.abs(ahead) < ROUNDING, 0.0, ahead)
-            found.append(np.stack([self.config.beta * ahead, policy[first], policy[second]], 1))
-        table = together.gather_rows({"table": np.concatenate(found)}, 0)["table"]
-        loss = sum(together.gather(loss))
-        right = float((table[:, 0] > 0).sum() + (table[:, 0] == 0).sum() / 2)
-        margin, chosen, rejected = (float(m) for m in table.mean(0)) if len(table) else (math.nan,) * 3
-        return ImpliedReward(len(table), right, margin, chosen, rejected, loss / len(self.texts))
+            ranked.append(ranked_comparisons(batch, logprobs.double().cpu().numpy(), self.ref_logprobs[batch.rows]))
+        table = together.gather_rows({"ranked": np.concatenate([NO_COMPARISONS, *ranked])}, 0)["ranked"]
+        return ImpliedReward.of(table, self.config.beta, sum(together.gather(loss)) / len(self.texts))
 
 
 def _records(source: Any, **reading: Any) -> list[Comparison | Preference]:
     if isinstance(source, Sequence) and source and all(isinstance(r, Comparison | Preference) for r in source):
         return list(source)
     return list(read_preferences(source, **reading))
+
+
+def _encoded(
+    records: Sequence[Comparison | Preference],
+    tokenizer: Any,
+    facts: ModelFacts,
+    config: DPOConfig,
+    rng: np.random.Generator,
+    eos_token_id: int | None,
+    separator: str,
+) -> tuple[JudgedTexts, JudgedTexts | None]:
+    """The records to train on and those held out, if there are any, as token ids."""
+    training, held_out = split_records(records, config.held_out_fraction, rng)
+    encode = partial(
+        encode_judged,
+        tokenizer=tokenizer,
+        vocab_size=facts.vocab_size,
+        max_tokens=config.max_tokens or facts.max_positions or 1024,
+        eos_token_id=eos_token_id,
+        separator=separator,
+    )
+    return encode(training), encode(held_out) if held_out else None
+
+
+def _identity(config: DPOConfig, texts: JudgedTexts, reference: nn.Module) -> dict[str, Any]:
+    """What must be the same where a run is resumed, JSON."""
+    return {
+        **{name: value for name, value in vars(config).items() if name not in MEMORY_ONLY},
+        "records": texts.digest(),
+        "reference": weights_digest(reference.parameters()),
+    }
 
 
 def _early_stopping(

@@ -243,7 +243,7 @@ def table(results: Record) -> str:
         return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
     lines = [
-        "| comparisons, seed | accuracy | won by best of 16 | won by PPO | its KL, nats |",
+        "| comparisons, seed | accuracy | wins, best of 16 | wins, PPO | KL of PPO, nats |",
         "|---|---|---|---|---|",
     ]
     for name, found in results.items():

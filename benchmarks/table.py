@@ -37,9 +37,14 @@ LARGEST = 300_000
 DIGITS = 5
 
 INTRODUCTION = """\
-Every agent starts from the same model and generates the same number of tokens on a task.  What the columns and the
-statistics mean is in [benchmark](benchmark.md#what-the-numbers-mean); what the agents are, in [agents](agents.md).  The
-share that counts is the *attained* one: 0 is the reference, which all start from, and 1 the [ceiling](ceiling.md)."""
+On each task all agents start from the same model, the *reference*, generate the same number of tokens in training, and
+maximize the same J = score - β KL, where KL is the KL divergence from the reference in nats per response.  The largest
+J of any policy, the [ceiling](ceiling.md), is known or estimated.  So every agent has an *attained share*,
+(J - J of the reference) / (ceiling - J of the reference): 0% is no gain at all, and 100% is the optimum.
+
+[Benchmark](benchmark.md#what-the-numbers-mean) explains the statistics, [agents](agents.md) the agents, and
+[tasks](tasks.md) the tasks.  Best-of-4 is no training: it samples four texts from the reference and keeps the one with
+the highest score."""
 FIGURE = """\
 ![attained share of the ceiling, by task and agent](results.png)
 
@@ -47,10 +52,21 @@ Each dot is a run, a tick is the mean of an agent's runs and a bar its 95% inter
 edge."""
 SECONDS = "The seconds were measured on a machine that did other work at the same time: compare tokens, not seconds."
 CHOSEN = (
-    "The default learning rates of `sft` and `dpo` were chosen from a few trials on Sentiment's validation prompts, so"
-    " Sentiment is not as new to them as the other tasks are."
+    "The default learning rates of `sft` and `dpo` were chosen from a few trials on Sentiment's validation prompts. So"
+    " these two had an advantage on Sentiment that they did not have on the other tasks."
 )
-OVERVIEW = "The attained share of the ceiling:"
+OVERVIEW = "The attained share of the ceiling, with its 95% interval:"
+COLUMNS = """\
+In the tables below, agents in bold were trained.  A number after ± is half the width of a 95% interval.
+
+- **random** draws every token uniformly from the vocabulary; **reference** is the model before training.  Its row is
+  sampled like all others, while the ceiling knows its J from more samples, so its attained share may differ from 0%.
+- **KL** is in nats per response; for best-of-n it follows from n and the scores, for random tokens it is estimated from
+  the texts.
+- **success** is the share of texts that solve the task.  The columns after it, such as **is_a_number**, are metrics of
+  that task alone ([tasks](tasks.md)).
+- **training tokens** and **training seconds** are the cost of a training; **tokens per response** is the cost of each
+  response afterward, which for best-of-n are the tokens of all n samples."""
 
 
 def committed(folder: Path = RECORDS) -> list[Record]:
@@ -96,8 +112,10 @@ def page_of(summary: Summary) -> str:
     text = as_markdown(summary, title="Benchmark results", command=COMMAND, compact=True)
     title, rest = text.split("\n\n", 1)
     head, tables = rest.split("\n\n## ", 1)
-    parts = [title, INTRODUCTION, OVERVIEW, overview_of(summary), FIGURE, "## How they were made", head]
-    return "\n\n".join([*parts, completeness(summary.records), CHOSEN, SECONDS, f"## {tables}"])
+    parts = [title, INTRODUCTION, OVERVIEW, overview_of(summary), FIGURE, "## How they were made"]
+    versions = head.index("Versions: ")  # the last paragraphs of the head: versions, machine, commits, the command
+    made = [head[:versions].strip(), CHOSEN, completeness(summary.records), SECONDS, head[versions:]]
+    return "\n\n".join([*parts, *made, "## The columns", COLUMNS, f"## {tables}"])
 
 
 def completeness(records: Sequence[Record]) -> str:

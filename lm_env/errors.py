@@ -125,6 +125,8 @@ class LostProcessError(LMEnvError, RuntimeError):
 class TrainingInterrupted(SystemExit):
     """A signal ended a training run after a step, and all of it is saved: start it again with `resume=True`.
 
+    It also ends work of a benchmark that has nothing to save, such as baselines: the same command begins it again.
+
     Where nobody catches it, the process ends without a traceback and with the exit code 75 (EX_TEMPFAIL of
     sysexits.h: not finished, try again), which neither a crash (1) nor a kill (130, 137, 143) gives.
     """

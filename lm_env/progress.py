@@ -65,10 +65,16 @@ class Progress:
         self.close()
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """So many more units are done; `note` tells how it stands."""
+        """So many more units are done; `note` tells how it stands.
+
+        Work that exceeds the total raises it, so that the speed is that of all units.
+        """
         self.done += count
         self._note = note
+        if self.total is not None:
+            self.total = max(self.total, self.done)
         if self._bar is not None:
+            self._bar.total = self.total
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)

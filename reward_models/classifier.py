@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from lm_env.errors import ConfigurationError, UnsupportedModelError
 from lm_env.models.inputs import length_batches
-from lm_env.models.loading import load_pretrained, load_tokenizer, usable_device
+from lm_env.models.inspection import usable_device
+from lm_env.models.loading import load_pretrained, load_tokenizer
 from lm_env.objective.description import parameters_in_words
 
 __all__ = ["SequenceClassifierReward"]

@@ -11,8 +11,7 @@ from agents.learning.policy import ValueHeadPolicy
 from lm_env.distributed import processes
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import trains_adapter
-from lm_env.models.inspection import device_of, evaluating
-from lm_env.models.loading import is_quantized
+from lm_env.models.inspection import device_of, evaluating, is_quantized
 from lm_env.objective.task import Task
 
 __all__ = ["averaged_model", "sharded_copy", "trainable_parameters"]

@@ -33,8 +33,7 @@ from agents.learning.trainable import averaged_model, sharded_copy, trainable_pa
 from lm_env.distributed import processes
 from lm_env.errors import CheckpointMismatchError
 from lm_env.models.inputs import length_batches
-from lm_env.models.inspection import device_of, evaluating
-from lm_env.models.loading import is_quantized
+from lm_env.models.inspection import device_of, evaluating, is_quantized
 from lm_env.models.logprobs import check_liger
 from lm_env.models.optimization import guarded_step, join_optimizer, make_adam, split_optimizer
 from lm_env.models.packing import ROW_TOKENS, check_packing, pack

@@ -14,6 +14,7 @@ class ProgressLine:
     """The progress over generated tokens, with the last rollout's score and KL."""
 
     def __init__(self, total: int, done: int, enabled: bool) -> None:
+        self._asked_for = total
         self._progress = Progress(total, done=done, enabled=enabled)
 
     def __enter__(self) -> Self:
@@ -25,8 +26,7 @@ class ProgressLine:
     def show(self, timesteps: int, rollout: Rollout) -> None:
         """Move to `timesteps`."""
         scored = rollout.scored
-        total = self._progress.total or timesteps
         note = f"score {scored.scores.mean():.3f}, KL {scored.kl.mean():.2f}" if len(rollout) else "no episodes"
-        if timesteps > total:
-            note += f", {timesteps:,} tokens with the whole last rollout"
-        self._progress.update(min(timesteps, total) - self._progress.done, note)
+        if timesteps > self._asked_for:
+            note += f", {self._asked_for:,} tokens were asked for: the last rollout is whole"
+        self._progress.update(timesteps - self._progress.done, note)

@@ -7,7 +7,7 @@ A token that may not come next is never sampled, and it has no part in the logpr
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agents.learning.policy import Critic
 from agents.sb3.buffer import EpisodeRolloutBuffer
-from agents.sb3.policy import make_optimizer
+from agents.sb3.policy import TextPolicy, make_optimizer
 from agents.sb3.sequences import Observations
 from agents.sb3.text_actor_critic import TextActorCritic
 from lm_env.errors import MissingDependencyError
@@ -32,7 +32,7 @@ except ImportError as error:
 __all__ = ["MaskableCausalLMPolicy", "MaskableEpisodeRolloutBuffer"]
 
 
-class MaskableCausalLMPolicy(MaskableActorCriticPolicy):
+class MaskableCausalLMPolicy(TextPolicy, MaskableActorCriticPolicy):
     """`CausalLMPolicy` for MaskablePPO; same arguments."""
 
     def __init__(
@@ -61,19 +61,6 @@ class MaskableCausalLMPolicy(MaskableActorCriticPolicy):
         self.network = actor_critic.network
         self.optimizer = make_optimizer(self, lr_schedule)
 
-    def _build(self, lr_schedule: Schedule) -> None:
-        """Do nothing: the networks exist already."""
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, so that there is no dropout."""
-        return super().train(False)
-
-    def set_training_mode(self, mode: bool) -> None:
-        """Called before an update (True) and before acting (False)."""
-        self.train(mode)
-        if mode:
-            self.actor_critic.discard_cache()
-
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,10 +80,6 @@ class MaskableCausalLMPolicy(MaskableActorCriticPolicy):
         distribution = MaskableCategoricalDistribution(int(self.action_space.n))  # type: ignore[attr-defined]
         distribution.proba_distribution(self.actor_critic.logits(obs)).apply_masking(action_masks)
         return distribution
-
-    def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
-        """V (N,)."""
-        return self.actor_critic.values(obs)
 
     def _predict(
         self, observation: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None

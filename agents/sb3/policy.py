@@ -24,10 +24,33 @@ from agents.learning.policy import Critic
 from agents.sb3.sequences import Observations
 from agents.sb3.text_actor_critic import TextActorCritic
 
-__all__ = ["CausalLMPolicy"]
+__all__ = ["CausalLMPolicy", "TextPolicy", "make_optimizer"]
 
 
-class CausalLMPolicy(ActorCriticPolicy):
+class TextPolicy:
+    """What policies of stable-baselines3 and of sb3-contrib do alike with a `TextActorCritic`; a mixin for both."""
+
+    actor_critic: TextActorCritic
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Do nothing: the networks exist already."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, so that there is no dropout."""
+        return super().train(False)  # type: ignore[misc]
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Called by the algorithm before an update (True) and before acting (False)."""
+        self.train(mode)
+        if mode:
+            self.actor_critic.discard_cache()
+
+    def predict_values(self, obs: Any) -> Tensor:
+        """V (N,) of N observations."""
+        return self.actor_critic.values(obs)
+
+
+class CausalLMPolicy(TextPolicy, ActorCriticPolicy):
     """pi(token | text) from a causal LM, and V(text) from a value head that starts at zero.
 
     Args:
@@ -70,19 +93,6 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.network = actor_critic.network
         self.optimizer = make_optimizer(self, lr_schedule)
 
-    def _build(self, lr_schedule: Schedule) -> None:
-        """Do nothing: the networks exist already."""
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, so that there is no dropout."""
-        return super().train(False)
-
-    def set_training_mode(self, mode: bool) -> None:
-        """Called by the algorithms before an update (True) and before acting (False)."""
-        self.train(mode)
-        if mode:
-            self.actor_critic.discard_cache()
-
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (N,), which carry their logprobs to `TextVecEnv.step`, values (N,) and logprobs (N,)."""
         return self.actor_critic.act(obs, None, deterministic)  # type: ignore[arg-type]
@@ -94,10 +104,6 @@ class CausalLMPolicy(ActorCriticPolicy):
     def get_distribution(self, obs: Observations) -> CategoricalDistribution:  # type: ignore[override]
         """The next token's distribution."""
         return CategoricalDistribution(int(self.action_space.n)).proba_distribution(self.actor_critic.logits(obs))  # type: ignore[attr-defined]
-
-    def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
-        """V (N,)."""
-        return self.actor_critic.values(obs)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.actor_critic.predict(observation, None, deterministic)  # type: ignore[arg-type]

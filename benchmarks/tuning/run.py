@@ -1,13 +1,13 @@
-"""Compare options of agents over several tasks on their validation prompts, which no result is reported on.
+"""Choose agents' options: candidates are trained on several tasks and compared on the tasks' validation prompts.
 
-    lm-env demo --out runs/demo                                    # its reward model is the fourth task's
-    python benchmarks/tuning/run.py --out runs/tuning              # runs what is not done yet, and prints the table
-    python benchmarks/tuning/run.py --only tuning/Keyword-v0       # one task
+    lm-env demo --out runs/demo                          # makes the reward model of the task Judged
+    python benchmarks/tuning/run.py --out runs/tuning    # runs what is not done yet, and prints the table
+    python benchmarks/tuning/run.py --only Keyword       # one task
     python benchmarks/tuning/run.py --candidates mine.yaml
 
-The candidates are agents with options, in the form of `lm-env bench --config`: see benchmarks/tuning/candidates.yaml.
-Each is trained once on each task with the same seed and tokens, and measured on the task's validation prompts.  The
-table has the share of the ceiling that each attains there, and its mean over the tasks.
+The candidates are agents with options, written as for `lm-env bench --config`: see benchmarks/tuning/candidates.yaml.
+Each is trained once on each task, all with the same seed and number of tokens.  The table has the share of the ceiling
+that each attains on the validation prompts, and its mean over the tasks.  No published result uses these prompts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from lm_env.benchmark.cells import evaluation_prompts, exact_optimum, read_cell
 from lm_env.benchmark.results.markdown import markdown_table
 from lm_env.benchmark.settings import Cell
 from lm_env.benchmark.workers import run_here, run_in_processes
+from lm_env.errors import TrainingInterrupted
 from lm_env.storage import StopSignals
 from lm_env.tasks import get_task
 from lm_env.theory import task_ceiling
@@ -34,7 +35,7 @@ CEILINGS = "ceilings.json"
 
 
 def trials(settings: BenchSettings, only: Sequence[str] | None) -> list[Cell]:
-    """What is to be run: one trial of each candidate on each task."""
+    """The trainings to be made: one of each candidate on each task."""
     return [cell for cell in settings.cells() if cell.trial == 0 and (only is None or cell.task in only)]
 
 
@@ -55,15 +56,19 @@ def run_trials(settings: BenchSettings, cells: Sequence[Cell], out: Path, proces
             if processes > 1
             else run_here(settings, out, next_cell, stopped)
         )
-        for outcome in work:
-            done += outcome.error is None
-            print(f"[{done}/{len(cells)}] {outcome.cell}  {outcome.error or ''}", file=sys.stderr, flush=True)
-        if stop.received is not None:
+        interrupted = False
+        try:
+            for outcome in work:
+                done += outcome.error is None
+                print(f"[{done}/{len(cells)}] {outcome.cell}  {outcome.error or ''}", file=sys.stderr, flush=True)
+        except TrainingInterrupted:  # a trial in this process has saved itself, or had nothing to save
+            interrupted = True
+        if interrupted or stop.received is not None:
             raise SystemExit(f"stopped with {done} of {len(cells)} trials done; the same command goes on from there")
 
 
 def validation_ceilings(settings: BenchSettings, out: Path, labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """J of the reference and of the optimum on the validation prompts of each task; those known are kept in a file."""
+    """J of the reference and of the optimum on each task's validation prompts; computed once and kept in a file."""
     path = out / CEILINGS
     found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     for label in labels:
@@ -84,7 +89,7 @@ def validation_ceilings(settings: BenchSettings, out: Path, labels: Sequence[str
 
 
 def table(settings: BenchSettings, cells: Sequence[Cell], out: Path, ceilings: dict[str, dict[str, float]]) -> str:
-    """A row for each candidate: the attained share of each task, with its KL, and their mean."""
+    """A row for each candidate: the attained share and the KL on each task, and the mean of the shares."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     rows = []
     for agent in settings.agents:

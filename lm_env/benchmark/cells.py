@@ -1,4 +1,4 @@
-"""One cell of a benchmark: an agent trained on a task with one seed and then measured, or the baselines of a task.
+"""One cell of a benchmark: an agent trained on a task with one seed and then measured, or a task's baselines.
 
 A benchmark is a grid of cells, each with a folder of its own below the benchmark's folder `out`.  The results of a
 cell, its records, are in `record.json`, which is written in one step when the cell is done.  Until then the folder
@@ -33,7 +33,7 @@ from lm_env.errors import CheckpointCorruptError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.export import export_language_model
 from lm_env.objective.task import Task
-from lm_env.storage import remove_checkpoints, write_folder
+from lm_env.storage import EndOnSignals, remove_checkpoints, write_folder
 from lm_env.tasks import Split, TextTask, get_task
 from lm_env.theory.ceilings import Ceiling
 
@@ -45,8 +45,9 @@ RECORD = "record.json"
 RATE_FACTORS = (1.0, 3.0, 1 / 3, 10.0, 0.1, 1.7, 0.6)
 """The learning rates that are tried in tuning, as multiples of the agent's default; trial i takes the i-th."""
 TRIAL_SEED = 10_000
-"""The seed of every trial of the tuning, which no reported run has."""
+"""The seed of every trial of the tuning, far from those of the runs."""
 BASELINE_SEED = 0
+"""The seed of the texts of the reference, of best-of-n and of random tokens."""
 CEILING_TEXTS = 4096
 """The ceiling is estimated from at least so many samples of the reference, over all prompts together."""
 CEILING_SEED = 1_000_003
@@ -71,7 +72,7 @@ def read_cell(out: Path, cell: Cell) -> list[Record] | None:
 def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
     """Train and measure the agent of a cell, or measure the baselines of its task, and write the records.
 
-    A cell that was begun goes on from its last checkpoint.
+    A training that was begun goes on from its last checkpoint.
 
     Args:
         settings: of the whole benchmark.
@@ -83,7 +84,8 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
 
     Raises:
         LMEnvError: whatever the task, the agent or its reward function raises.
-        TrainingInterrupted: SIGINT or SIGTERM has come; the cell is saved, and the next call resumes it.
+        TrainingInterrupted: SIGINT or SIGTERM has come.  A training with checkpoints has finished its rollout and is
+            saved; anything else has ended at once, and what it had not saved begins again in the next call.
     """
     spec = settings.task(cell.task)
     text_task = get_task(spec.name, **spec.options)
@@ -97,10 +99,11 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
         "model": settings.model or text_task.model_name,
         **environment(settings.threads, settings.device),
     }
-    if cell.agent == BASELINES:
-        records = _baselines(settings, text_task)
-    else:
-        records = [_run(settings, text_task, spec, cell, seed, out)]
+    with EndOnSignals(f"work on {cell}"):  # a training with checkpoints notes signals by itself, and saves first
+        if cell.agent == BASELINES:
+            records = _baselines(settings, text_task)
+        else:
+            records = [_run(settings, text_task, spec, cell, seed, out)]
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     records = [{**common, **plain(record), "finished": finished} for record in records]
     write_json(out / cell.path / RECORD, {"records": records})
@@ -112,7 +115,7 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
 def tuned_rate(settings: BenchSettings, out: Path, task: str, agent: str) -> float | None:
     """The learning rate of the trial with the largest J on the validation prompts; None without trials.
 
-    Of trials with the same J the first one is taken; the first of all has the agent's default rate.
+    Of trials with equal J the first one is taken, and the very first has the agent's default rate.
     """
     found = []
     for trial in range(settings.tune):
@@ -124,7 +127,7 @@ def tuned_rate(settings: BenchSettings, out: Path, task: str, agent: str) -> flo
 
 
 def evaluation_prompts(task: Task, rows: Sequence[Any], limit: int, texts: int) -> tuple[list[Prompt], int]:
-    """The prompts that an evaluation uses, and how many texts it samples to each.
+    """The prompts that an evaluation uses, and how many texts it samples for each.
 
     Args:
         rows: the prompts of a split, as a task gives them; at most the first `limit` are used.
@@ -151,13 +154,13 @@ def exact_optimum(text_task: TextTask, limit: int, **options: Any) -> Callable[[
 
 
 def _replaced_options(settings: BenchSettings) -> dict[str, Any]:
-    """Options of a task that the benchmark's settings replace, by name."""
+    """The options of a task that the settings of the whole benchmark set in place of the task's own."""
     options: dict[str, Any] = {"device": settings.device, "download": settings.download}
     return options if settings.model is None else {"model": settings.model, **options}
 
 
 def _baselines(settings: BenchSettings, text_task: TextTask) -> list[Record]:
-    """The ceiling of a task, and what its reference and the other baselines without training attain."""
+    """The records of a task's ceiling, its reference, best-of-n and random tokens."""
     task = text_task.task("test", **_replaced_options(settings))
     prompts, n = evaluation_prompts(task, text_task.prompts("test"), settings.prompts, settings.texts)
     most = settings.ceiling_most  # samples of each prompt
@@ -227,9 +230,9 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
 
 
 def _with_rate(settings: BenchSettings, spec: AgentSpec, cell: Cell, out: Path) -> tuple[Any, float | None]:
-    """(the agent, ready to be trained, its learning rate): the rate of the cell's trial, or that of the best trial.
+    """(the entrant of a cell, its learning rate): in a trial the rate to be tried, in a run that of the best trial.
 
-    Without tuning, and for an agent that has no learning rate, it is the agent's own.
+    Without tuning it is the agent's own rate, and None for an agent that has no learning rate.
     """
     untuned = entrant(spec)
     rate = untuned.learning_rate
@@ -243,7 +246,7 @@ def _with_rate(settings: BenchSettings, spec: AgentSpec, cell: Cell, out: Path) 
 
 
 def _measures(settings: BenchSettings, text_task: TextTask) -> Measures:
-    """What is measured of texts beside score and KL: success, the task's metrics, another model's perplexity."""
+    """What is measured in addition to score and KL: success, the task's metrics, another model's perplexity."""
     independent = None
     if settings.independent is not None:
         independent = IndependentModel(settings.independent, device=settings.device, download=settings.download)

@@ -1,8 +1,7 @@
 """Entrants of a benchmark: the agents of `lm-env train`, `sft` and `dpo`, those of other libraries, and a user's own.
 
 `entrant(spec)` gives each of them the same function `train`, which trains the task's own model in place for a number of
-tokens.  A user's entrant is named as
-`package.module:NAME` or `file.py:NAME`, where NAME is one of these:
+tokens.  A user's entrant is named as `package.module:NAME` or `file.py:NAME`, where NAME is one of these:
 
 - a subclass of `agents.base.BatchedAgent`: it has a learning curve, and goes on from a checkpoint after a kill;
 - another class: `Class(env, seed=..., **options)` with `learn(timesteps)`; `env` has one slot;
@@ -35,7 +34,7 @@ from lm_env.storage import checkpoints_in
 __all__ = ["EXAMPLES", "Entrant", "Trained", "entrant"]
 
 SLOTS = 32
-"""Texts at a time of the environment that a function trains on."""
+"""Slots of the environment that a function trains on: so many texts are written at a time."""
 CHECKPOINTS = 8
 """Checkpoints per run."""
 
@@ -63,7 +62,7 @@ Kind = Literal["batched", "sb3", "class", "function"]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training returns besides the task's model, which it has changed in place."""
+    """What a training returns; the task's model itself was changed in place."""
 
     agent: Any
     """None for a function."""
@@ -161,11 +160,11 @@ def _train_class(agent_class: Callable[..., Any], options: Mapping[str, Any]) ->
         env = make(1)
         agent = agent_class(env, seed=seed, **options)
         curve = curve_of(env.unwrapped.task)
-        curve.look(0)
-        curve.run()
+        curve.add_point(0)
+        curve.start_clock()
         agent.learn(tokens)
         done = int(getattr(agent, "num_timesteps", tokens))
-        curve.look(done)
+        curve.add_point(done)
         return Trained(agent, done)
 
     return train
@@ -177,10 +176,10 @@ def _train_function(function: Callable[..., Any], options: Mapping[str, Any]) ->
     def train(make: Callable[[int], Any], tokens: int, seed: int, curve_of: Any, folder: Path) -> Trained:
         env = make(SLOTS)
         curve = curve_of(env.unwrapped.task)
-        curve.look(0)
-        curve.run()
+        curve.add_point(0)
+        curve.start_clock()
         function(env, tokens, seed=seed, **{**quiet, **options})
-        curve.look(tokens)
+        curve.add_point(tokens)
         return Trained(None, tokens)
 
     return train

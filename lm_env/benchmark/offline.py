@@ -1,16 +1,15 @@
-"""Entrants that learn from samples of the model as it was before training, and draw none while they train.
+"""Entrants that sample from the model once, before training, and then learn from these samples alone.
 
-Both draw as many tokens as every other agent of the benchmark generates.  Their updates draw none, so they cost time
-and no tokens.
+Both sample as many tokens as every other agent of the benchmark generates.  Their updates generate none.
 
 - `sft`: supervised fine-tuning on the best of k samples of each prompt, also called rejection-sampling fine-tuning
   (RAFT, Dong et al. 2023, arXiv:2304.06767, with a single round of sampling).
 - `dpo`: direct preference optimization on pairs of samples of the same prompt, of which the higher score is preferred
   (Rafailov et al. 2023, arXiv:2305.18290).
 
-One pass over the samples is the default: with more of them a small model begins to learn single texts by heart, and
-goes farther from the reference than the score is worth.  This and the learning rates were chosen on the validation
-prompts of lm_env/Sentiment-v0.
+The default is one pass over the samples: with more passes a small model memorizes single texts, and pays more KL than
+it gains in score.  The number of passes and the learning rates were chosen on the validation prompts of
+lm_env/Sentiment-v0.
 
 Shapes: B sampled texts, k samples of a prompt.
 """
@@ -37,7 +36,7 @@ __all__ = ["OFFLINE", "OfflineConfig", "OfflineDPO", "OfflineDPOConfig", "Offlin
 
 @dataclass(frozen=True)
 class Sample:
-    """A response that the untrained model has written."""
+    """A response that the model has written before it is trained."""
 
     prompt: Prompt
     response: list[int]
@@ -49,12 +48,12 @@ class Sample:
 @explained
 @dataclass(frozen=True)
 class OfflineConfig:
-    """Options of both; each has defaults of its own."""
+    """The options that `sft` and `dpo` share."""
 
     samples: int = 2
     """k: samples of each prompt that is drawn."""
     rollout_episodes: int = 64
-    """Texts per round of sampling; rounds are drawn until the budget of tokens is spent."""
+    """Texts per round of sampling; there are rounds until the budget of tokens is spent."""
     epochs: int = 1
     """Passes over what was sampled."""
     batch_size: int = 32
@@ -129,7 +128,7 @@ class _Offline(TextAgent):
         return self
 
     def draw(self, tokens: int) -> list[list[Sample]]:
-        """Groups of k samples of one prompt, of as many tokens in all, or up to one round more.
+        """Groups of k samples of one prompt, with at least so many tokens in all; the last round is finished.
 
         Raises:
             RewardError, RewardValueError: the reward function failed.

@@ -1,4 +1,4 @@
-"""Preflight: what about a thousand samples of the reference show of a task before a training: its reward and its beta.
+"""Preflight: what about a thousand samples of the reference tell about a task's reward and beta before any training.
 
 Shapes: P prompts, n samples per prompt.
 """
@@ -109,7 +109,7 @@ class Preflight:
 
 
 def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: int = 0) -> Preflight:
-    """Sample the reference on the task's first prompts and look at what its scores allow.
+    """Sample the reference on the task's first prompts, and examine their scores.
 
     Args:
         samples: texts in all, at least 64; 32 to a prompt where there are prompts enough.

@@ -1,6 +1,6 @@
-"""The records of a benchmark: JSON objects, each written whole or not at all, with what is needed to repeat them.
+"""The records of a benchmark: JSON objects that hold all that is needed to repeat what they report.
 
-A record says what was run (`settings`), where (`versions`, `hardware`, `commit`) and what came of it.
+A record says what was run (`settings`), where (`versions`, `hardware`, `commit`), and the results.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def environment(threads: int, device: str) -> Record:
     """`versions`, `hardware` and `commit` of this process.
 
     Args:
-        threads: of torch on the CPU; a run is the same to the last bit only with as many.
+        threads: of torch on the CPU; with another number, results differ in their last bits.
     """
     hardware: Record = {
         "machine": platform.machine(),

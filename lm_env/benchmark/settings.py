@@ -116,7 +116,7 @@ class Cell:
 @explained
 @dataclass(frozen=True)
 class BenchSettings:
-    """The settings of a benchmark; all but their own options are the same for all agents."""
+    """The settings of a benchmark: tasks and agents, each with options of its own, and what is the same for all."""
 
     tasks: tuple[TaskSpec, ...]
     """The tasks that every agent is trained on."""
@@ -139,7 +139,7 @@ class BenchSettings:
     texts: int = 512
     """Texts of the final evaluation; each prompt gets the same number."""
     ceiling_samples: int = 96
-    """Samples of the reference per prompt that the ceiling starts with; they are doubled until it can be trusted."""
+    """Samples of the reference per prompt that the ceiling starts with; it doubles them until it is accurate."""
     ceiling_most: int | None = None
     """The most samples per prompt for the ceiling; None: 16 times as many as at the start."""
     model: str | None = None
@@ -149,7 +149,7 @@ class BenchSettings:
     device: str = "cpu"
     """The device of all models: cpu, cuda, ..."""
     threads: int = 1
-    """Threads of torch in each process; runs are equal to the last bit only with as many."""
+    """Threads of torch in each process; with another number, results differ in their last bits."""
     download: bool = False
     """Allow fetching models and data sets from the hub."""
     keep_policies: bool = False

@@ -1,8 +1,8 @@
 """Statistics of a few seeds: robust means with intervals, probabilities of improvement, paired tests over prompts.
 
 The aggregates are those of Agarwal et al. 2021 (arXiv:2108.13264), "Deep Reinforcement Learning at the Edge of the
-Statistical Precipice", and equal those of its package rliable where every task has the same number of runs.  Where the
-numbers differ, each task counts the same and so each of its runs less.
+Statistical Precipice", and equal those of its package rliable where every task has the same number of runs.  If tasks
+have different numbers of runs, all tasks have the same weight, so a run of a task with more runs has less.
 
 Shapes: M tasks, n runs (seeds) of a task, R bootstrap replicates, P prompts.
 """
@@ -67,8 +67,8 @@ class Paired:
 def interquartile_mean(runs: Runs) -> float:
     """The mean of the middle half of all runs: the lowest and the highest quarter are left out.
 
-    Agarwal et al. 2021, section 4.3.  It moves less by an outlier than the mean, and less from sample to sample than
-    the median.  Whole runs are left out, as by `scipy.stats.trim_mean`.
+    Agarwal et al. 2021, section 4.3.  An outlier changes it less than the mean, and it varies less from sample to
+    sample than the median.  Whole runs are left out, as in `scipy.stats.trim_mean`.
 
     Args:
         runs: M arrays (n,) of scores on a common scale, such as the attained share of the ceiling.
@@ -123,7 +123,7 @@ def probability_of_improvement(runs: Runs, others: Runs, *, replicates: int = RE
     """The probability that a run of the one agent beats a run of the other on a task drawn at random.
 
     The mean over tasks of the Mann-Whitney statistic over n_x n_y, ties counting a half: Agarwal et al. 2021,
-    section 4.3.  1/2 is no difference; an interval that holds 1/2 settles nothing.
+    section 4.3.  1/2 means no difference; if the interval contains 1/2, the runs do not show which agent is better.
 
     Args:
         runs, others: of the same M tasks in the same order.
@@ -191,7 +191,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, replicates: int = 10_000,
     differences = a - b
     rng = np.random.default_rng(check_integer("seed", seed, low=0))
     mean = float(differences.mean())
-    limit = abs(mean) * (1 - 1e-12) - 1e-15  # the assignment that was found counts, however it rounds
+    limit = abs(mean) * (1 - 1e-12) - 1e-15  # the observed signs are among the extreme ones, however they round
     if len(a) <= EXACT_FLIPS:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(a))))
         p = float((np.abs(signs @ differences) / len(a) >= limit).mean())
@@ -204,7 +204,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, replicates: int = 10_000,
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for the number of tests: a family-wise error of 5% stays one (Holm 1979).
+    """p-values corrected for the number of tests, so that the family-wise error rate is kept (Holm 1979).
 
     Args:
         p_values: 0 to 1.
@@ -230,7 +230,7 @@ def _checked(runs: Runs) -> list[np.ndarray]:
 
 
 def _weights(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """What each run counts, (N,), in sum 1: every task the same."""
+    """The weight of each run, (N,): they sum to 1, and all tasks have the same weight."""
     return np.concatenate([np.full(len(row), 1 / (len(rows) * len(row))) for row in rows])
 
 

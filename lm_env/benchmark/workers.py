@@ -1,4 +1,4 @@
-"""Cells in several processes: each worker runs one cell after the other, and ends when the runner ends."""
+"""How cells are run: one after the other in this process, or by several worker processes, which end with the runner."""
 
 from __future__ import annotations
 

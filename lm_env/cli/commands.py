@@ -201,7 +201,7 @@ def check_agent(
 ) -> None:
     """Prove what an agent optimizes: train it where the optimum is known exactly.
 
-    PASS if it comes to rest at the maximum of E[score] - beta KL; else FAIL, with the objective that
+    PASS if it converges to the maximum of E[score] - beta KL; else FAIL, with the objective that
     it optimizes instead, where that is a known one.  Exit status 0 or 1.
     """
     import json

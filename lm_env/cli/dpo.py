@@ -122,56 +122,39 @@ def run_dpo(
         CheckpointWriteError, RunLockedError, TrainingInterrupted: as of `lm-env sft`.
     """
     from agents.dpo import DPOConfig, dpo_finetune
-    from lm_env.errors import ConfigurationError
-    from lm_env.models.adapters import add_lora
-    from lm_env.models.export import export_language_model
-    from lm_env.models.loading import load_model, load_tokenizer
-    from lm_env.runs.console import say, speaks_and_writes
-    from lm_env.runs.folder import check_new
-    from lm_env.storage import Checkpointing, check_destination, remove_checkpoints, write_folder
+    from lm_env.cli.finetuning import FineTuning
+    from lm_env.models.loading import load_model
+    from lm_env.runs.console import say
     from reward_models.preferences.reading import read_preferences
 
-    if merge and lora is None:
-        raise ConfigurationError("--merge merges adapters, and there are none: give --lora RANK, or leave it out")
     DPOConfig(**options)
-    writes = speaks_and_writes()
-    if writes:
-        check_new(out)
-        check_destination(out)
+    training = FineTuning(out, lora=lora, merge=merge)
     records = read_preferences(file, format=format, skip_bad=skip_bad, download=download)
     skipped = f", {len(records.problems)} broken rows skipped" if records.problems else ""
     say("preferences", f"{len(records):,} records of {file} ({records.format}){skipped}")
-    lm: Any = load_model(model, device=device, download=download)
-    base = lm.name_or_path
-    if writes:
-        check_destination(out, size=sum(p.numel() * p.element_size() for p in lm.parameters()))
-    tokenizer = load_tokenizer(model, download=download)
-    if lora is not None:
-        lm = add_lora(lm, lora, seed=options["seed"])
+    training.load(model, seed=options["seed"], device=device, download=download)
     say("direct preference optimization", f"{model}, beta {options['beta']:g}")
-    unfinished = out.with_name(f"{out.name}.unfinished")
     report = dpo_finetune(
-        lm,
-        tokenizer,
+        training.lm,
+        training.tokenizer,
         list(records),
         separator=separator,
         progress_bar=True,
         show=_show,
-        checkpoint=Checkpointing(unfinished),
+        checkpoint=training.checkpoint,
         resume=resume,
         **options,
     )
-    if not writes:
+    if not training.writes:
         return
-    write_folder(out, lambda folder: export_language_model(lm, tokenizer, folder, merge=merge, base=base))
-    remove_checkpoints(unfinished)
+    training.write()
     for line in _lines(report):
         say("", line)
     if new_tokens:
         reference = None if lora is not None else load_model(model, device=device, download=download)
         prompts = _prompts(records, separator, options)
-        say("", _sampled_kl(lm, reference, tokenizer, prompts, new_tokens, options))
-    say("", f"the {'adapter' if lora is not None and not merge else 'model'} is in {out}: lm-env sample --model {out}")
+        say("", _sampled_kl(training.lm, reference, training.tokenizer, prompts, new_tokens, options))
+    training.say_where(f"lm-env sample --model {out}")
 
 
 def _show(description: str) -> None:
@@ -183,12 +166,10 @@ def _show(description: str) -> None:
 
 def _lines(report: Any) -> list[str]:
     """What the report says of the records held out."""
+    from lm_env.cli.finetuning import steps_made
     from reward_models.trust import wilson
 
-    lines = [f"{len(report.losses)} steps"]
-    if report.held_out_losses:
-        best = min(report.held_out_losses, key=lambda found: found.loss)
-        lines[0] += f"; the weights kept are those of step {best.step}"
+    lines = [steps_made(report)]
     before, after = report.before, report.after
     if after is None or not after.comparisons:
         return lines

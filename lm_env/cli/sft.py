@@ -8,13 +8,8 @@ from typing import Any
 import torch
 
 from agents.sft import supervised_finetune
-from lm_env.errors import ConfigurationError
-from lm_env.models.adapters import add_lora
-from lm_env.models.export import export_language_model
-from lm_env.models.loading import load_model, load_tokenizer
-from lm_env.runs.console import say, speaks_and_writes
-from lm_env.runs.folder import check_new
-from lm_env.storage import Checkpointing, check_destination, remove_checkpoints, write_folder
+from lm_env.cli.finetuning import FineTuning, steps_made
+from lm_env.runs.console import say
 
 __all__ = ["run_sft"]
 
@@ -47,49 +42,34 @@ def run_sft(
         RunLockedError: another process writes there.
         ConfigurationError: `merge` without adapters, or `out` holds a finished model; see also `supervised_finetune`.
     """
-    if merge and lora is None:
-        raise ConfigurationError("--merge merges adapters, and there are none: give --lora RANK, or leave it out")
-    writes = speaks_and_writes()
-    if writes:
-        check_new(out)
-        check_destination(out)
-    lm: Any = load_model(model, device=device, download=download)
-    base = lm.name_or_path
-    if writes:
-        check_destination(out, size=sum(p.numel() * p.element_size() for p in lm.parameters()))
-    tokenizer = load_tokenizer(model, download=download)
+    training = FineTuning(out, lora=lora, merge=merge)
+    training.load(model, seed=options["seed"], device=device, download=download)
     torch.manual_seed(options["seed"])
-    if lora is not None:
-        lm = add_lora(lm, lora, seed=options["seed"])
 
     def show(description: str) -> None:
         say("supervised fine-tuning", f"{model} on {data}")
         for line in description.splitlines():
             say("", line)
 
-    unfinished = out.with_name(f"{out.name}.unfinished")
     report = supervised_finetune(
-        lm,
-        tokenizer,
+        training.lm,
+        training.tokenizer,
         data,
         separator=separator.replace("\\n", "\n").replace("\\t", "\t"),
         download=download,
         progress_bar=True,
         show=show,
-        checkpoint=Checkpointing(unfinished),
+        checkpoint=training.checkpoint,
         resume=resume,
         **options,
     )
-    if not writes:
+    if not training.writes:
         return
-    write_folder(out, lambda folder: export_language_model(lm, tokenizer, folder, merge=merge, base=base))
-    remove_checkpoints(unfinished)
+    training.write()
     if report.held_out_losses:
-        best = min(report.held_out_losses, key=lambda found: found.loss)
-        say("", f"{len(report.losses)} steps; the weights kept are those of step {best.step}")
+        say("", steps_made(report))
     if report.perplexity_before is not None:
         before = report.perplexity_before
         after = report.perplexity_after
         say("", f"perplexity of the responses held out: {before:.1f} before, {after:.1f} after")
-    kind = "adapter" if lora is not None and not merge else "model"
-    say("", f"the {kind} is in {out}: go on with  lm-env demo --model {out}")
+    training.say_where(f"go on with  lm-env demo --model {out}")

@@ -26,7 +26,7 @@ BUCKET = 2**25
 """Gradients are summed this many numbers at a time, so that no second copy of all of them is in memory."""
 
 TIMEOUT = timedelta(hours=6)
-"""How long one process waits for another.  A process that has ended is noticed at once, by its closed connection."""
+"""How long a process waits for another one.  That a process has ended is noticed at once, by its closed connection."""
 
 
 class ProcessGroup(Processes):

@@ -1,4 +1,4 @@
-"""The processes of this run, found by the environment variables that torchrun and `accelerate launch` set."""
+"""Which processes take part in this run, from the environment variables that torchrun and `accelerate launch` set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lm_env.errors import ConfigurationError
 __all__ = ["processes", "processes_for", "require_one_process"]
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""The variables by which torchrun and `accelerate launch` tell a process its place."""
+"""The variables by which torchrun and `accelerate launch` tell a process its rank and how to reach the others."""
 
 _ALONE = Processes()
 
@@ -24,9 +24,9 @@ _ALONE = Processes()
 def processes() -> Processes:
     """The processes that share this run.
 
-    A process that torchrun or `accelerate launch` has started joins the others at the first call, through gloo for
-    what is on the CPU and NCCL for what is on CUDA devices; and one whose program has initialized
-    `torch.distributed` by itself takes that group.  Every other process is a run of its own.
+    A process that torchrun or `accelerate launch` has started joins the others at the first call, with gloo for tensors
+    on the CPU and NCCL for tensors on CUDA devices.  If the program has initialized `torch.distributed` by itself, its
+    default group is used.  Every other process is a run of its own.
 
     Raises:
         ConfigurationError: the other processes could not be reached.
@@ -41,7 +41,12 @@ def processes() -> Processes:
 
 
 def processes_for(things: int, divided: bool = True) -> Processes:
-    """`processes()`, or this process alone if the work is not to be divided or some would have none of the things."""
+    """The processes among which some work is divided: this one alone if there are fewer things than processes.
+
+    Args:
+        things: how many there are to be divided, such as texts to be sampled.
+        divided: False: every process does all of the work by itself.
+    """
     together = processes() if divided else _ALONE
     return together if things >= together.count else _ALONE
 

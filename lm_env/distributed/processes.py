@@ -1,10 +1,10 @@
 """Processes: how a run divides its work among processes that train one model, and what they exchange.
 
-Every process runs the same program.  It holds the same weights, draws the same prompts, and after each rollout has all
-episodes of it.  So advantages, KL means and metrics are computed from the whole rollout, by code that does not depend
-on the number of processes.  Only two things are divided: which texts a process writes and scores (`share`,
-`gather_rows`), and of which episodes of a minibatch it computes the gradient (`deal`, `sum_gradients`).  Supervised
-training divides its batches in the same way (`lm_env.models.fitting`), and what is held out.
+Every process runs the same program, holds the same weights, draws the same prompts, and has all episodes of a rollout
+after it.  So advantages, KL means and metrics are computed from the whole rollout, by code that does not depend on the
+number of processes.  Only two things are divided: the texts that are sampled and scored (`share`, `gather_rows`), and
+the episodes of a minibatch whose gradient is computed (`deal`, `sum_gradients`).  Supervised training divides its
+batches in the same way (`lm_env.models.fitting`), and its evaluations.
 
 `Processes` itself is a run in one process, in which nothing is divided and nothing is sent.
 
@@ -46,7 +46,7 @@ class Processes:
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
 
     def deal(self, lengths: np.ndarray) -> np.ndarray:
-        """The rows of a minibatch whose gradient this process computes, ascending; about as many tokens for each.
+        """The rows of a minibatch whose gradient this process computes, ascending; all get about as many tokens.
 
         Args:
             lengths: int (k,), tokens of each row; the same in all processes.
@@ -59,7 +59,7 @@ class Processes:
 
         Args:
             arrays: name -> numbers (n,) or (n, width); narrow ones are padded with 0 on the right.
-            rows: how many rows this process adds to an array that only other processes have; they are NaN.
+            rows: how many rows this process has; of an array that only other processes have, its rows are NaN.
         """
         return dict(arrays)
 
@@ -75,7 +75,7 @@ class Processes:
         """Return once all processes have come to this point."""
 
     def attempt(self, work: Callable[[], Found], kind: type[LMEnvError]) -> Found:
-        """What `work` returns; where it raises an error of this kind in one of the processes, all raise one."""
+        """What `work` returns; if it raises an error of this kind in any of the processes, all of them raise one."""
         return work()
 
     def largest(self, number: int) -> int:

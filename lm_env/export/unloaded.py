@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm_env.errors import ModelLoadError
 from lm_env.models.adapters import base_name_of, is_adapter_folder
-from lm_env.models.gguf import DAMAGED, dequantized, gguf_arguments
 from lm_env.models.inspection import text_config
-from lm_env.models.loading import UNREADABLE
-from lm_env.models.names import WHAT_LOADS, known_name, source_of
+from lm_env.models.loading import read_without_weights
+from lm_env.models.names import known_name, source_of
 from lm_env.storage import is_saved_folder, read_folder
 
 __all__ = ["UnloadedModel"]
@@ -56,17 +54,6 @@ def _config_of(name: str | Path, download: bool) -> Any:
     def read(folder: str | Path) -> Any:
         from transformers import AutoConfig
 
-        place, gguf = gguf_arguments(folder)
-        unreadable = UNREADABLE
-        if gguf:
-            dequantized(name)  # the same packages are needed
-            unreadable += DAMAGED
-        try:
-            return AutoConfig.from_pretrained(place, local_files_only=not download, trust_remote_code=False, **gguf)
-        except unreadable as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ModelLoadError(
-                f"cannot read the configuration of the model {str(name)!r}: {reason} -- {WHAT_LOADS}"
-            ) from error
+        return read_without_weights(AutoConfig, "configuration of the model", folder, name=name, download=download)
 
     return read_folder(source, read) if is_saved_folder(source) else read(source)

@@ -20,7 +20,8 @@ from lm_env.models.adapters import (
     save_adapter,
     without_wrapper,
 )
-from lm_env.models.loading import is_quantized, without_weight_bars
+from lm_env.models.inspection import is_quantized
+from lm_env.models.loading import without_weight_bars
 from lm_env.models.names import EMBEDDED_MODELS, known_name, resolve
 
 __all__ = ["BASE_FILE", "base_of", "check_finite", "check_mergeable", "export_language_model"]

@@ -1,4 +1,4 @@
-"""What is known about a causal LM before it is used: its sizes, its trunk, and what its forward takes.
+"""What is known about a causal LM before it is used: its sizes, its trunk, what its forward takes, and its device.
 
 A model here is anything with the forward of a transformers causal LM: `input_ids (B, L)` in, an
 object with `.logits (B, L, V)` out; `lm_env.models.inputs` says how rows are padded.
@@ -9,6 +9,7 @@ Shapes: B rows, L tokens, V vocabulary, D hidden.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,19 +19,22 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from lm_env.errors import UnsupportedModelError
+from lm_env.errors import ConfigurationError, UnsupportedModelError
 from lm_env.models.adapters import without_wrapper
 from lm_env.models.inputs import plain_arguments
 
 __all__ = [
     "ModelFacts",
     "check_positions",
+    "default_device",
     "device_of",
     "evaluating",
     "facts_of",
+    "is_quantized",
     "rope_types",
     "text_config",
     "trunk_of",
+    "usable_device",
 ]
 
 
@@ -148,6 +152,11 @@ def _accepted_arguments(model: nn.Module) -> frozenset[str]:
     return frozenset(accepted)
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Whether weights are stored in fewer bits than they stand for, so that gradients cannot move them."""
+    return bool(getattr(model, "is_quantized", False)) or any(not p.is_floating_point() for p in model.parameters())
+
+
 def text_config(model: nn.Module) -> Any:
     """The configuration of the part that reads and writes text; None for a model without one."""
     config = getattr(model, "config", None)
@@ -216,6 +225,30 @@ def _scaled_head(model: nn.Module) -> Iterator[None]:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's parameters are; the CPU for a model without any."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def usable_device(device: str | torch.device | None = None) -> str | torch.device:
+    """The device that is asked for, or `default_device()`.
+
+    In one of several processes that torchrun has started on a machine, "cuda" is the GPU with the process's number.
+
+    Raises:
+        ConfigurationError: no tensor can be put there.
+    """
+    device = device or default_device()
+    if str(device) == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"device {str(device)!r} cannot be used here ({reason}): choose cpu") from error
+    return device
+
+
+def default_device() -> str:
+    """CUDA where there is a GPU, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

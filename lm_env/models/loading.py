@@ -6,7 +6,6 @@ folder that this package saved is verified first, and read as one save even whil
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -20,13 +19,20 @@ from torch import nn
 from lm_env.errors import ConfigurationError, MissingDependencyError, ModelLoadError
 from lm_env.models.adapters import base_name_of, is_adapter_folder, merged_from_folder
 from lm_env.models.gguf import DAMAGED, dequantized, gguf_arguments, without_conversion_bar
-from lm_env.models.names import EMBEDDED_MODEL, WHAT_LOADS, known_name, lasting_name, resolve, source_of
+from lm_env.models.inspection import is_quantized, usable_device
+from lm_env.models.names import (
+    EMBEDDED_MODEL,
+    WHAT_LOADS,
+    cannot_load,
+    known_name,
+    lasting_name,
+    resolve,
+    source_of,
+)
 from lm_env.storage import is_saved_folder, read_folder
 
 __all__ = [
     "EMBEDDED_MODEL",
-    "default_device",
-    "is_quantized",
     "lasting_name",
     "load_causal_lm",
     "load_model",
@@ -35,8 +41,8 @@ __all__ = [
     "load_trunk",
     "read_pretrained",
     "read_tokenizer",
+    "read_without_weights",
     "resolve",
-    "usable_device",
     "without_weight_bars",
 ]
 
@@ -91,25 +97,6 @@ def load_model(
     if is_quantized(model):  # also if its own folder says so
         return model.requires_grad_(False).eval()
     return model.to(device).eval()
-
-
-def usable_device(device: str | torch.device | None = None) -> str | torch.device:
-    """The device that is asked for, or `default_device()`.
-
-    In one of several processes that torchrun has started on a machine, "cuda" is the GPU with the process's number.
-
-    Raises:
-        ConfigurationError: no tensor can be put there.
-    """
-    device = device or default_device()
-    if str(device) == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without CUDA
-        reason = str(error).partition("\n")[0]
-        raise ConfigurationError(f"device {str(device)!r} cannot be used here ({reason}): choose cpu") from error
-    return device
 
 
 def load_trunk(name: str | Path, *, download: bool = False) -> nn.Module:
@@ -181,12 +168,10 @@ def read_pretrained(
                 **options,
             )
     except ImportError as error:
-        raise MissingDependencyError(
-            f"cannot load the model {str(name)!r}: {_first_line(error)} -- install it; 8 and 4 bits need"
-            " pip install 'lm-env[quantized]'"
-        ) from error
+        remedy = "install it; 8 and 4 bits need pip install 'lm-env[quantized]'"
+        raise MissingDependencyError(cannot_load("model", name, folder, download, error, remedy)) from error
     except unreadable as error:
-        raise ModelLoadError(_load_message("model", name, folder, download, error)) from error
+        raise ModelLoadError(cannot_load("model", name, folder, download, error)) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelLoadError(
@@ -230,16 +215,6 @@ def _load_adapter(
     return model.eval()
 
 
-def default_device() -> str:
-    """CUDA where there is a GPU, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether weights are stored in fewer bits than they stand for, so that gradients cannot move them."""
-    return bool(getattr(model, "is_quantized", False)) or any(not p.is_floating_point() for p in model.parameters())
-
-
 def load_tokenizer(name: str | Path, *, download: bool = False) -> Any:
     """Load the tokenizer that belongs to a model; same arguments and errors as `load_model`."""
     source = source_of("tokenizer", name, download)
@@ -256,21 +231,35 @@ def read_tokenizer(folder: str | Path, *, name: str | Path, download: bool = Fal
     """`load_tokenizer` of a folder as it lies there, or of a hub id, without looking for a manifest."""
     from transformers import AutoTokenizer
 
-    source, gguf = gguf_arguments(folder)
-    unreadable = UNREADABLE
-    if gguf:
-        dequantized(name)  # the same packages are needed
-        unreadable += DAMAGED
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, local_files_only=not download, trust_remote_code=False, **gguf
-        )
-    except unreadable as error:
-        raise ModelLoadError(_load_message("tokenizer", name, folder, download, error)) from error
+    tokenizer = read_without_weights(AutoTokenizer, "tokenizer", folder, name=name, download=download)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up for some models
         raise ModelLoadError(f"cannot load the tokenizer {str(name)!r}: its files are missing -- {WHAT_LOADS}")
     tokenizer.name_or_path = lasting_name(name)
     return tokenizer
+
+
+def read_without_weights(
+    auto_class: Any, what: str, folder: str | Path, *, name: str | Path, download: bool = False
+) -> Any:
+    """A tokenizer or a configuration, read from a folder as it lies there, or from a hub id.
+
+    Args:
+        auto_class: `AutoTokenizer` or `AutoConfig`.
+        what: what it is, and what the folder is called (`name`), in messages.
+
+    Raises:
+        ModelLoadError: there is none, or it is damaged.
+        MissingDependencyError: a GGUF file, and the packages that read it are not installed.
+    """
+    source, gguf = gguf_arguments(folder)
+    unreadable = UNREADABLE
+    if gguf:
+        dequantized(name)  # the same packages are needed as for the weights
+        unreadable += DAMAGED
+    try:
+        return auto_class.from_pretrained(source, local_files_only=not download, trust_remote_code=False, **gguf)
+    except unreadable as error:
+        raise ModelLoadError(cannot_load(what, name, folder, download, error)) from error
 
 
 def load_causal_lm(
@@ -303,17 +292,3 @@ def without_weight_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
-def _load_message(what: str, name: object, folder: object, download: bool, error: Exception) -> str:
-    reason = _first_line(error).replace(str(folder), str(name))
-    remedy = "check the name" if download else WHAT_LOADS
-    if "custom code" in reason:
-        remedy = (
-            "code in a model's folder is never run (trust_remote_code=False); load it yourself and pass the live model"
-        )
-    return f"cannot load the {what} {str(name)!r}: {reason} -- {remedy}"

@@ -9,7 +9,16 @@ from lm_env.errors import ModelLoadError
 from lm_env.models.gguf import PACKAGED_MODELS, packaged_file
 from lm_env.storage import folder_of, is_saved_folder
 
-__all__ = ["EMBEDDED_MODEL", "EMBEDDED_MODELS", "WHAT_LOADS", "known_name", "lasting_name", "resolve", "source_of"]
+__all__ = [
+    "EMBEDDED_MODEL",
+    "EMBEDDED_MODELS",
+    "WHAT_LOADS",
+    "cannot_load",
+    "known_name",
+    "lasting_name",
+    "resolve",
+    "source_of",
+]
 
 EMBEDDED_MODEL = "reviews-3m"
 
@@ -68,6 +77,23 @@ def source_of(what: str, name: str | Path, download: bool) -> str:
             f" local cache -- {WHAT_LOADS}"
         )
     return cached
+
+
+def cannot_load(what: str, name: object, folder: object, download: bool, error: Exception, remedy: str = "") -> str:
+    """The message about a model, or a part of one, that transformers does not load.
+
+    Args:
+        what: "model", "tokenizer" or "configuration of the model".
+        folder: where it was read from; the message has the name instead.
+        remedy: default: to check the name, or what else loads.
+    """
+    reason = str(error).strip().partition("\n")[0].replace(str(folder), str(name))
+    remedy = remedy or ("check the name" if download else WHAT_LOADS)
+    if "custom code" in reason:
+        remedy = (
+            "code in a model's folder is never run (trust_remote_code=False); load it yourself and pass the live model"
+        )
+    return f"cannot load the {what} {str(name)!r}: {reason} -- {remedy}"
 
 
 def _cached_folder(hub_id: str) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import adapter_layers, adapter_state
-from lm_env.models.loading import is_quantized
+from lm_env.models.inspection import is_quantized
 
 __all__ = ["RoundedCopy"]
 

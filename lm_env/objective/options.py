@@ -16,8 +16,8 @@ from lm_env.data.prompts import Overflow
 from lm_env.data.tokenizing import check_tokenizer
 from lm_env.errors import ConfigurationError
 from lm_env.models.adapters import has_adapter, without_wrapper
-from lm_env.models.inspection import facts_of
-from lm_env.models.loading import is_quantized, load_causal_lm, load_tokenizer
+from lm_env.models.inspection import facts_of, is_quantized
+from lm_env.models.loading import load_causal_lm, load_tokenizer
 from lm_env.objective.functions import load_function
 from lm_env.objective.kl import KLController
 from lm_env.objective.rewards import RewardFunction

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lm_env.errors import CheckpointWriteError
 from lm_env.report.charts import health_charts, main_charts, part_charts
 from lm_env.report.run_folder import Run, read_run
 from lm_env.report.story import caption, command_of, facts_of_run, headline, number_rows, subtitle
-from lm_env.report.texts import FACTORS, pairs_of, visible
+from lm_env.report.templates import page_templates
+from lm_env.report.texts import FACTORS, pairs_of
 from lm_env.storage import write_file
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
 __all__ = ["REPORT_FILE", "render_report", "write_report"]
+
+TEMPLATES = ("report/page.html", "report/chart.html", "report/page.css")
 
 REPORT_FILE = "report.html"
 
@@ -55,7 +52,7 @@ def render_report(run: Run) -> str:
         if value
     }
     return (
-        _templates()
+        page_templates(*TEMPLATES)
         .get_template("page.html")
         .render(
             title=subtitle(run),
@@ -73,21 +70,4 @@ def render_report(run: Run) -> str:
             settings=settings,
             command=command_of(run),
         )
-    )
-
-
-@cache
-def _templates() -> Environment:
-    """The templates, compiled once in a process."""
-    from jinja2 import DictLoader, Environment, StrictUndefined
-
-    assets = files("lm_env") / "assets" / "report"
-    sources = {name: (assets / name).read_text(encoding="utf-8") for name in ("page.html", "chart.html", "page.css")}
-    return Environment(
-        loader=DictLoader(sources),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
     )

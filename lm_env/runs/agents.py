@@ -17,7 +17,7 @@ from agents.sb3 import save as save_sb3
 from agents.sb3.named import SB3_AGENTS, make_sb3_agent
 from agents.sb3.running import learn as learn_sb3
 from lm_env.errors import ConfigurationError
-from lm_env.models.loading import is_quantized
+from lm_env.models.inspection import is_quantized
 from lm_env.objective.task import Task
 from lm_env.runs.options import Option, fields_as_options, nearest
 

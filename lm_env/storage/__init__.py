@@ -11,15 +11,16 @@ So at every moment a whole folder lies at `runs/a` or in `old`.  The loaders loo
 next save tidies up.  Only files that a manifest lists are ever deleted: whatever else lies in the
 folder moves along.
 
-A training run has a folder of such folders (`CheckpointFolder`), and a signal becomes a save (`StopSignals`).  A
-single file is written by `write_file`, whole or not at all.
+A training run has a folder of such folders (`CheckpointFolder`).  A signal lets it save before it ends
+(`StopSignals`); work that has nothing to save ends at once (`EndOnSignals`).  A single file is written by
+`write_file`, whole or not at all.
 """
 
 from __future__ import annotations
 
 from lm_env.storage.checkpoints import CheckpointFolder, Checkpointing, checkpoints_in, remove_checkpoints
 from lm_env.storage.files import write_file
-from lm_env.storage.interruption import StopSignals
+from lm_env.storage.interruption import EndOnSignals, StopSignals
 from lm_env.storage.lock import FileLock
 from lm_env.storage.reading import folder_of, is_saved_folder, read_folder, read_json, verify_folder
 from lm_env.storage.writing import check_destination, remove_folder, write_folder
@@ -27,6 +28,7 @@ from lm_env.storage.writing import check_destination, remove_folder, write_folde
 __all__ = [
     "CheckpointFolder",
     "Checkpointing",
+    "EndOnSignals",
     "FileLock",
     "StopSignals",
     "check_destination",

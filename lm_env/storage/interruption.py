@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: finish the step, save, and leave with an exit code of its own."""
+"""Ctrl-C and SIGTERM as a request: save what can be saved, and leave with an exit code of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["StopSignals"]
+from lm_env.errors import TrainingInterrupted
+
+__all__ = ["EndOnSignals", "StopSignals"]
 
 log = logging.getLogger(__name__)
 
@@ -54,3 +56,30 @@ class StopSignals:
     def _put_back(self) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+
+
+class EndOnSignals(StopSignals):
+    """Inside `with`, the first SIGINT or SIGTERM ends the work at once: for work that has nothing to save.
+
+    The signal raises KeyboardInterrupt, which even code that catches SystemExit lets through, such as the call of a
+    reward function; out of the block comes TrainingInterrupted.  A `StopSignals` inside the block, such as that of a
+    training with checkpoints, comes first: there the first signal is only noted, and a second one ends the work.
+
+    Args:
+        work: what is ended, for the message.
+    """
+
+    def __init__(self, work: str) -> None:
+        super().__init__(f"{work} ends at once; what was saved before is kept")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if self.received is not None and isinstance(error, KeyboardInterrupt):
+            raise TrainingInterrupted(f"{self.received.name}: {self.promise}") from None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._put_back()
+        raise KeyboardInterrupt

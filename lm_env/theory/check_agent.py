@@ -104,9 +104,10 @@ class AgentCheck:
     objective: str
     """`gibbs` for the optimum, the objective recognized, `untrained`, or `unknown`."""
     alike: tuple[str, ...] = ()
-    """Other objectives that rest at the same place on this MDP."""
+    """Other objectives with the same fixed point on this MDP."""
     log_ratio: float = 0.0
-    """Of the likelihoods, the nearest other fixed point's over the optimum's, by the agent's own noise."""
+    """The log of the likelihood of the nearest other fixed point over that of the optimum, nats; the trainings' own
+    variance is the noise."""
     decided: bool = True
     """False where `max_seeds` trainings did not tell the optimum from the nearest other fixed point."""
     noise: float | None = None
@@ -119,8 +120,10 @@ class AgentCheck:
         if self.passed:
             undecided = "" if self.decided else ", as far as its noise allows to tell"
             return f"PASS: the agent maximizes E[score] - beta KL{undecided}"
-        also = f" (at the same place on this MDP: {', '.join(self.alike)})" if self.alike else ""
-        return f"FAIL: the agent rests at '{self.objective}'{also}: {EXPLANATIONS[self.objective]}"
+        also = f" (the same on this MDP: {', '.join(self.alike)})" if self.alike else ""
+        return (
+            f"FAIL: the agent converges to the fixed point of '{self.objective}'{also}: {EXPLANATIONS[self.objective]}"
+        )
 
     def resolution(self) -> str:
         """The smallest mistakes that these trainings would have shown, in words; empty if the agent failed."""

@@ -55,7 +55,7 @@ FAMILIES: tuple[tuple[Objective, str, tuple[float, ...]], ...] = (
 EARLY = (0.9, 0.95, 1.0, 1.05, 1.1)
 """What beta is multiplied by where a training stopped early."""
 BY_CREDIT = ("kl_early", "score_at_each_token")
-"""Objectives that rest elsewhere where each token is credited with the whole return."""
+"""Objectives whose fixed point is another one if each token is credited with the whole return."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The policies that other objectives than E[score] - beta KL settle at, exact, on an enumerable MDP.
+"""The policies to which losses converge that optimize something else than E[score] - beta KL, exact, on a small MDP.
 
 Each is what a well-known mistake or choice in an agent really optimizes, so an agent's exact R and KL
 tell which one it has.  At a fixed point the agent's expected update is zero at every state:
@@ -6,9 +6,10 @@ tell which one it has.  At a fixed point the agent's expected update is zero at 
     sum_a pi(a|s) (Q(s, a) - V(s) - c(s, a)) grad log pi(a|s) = 0
 
 with Q the agent's own expected return and c the gradient coefficient of its loss.  Q depends on the
-future only, so one backward pass that solves each state (a `Rule`) is exact: nothing is iterated,
-those that divide by a standard deviation or by lengths, and the whitened ones, aside.  Of several rests of a loss that
-divides by the std of its own scores, the one that is met first from the reference is given (`first_rest.py`).
+future only, so one backward pass that solves each state (a `Rule`) is exact.  Only objectives that divide by a
+standard deviation or by lengths, and those that whiten, need iteration.  A loss that divides by the std of the policy's
+own scores may have several fixed points; the one that small updates from the reference reach first is given
+(`first_fixed_point.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from lm_env.errors import ConfigurationError
 from lm_env.theory.credit import Credits
-from lm_env.theory.first_rest import first_mean, first_std
+from lm_env.theory.first_fixed_point import first_mean, first_std
 from lm_env.theory.prefix_tree import Rule, backward_recursion, gibbs_rule, logsumexp
 from lm_env.theory.settled import Own, annealed, answered, answered_by_length
 from lm_env.theory.token_mdp import TokenMDP
@@ -68,21 +69,21 @@ def fixed_point(
     scale: float | None = None,
     credit: Credit = "to_go",
 ) -> np.ndarray:
-    """log pi (S, V) float64 of the policy at which an agent with this objective comes to rest.
+    """log pi (S, V) float64 of the policy to which an agent with this objective converges.
 
     - `gibbs`: k1 in the reward, gamma 1.  The optimum that is meant.
     - `gamma`: k1 in the reward, returns discounted from each token on, sum_u gamma^(u-t) r_u:
       V(s) = beta log sum pi_ref exp(Q / beta), Q = r + gamma V(s').
     - `k2_loss`: score alone in the return, beta (log pi - log pi_ref)^2 / 2 per token in the loss;
-      each state answers its own KL but not the KL of what follows.
+      each state takes its own KL into account but not the KL of what follows.
       k3 times the importance ratio (TRL's GRPO) has the same gradient, and so has the KL of a token summed over
       the vocabulary.
     - `k3_loss`: the same with pi_ref/pi - 1 - log(pi_ref/pi), as GRPO (without division by the std
       or by each response's own length): pi = pi_ref / (1 - (Q - V) / beta).
     - `k3_loss_rescaled`: the same with the score divided by its standard deviation under the policy
-      itself, as GRPO does in large groups, so that beta is in truth beta (std + 1e-4).  Of all objectives with such
-      a std: the rest is the first one on the way from the reference as 1 / std rises from 0, which is where small
-      steps lead.  Where the std falls faster than the policy can follow, that is the collapse on the best response.
+      itself, as GRPO does in large groups, so that beta is in truth beta (std + 1e-4).  This and the other objectives
+      with such a std may have several fixed points: the policy is the one that small steps from the reference reach
+      first.  If there is none on the way, it is the collapse on the best response.
     - `k3_loss_by_length`, `k3_loss_rescaled_by_length`: with each response's loss divided by its own length.
     - `k2_loss_by_length`, `k2_loss_rescaled`, `k2_loss_rescaled_by_length`: the same with k2.  With k1 in the
       reward the optimum itself stays: there all responses have the same return, whatever weighs them.
@@ -97,8 +98,8 @@ def fixed_point(
       token's, or the first one's.
     - `score_at_each_token`: the whole score in the reward of every token.
     - `score_per_token`: the score divided by the response's length, the KL summed.
-    - `rewards_whitened_per_sample`, `advantages_whitened_per_sample`: mean 0 and std 1 within each response; where
-      steps that fall to 0 come to rest, for the gradient of these does not vanish.
+    - `rewards_whitened_per_sample`, `advantages_whitened_per_sample`: mean 0 and std 1 within each response.  The
+      gradient of these vanishes nowhere; the policy is where exact steps end whose size falls to 0.
 
     Args:
         gamma, entropy_coef, scale: of the objectives that have one.
@@ -267,9 +268,9 @@ def _settled_std(mdp: TokenMDP, beta: float, rule: Callable[[float], Rule]) -> f
 
 
 def _settled_by_length(mdp: TokenMDP, beta: float, response: Response, *, rescaled: bool) -> np.ndarray:
-    """The policy that answers the mean of its own scores, and their std if it divides by it.
+    """The fixed point of a loss that subtracts the mean of the policy's own scores, and may divide by their std.
 
-    The baseline matters here, for the weight of a response depends on how it goes on.
+    The baseline matters here, because the weight of a response, 1 / its length, depends on how it goes on.
     """
     scores = mdp.scores()
     mean, _ = reference = _mean_and_std(mdp, mdp.reference_logits)
@@ -278,7 +279,7 @@ def _settled_by_length(mdp: TokenMDP, beta: float, response: Response, *, rescal
         return answered_by_length(mdp, (scores - mean) / std, beta, response)
 
     def settled(std: float) -> np.ndarray:
-        nonlocal mean  # that of the policy with the std before, which is near
+        nonlocal mean  # the search begins at the mean of the last policy, whose std was similar
         mean = first_mean(lambda m: _mean_and_std(mdp, answer(m, std))[0], mean, scores.min(), scores.max())
         return answer(mean, std)
 
@@ -288,7 +289,7 @@ def _settled_by_length(mdp: TokenMDP, beta: float, response: Response, *, rescal
 
 
 def _misplaced(mdp: TokenMDP, beta: float, objective: Objective, credit: Credit) -> np.ndarray:
-    """The policies that answer a score or a KL that is paid at the wrong tokens, or not at all."""
+    """The fixed points of losses in which a score or a KL is paid at the wrong tokens, or not at all."""
 
     def following(credits: Credits) -> np.ndarray:
         """The KL of the tokens after each."""

@@ -1,8 +1,8 @@
-"""Where agents with a mistake in their credit come to rest: policies whose tokens are all credited alike.
+"""The fixed points of agents that credit tokens with the wrong rewards.
 
-At a fixed point each state's likely tokens have the same expected credit, and the unlikely ones none better.  Where a
-token's credit depends on what follows it alone, one pass from the last tokens to the first finds it (`answered`);
-else exact gradient steps are followed to their end (`annealed`).  The credits are those of `Credits`.
+At a fixed point all tokens of a state that are written have the same expected credit, and the others have no more.  If
+a token's credit depends only on what follows it, one pass from the last tokens to the first finds that policy
+(`answered`); else exact gradient steps are followed to their end (`annealed`).  The credits are those of `Credits`.
 
 Shapes: N responses, T horizon, S states, V vocabulary.
 """
@@ -31,10 +31,10 @@ Own = Literal["paid", "free", "free_at_the_end", "free_at_the_start"]
 
 
 def answered(mdp: TokenMDP, beta: float, credit: Callable[[Credits], np.ndarray], own: Own = "paid") -> np.ndarray:
-    """log pi (S, V): every token answers what follows it.
+    """log pi (S, V) of the fixed point where a token's credit depends only on what follows it.
 
     Args:
-        credit: (N, T), what a token is credited with, the token's own KL aside.
+        credit: (N, T), what a token is credited with, without the token's own KL.
         own: which tokens pay for their own KL; those that do not are taken only if they are best.
     """
     tree = mdp.enumeration
@@ -61,9 +61,10 @@ def answered(mdp: TokenMDP, beta: float, credit: Callable[[Credits], np.ndarray]
 
 
 def _answer(worth: np.ndarray, ref_logprobs: np.ndarray, free: np.ndarray, beta: float) -> np.ndarray:
-    """log pi (V,) with worth - beta log(pi / pi_ref) = v for the tokens that pay, the rest to the best free one.
+    """log pi (V,) of one state, given the expected credit `worth` (V,) of its tokens.
 
-    A free token cannot be worth more than v; if the others leave room at v = its worth, it has the rest.
+    All tokens that pay for their own KL and are written have worth - beta log(pi / pi_ref) = v.  No free token can be
+    worth more than v: if at v = the worth of the best free token the others do not sum to 1, that token has the rest.
     """
     possible = np.isfinite(ref_logprobs)
     logits = np.where(possible, ref_logprobs, 0.0) + worth / beta
@@ -80,9 +81,9 @@ def _answer(worth: np.ndarray, ref_logprobs: np.ndarray, free: np.ndarray, beta:
 
 
 def annealed(mdp: TokenMDP, beta: float, credit: Callable[[Credits], np.ndarray]) -> np.ndarray:
-    """log pi (S, V): where exact policy-gradient steps that fall to 0 end, from the reference on.
+    """log pi (S, V): where exact policy-gradient steps from the reference end whose size falls to 0.
 
-    For credits that do not vanish at their fixed point, and so keep a policy moving unless the steps fall to 0.
+    For credits that vanish at no policy, and so keep it moving unless the steps fall to 0.
 
     Args:
         credit: (N, T), all that a token is credited with, its own KL included.

@@ -16,7 +16,7 @@ from lm_env.data.tables import TABLE_SUFFIXES, table_rows
 from lm_env.errors import InvalidPreferenceError, InvalidPromptError
 from reward_models.preferences.formats.base import chat, first_of, items
 from reward_models.preferences.formats.rankings import PROMPT, RANKS, RATINGS, RESPONSES
-from reward_models.preferences.reading import read_preferences
+from reward_models.preferences.reading import read_preferences, reading_row
 from reward_models.preferences.records.preference import Preference, PromptText, prompt_key
 
 __all__ = ["Item", "Items", "items_from_preferences", "read_items"]
@@ -122,18 +122,13 @@ def _is_unjudged(source: Any, download: bool) -> bool:
 
 
 def _unjudged(source: Any, skip_bad: bool, download: bool, limit: int | None) -> tuple[list[Preference], list[str]]:
-    records, problems = [], []
+    records: list[Preference] = []
+    problems: list[str] = []
     note = (lambda error: problems.append(str(error))) if skip_bad else None
     try:
         for where, row in itertools.islice(_rows(source, download, limit, note), limit):
-            try:
+            with reading_row(where, problems if skip_bad else None):
                 records.append(_record(row))
-            except InvalidPreferenceError as error:
-                if not skip_bad:
-                    raise InvalidPreferenceError(
-                        f"{where}: {error}; correct it, or leave such rows out with skip_bad=True (--skip-bad)"
-                    ) from error
-                problems.append(f"{where}: {error}")
     except InvalidPromptError as error:
         raise InvalidPreferenceError(f"{error}; or leave such rows out with skip_bad=True (--skip-bad)") from error
     return records, problems

@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, ModelLoadError
 from lm_env.models.export import check_finite
-from lm_env.models.loading import read_pretrained, read_tokenizer, usable_device, without_weight_bars
+from lm_env.models.inspection import usable_device
+from lm_env.models.loading import read_pretrained, read_tokenizer, without_weight_bars
 from lm_env.storage import is_saved_folder, read_folder, read_json
 from reward_models.preferences.network import ScalarHeadModel
 

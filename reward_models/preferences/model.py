@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_env.errors import ConfigurationError, UnsupportedModelError
 from lm_env.models.inputs import length_batches, pad_right
-from lm_env.models.loading import load_tokenizer, load_trunk, usable_device
+from lm_env.models.inspection import usable_device
+from lm_env.models.loading import load_tokenizer, load_trunk
 from lm_env.objective.description import parameters_in_words
 from lm_env.objective.rewards import score_responses
 from lm_env.storage import write_folder

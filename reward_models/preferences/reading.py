@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -17,11 +18,32 @@ from lm_env.validation import check_choice, check_integer
 from reward_models.preferences.formats import FORMATS, Format
 from reward_models.preferences.records.preference import Preference
 
-__all__ = ["Preferences", "read_preferences", "write_preferences"]
+__all__ = ["Preferences", "read_preferences", "reading_row", "write_preferences"]
 
 JSON_SUFFIXES = (".jsonl", ".json")
 LOOK_AHEAD = 50
 """How many of the first rows are used to recognize the format."""
+
+
+@contextmanager
+def reading_row(where: str, problems: list[str] | None) -> Iterator[None]:
+    """A context in which one row is read: a broken one is left out.
+
+    Args:
+        where: the file and line, or the number of the row, for messages.
+        problems: where a sentence about a broken row is put; None: it is an error.
+
+    Raises:
+        InvalidPreferenceError: the row is broken, and `problems` is None.
+    """
+    try:
+        yield
+    except InvalidPreferenceError as error:
+        if problems is None:
+            raise InvalidPreferenceError(
+                f"{where}: {error}; correct it, or leave such rows out with skip_bad=True (--skip-bad)"
+            ) from error
+        problems.append(f"{where}: {error}")
 
 
 @dataclass(frozen=True)
@@ -95,14 +117,8 @@ def read_preferences(
         count = 0
         for where, row in itertools.chain(head, rows):
             count += 1
-            try:
+            with reading_row(where, problems if skip_bad else None):
                 found += _records(kind, row, tokenizer)
-            except InvalidPreferenceError as error:
-                if not skip_bad:
-                    raise InvalidPreferenceError(
-                        f"{where}: {error}; correct it, or leave such rows out with skip_bad=True (--skip-bad)"
-                    ) from error
-                problems.append(f"{where}: {error}")
     except InvalidPromptError as error:
         remedy = ", or leave such rows out with skip_bad=True (--skip-bad)"
         raise InvalidPreferenceError(f"{error}{remedy}") from error

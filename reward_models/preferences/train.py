@@ -118,10 +118,7 @@ def train_reward_model(
     """
     _check_settings(epochs, batch_size, learning_rate, held_out_fraction, watched)
     rng = np.random.default_rng(seed)
-    if held_out is None:
-        training, held_out = split_records(records, held_out_fraction, rng)
-    else:
-        training = list(records)
+    training, held_out = _split(records, held_out, held_out_fraction, rng)
     aim = resolve_objective(objective, training, drop_ties, use_margins)
     groups, others = encode_groups(model, training, aim), encode_groups(model, held_out, aim)
     if not groups:
@@ -158,6 +155,13 @@ def train_reward_model(
     if stopping is not None:
         stopping.restore()
     return _report(losses, model, scorer, groups, others, aim, stopping)
+
+
+def _split(
+    records: Sequence[Record], held_out: Sequence[Record] | None, fraction: float, rng: np.random.Generator
+) -> tuple[list[Record], Sequence[Record]]:
+    """(the records to train on, those to measure on)."""
+    return split_records(records, fraction, rng) if held_out is None else (list(records), held_out)
 
 
 def _check_settings(

@@ -13,8 +13,8 @@ from paths import REPOSITORY
 from agents.run.evaluation import evaluate_texts
 from lm_env import TextGenerationEnv
 from lm_env.benchmark import BenchSettings, run_bench
+from lm_env.benchmark.defaults import AGENTS
 from lm_env.benchmark.entrants import EXAMPLES, entrant
-from lm_env.benchmark.offering import AGENTS
 from lm_env.benchmark.settings import AgentSpec
 from lm_env.errors import ConfigurationError, MissingDependencyError
 from lm_env.generation import LocalBackend

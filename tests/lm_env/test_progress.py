@@ -79,5 +79,25 @@ def test_a_training_without_a_terminal_writes_plain_lines(capsys):
     agent = PPO(make(), rollout_episodes=16, slots=8, batch_size=8).learn(100, progress_bar=True)
     shown = capsys.readouterr()
     assert shown.out == "" and "\x1b" not in shown.err and "\r" not in shown.err
-    assert shown.err.count("\n") == 1 and "100 of 100 tokens" in shown.err and "score" in shown.err
-    assert agent.num_timesteps >= 100
+    done = agent.num_timesteps
+    assert shown.err.count("\n") == 1 and f"{done} of {done} tokens (100%)" in shown.err and "score" in shown.err
+    assert done > 100 and "100 tokens were asked for" in shown.err
+
+
+def test_units_beyond_the_total_count_for_the_speed():
+    """A last rollout of 400 tokens ends a training of 500 at 700: in ten seconds that is 70 tokens/s, not 50."""
+    clock, stream = Clock(), io.StringIO()
+    with Progress(500, stream=stream, clock=clock) as progress:
+        clock.now = 5.0
+        progress.update(300)
+        clock.now = 10.0
+        progress.update(400)
+    assert stream.getvalue() == "700 of 700 tokens (100%), 70 tokens/s\n"
+
+
+def test_a_bar_keeps_its_shape_beyond_the_total(monkeypatch, capsys):
+    monkeypatch.setattr("lm_env.progress._shows_bars", lambda: True)
+    with Progress(500, unit="step") as progress:
+        progress.update(300)
+        progress.update(400)
+    assert "700/700" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_known(check_agent):
 """
     )
     assert found == {"passed": 2, "failed": 1}
-    assert "mine: FAIL: the agent rests at 'gamma': returns are discounted" in printed
+    assert "mine: FAIL: the agent converges to the fixed point of 'gamma': returns are discounted" in printed
 
 
 def test_loading_the_plugin_imports_no_torch():

@@ -1,6 +1,6 @@
-"""What can be had without training: the ceiling, the reference itself, random tokens, and best-of-n with its cost.
+"""The rows of a benchmark without training: the ceiling, the reference itself, random tokens, and best-of-n.
 
-Shapes: P prompts, n texts per prompt, G samples of which the best is kept, V vocabulary.
+Shapes: P prompts, n texts per prompt, B = P n texts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm_env.benchmark.measures.measuring import Measures, Written, measure_written, plain
+from lm_env.benchmark.measures.measuring import Measures, SampledTexts, measure_texts, plain
 from lm_env.data.episodes import Episodes, text_episodes
 from lm_env.data.prompts import Prompt
 from lm_env.generation.backend import Sampling
@@ -50,17 +50,19 @@ def ceiling_of(
     highest: float | None,
     optimum: Callable[[], Ceiling] | None = None,
 ) -> Record:
-    """What can be had on these prompts: the optimum at the task's beta, the frontier of score over KL, and best-of-n.
+    """The optimum at the task's beta on these prompts, the frontier of score over KL, and best-of-n.
 
     Args:
-        samples, most: of the reference, for each prompt, see `enough_reference_scores`.
-        highest: see `lm_env.theory.ceilings.ceiling`.
-        optimum: gives the optimum exactly, on the same prompts; None: it is estimated from the samples, as the
+        samples, most: how many samples of the reference to begin with for each prompt, and at most; see
+            `enough_reference_scores`.
+        highest: the largest score that a text can have, if it is known; see `lm_env.theory.ceilings.ceiling`.
+        optimum: computes the optimum exactly, on the same prompts; None: it is estimated from the samples, as the
             frontier and best-of-n always are.
 
     Returns:
-        `beta`; `exact`; `J`, `J_ref`, `score` and `KL` as {mean, se}; `J_by_prompt` and `J_ref_by_prompt`; `doubts`,
-        sentences why it is a lower bound only; `frontier`; `best_of_n`, without bias.
+        a record with `beta`; `exact`; `J`, `J_ref`, `score` and `KL` of the optimum and the reference as {mean, se};
+        `J_by_prompt` and `J_ref_by_prompt`; `doubts`, sentences that say why J is only a lower bound; `frontier`; and
+        `best_of_n`, estimated without bias.
     """
     beta = task.kl.beta
     if optimum is None:
@@ -92,11 +94,12 @@ def without_training(
 ) -> dict[str, Record]:
     """The reference, best-of-4, best-of-16 and random tokens, measured as the trained agents are.
 
-    The best of G is the best of the first G of 16 samples of the reference, so the rows share their texts.  Each row
-    has `inference_tokens`: what one response costs, tokens.
+    The reference is sampled 16 times for each text.  "reference" is the first sample, and best-of-4 is the best of the
+    first four, so these rows share their texts.
 
     Returns:
-        name -> what `measure_written` gives, with `inference_tokens` and `seconds`.
+        name -> what `measure_texts` gives, with `inference_tokens`, the generated tokens that one response costs, and
+        `seconds`.
     """
     started = time.perf_counter()
     drawn = [prompt for prompt in prompts for _ in range(n * max(BEST_OF))]
@@ -105,20 +108,20 @@ def without_training(
         episodes = LocalBackend(task, 64, model=task.reference).generate(drawn, sampling).episodes
         surprise = _surprise(task, episodes)
     scores, ended = episode_scores(task, episodes)
-    everything = Written(episodes, scores, np.zeros(len(scores)), np.zeros(len(scores)), surprise, ended)
+    everything = SampledTexts(episodes, scores, np.zeros(len(scores)), np.zeros(len(scores)), surprise, ended)
     found = {}
     for size in (1, *BEST_OF):
         chosen, kl = _best(everything, n, len(prompts), size)
-        row = measure_written(task, _rows(everything, chosen, kl), n, measures)
+        row = measure_texts(task, _rows(everything, chosen, kl), n, measures)
         tokens = episodes.response_lengths.reshape(-1, max(BEST_OF))[:, :size].sum(1).mean()
         name = "reference" if size == 1 else f"best-of-{size}"
         found[name] = {**row, "inference_tokens": plain(float(tokens)), "seconds": time.perf_counter() - started}
-    row = measure_written(task, random_texts(task, prompts, n, seed=seed), n, measures)
+    row = measure_texts(task, random_texts(task, prompts, n, seed=seed), n, measures)
     found["random"] = {**row, "inference_tokens": row["metrics"]["length"]["mean"], "seconds": 0.0}
     return found
 
 
-def random_texts(task: Task, prompts: Sequence[Prompt], n: int, *, seed: int) -> Written:
+def random_texts(task: Task, prompts: Sequence[Prompt], n: int, *, seed: int) -> SampledTexts:
     """Texts whose every token is drawn uniformly from the vocabulary; the KL is the k1 estimate of that policy.
 
     Tokens to which the reference gives no probability make it infinite.
@@ -139,7 +142,7 @@ def random_texts(task: Task, prompts: Sequence[Prompt], n: int, *, seed: int) ->
     mask = episodes.response_mask()
     reference = np.where(mask, logprobs, 0.0).astype(np.float64).sum(1)
     k1 = -math.log(task.vocab_size) * episodes.response_lengths - reference
-    return Written(episodes, scores, k1, k1, surprise, ended)
+    return SampledTexts(episodes, scores, k1, k1, surprise, ended)
 
 
 def _until_the_end(task: Task, prompt: Prompt, response: np.ndarray) -> list[int]:
@@ -152,20 +155,20 @@ def _until_the_end(task: Task, prompt: Prompt, response: np.ndarray) -> list[int
     return response.tolist()
 
 
-def _best(written: Written, n: int, prompts: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of the best of the first `size` samples of each group (P n,), the KL of that choice (P n,))."""
-    groups = written.scores.reshape(prompts * n, max(BEST_OF))[:, :size]
+def _best(texts: SampledTexts, n: int, prompts: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the best of the first `size` samples of each group (B,), the KL of best-of-`size` in nats (B,))."""
+    groups = texts.scores.reshape(prompts * n, max(BEST_OF))[:, :size]
     chosen = np.arange(prompts * n) * max(BEST_OF) + groups.argmax(1)
     if size == 1:
         return chosen, np.zeros(prompts * n)
-    pools = written.scores.reshape(prompts, -1)
+    pools = texts.scores.reshape(prompts, -1)
     return chosen, np.repeat([best_of_n(pool[None], size).KL for pool in pools], n)
 
 
-def _rows(written: Written, rows: np.ndarray, kl: np.ndarray) -> Written:
-    """The chosen texts; the KL of a choice has no density of a text, so k1 is it, too."""
-    episodes = written.episodes[rows]
-    return Written(episodes, written.scores[rows], kl, kl, written.surprise[rows], written.ended[rows])
+def _rows(texts: SampledTexts, rows: np.ndarray, kl: np.ndarray) -> SampledTexts:
+    """The chosen texts.  Best-of-n has no logprob of a text to compute k1 from, so the analytic KL stands in for it."""
+    episodes = texts.episodes[rows]
+    return SampledTexts(episodes, texts.scores[rows], kl, kl, texts.surprise[rows], texts.ended[rows])
 
 
 def _surprise(task: Task, episodes: Episodes) -> np.ndarray:

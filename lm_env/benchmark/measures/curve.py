@@ -30,16 +30,16 @@ def curve_point(found: Evaluation, tokens: int, seconds: float) -> Point:
 
 
 class LearningCurve(BaseCallback):
-    """Evaluates between an update and the next rollout, so that a point belongs to exactly so many tokens.
+    """Evaluates between an update and the next rollout, so that all tokens counted at a point were learned from.
 
-    The seconds are those of rollouts and updates; evaluations are not counted.  In a run that is resumed from a
-    checkpoint the points and the seconds go on from there.
+    The seconds are those of rollouts and updates, without evaluations.  They and the points are kept in checkpoints, so
+    that a resumed run continues its curve.
 
     Args:
         task: whose model is trained, in place.
         prompts: held out.
         n: texts per prompt.
-        every: tokens between two points; one more is made at the end.
+        every: tokens between two points; one more point is at the end.
         seed: of the uniform random numbers that all evaluations are sampled with.
     """
 
@@ -61,35 +61,35 @@ class LearningCurve(BaseCallback):
         """Seconds of training so far."""
         return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
-    def look(self, tokens: int) -> None:
-        """Add a point; the clock stands still meanwhile."""
-        self._pause()
+    def add_point(self, tokens: int) -> None:
+        """Evaluate, and add the point to the curve; the clock of the training is stopped, see `start_clock`."""
+        self._stop_clock()
         started = time.perf_counter()
         found = evaluate_texts(self.task, self.backend, self.prompts, self.n, seed=self.seed)
         self.points.append(curve_point(found, tokens, self._seconds))
         self.evaluation_seconds += time.perf_counter() - started
 
-    def run(self) -> None:
-        """Let the clock go on."""
+    def start_clock(self) -> None:
+        """Count the seconds from here on as training, until the next point."""
         self._since = time.perf_counter()
 
     # -- stable-baselines3 and the batched agents call these -----------------------------------------------
     def _on_training_start(self) -> None:
-        self.run()
+        self.start_clock()
 
     def _on_rollout_start(self) -> None:
         now = int(self.model.num_timesteps)
         if not self.points or now // self.every > self.points[-1]["tokens"] // self.every:
-            self.look(now)
-            self.run()
+            self.add_point(now)
+            self.start_clock()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
-        self._pause()
+        self._stop_clock()
         if not self.points or self.points[-1]["tokens"] < self.model.num_timesteps:
-            self.look(int(self.model.num_timesteps))
+            self.add_point(int(self.model.num_timesteps))
 
     # -- a run that is resumed --------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
@@ -102,6 +102,6 @@ class LearningCurve(BaseCallback):
         self._seconds = float(state["seconds"])
         self.evaluation_seconds = float(state["evaluation_seconds"])
 
-    def _pause(self) -> None:
+    def _stop_clock(self) -> None:
         self._seconds = self.seconds
         self._since = None

@@ -1,6 +1,6 @@
 """How likely texts are under a language model that took no part in their training.
 
-Perplexity under the reference is part of what is optimized, through the KL penalty, and so no judge of the texts.
+Perplexity under the reference is no independent measure: the KL penalty makes it part of what is optimized.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class IndependentModel:
         self.tokenizer = load_tokenizer(name, download=download)
 
     def measure(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, float]:
-        """Of the responses, each after its prompt.
+        """The perplexity of the responses, each read after its prompt.
 
         Returns:
             `independent_perplexity` per token of this model, and `independent_bits_per_byte`, which compares models
@@ -59,16 +59,16 @@ class IndependentModel:
                     f"a response has {len(written)} tokens and {self.name} only {limit} positions: choose another"
                     " independent model"
                 )
-            before = before[-(limit - len(written)) :]  # the nearest part of a long prompt
+            before = before[-(limit - len(written)) :]  # the end of a prompt that is too long
             rows.append([*before, *written])
             given.append(len(before))
             lengths.append(len(response.encode()))
         if not rows:
             return {}
-        empty = [
+        tokenized = [
             Prompt(np.array(row[:count]), "", {}, i) for i, (row, count) in enumerate(zip(rows, given, strict=True))
         ]
-        episodes = text_episodes(empty, rows, given)
+        episodes = text_episodes(tokenized, rows, given)
         with evaluating(self.model):
             logprobs = response_logprobs(self.model, episodes, 1.0)
         nats = -float(np.where(episodes.response_mask(), logprobs, 0.0).astype(np.float64).sum())

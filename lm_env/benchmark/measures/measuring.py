@@ -1,4 +1,4 @@
-"""What is measured of the texts of a policy: one set of numbers for agents, baselines and models trained elsewhere.
+"""What is measured of the texts of a policy: the same numbers for agents, baselines and models trained elsewhere.
 
 Shapes: P prompts, n texts per prompt, B = P n texts.
 """
@@ -25,7 +25,7 @@ from lm_env.theory.ceilings.estimate import Estimate
 from lm_env.validation import check_integer
 from reward_models.trust import wilson
 
-__all__ = ["Measures", "Written", "measure", "measure_written", "plain", "write"]
+__all__ = ["Measures", "SampledTexts", "measure", "measure_texts", "plain", "sample_texts"]
 
 SHOWN = 8
 REFERENCE_COLUMNS = ("reference", "target")
@@ -47,24 +47,28 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Written:
-    """Texts and what was computed of each, (B,) floats in nats unless another unit is named."""
+class SampledTexts:
+    """B texts, and numbers about each: float arrays (B,), in nats unless another unit is named."""
 
     episodes: Episodes
-    """Those of one prompt in consecutive rows."""
+    """The texts to one prompt are in consecutive rows."""
     scores: np.ndarray
+    """What the task pays for each text, in the unit of the reward."""
     kl: np.ndarray
-    """The next-token distributions' KL summed exactly over the vocabulary; of what has none, another estimate."""
+    """The KL to the reference, summed over the tokens of the text and exactly over the vocabulary at each.  For
+    best-of-n the analytic KL, for random tokens the k1 estimate: they have no model to compute it with."""
     k1: np.ndarray
-    """log pi - log pi_ref of the text that was written."""
+    """log pi - log pi_ref of the text that was texts."""
     surprise: np.ndarray
     """-log pi_ref at temperature 1."""
     ended: np.ndarray
     """bool: an EOS or a stop string ended the text."""
 
 
-def write(task: Task, backend: GenerationBackend, prompts: Sequence[Prompt], n: int, *, seed: int) -> Written:
-    """Sample n responses to each prompt, with uniform random numbers that depend on the seed alone, and measure them.
+def sample_texts(
+    task: Task, backend: GenerationBackend, prompts: Sequence[Prompt], n: int, *, seed: int
+) -> SampledTexts:
+    """Sample n responses to each prompt, with uniform random numbers that depend only on the seed, and score them.
 
     Raises:
         RewardError, RewardValueError: the task's reward function failed.
@@ -74,7 +78,7 @@ def write(task: Task, backend: GenerationBackend, prompts: Sequence[Prompt], n: 
     episodes = backend.generate(drawn, sampling).episodes
     scores, ended = episode_scores(task, episodes)
     found = measure_episodes(task, episodes)
-    return Written(episodes, scores, found["full"], found["k1"], found["surprise"], ended)
+    return SampledTexts(episodes, scores, found["full"], found["k1"], found["surprise"], ended)
 
 
 def measure(
@@ -86,14 +90,15 @@ def measure(
     seed: int = 0,
     measures: Measures | None = None,
 ) -> dict[str, Any]:
-    """`measure_written` of what `write` gives."""
-    return measure_written(task, write(task, backend, prompts, n, seed=seed), n, measures)
+    """Sample n responses to each prompt and measure them: `sample_texts`, then `measure_texts`."""
+    return measure_texts(task, sample_texts(task, backend, prompts, n, seed=seed), n, measures)
 
 
-def measure_written(task: Task, written: Written, n: int, measures: Measures | None = None) -> dict[str, Any]:
-    """The numbers as JSON.
+def measure_texts(task: Task, texts: SampledTexts, n: int, measures: Measures | None = None) -> dict[str, Any]:
+    """All numbers about sampled texts, as JSON.
 
     Args:
+        texts: P n texts.
         n: texts per prompt.
 
     Returns:
@@ -107,11 +112,11 @@ def measure_written(task: Task, written: Written, n: int, measures: Measures | N
     asked = Measures() if measures is None else measures
     found = summarize(
         task,
-        written.episodes,
-        scores=written.scores,
-        kl=written.kl,
-        surprise=written.surprise,
-        ended=written.ended,
+        texts.episodes,
+        scores=texts.scores,
+        kl=texts.kl,
+        surprise=texts.surprise,
+        ended=texts.ended,
         n=n,
         ceiling=None,
     )
@@ -119,23 +124,23 @@ def measure_written(task: Task, written: Written, n: int, measures: Measures | N
     estimates = {
         "score": found.score,
         "kl": found.kl,
-        "kl_k1": _over_prompts(written.k1, n),
+        "kl_k1": _over_prompts(texts.k1, n),
         "kl_per_token": found.kl_per_token,
         "J": found.J,
         "perplexity": found.perplexity,
         "length": found.length,
-        "truncated": _over_prompts(1.0 - written.ended, n),
+        "truncated": _over_prompts(1.0 - texts.ended, n),
     }
     if asked.gold is not None:
-        gold = raw_scores(asked.gold, task, written.episodes.prompts, written.episodes.responses())
+        gold = raw_scores(asked.gold, task, texts.episodes.prompts, texts.episodes.responses())
         estimates["gold"] = _over_prompts(gold, n)
     if asked.more is not None:
-        for name, values in asked.more(written.episodes.prompts, responses).items():
+        for name, values in asked.more(texts.episodes.prompts, responses).items():
             estimates[name] = _over_prompts(values, n)
     metrics: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
     single = {f"distinct_{size}": distinct(responses, size) for size in (1, 2, 3)}
     single["repetition"] = repetition(responses)
-    single |= _likeness(written.episodes.prompts, responses)
+    single |= _likeness(texts.episodes.prompts, responses)
     if asked.independent is not None:
         single |= asked.independent.measure([sample["prompt"] for sample in found.samples], responses)
     metrics |= {name: {"mean": value} for name, value in single.items()}
@@ -144,10 +149,10 @@ def measure_written(task: Task, written: Written, n: int, measures: Measures | N
         "prompts": found.prompts,
         "texts": found.texts,
         "metrics": metrics,
-        "by_prompt": {"score": written.scores.reshape(-1, n).mean(1).tolist(), "J": found.J_by_prompt.tolist()},
+        "by_prompt": {"score": texts.scores.reshape(-1, n).mean(1).tolist(), "J": found.J_by_prompt.tolist()},
         "samples": found.samples[::n][:SHOWN] if found.prompts > 1 else found.samples[:SHOWN],
     }
-    if (successes := _successes(written.scores, asked.success)) is not None:
+    if (successes := _successes(texts.scores, asked.success)) is not None:
         share = wilson(successes)
         assert share is not None
         record["success"] = asdict(share)
@@ -155,7 +160,7 @@ def measure_written(task: Task, written: Written, n: int, measures: Measures | N
 
 
 def plain(value: Any) -> Any:
-    """The same in types of JSON; a number that is not finite becomes None, a float keeps 7 digits."""
+    """A value as types of JSON; a number that is not finite becomes None, a float is rounded to 7 digits."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -180,7 +185,7 @@ def _successes(scores: np.ndarray, least: float | None) -> np.ndarray | None:
 
 
 def _likeness(prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, float]:
-    """BLEU, chrF and ROUGE where every prompt has a good answer beside it, and the packages are there."""
+    """BLEU, chrF and ROUGE, if every prompt has a good answer in its columns and the packages are installed."""
     for column in REFERENCE_COLUMNS:
         references = [prompt.columns.get(column) for prompt in prompts]
         if all(isinstance(reference, str) for reference in references):

@@ -1,4 +1,4 @@
-"""Numbers about texts that no reward function was asked for: diversity, repetition, and likeness to given texts.
+"""Numbers about texts that need no reward function: diversity, repetition, and similarity to given texts.
 
 Words are what whitespace separates, in lower case.
 """
@@ -14,7 +14,7 @@ __all__ = ["distinct", "likeness", "repetition"]
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Distinct-n: the number of different n-grams of all texts over the number of all, 0 to 1 (0 without any).
+    """Distinct-n: different n-grams in all texts over n-grams in all texts, 0 to 1 (0 if there are none).
 
     It falls with the number of texts, so only equal numbers of texts of like length can be compared.
     Source: Li et al. 2016 (arXiv:1510.03055), section 5.1.
@@ -25,7 +25,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def repetition(texts: Sequence[str], n: int = 4) -> float:
-    """The mean over texts of the share of n-grams that the same text has had before; 0 of a text without n-grams.
+    """The share of a text's n-grams that occurred earlier in it, mean over texts; 0 for a text without n-grams.
 
     Source: seq-rep-n of Welleck et al. 2020 (arXiv:1908.04319), equation 9.
     """
@@ -37,7 +37,7 @@ def repetition(texts: Sequence[str], n: int = 4) -> float:
 def likeness(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """BLEU and chrF of sacrebleu, 0 to 100 over all texts, and the mean ROUGE-1 and ROUGE-L of rouge-score, 0 to 1.
 
-    They tell how far texts share words with one good answer each, not how good they are.
+    They tell how many words a text shares with one good answer, not how good it is.
 
     Args:
         references: one text for each.

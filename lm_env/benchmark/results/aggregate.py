@@ -1,4 +1,4 @@
-"""What holds over all tasks: interquartile means, who beats whom, and performance profiles of the attained share."""
+"""Results over all tasks: interquartile means, probabilities of improvement, and performance profiles."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PROFILE = tuple(np.round(np.linspace(-0.25, 1.0, 26), 3).tolist())
 
 @dataclass(frozen=True)
 class Aggregate:
-    """All agents over all tasks, by the attained share of each run."""
+    """All agents over all tasks; the numbers are computed from the attained share of each run."""
 
     tasks: list[str]
-    """Those on which every agent has runs, and something can be gained."""
+    """The tasks on which every agent has runs, and on which the optimum is better than the reference."""
     iqm: dict[str, Interval]
     mean: dict[str, Interval]
     improvement: dict[tuple[str, str], Interval]

@@ -40,9 +40,9 @@ class Spot:
 def learning_band(
     table: TaskTable, row: Row, over: Literal["tokens", "seconds"], what: Literal["attained", "score"] = "attained"
 ) -> Band | None:
-    """The mean learning curve of an agent on common places, between the measured points along straight lines.
+    """The mean learning curve of an agent's runs, interpolated linearly to the same places on the x axis.
 
-    It ends where the shortest run ends.  None without curves, or where nothing can be gained.
+    It ends where the shortest run ends.  None if there are no curves, or the optimum is no better than the reference.
     """
     lines = [line for record in row.records if (line := _line(record, table, over, what))]
     if not lines:
@@ -68,7 +68,7 @@ def frontier_points(table: TaskTable) -> list[tuple[float, float]]:
 
 
 def spots(table: TaskTable) -> list[Spot]:
-    """All rows with a finite KL and score but random tokens, which would make the others indistinguishable."""
+    """All rows with a finite KL and score, except random tokens: their KL is so large that it would hide the rest."""
     found = []
     for row in table.rows:
         kl, score = row.metrics.get("kl"), row.metrics.get("score")

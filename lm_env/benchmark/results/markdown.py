@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from lm_env.benchmark.results.aggregate import Aggregate
@@ -24,12 +25,13 @@ __all__ = ["as_markdown", "circumstances", "markdown_table", "overview_of", "tab
 
 ENOUGH_SEEDS = 5
 BEST_OF_ROWS = ("best-of-4", "best-of-16")
+INTERVAL = re.compile(r"\(\S+ to \S+\)")
 
 
 def as_markdown(
     summary: Summary, *, title: str = "Benchmark", command: str | None = None, compact: bool = False
 ) -> str:
-    """All tables, with what they rest on.
+    """All tables, with the budgets, seeds, versions and machines that they were made with.
 
     Args:
         compact: one table for each task instead of three: without diversity, lengths, paired tests and the like.
@@ -52,31 +54,32 @@ def circumstances(summary: Summary) -> list[str]:
     said = []
     if runs:
         budgets = sorted({record["settings"]["budget"] for record in runs})
-        amount = f"{budgets[0]:,} tokens per run"
+        amount = f"{budgets[0]:,} tokens"
         if len(budgets) > 1:
-            amount = f"{budgets[0]:,} to {budgets[-1]:,} tokens per run, depending on the task"
+            amount = f"{budgets[0]:,} to {budgets[-1]:,} tokens depending on the task"
         seeds = sorted({len(row.records) for table in summary.tables for row in table.rows if row.trained})
         number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         said.append(
-            f"Each agent trained on {amount}, with {number} seed{'s' if number != '1' else ''}; a"
-            " rollout that was begun is finished. Intervals are 95%: of trained agents over seeds by the bootstrap, of"
-            " the others over prompts."
+            f"Each agent was trained with {number} seed{'s' if number != '1' else ''} on each task, for {amount} (the"
+            " last rollout is finished). All intervals are 95%: for trained agents by the bootstrap over seeds, for all"
+            " other rows over prompts."
         )
         if seeds[0] < ENOUGH_SEEDS:
             said.append(
-                f"Beware: where there are fewer than {ENOUGH_SEEDS} seeds, an interval over them is too narrow; that of"
-                " a single seed, over its prompts, says nothing of other seeds."
+                f"Beware: with fewer than {ENOUGH_SEEDS} seeds an interval is too narrow; with a single one it is over"
+                " prompts, and says nothing about other seeds."
             )
         if trials:
             per = max(record["trial"] for record in trials) + 1
             said.append(
                 f"Before that, {per} learning rate{'s were' if per > 1 else ' was'} tried for each agent on each task,"
-                " with the same tokens and another seed, and the one with the largest J on the validation prompts was"
-                " taken. No other option was tuned here."
+                " with as many tokens and another seed, and the one with the largest J on the validation prompts was"
+                " used. No other option was tuned in this benchmark."
             )
         else:
             said.append(
-                "Nothing was tuned here: the agents have their default options, or those that the settings name."
+                "Nothing was tuned in this benchmark: the agents have their default options, or those that its settings"
+                " name."
             )
     versions = ", ".join(f"{name} {number}" for name, number in any_record["versions"].items())
     machines = sorted(
@@ -86,12 +89,18 @@ def circumstances(summary: Summary) -> list[str]:
             for r in summary.records
         }
     )
-    commits = sorted({str(record["commit"]) for record in summary.records if record["commit"]})
+    commits = sorted({_short(str(record["commit"])) for record in summary.records if record["commit"]})
     said.append(
         f"Versions: {versions}. Machine: {'; '.join(machines)}."
         + (f" Commit: {', '.join(commits)}." if commits else "")
     )
     return said
+
+
+def _short(commit: str) -> str:
+    """The first digits of a commit, and whether files differed from it."""
+    digits, _, changes = commit.partition("+")
+    return digits[:10] + (" with local changes" if changes else "")
 
 
 def table_of(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -129,9 +138,10 @@ def _task(table: TaskTable, compact: bool) -> list[str]:
         J, score, kl = (table.ceiling[name] for name in ("J", "score", "KL"))
         values = [shown(_interval(part)) for part in (score, kl, J)]
         parts.append(
-            f"The optimum at \u03b2 {table.ceiling['beta']:g}: score {values[0]}, KL {values[1]} nats, J {values[2]}."
+            f"The optimum of J = score \u2212 {table.ceiling['beta']:g} KL: score {values[0]}, KL {values[1]} nats, J"
+            f" {values[2]}."
         )
-        parts += [f"It is a lower bound, so the attained shares are upper ones: {d}." for d in table.ceiling["doubts"]]
+        parts += [f"J is a lower bound, so the attained shares are too large: {d}." for d in table.ceiling["doubts"]]
     parts.append(table_of(table.rows, main))
     if table.matched_kl is not None and any(column.title == "score at KL" for column in main):
         parts.append(f"`score at KL`: at {table.matched_kl:.3g} nats, half of the optimum's KL.")
@@ -152,8 +162,8 @@ def _aggregate(found: Aggregate) -> list[str]:
         markdown_table(
             ["agent", "interquartile mean", "mean over tasks"], [list(row) for row in aggregate_rows(found)]
         ),
-        "The probability that a run of the row's agent beats one of the column's on a task drawn at random; an interval"
-        " that holds 50% settles nothing.",
+        "The probability that a run of the row's agent beats one of the column's on a task drawn at random. If the"
+        " interval contains 50%, the runs do not show which agent is better.",
         markdown_table(["", *order], [[agent, *cells] for agent, cells in zip(order, rows, strict=True)]),
     ]
 
@@ -167,9 +177,13 @@ def _interval(estimate: dict[str, float | None]) -> Interval | None:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown; bars and line breaks within a cell are escaped."""
+    """A table of Markdown; bars within a cell are escaped, and narrow columns break no line within an interval."""
+
+    def shown_cell(cell: str) -> str:
+        text = cell.replace("|", "\\|").replace("\n", " ").replace(" \u00b1 ", "\u00a0\u00b1\u00a0")
+        return INTERVAL.sub(lambda found: found.group().replace(" ", "\u00a0"), text)
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(map(shown_cell, cells)) + " |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])

@@ -22,9 +22,9 @@ def merge_files(paths: Sequence[str | Path]) -> list[Record]:
 def merge_records(parts: Iterable[tuple[str, list[Record]]]) -> list[Record]:
     """The records of several sources as one list that `summarize_records` takes.
 
-    Records that are there twice count once, and one ceiling stands for equal ones.  An agent that has the same seed
-    twice, with other results, is told apart by the source's name.  Runs of a task that were measured differently
-    (another model, beta, or number of prompts or texts) make tables of their own.
+    Equal records, and ceilings of the same settings, are kept once.  If two sources have different results of one agent
+    with one seed, the source's name is added to the agent's.  Runs of a task that were measured differently (another
+    model, beta, or number of prompts or texts) make tables of their own.
 
     Args:
         parts: (name of the source, records).

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lm_env.benchmark.results.aggregate import Aggregate
 from lm_env.benchmark.results.curves import frontier_points, learning_band, spots
@@ -25,16 +23,15 @@ from lm_env.benchmark.results.numbers import (
 from lm_env.benchmark.results.summary import Summary
 from lm_env.benchmark.results.tables import Row, TaskTable
 from lm_env.report.chart import Chart, Line, Mark, short_number
+from lm_env.report.templates import page_templates
 from lm_env.report.texts import visible
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 __all__ = ["LOOKS", "render_page"]
 
 LOOKS = ("a", "b", "c", "d", "e", "f", "g", "h")
-"""The looks of lines in the style sheet; further agents begin again with the first."""
+"""The classes of lines in the style sheet; the ninth agent has the look of the first again."""
 PROMPTS_SHOWN = 4
+TEMPLATES = ("benchmark/bench.html", "benchmark/bench.css", "report/chart.html", "report/page.css")
 COST = ("agent", *(column.title for column in COSTS))
 
 
@@ -82,7 +79,7 @@ def render_page(summary: Summary, *, title: str, command: str, task_commands: di
             "profile": _profile(summary.aggregate, looks),
         }
     return (
-        _templates()
+        page_templates(*TEMPLATES)
         .get_template("bench.html")
         .render(
             title=title,
@@ -162,8 +159,8 @@ def _optimum(table: TaskTable) -> list[str]:
     if best is None or best["J"]["mean"] is None:
         return []
     score, kl, J = (short_number(best[name]["mean"]) for name in ("score", "KL", "J"))
-    said = [f"The optimum at \u03b2 {best['beta']:g} has the score {score} at a KL of {kl} nats: J {J}."]
-    said += [f"It is a lower bound, so attained shares are upper ones: {doubt}." for doubt in best["doubts"]]
+    said = [f"The optimum of J = score \u2212 {best['beta']:g} KL has the score {score} at a KL of {kl} nats: J {J}."]
+    said += [f"J is a lower bound, so the attained shares are too large: {doubt}." for doubt in best["doubts"]]
     if table.matched_kl is not None:
         said.append(f"Scores at equal KL are compared at {short_number(table.matched_kl)} nats, half of the optimum's.")
     return said
@@ -194,20 +191,3 @@ def _texts(table: TaskTable) -> list[tuple[str, list[_Cell]]]:
             cells.append(_Cell(agent, visible(sample["response"]), score))
         found.append((visible(prompt), cells))
     return found
-
-
-@cache
-def _templates() -> Environment:
-    from jinja2 import DictLoader, Environment, StrictUndefined
-
-    assets = files("lm_env") / "assets"
-    sources = {name: (assets / "report" / name).read_text(encoding="utf-8") for name in ("chart.html", "page.css")}
-    sources |= {name: (assets / "benchmark" / name).read_text(encoding="utf-8") for name in ("bench.html", "bench.css")}
-    return Environment(
-        loader=DictLoader(sources),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )

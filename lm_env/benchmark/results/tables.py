@@ -1,6 +1,6 @@
-"""From the records of a benchmark to a table for each task: its agents, its baselines, and what can be had at all.
+"""From the records of a benchmark to a table for each task: its agents, its baselines and its ceiling.
 
-Only what was measured in the same way is put side by side: a task's rows share prompts, texts per prompt, and beta.
+A table has only rows that were measured in the same way, with the same prompts, texts per prompt and beta.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["THRESHOLD", "Reached", "Row", "TaskTable", "attained_share", "curve_
 THRESHOLD = 0.5
 """The attained share of the ceiling that tokens and seconds are counted to."""
 RIVALS = ("reference", "best-of-4")
-"""What each agent is compared with on shared prompts."""
+"""The baselines that each agent is compared with, prompt by prompt."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Reached:
     """How many did."""
     of: int
     median: float | None
-    """Over all runs, those that never did counted last; None if fewer than half did."""
+    """Over all runs, where one that never did counts as infinite; None if fewer than half did."""
 
     def __str__(self) -> str:
         return f"{self.runs} of {self.of}"
@@ -51,11 +51,11 @@ class Row:
     metrics: dict[str, Interval]
     """Means over seeds with 95% intervals; of a single run, over its prompts where an error is known."""
     attained: Interval | None
-    """None where nothing can be gained."""
+    """None if the optimum is no better than the reference."""
     tokens_to: Reached | None = None
     seconds_to: Reached | None = None
     score_at_kl: Interval | None = None
-    """At the task's `matched_kl`, over the runs that came so far."""
+    """At the task's `matched_kl`, over the runs whose KL has reached it."""
     against: dict[str, Paired] = field(default_factory=dict)
     """Rival -> difference of J on the same prompts, p corrected by Holm for all tests of the task."""
     success: tuple[float, float, float] | None = None
@@ -69,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TaskTable:
-    """A task: its rows, and what can be had at all."""
+    """A task: its rows, and its ceiling."""
 
     task: str
     ceiling: Record | None
@@ -88,10 +88,10 @@ class TaskTable:
 
 
 def attained_share(ceiling: Record | None, by_prompt: Sequence[float | None]) -> Estimate | None:
-    """(J - J_ref) / (J* - J_ref) on shared prompts, with its error over them; None where nothing can be gained.
+    """(J - J_ref) / (J* - J_ref) with its standard error over prompts; None if J* is no larger than J_ref.
 
     Args:
-        by_prompt: J of the first prompts of the ceiling's.
+        by_prompt: J on each of the ceiling's first prompts.
     """
     if ceiling is None or any(value is None for value in by_prompt):
         return None

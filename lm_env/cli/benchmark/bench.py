@@ -16,7 +16,10 @@ __all__ = ["bench"]
 def bench(
     tasks: Annotated[
         list[str] | None,
-        typer.Option(help="Tasks, separated by commas: ids, or your own 'file.py:function'.  [default: all offline]"),
+        typer.Option(
+            help="Tasks, separated by commas: ids, or your own 'file.py:function'.  [default: all that need no file and"
+            " no download]"
+        ),
     ] = None,
     agents: Annotated[
         list[str] | None,
@@ -78,9 +81,6 @@ def bench(
     benchmark that was stopped or killed.
     """
     from lm_env.benchmark import run_bench
-    from lm_env.benchmark.repeating import repeat_command, task_command
-    from lm_env.benchmark.results import write_card, write_results
-    from lm_env.benchmark.runner import kept_policies
     from lm_env.runs.console import say
 
     given: dict[str, Any] = {
@@ -106,25 +106,35 @@ def bench(
     found = run_bench(settings, out, processes=workers, only=chosen or None, say=lambda line: say("", line))
     for failed in found.failed:
         say("failed", f"{failed.cell}: {failed.error}")
-    settings = found.settings
     if any(record["kind"] == "run" for record in found.records):
-        commands = {task.label: task_command(settings, task.label, str(out)) for task in settings.tasks}
-        command = repeat_command(settings, str(out))
-        files = write_results(found.records, out, title="Benchmark", command=command, task_commands=commands)
-        print(files.markdown.read_text(encoding="utf-8"))
-        say("written", f"{found.results}, {files.markdown.name}, {files.picture.name}, {files.page.name}")
-        for policy, record in kept_policies(found.records, out):
-            write_card(policy, record, found.records)
+        _write_results(found, out)
     if found.failed:
         say("", "the same command tries again what failed")
         raise typer.Exit(1)
+
+
+def _write_results(found: Any, out: Path) -> None:
+    """The tables, figures and page of a benchmark, and the cards of models that were kept."""
+    from lm_env.benchmark.commands import repeat_command, task_command
+    from lm_env.benchmark.results import write_card, write_results
+    from lm_env.benchmark.runner import kept_policies
+    from lm_env.runs.console import say
+
+    settings = found.settings
+    commands = {task.label: task_command(settings, task.label, str(out)) for task in settings.tasks}
+    command = repeat_command(settings, str(out))
+    files = write_results(found.records, out, title="Benchmark", command=command, task_commands=commands)
+    print(files.markdown.read_text(encoding="utf-8"))
+    say("written", f"{found.results}, {files.markdown.name}, {files.picture.name}, {files.page.name}")
+    for policy, record in kept_policies(found.records, out):
+        write_card(policy, record, found.records)
 
 
 def _settings(
     config: Path | None, tasks: list[str], agents: list[str], only: list[str], over: dict[str, Any], quick: bool
 ) -> Any:
     from lm_env.benchmark import BenchSettings, quick_settings, read_settings
-    from lm_env.benchmark.offering import installed_agents, offline_tasks, quick_agents, quick_tasks
+    from lm_env.benchmark.defaults import installed_agents, installed_tasks, quick_agents, quick_tasks
     from lm_env.errors import ConfigurationError
 
     named = {name: value for name, value in (("tasks", tasks), ("agents", agents)) if value}
@@ -132,7 +142,7 @@ def _settings(
         settings = read_settings(config, **named, **over)
     else:
         defaults = {
-            "tasks": lambda: quick_tasks() if quick else offline_tasks(),
+            "tasks": lambda: quick_tasks() if quick else installed_tasks(),
             "agents": lambda: quick_agents() if quick else installed_agents(),
         }
         settings = BenchSettings.of({**{n: named.get(n) or make() for n, make in defaults.items()}, **over})

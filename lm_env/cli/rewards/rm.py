@@ -74,12 +74,11 @@ def train(
     Prompts are held out, the scores are normalized to mean 0 and standard deviation 1, and the records held out are
     saved in the folder, where `lm-env rm evaluate` finds them.
     """
-    from lm_env.cli.rewards.trust import fitted_baselines, held_out_sentence
     from lm_env.runs.console import say, speaks_and_writes
     from lm_env.runs.folder import check_new
     from lm_env.storage import check_destination
     from reward_models.preferences.reading import read_preferences
-    from reward_models.preferences.recipe import Recipe, remove_training_checkpoints, train_from_preferences
+    from reward_models.preferences.recipe import Recipe
 
     writes = speaks_and_writes()
     if writes:
@@ -109,9 +108,16 @@ def train(
     skipped = f", {len(records.problems)} broken rows skipped" if records.problems else ""
     say("preferences", f"{len(records):,} records of {data} ({records.format}){skipped}")
     say("reward model", f"{model}, {trunk}")
-    if objective == "spans":
-        _train_on_marks(records, recipe, out, resume)
-        return
+    work = _train_on_marks if objective == "spans" else _train_on_comparisons
+    work(records, recipe, out, resume)
+
+
+def _train_on_comparisons(records: Any, recipe: Any, out: Path, resume: bool) -> None:
+    """A reward model of comparisons, rankings or ratings, with the baselines that it is compared with."""
+    from lm_env.cli.rewards.trust import fitted_baselines, held_out_sentence
+    from lm_env.runs.console import say, speaks_and_writes
+    from reward_models.preferences.recipe import remove_training_checkpoints, train_from_preferences
+
     unfinished = out.with_name(f"{out.name}.unfinished")
     trained = train_from_preferences(
         records,
@@ -121,7 +127,7 @@ def train(
         checkpoints=unfinished,
         resume=resume,
     )
-    if not writes:
+    if not speaks_and_writes():
         return
     for report in trained.reports:
         say("", _sentence(report))

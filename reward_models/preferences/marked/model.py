@@ -24,12 +24,12 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, ModelLoadError, UnsupportedModelError
 from lm_env.models.export import check_finite
 from lm_env.models.inputs import length_batches
+from lm_env.models.inspection import usable_device
 from lm_env.models.loading import (
     load_tokenizer,
     load_trunk,
     read_pretrained,
     read_tokenizer,
-    usable_device,
     without_weight_bars,
 )
 from lm_env.objective.scores import Span

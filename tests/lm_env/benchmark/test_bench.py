@@ -114,7 +114,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(settings, tmp_path):
 
     from lm_env.benchmark.measures.curve import LearningCurve
 
-    looked = LearningCurve.look
+    looked = LearningCurve.add_point
 
     def look(self, tokens):
         if tokens > 60:
@@ -122,7 +122,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(settings, tmp_path):
         looked(self, tokens)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(LearningCurve, "look", look)
+        patch.setattr(LearningCurve, "add_point", look)
         run_cell(settings, cell, tmp_path / "killed")
     left = checkpoints_in(tmp_path / "killed" / cell.path / "checkpoints")
     assert left and not (tmp_path / "killed" / cell.path / "record.json").exists()
@@ -185,7 +185,7 @@ def test_a_task_may_have_a_number_of_seeds_of_its_own(settings, own_task, tmp_pa
     grown = BenchSettings.of({**base, "tasks": [{**two[0], "seeds": 2}], "seeds": 1})
     assert cells(run_bench(grown, tmp_path / "out").settings) == {"vowels": [0, 1], "more": [0, 1]}
     assert quick_settings(grown).tasks[0].seeds is None
-    from lm_env.benchmark.repeating import repeat_command, task_command
+    from lm_env.benchmark.commands import repeat_command, task_command
 
     assert "--config" in repeat_command(both.settings, "out")  # one task under two labels can only be told in a file
     assert "--only more" in task_command(both.settings, "more", "out")
@@ -307,9 +307,9 @@ def test_measures_are_those_of_their_definitions(own_task):
     prompts = list(task.prompts)[:2]
     found = measure(task, LocalBackend(task), prompts, 3, seed=1)
     metrics = found["metrics"]
-    from lm_env.benchmark.measures.measuring import write
+    from lm_env.benchmark.measures.measuring import sample_texts
 
-    episodes = write(task, LocalBackend(task), prompts, 3, seed=1).episodes
+    episodes = sample_texts(task, LocalBackend(task), prompts, 3, seed=1).episodes
     full = measure_episodes(task, episodes)
     assert metrics["kl"]["mean"] == pytest.approx(full["full"].mean(), rel=1e-5)
     assert metrics["kl_k1"]["mean"] == pytest.approx(full["k1"].mean(), rel=1e-4)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lm_env.benchmark import BenchSettings, run_bench
+from lm_env.benchmark.defaults import AGENTS
 from lm_env.benchmark.entrants import entrant
-from lm_env.benchmark.offering import AGENTS
 from lm_env.benchmark.offline import OFFLINE, OfflineDPO, OfflineSFT
 from lm_env.benchmark.results import summarize_records
 from lm_env.benchmark.settings import AgentSpec

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from lm_env import load_model, load_tokenizer
 from lm_env.errors import MissingDependencyError, ModelLoadError
 from lm_env.models.gguf import gguf_arguments, packaged_file
-from lm_env.models.loading import is_quantized
+from lm_env.models.inspection import is_quantized
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
 

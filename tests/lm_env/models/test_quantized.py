@@ -24,7 +24,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from agents import PPO, RLOO, BestOfN
 from lm_env import TextGenerationEnv
 from lm_env.errors import ConfigurationError, MissingDependencyError, ModelLoadError
-from lm_env.models.loading import is_quantized, load_model, load_tokenizer
+from lm_env.models.inspection import is_quantized
+from lm_env.models.loading import load_model, load_tokenizer
 from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import measure_kl
 

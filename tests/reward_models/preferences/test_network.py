@@ -28,7 +28,9 @@ def test_the_embedded_model_reads_from_left_to_right_with_any_number_of_threads(
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("kind", "config", "causal"), [(LlamaModel, LlamaConfig, True), (BertModel, BertConfig, False)])
+@pytest.mark.parametrize(
+    ("kind", "config", "causal"), [(LlamaModel, LlamaConfig, True), (BertModel, BertConfig, False)]
+)
 def test_rounding_does_not_decide(monkeypatch, kind, config, causal, seed):
     """States that come with noise in their last bits, as from another order of summation on each call."""
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The default tasks and agents of a benchmark: tasks that need no file, and agents whose libraries are installed."""
+"""The tasks and agents of a benchmark that names none: those that need no file, and whose libraries are installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lm_env.benchmark.settings import AgentSpec
 from lm_env.errors import LMEnvError, MissingDependencyError
 from lm_env.tasks import get_task, task_names
 
-__all__ = ["installed_agents", "offline_tasks", "quick_agents", "quick_tasks"]
+__all__ = ["installed_agents", "installed_tasks", "quick_agents", "quick_tasks"]
 
 AGENTS = (
     "a2c",
@@ -31,9 +31,9 @@ AGENTS = (
 TRL's trainers, which need a task with a tokenizer of transformers."""
 
 
-def offline_tasks() -> list[str]:
+def installed_tasks() -> list[str]:
     """The registered tasks that have test prompts without any option, file or download."""
-    return [name for name in task_names() if _is_offline(name)]
+    return [name for name in task_names() if _needs_no_file(name)]
 
 
 def installed_agents() -> list[str]:
@@ -51,7 +51,7 @@ def quick_agents() -> list[str]:
     return ["ppo", "rloo", "grpo", "sb3-ppo"]
 
 
-def _is_offline(name: str) -> bool:
+def _needs_no_file(name: str) -> bool:
     try:
         return bool(get_task(name).prompts("test"))
     except LMEnvError:

@@ -1,4 +1,4 @@
-"""Objectives that divide by their own std: of several rests, the one that small steps from the reference arrive at."""
+"""Objectives that divide by their own std: of several fixed points, the one that small steps reach first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from lm_env import TokenMDP
 from lm_env.theory import fixed_point
 from lm_env.theory.credit import Credits
-from lm_env.theory.first_rest import first_mean, first_std
+from lm_env.theory.first_fixed_point import first_mean, first_std
 
 EPSILON = 1e-4  # beside the std
 T0 = TokenMDP.t0()
@@ -56,10 +56,10 @@ def test_the_rest_of_a_question_that_is_hardly_ever_answered(right):
         assert share(right, beta, "k2_loss_rescaled") == pytest.approx(expected, abs=1e-4), beta
 
 
-def test_two_rests_close_together_are_not_jumped_over():
-    """Where the two rests of the equation meet, logit q = logit p - 2 sqrt(1 + beta^2) / beta, but for the epsilon."""
+def test_two_fixed_points_close_together_are_not_skipped():
+    """Where the two solutions meet, logit q = logit p - 2 sqrt(1 + beta^2) / beta, but for the epsilon."""
     beta, low, high = 1.0, 0.25, 0.26
-    while high - low > 1e-12:  # the largest q with a rest below 1, to as many digits
+    while high - low > 1e-12:  # the largest q with a solution below 1, to as many digits
         middle = (low + high) / 2
         low, high = (middle, high) if share(middle, beta, "k2_loss_rescaled") < 0.99 else (low, middle)
     root = np.sqrt(1 + beta**2)
@@ -110,7 +110,7 @@ def test_small_steps_from_the_reference_arrive_at_it(objective, beta):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_small_steps_on_a_hard_question_arrive_at_the_first_rest_and_do_not_collapse():
+def test_small_steps_on_a_hard_question_converge_to_the_first_fixed_point_and_do_not_collapse():
     mdp = question(0.01)
     found = np.exp(steps_lead_to(mdp, 1.0, "k2_loss_rescaled", 0.05, 800)[0, 0])
     assert found == pytest.approx(share(0.01, 1.0, "k2_loss_rescaled"), abs=1e-6) and found < 0.2
@@ -139,7 +139,7 @@ def test_scores_that_are_all_equal_move_nothing():
 # -- the searches themselves --------------------------------------------------------------------------
 @pytest.mark.parametrize("width", [1e-1, 1e-2, 1e-3, 1e-4])
 def test_the_first_of_two_close_stds_is_found(width):
-    """In u = log(1 / std), log(1 / std_of) - u = ((u - 1)^2 - width^2) (3 - u): rests at 1 +- width, and 3."""
+    """In u = log(1 / std), log(1 / std_of) - u = ((u - 1)^2 - width^2) (3 - u): fixed points at 1 +- width, and 3."""
 
     def moments_of(std: float) -> tuple[float, float]:
         u = -np.log(std)
@@ -153,7 +153,7 @@ def test_the_mean_is_found_where_putting_it_in_again_would_diverge():
 
 
 def test_the_mean_that_is_met_first_is_taken():
-    def mean_of(m: float) -> float:  # rests at .2, .5 and .8, of which .5 repels
+    def mean_of(m: float) -> float:  # fixed points at .2, .5 and .8, of which .5 repels
         return m - (m - 0.2) * (m - 0.5) * (m - 0.8)
 
     found = [first_mean(mean_of, start, 0.0, 1.0) for start in (0.0, 0.45, 0.55, 1.0)]

@@ -1,10 +1,10 @@
-"""The rest that an update reaches from the reference, where the update divides by a statistic of its own policy.
+"""The fixed point that small updates reach first, for losses that use a statistic of the policy's own scores.
 
-A score divided by its standard deviation under the policy gives, for each std that is assumed, a policy; at rest that
-policy has this std.  There may be several such rests, and to put the new std in for the old one, again and again, may
-jump over the first of them, or back and forth across it.  A gradual update cannot: its policy moves away from the
-reference as far as the pull of the score carries it.  So the pull 1 / std is raised from 0, where the policy is the
-reference, up to the first one that the policy's own std gives back.
+GRPO divides the score by its standard deviation (std) under the policy.  If one assumes some std, the loss has a known
+fixed point: a policy.  It is a fixed point of the real loss if its scores have the std that was assumed.  There may be
+several such policies, and plain iteration (assume a std, solve, measure the std, assume that one) may skip the nearest
+or go back and forth around it.  Small gradient steps from the reference do neither.  So the weight of the score,
+1 / std, is raised from 0, where the policy is the reference, until the policy's own std first equals the assumed one.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 __all__ = ["first_mean", "first_std"]
 
 LARGEST_CHANGE = 0.2
-"""Of the logarithms of std and pull in one step."""
-TOUCHING = 0.25
-"""A gap that has a local minimum below this is looked at more closely: it may reach 0 between two steps."""
+"""The most by which the logarithms of the weight and of the std may change in one step."""
+NEAR_ZERO = 0.25
+"""Where the gap has a local minimum below this, the minimum is located: it may reach 0 between two steps."""
 LARGEST_STEP = 0.5
-"""Of the pull, times what the best score has above the mean, over beta: no text's odds against the mean change more."""
+"""The most by which (weight x (best score - mean score) / beta) may change in one step, so that no text's log-odds
+against a text of mean score change more."""
 ROUNDING = 4e-16
 GOLDEN = (np.sqrt(5) - 1) / 2
 
@@ -28,42 +29,44 @@ GOLDEN = (np.sqrt(5) - 1) / 2
 def first_std(
     moments_of: Callable[[float], tuple[float, float]], reference: tuple[float, float], beta: float, best: float
 ) -> float:
-    """The largest std that the policy with this std has itself: the first that a gradual update meets.
+    """The largest std that its own fixed point has: the one that small updates from the reference reach first.
 
-    There always is one if the std has a positive lower bound; one as low as that stands for a collapsed policy.
+    There is one wherever the std has a positive lower bound.  A result as low as that bound means that the policy
+    collapses on the best response.
 
     Args:
-        moments_of: mean and std of the scores under the policy that rests where the score is divided by a given std.
+        moments_of: std -> (mean, std) of the scores under the fixed point of the loss with the score divided by that
+            std.
         reference: mean and std under the reference.
-        beta: of the KL penalty: how far a policy goes depends on the pull / beta.
+        beta: weight of the KL penalty, score per nat.
         best: the largest score that there is.
     """
     mean, std = reference
 
     def scale() -> float:
-        """The pull that can change what a policy mostly writes: of what lies above its mean, however rare that is."""
+        """The weight at which the best text, however rare, becomes about e times as likely against a mean one."""
         return beta / max(best - mean, std)
 
-    def gap(log_pull: float) -> float:
-        """log(1 / std) - log pull: above 0 where the policy is pulled further."""
+    def gap(log_weight: float) -> float:
+        """log(1 / the policy's own std) - log(weight): above 0 where small updates raise the weight further."""
         nonlocal mean, std
-        mean, std = moments_of(float(np.exp(-log_pull)))
-        return float(-np.log(std)) - log_pull
+        mean, std = moments_of(float(np.exp(-log_weight)))
+        return float(-np.log(std)) - log_weight
 
-    pull = float(np.log(LARGEST_CHANGE * min(scale(), 1 / std)))
-    points = [(pull, gap(pull))]
-    step, reach = LARGEST_CHANGE, scale()
+    log_weight = float(np.log(LARGEST_CHANGE * min(scale(), 1 / std)))
+    points = [(log_weight, gap(log_weight))]
+    step, unit = LARGEST_CHANGE, scale()
     while points[-1][1] > 0:
-        pull, here = points[-1]
-        step = min(step, float(np.log1p(LARGEST_STEP * reach / np.exp(pull))))
-        there = gap(pull + step)
+        log_weight, here = points[-1]
+        step = min(step, float(np.log1p(LARGEST_STEP * unit / np.exp(log_weight))))
+        there = gap(log_weight + step)
         change = abs(there + step - here)  # of the log of the std
         if change > LARGEST_CHANGE and step > 1e-6:
             step /= 2
             continue
-        points.append((pull + step, there))
-        reach = scale()
-        if len(points) >= 3 and points[-3][1] > points[-2][1] <= there and 0 < points[-2][1] < TOUCHING:
+        points.append((log_weight + step, there))
+        unit = scale()
+        if len(points) >= 3 and points[-3][1] > points[-2][1] <= there and 0 < points[-2][1] < NEAR_ZERO:
             lowest = _lowest(gap, points[-3][0], points[-1][0])
             if lowest[1] <= 0:
                 points[-2:] = [lowest]
@@ -75,10 +78,11 @@ def first_std(
 
 
 def first_mean(mean_of: Callable[[float], float], start: float, low: float, high: float) -> float:
-    """The mean with mean_of(mean) = mean that is met first from `start`, in the direction of mean_of(start) - start.
+    """The solution of mean_of(mean) = mean that comes first from `start`, in the direction of mean_of(start) - start.
 
     Args:
-        mean_of: the mean score of the policy that rests with a given baseline; never below `low` nor above `high`.
+        mean_of: baseline -> the mean score under the fixed point of the loss with that baseline; never below `low` nor
+            above `high`.
     """
 
     def gap(mean: float) -> float:
@@ -98,7 +102,7 @@ def first_mean(mean_of: Callable[[float], float], start: float, low: float, high
 def _zero(
     f: Callable[[float], float], a: float, f_a: float, b: float, f_b: float, tolerance: float = ROUNDING
 ) -> float:
-    """Where f is 0 between a and b, at which it has opposite signs: secants and, where these stall, halves."""
+    """Where f is 0 between a and b, at which it has opposite signs: the secant method, else bisection."""
     for _ in range(200):
         if f_b == 0:
             return b
@@ -111,7 +115,7 @@ def _zero(
             return middle
         if (f_middle > 0) != (f_b > 0):
             a, f_a = b, f_b
-        else:  # the other end has stayed: halve its value, as the Illinois method does
+        else:  # the same end has stayed twice: halve its value, as the Illinois method does
             f_a /= 2
         b, f_b = middle, f_middle
         if abs(b - a) <= ROUNDING * max(abs(a), abs(b), 1e-3) or abs(b - a) == width:
