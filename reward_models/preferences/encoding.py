@@ -15,7 +15,7 @@ from lm_env.errors import ConfigurationError
 from lm_env.objective.rewards import score_responses
 from reward_models.preferences.records.preference import Preference, PromptText
 
-__all__ = ["PLAIN", "RowEncoder", "prompt_text", "record_texts", "score_records"]
+__all__ = ["PLAIN", "RowEncoder", "nested_rows", "prompt_text", "record_texts", "score_records"]
 
 PLAIN = "{prompt}"
 """The template that shows the prompt and nothing else."""
@@ -24,6 +24,26 @@ CHECKED = 8
 """Responses of a call that are decoded, to see whether the token ids are of the reward model's own tokenizer."""
 
 Ids = Sequence[Sequence[int] | None] | None
+
+
+def nested_rows(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Group rows such that the first of each group begins with all others of its group.
+
+    A causal trunk reads a whole group in one forward over its first row.
+
+    Returns:
+        the indices of the rows, each in exactly one group, and as few groups as can be.
+    """
+    keys = [tuple(row) for row in rows]
+    groups: list[list[int]] = []
+    # In the order of a dictionary, a row stands before all that begin with it and after all that do not.
+    for index in sorted(range(len(keys)), key=keys.__getitem__, reverse=True):
+        key = keys[index]
+        if groups and keys[groups[-1][0]][: len(key)] == key:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
 
 
 def prompt_text(prompt: PromptText, tokenizer: Any) -> str:

@@ -25,7 +25,7 @@ from lm_env.objective.rewards import score_responses
 from lm_env.storage import write_folder
 from lm_env.validation import check_integer
 from reward_models.combine import standardizing
-from reward_models.preferences.encoding import PLAIN, RowEncoder
+from reward_models.preferences.encoding import PLAIN, RowEncoder, nested_rows
 from reward_models.preferences.folder import SETTINGS_FILE, check_saved, fill_folder, read_saved
 from reward_models.preferences.network import Pooling, ScalarHeadModel
 
@@ -161,13 +161,26 @@ class RewardModel:
 
     @torch.inference_mode()
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Score rows of token ids, batched by length -> float32 (B,)."""
+        """Score rows of token ids, batched by length -> float32 (B,).
+
+        With a causal trunk, a row that another one begins with costs next to nothing: its score is read on the way to
+        that of the other.
+        """
         self.network.eval()
+        groups = nested_rows(rows) if self.network.causal else [[index] for index in range(len(rows))]
         scores = torch.empty(len(rows))
-        for batch in length_batches([len(row) for row in rows], self.batch_tokens):
-            scores[torch.from_numpy(batch)] = (
-                self.network(*pad_right([rows[i] for i in batch], self.device)).float().cpu()
+        for batch in length_batches([len(rows[group[0]]) for group in groups], self.batch_tokens):
+            read = [groups[i] for i in batch]
+            ids, _ = pad_right([rows[group[0]] for group in read], self.device)
+            texts = [index for group in read for index in group]
+            lengths, of = (
+                torch.tensor(values, device=self.device)
+                for values in (
+                    [len(rows[index]) for index in texts],
+                    [place for place, group in enumerate(read) for _ in group],
+                )
             )
+            scores[torch.tensor(texts)] = self.network(ids, lengths, of).float().cpu()
         return scores.numpy()
 
     def normalize(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> None:

@@ -66,25 +66,28 @@ class ScalarHeadModel(nn.Module):
         self.register_buffer("bias", torch.zeros(()))
         self.to(trunk.device)
 
-    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Score rows.
+    def forward(self, input_ids: Tensor, lengths: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Score texts, each of which is the beginning of a row.
 
         Args:
             input_ids: int64 (B, L), right-padded with any token.
-            lengths: int64 (B,), each in 1..L.
+            lengths: int64 (N,), the tokens of each text, each in 1..L.
+            rows: int64 (N,), the row that each text is the beginning of, for a causal trunk; None: text i is that of
+                row i, and N is B.
 
         Returns:
-            float32 (B,).
+            float32 (N,).
         """
-        return self.read(self.features(input_ids, lengths))
+        return self.read(self.features(input_ids, lengths, rows))
 
-    def features(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """What the head reads of each row, (B, D) in the head's precision; arguments as of `forward`."""
+    def features(self, input_ids: Tensor, lengths: Tensor, rows: Tensor | None = None) -> Tensor:
+        """What the head reads of each text, (N, D) in the head's precision; arguments as of `forward`."""
         if self.causal:
             # All ones on purpose: right pads come after every real token, so causality alone hides them.
             mask = torch.ones_like(input_ids)
             hidden = self.trunk(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
-            return hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1].to(self.head.weight.dtype)
+            rows = torch.arange(len(lengths), device=lengths.device) if rows is None else rows
+            return hidden[rows, lengths - 1].to(self.head.weight.dtype)
         mask = (torch.arange(input_ids.shape[1], device=lengths.device) < lengths[:, None]).to(input_ids.dtype)
         hidden = self.trunk(input_ids=input_ids, attention_mask=mask).last_hidden_state.to(self.head.weight.dtype)
         if self.pooling == "first":

@@ -1,12 +1,17 @@
-"""Whether a trunk reads from left to right, which decides how its states become a score."""
+"""Which state of a text becomes its score: whether a trunk reads from left to right, and rows that begin alike."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from lm_env.models.loading import load_model
+from reward_models import RewardModel
+from reward_models.preferences.encoding import nested_rows
 from reward_models.preferences.network import ScalarHeadModel, reads_left_to_right
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -47,3 +52,29 @@ def test_rounding_does_not_decide(monkeypatch, kind, config, causal, seed):
     monkeypatch.setattr(trunk, "forward", rounded)
     assert reads_left_to_right(trunk) is causal
     assert trunk.training
+
+
+# -- rows that begin alike ----------------------------------------------------------------------------
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=12))
+def test_groups_hold_each_row_once_and_are_as_few_as_can_be(rows):
+    groups = nested_rows(rows)
+    assert sorted(index for group in groups for index in group) == list(range(len(rows)))
+    for first, *others in groups:
+        assert all(rows[first][: len(rows[index])] == rows[index] for index in others)
+    alone = {tuple(row) for row in rows if not any(len(o) > len(row) and o[: len(row)] == row for o in rows)}
+    assert len(groups) == len(alone)
+
+
+def test_unfinished_texts_have_the_scores_that_they_have_alone(monkeypatch):
+    """All beginnings of some texts, in any order, in one forward for each text."""
+    rng = np.random.default_rng(0)
+    model = RewardModel.from_causal_lm("reviews-3m", seed=1)
+    whole = [rng.integers(3, 200, size=length).tolist() for length in (3, 9, 12)]
+    rows = [row[:end] for row in [*whole, [*whole[1][:4], 5]] for end in range(1, len(row) + 1)]
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+    alone = [float(model.score_rows([row])[0]) for row in rows]
+    read = []
+    forward = model.network.forward
+    monkeypatch.setattr(model.network, "forward", lambda ids, *rest: read.append(len(ids)) or forward(ids, *rest))
+    np.testing.assert_allclose(model.score_rows(rows), alone, rtol=1e-4, atol=1e-5)
+    assert sum(read) == 4
