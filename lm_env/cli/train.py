@@ -128,19 +128,21 @@ def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resum
     writes = speaks_and_writes()
     folder = RunFolder(out)
     goes_on = resume and folder.has_run
-    settings = resumed_settings(folder, config, given) if goes_on else TrainSettings.of(config, **given)
+    asked = resumed_settings(folder, config, given) if goes_on else TrainSettings.of(config, **given)
+    settings = asked.with_timesteps()
     trained = folder.trained_timesteps if goes_on else 0
 
     def begin() -> None:
         where = settings.task.env or f"{settings.task.prompts}, {settings.task.reward}"
-        say("training", f"{settings.run.agent} on {where}, {settings.run.timesteps:,} tokens, into {out}")
+        why = " (the task's budget)" if asked.run.timesteps is None and asked.task.budget else ""
+        say("training", f"{settings.run.agent} on {where}, {settings.timesteps:,} tokens{why}, into {out}")
         if goes_on:
             there = checkpoints_in(folder.checkpoints)
             if there:  # without one, the log says that the run starts from the beginning
                 say("", f"going on from {there[-1]}")
 
-    if goes_on and folder.is_finished and trained >= settings.run.timesteps:
-        say("finished", f"{out} has trained {trained:,} of {settings.run.timesteps:,} tokens, so nothing is left to do")
+    if goes_on and folder.is_finished and trained >= settings.timesteps:
+        say("finished", f"{out} has trained {trained:,} of {settings.timesteps:,} tokens, so nothing is left to do")
         say("", "to train it further, give a larger --timesteps")
     else:
         train_run(settings, folder, resume=resume, verbose=int(table), progress_bar=not table, begin=begin)

@@ -118,6 +118,7 @@ def train_reserved(
         callbacks: additional callbacks, called before those of the run.
         begin: called when all is there that the training needs.
     """
+    settings = settings.with_timesteps()
     run = settings.run
     torch.manual_seed(run.seed)  # new weights are drawn by it; all else has generators of its own
     env = make_env(settings.task, settings.lora)
@@ -132,7 +133,7 @@ def train_reserved(
             begin()
         agent = settings.kind.learn(
             agent,
-            run.timesteps,
+            settings.timesteps,
             callback=[*callbacks, *every],
             progress_bar=progress_bar,
             checkpoint=Checkpointing(folder.checkpoints, run.checkpoint_every, run.checkpoint_keep),
@@ -148,7 +149,7 @@ def train_reserved(
 
 def _callbacks(settings: TrainSettings, env: Any, folder: RunFolder) -> list[BaseCallback]:
     run = settings.run
-    every = run.timesteps // 5 if run.eval_every is None else run.eval_every
+    every = settings.timesteps // 5 if run.eval_every is None else run.eval_every
     prompts = held_out_prompts(run, settings.task, env)[: run.eval_texts]
     evaluate = EvaluateTexts(
         list(prompts),

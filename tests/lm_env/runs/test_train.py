@@ -30,6 +30,7 @@ from lm_env.runs import RunFolder, RunSettings, TaskSettings
 from lm_env.runs.agents import agent_names
 from lm_env.runs.task import held_out_prompts, make_env
 from lm_env.storage import FileLock
+from lm_env.tasks import TextTask, register_task
 from lm_env.tasks.sentiment import openings
 
 TINY = {"env": "lm_env/TokenMDP-v0", "timesteps": 100, "eval_texts": 8, "learning_rate": 0.02}
@@ -200,6 +201,39 @@ def test_the_command_ends_with_a_code_of_its_own_and_goes_on(tmp_path, own_task)
 def test_resume_where_nothing_is_begins(tmp_path):
     lm_env.train(tmp_path / "out", resume=True, **TINY, rollout_episodes=16)
     assert RunFolder(tmp_path / "out").is_finished
+
+
+def test_a_run_of_a_registered_task_generates_its_budget_and_goes_on_with_that_number(tmp_path, own_task):
+    """Even if the task has another budget by then."""
+
+    def register(budget: int) -> None:
+        def task() -> TextTask:
+            rows = [{"prompt": p, "wanted": "a"} for p in ("a good film", "a bad", "the end of", "story")]
+            return TextTask(
+                id="own/Task-v0",
+                summary="",
+                source=rows,
+                reward=own_task["reward"].replace("wanted", "stopping"),
+                model=str(own_task["model"]),
+                max_new_tokens=6,
+                budget=budget,
+            )
+
+        register_task("own/Task-v0", task)
+
+    small = {name: own_task[name] for name in ("rollout_episodes", "agent") if name in own_task}
+    try:
+        register(230)
+        with pytest.raises(TrainingInterrupted):
+            lm_env.train(tmp_path / "out", env="own/Task-v0", eval_texts=4, **small)
+        assert "timesteps: 230" in (tmp_path / "out" / "run.yaml").read_text()
+        (tmp_path / "go on").touch()
+        register(10_000)
+        run = lm_env.train(tmp_path / "out", resume=True)
+    finally:
+        gymnasium.registry.pop("own/Task-v0", None)
+    assert run.settings.timesteps == 230 <= run.agent.num_timesteps < 400
+    assert "timesteps: 230" in (tmp_path / "out" / "run.yaml").read_text()
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path):
