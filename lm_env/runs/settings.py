@@ -21,7 +21,7 @@ from lm_env.runs.agents import AgentKind, agent_kind
 from lm_env.runs.config_files import plain_value, read_config
 from lm_env.runs.folder import RunFolder
 from lm_env.runs.options import Option, check_names, fields_as_options
-from lm_env.tasks import get_task, is_text_task
+from lm_env.tasks import TextTask, get_task, is_text_task
 from lm_env.validation import check_integers, check_numbers
 
 __all__ = ["LoraSettings", "RunSettings", "TaskSettings", "TrainSettings", "options_of", "resumed_settings"]
@@ -145,15 +145,19 @@ class TaskSettings:
         self.own_options()
 
     @property
-    def budget(self) -> int | None:
-        """The budget of the registered task, tokens; None where `env` is none.
+    def registered(self) -> TextTask | None:
+        """The registered task; None where `env` is none.
 
         Raises:
             ConfigurationError: the task does not take the options of its own that are given.
         """
-        if self.env is None or not is_text_task(self.env):
-            return None
-        return get_task(self.env, **self.own_options()).budget
+        return get_task(self.env, **self.own_options()) if self.env is not None and is_text_task(self.env) else None
+
+    @property
+    def budget(self) -> int | None:
+        """The budget of the registered task, tokens; None where `env` is none.  Raises: as `registered`."""
+        found = self.registered
+        return None if found is None else found.budget
 
     def own_options(self) -> dict[str, Any]:
         """The options of the environment's own, by name; numbers, true and false in their own types.
