@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -162,6 +163,10 @@ def _show_evaluations(found: list[dict[str, float]], settings: TrainSettings) ->
         if name in found[-1]:
             cells = [_with_error(row, name) for row in (found[0], found[-1])]
             table.add_row(label, cells[0], f"[bold]{cells[1]}[/bold]")
+    own = settings.task.registered
+    for name in own.metrics if own is not None else ():
+        if name in found[-1]:
+            table.add_row(name.replace("_", " "), *(_with_error(row, name) for row in (found[0], found[-1])))
     console.print(table)
     run = settings.run
     held_out = run.eval_prompts is not None or run.eval_fraction > 0
@@ -177,11 +182,20 @@ def _with_error(row: Mapping[str, float], name: str) -> str:
 def _what_next(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
     policy = folder.policy
     yield f"the policy is in {policy}: AutoModelForCausalLM.from_pretrained({str(policy)!r}) reads it"
-    prompts = f" --prompts {settings.task.prompts}" if settings.task.prompts else ""
-    yield f"texts of it:     lm-env sample --model {policy}{prompts}"
+    yield f"texts of it:     lm-env sample{_task_flags(settings)} --model {policy}"
     if folder.report.exists():
         yield f"the run's page:  {folder.report}"
     yield f"the same again:  lm-env train --config {folder.config} --out ANOTHER_FOLDER"
+
+
+def _task_flags(settings: TrainSettings) -> str:
+    """The flags by which `lm-env sample` writes for the task that was trained on."""
+    task = settings.task
+    registered = task.env if task.registered is not None else None
+    given = {"env": registered, "prompts": task.prompts, "reward": task.reward}
+    flags = [f" --{name} {shlex.quote(value)}" for name, value in given.items() if value is not None]
+    own = [f" --env-option {shlex.quote(pair)}" for pair in task.env_option or () if registered is not None]
+    return "".join([*flags, *own])
 
 
 def _panels(agent: str) -> dict[str, Mapping[str, Option]]:

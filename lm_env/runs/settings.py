@@ -18,7 +18,7 @@ from lm_env.explain import explained
 from lm_env.models.loading import EMBEDDED_MODEL
 from lm_env.objective.task import Task
 from lm_env.runs.agents import AgentKind, agent_kind
-from lm_env.runs.config_files import plain_value, read_config
+from lm_env.runs.config_files import named_values, read_config
 from lm_env.runs.folder import RunFolder
 from lm_env.runs.options import Option, check_names, fields_as_options
 from lm_env.tasks import TextTask, get_task, is_text_task
@@ -165,13 +165,7 @@ class TaskSettings:
         Raises:
             ConfigurationError: one is not written as NAME=VALUE, or is given twice.
         """
-        found: dict[str, Any] = {}
-        for pair in self.env_option or ():
-            name, equals, value = pair.partition("=")
-            if not equals or not name.isidentifier() or name in found:
-                raise ConfigurationError(f"env_option must be written NAME=VALUE, each name once, not {pair!r}")
-            found[name] = plain_value(value)
-        return found
+        return named_values(self.env_option or ())
 
 
 @explained

@@ -21,7 +21,7 @@ from lm_env.objective.kl import FixedKL
 from lm_env.objective.task import Task
 from lm_env.runs.folder import RunFolder, command_line
 from lm_env.runs.settings import TrainSettings, resumed_settings
-from lm_env.runs.task import held_out_prompts, make_env
+from lm_env.runs.task import further_metrics, held_out_prompts, make_env
 from lm_env.storage import write_folder
 
 __all__ = ["TrainedRun", "train", "train_reserved", "train_run"]
@@ -157,6 +157,7 @@ def _callbacks(settings: TrainSettings, env: Any, folder: RunFolder) -> list[Bas
         every=max(every, 1) if run.eval_every != 0 else NEVER,
         ceiling=run.eval_ceiling,
         samples=folder.samples,
+        more=further_metrics(run, settings.task),
         seed=run.seed,
     )
     return [evaluate, *([TextMetrics()] if settings.kind.of_sb3 else [])]
