@@ -50,6 +50,12 @@ def concerns(found: Preflight, task: Task) -> list[str]:
     said += gamed
     if found.ended == 0 and task.missing_eos_score is not None:
         said.append("no text ends by itself, so all are paid missing_eos_score: raise max_new_tokens")
+    elif found.truncated > 0.25 and task.missing_eos_score is not None:
+        said.append(
+            f"{found.truncated:.0%} of the texts do not end before the cap of {task.max_new_tokens} tokens and are paid"
+            f" {task.missing_eos_score:g} (missing_eos_score): the policy will learn to end first; a larger"
+            " max_new_tokens spares it that"
+        )
     elif found.truncated > 0.95 and task.eos_token_ids:
         said.append(
             f"{found.truncated:.0%} of the texts run to the cap of {task.max_new_tokens} tokens: the reward mostly sees"

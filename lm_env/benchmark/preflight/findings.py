@@ -55,7 +55,8 @@ class Preflight:
     length: float
     """Mean response tokens."""
     length_correlation: float | None
-    """Spearman's rank correlation of score and length; None where one of them does not vary."""
+    """Spearman's rank correlation of score and length; None where one of them does not vary.  Texts that are paid
+    `missing_eos_score` are left out, since that is no score of their content."""
     ended: float
     """The share of texts that ended by themselves."""
     truncated: float

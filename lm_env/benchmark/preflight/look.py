@@ -68,6 +68,7 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
     lengths = episodes.response_lengths.astype(np.float64)
     values, counts = np.unique(scores, return_counts=True)
     suggested = suggested_beta(by_prompt)
+    judged = ended if task.missing_eos_score is not None else np.ones(len(scores), dtype=bool)
     found = Preflight(
         prompts=len(prompts),
         samples=n,
@@ -80,7 +81,7 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
         without_variance=float((by_prompt.max(1) == by_prompt.min(1)).mean()),
         equal_groups=float((groups.max(1) == groups.min(1)).mean()),
         length=float(lengths.mean()),
-        length_correlation=spearman(scores, lengths),
+        length_correlation=spearman(scores[judged], lengths[judged]),
         ended=float(ended.mean()),
         truncated=float(1 - ended.mean()),
         degenerate=_degenerate(task, prompts, episodes, scores, n),

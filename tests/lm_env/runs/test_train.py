@@ -28,7 +28,7 @@ from lm_env.models.adapters import add_lora
 from lm_env.models.logprobs import token_logprobs
 from lm_env.runs import RunFolder, RunSettings, TaskSettings
 from lm_env.runs.agents import agent_names
-from lm_env.runs.task import held_out_prompts, make_env
+from lm_env.runs.task import further_metrics, held_out_prompts, make_env
 from lm_env.storage import FileLock
 from lm_env.tasks import TextTask, register_task
 from lm_env.tasks.sentiment import openings
@@ -167,6 +167,23 @@ def test_a_task_that_cannot_be_made_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigurationError, match="lm_env/None-v0 cannot be made"):
         lm_env.train(tmp_path / "out", env="lm_env/None-v0")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tasks_own_metrics_are_measured_and_its_texts_can_be_sampled(tmp_path):
+    flags = ["--timesteps", 120, "--eval-texts", 8, "--eval-every", 0, "--rollout-episodes", 16, "--slots", 16]
+    result = invoke("--env", "lm_env/Arithmetic-v0", "--env-option", "level=3", *flags, "--out", tmp_path / "out")
+    assert result.exit_code == 0, (result.exception, result.output)
+    first, last = (RunFolder(tmp_path / "out").evaluations()[i] for i in (0, -1))
+    assert 0 <= first["is_a_number"] <= 1 and "is_a_number" in last and "is a number" in result.output
+    assert "sample --env lm_env/Arithmetic-v0 --env-option level=3 --model" in result.output
+
+
+def test_prompts_of_ones_own_are_not_measured_by_a_tasks_metrics():
+    task = TaskSettings(env="lm_env/Concepts-v0")
+    assert further_metrics(RunSettings(), task) is not None
+    assert further_metrics(RunSettings(eval_prompts="p.txt"), task) is None
+    assert further_metrics(RunSettings(), TaskSettings(env="lm_env/Concepts-v0", prompts="p.txt")) is None
+    assert further_metrics(RunSettings(), TaskSettings(env="lm_env/Sentiment-v0")) is None
 
 
 # -- going on ------------------------------------------------------------------------------------------
