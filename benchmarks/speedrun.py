@@ -149,15 +149,15 @@ def digest_of(agent: str) -> dict[str, str]:
 HEAD = """\
 # The speedrun
 
-How soon does a training attain half of the possible gain on `lm_env/Sentiment-v0`, on two cores?  This page is written by
-`benchmarks/speedrun.py` from `benchmarks/results/speedrun.jsonl`.
+How soon does a training attain half of the possible gain on `lm_env/Sentiment-v0`, on two cores?  This page is written
+by `benchmarks/speedrun.py` from `benchmarks/results/speedrun.jsonl`.
 """
 RULES = """\
 ## Rules
 
 - The training starts from the embedded model, at the task's own beta, on its training prompts.
-- Every one of five fresh seeds has to attain half of the gain of the [ceiling](ceiling.md) in J on 128 held-out prompts.
-  The ceiling is the one of the [published results](results.md), the same for all entries.
+- Every one of five fresh seeds has to attain half of the gain of the [ceiling](ceiling.md) in J on 128 held-out
+  prompts.  The ceiling is the one of the [published results](results.md), the same for all entries.
 - The time is the mean over the seeds of the time of training, without evaluations, in one process with two threads.
   Tokens are the mean of those generated, and are ranked separately: they do not depend on the machine.
 - Everything is allowed that the [benchmark](benchmark.md#your-own-agent) takes: other options, your own agent.
@@ -173,9 +173,9 @@ python benchmarks/speedrun.py mine.py:Mine --tokens 40000
 
 The script draws the five seeds, trains, measures, and says whether the entry is verified; a killed one goes on with
 `--first-seed` and its number, in the same folder.  The line of JSON in `runs/speedrun/entries.jsonl` has the seeds, the
-machine and its load, the versions, the commit, and of an agent of your own the digest of its file; the records of all runs
-are beside it.  `--publish` adds a verified entry to the table above.  Anybody verifies an entry again by the command in
-its row, with new seeds, or with its own ones by `--first-seed`.
+machine and its load, the versions, the commit, and of an agent of your own the digest of its file; the records of all
+runs are beside it.  `--publish` adds a verified entry to the table above.  Anybody verifies an entry again by the
+command in its row, with new seeds, or with its own ones by `--first-seed`.
 """
 COLUMNS = (
     "| rank | entry | seconds | tokens | rank by tokens | attained by each seed | machine | date |\n"

@@ -54,8 +54,8 @@ def evaluate_model(
         reference: what KL, J and perplexity are measured against; default: the task's own model.  Where it has another
             vocabulary, these are left out.
         ceiling_samples: samples of the reference per prompt that the ceiling starts with; None estimates none.
-        ceiling_texts: the largest number of these samples on all prompts; None: 16 times the number at the start.  Fewer
-            than 4,096 are not drawn for it, unless this number is smaller.
+        ceiling_texts: the largest number of these samples on all prompts; None: 16 times the number at the start.
+            Fewer than 4,096 are not drawn, unless this number is smaller.
         gold: another reward function, which the model was not trained on.
         independent: a language model for a perplexity of its own.
         progress: show progress bars.

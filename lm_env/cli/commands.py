@@ -286,14 +286,15 @@ def ceiling(
 
 
 def envs() -> None:
-    """List the registered environments."""
+    """List the registered tasks, with the tokens that a training of each generates by default."""
     from rich.console import Console
 
     from lm_env.tasks import get_task, task_names
 
     console = Console()
     for name in task_names():
-        console.print(f"[bold]{name}[/bold]  {get_task(name).summary}")
+        task = get_task(name)
+        console.print(f"[bold]{name}[/bold]  {task.summary}; {task.budget:,} tokens")
 
 
 def _was_typed(ctx: typer.Context, name: str) -> bool:

@@ -201,7 +201,10 @@ def _task_flags(settings: TrainSettings) -> str:
 def _panels(agent: str) -> dict[str, Mapping[str, Option]]:
     """The options by the heading under which `--help` shows them."""
     run = dict(options_of("run"))
-    run["agent"] = _described(run["agent"], f"The agent: {', '.join(agent_names())}. Each has options of its own.")
+    run["agent"] = _described(
+        run["agent"],
+        f"The agent: {', '.join(agent_names())}, or your own 'file.py:Class'. Each has options of its own.",
+    )
     kind = agent_kind(agent)
     title = f"Options of {agent} (--agent NAME --help shows another's)"
     return {"Run": run, "Task": options_of("task"), "LoRA": options_of("lora"), title: kind.options}

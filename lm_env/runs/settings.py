@@ -39,7 +39,7 @@ class RunSettings:
     """Which agent is trained, for how long, how it is evaluated, and what is saved."""
 
     agent: str = "ppo"
-    """The name of the agent."""
+    """The name of the agent, or your own class, 'file.py:Class'."""
     timesteps: int | None = None
     """Tokens generated in training, in total; whole rollouts are generated, so the last one may exceed it."""
     seed: int = 0

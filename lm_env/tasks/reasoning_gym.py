@@ -1,8 +1,9 @@
 """lm_env/ReasoningGym-v0: any of the data sets of the package reasoning-gym, by name, with its own scorer.
 
-The problems are generated (`env_option dataset=...`, as many as `size`, from `data_seed`, as hard as `config` says), and the score is the one
-that the data set gives to the answer, 0 to 1 (Stojanovski et al. 2025, arXiv:2505.24760).  The answer is the text
-between the last <answer> and </answer> of the response or, without these tags, its first line that is not empty.
+The problems are generated (`env_option dataset=...`, as many as `size`, from `data_seed`, as hard as `config` says),
+and the score is the one that the data set gives to the answer, 0 to 1 (Stojanovski et al. 2025, arXiv:2505.24760).  The
+answer is the text between the last <answer> and </answer> of the response or, without these tags, its first line that
+is not empty.
 """
 
 from __future__ import annotations

@@ -146,8 +146,8 @@ def _scores(found: Preflight) -> Iterator[str]:
 def _groups_and_lengths(found: Preflight, cap: int) -> Iterator[str]:
     """Where nothing can be compared; how texts end; whether length pays."""
     yield (
-        f"all samples score alike: on {found.without_variance:.0%} of the prompts, in {found.equal_groups:.0%} of groups"
-        " of 8, from which rloo and grpo learn nothing"
+        f"all samples score alike: on {found.without_variance:.0%} of the prompts, in {found.equal_groups:.0%} of"
+        " groups of 8, from which rloo and grpo learn nothing"
     )
     yield (
         f"{found.length:.1f} tokens per text: {found.ended:.0%} end by themselves, {found.truncated:.0%} are cut off at"

@@ -347,9 +347,9 @@ def test_what_else_is_measured_is_a_mean_of_the_same_texts(id_task, by_callback)
     assert seen[-10:] == [row["response"] for row in found.samples]
     words = [len(text.split()) for text in seen[-10:]]
     assert found.metrics()["words"] == pytest.approx(np.mean(words)) and "words" in str(found)
-    assert evaluate_texts(agent.task, LocalBackend(agent.task), PROMPTS, 2).metrics().keys() == found.metrics().keys() - {
-        "words"
-    }
+    assert evaluate_texts(
+        agent.task, LocalBackend(agent.task), PROMPTS, 2
+    ).metrics().keys() == found.metrics().keys() - {"words"}
 
 
 def test_texts_go_to_tensorboard_and_nowhere_else(id_task, tmp_path):

@@ -145,6 +145,17 @@ def test_the_time_of_a_training_is_that_of_its_parts():
     assert four == pytest.approx(10 * (0.5 + 2.0 + 2 * 0.1 + 12 * 0.1))
 
 
+def test_texts_that_are_paid_for_not_ending_say_nothing_of_length(model_folder):
+    """All that end score alike, and the others score 0: among all texts, shorter ones seem to score more."""
+
+    def one(prompts, responses):
+        return [1.0 for _ in responses]
+
+    plain = preflight(make(model_folder, one, missing_eos_score=0.0), samples=256)
+    assert 0 < plain.ended < 1 and plain.score == pytest.approx(plain.ended) and plain.length_correlation is None
+    assert any("(missing_eos_score)" in warning for warning in plain.warnings) == (plain.truncated > 0.25)
+
+
 def run_command(*words):
     return CliRunner().invoke(app, ["preflight", *map(str, words)], env={"NO_COLOR": "1", "COLUMNS": "160"})
 

@@ -186,6 +186,49 @@ def test_prompts_of_ones_own_are_not_measured_by_a_tasks_metrics():
     assert further_metrics(RunSettings(), TaskSettings(env="lm_env/Sentiment-v0")) is None
 
 
+OWN_AGENT = """
+from dataclasses import dataclass
+from agents import RLOO
+from agents.base import AgentConfig
+
+@dataclass(frozen=True)
+class MineConfig(RLOO.Config):
+    width: int = 3
+    \"\"\"What it is.\"\"\"
+
+class Mine(RLOO):
+    Config = MineConfig
+
+def train(env, timesteps, seed):
+    pass
+"""
+
+
+def test_an_agent_of_ones_own_is_trained_as_any_other(tmp_path):
+    """It takes the steps of the agent that it derives from, has its options and one more, and goes on."""
+    (tmp_path / "mine.py").write_text(OWN_AGENT)
+    name = f"{tmp_path}/mine.py:Mine"
+    small = {**TINY, "rollout_episodes": 16}
+    own = lm_env.train(tmp_path / "own", agent=name, width=5, **small)
+    assert own.agent.config.width == 5 and "width: 5" in (tmp_path / "own" / "run.yaml").read_text()
+    lm_env.train(tmp_path / "rloo", agent="rloo", **small)
+    assert weights(tmp_path / "own") == weights(tmp_path / "rloo")
+    longer = invoke("--out", tmp_path / "own", "--resume", "--timesteps", 150)
+    assert longer.exit_code == 0, (longer.exception, longer.output)
+    shown = invoke("--agent", name, "--help")
+    assert "--width" in shown.output and "What it is." in shown.output
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [("mine.py:train", "is no class derived from agents.base.BatchedAgent"), ("mine.py:None", "has no function None")],
+)
+def test_what_is_no_agent_is_told(tmp_path, named, words):
+    (tmp_path / "mine.py").write_text(OWN_AGENT)
+    with pytest.raises(ConfigurationError, match=words):
+        lm_env.train(tmp_path / "out", agent=f"{tmp_path}/{named}", **TINY)
+
+
 # -- going on ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("lora", [{"eval_every": 0}, {"lora": 2}], ids=["whole", "lora"])
 def test_a_run_that_a_signal_stops_goes_on_to_the_same_weights(tmp_path, own_task, lora):
