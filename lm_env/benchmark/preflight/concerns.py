@@ -29,9 +29,9 @@ def concerns(found: Preflight, task: Task) -> list[str]:
     commonest, share = found.commonest
     if commonest == found.lowest and share > RARE:
         said.append(
-            f"only {1 - share:.1%} of the samples score more than {commonest:g}, about {128 * (1 - share):.1f} of the"
-            " 128 texts of a rollout: learning will be slow, or not begin; take easier prompts, pay for parts of the goal,"
-            " or fine-tune the model on good texts first (lm-env sft)"
+            f"only {1 - share:.1%} of the samples score more than {commonest:g}, about {128 * (1 - share):.1f}"
+            " of the 128 texts of a rollout: learning will be slow, or not begin; take easier prompts, pay for parts"
+            " of the goal, or fine-tune the model on good texts first (lm-env sft)"
         )
     if found.equal_groups > 0.5:
         said.append(

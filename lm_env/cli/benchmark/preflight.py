@@ -185,7 +185,7 @@ def _reason(suggested: BetaPoint) -> str:
     from lm_env.benchmark.preflight import TARGET_KL
 
     if suggested.KL > 0.9 * TARGET_KL:
-        return f"whose optimum is as far from the reference as best of 16, {TARGET_KL:.1f} nats"
+        return f"whose optimum has the KL of best of 16, {TARGET_KL:.1f} nats"
     return f"below which there is little to gain: at {suggested.KL:.2g} nats nearly the largest score is reached"
 
 
