@@ -32,6 +32,8 @@ README = HOME / "README.md"
 
 COMMAND = "lm-env bench --config benchmarks/table.yaml --out runs/table\npython benchmarks/table.py runs/table"
 BEGIN, END = "<!-- results: written by benchmarks/table.py -->", "<!-- end of results -->"
+SPEEDRUN = "speedrun.jsonl"
+"""The entries of benchmarks/speedrun.py, in the same folder, which are no records of a benchmark."""
 LARGEST = 300_000
 """Bytes of a file of records."""
 DIGITS = 5
@@ -72,7 +74,8 @@ In the tables below, agents in bold were trained.  A number after ± is half the
 
 def committed(folder: Path = RECORDS) -> list[Record]:
     """The records of all files, in the order of the tasks' names."""
-    return [record for path in sorted(folder.glob("*.jsonl")) for record in read_records(path)]
+    paths = sorted(path for path in folder.glob("*.jsonl") if path.name != SPEEDRUN)
+    return [record for path in paths for record in read_records(path)]
 
 
 def take_over(bench: Path, folder: Path = RECORDS, largest: int = LARGEST) -> None:

@@ -10,8 +10,8 @@ Shapes: P prompts, n texts per prompt, B = P n texts, T response tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,17 @@ from lm_env.theory.ceilings.estimate import Estimate
 from lm_env.theory.ceilings.tilting import Ceiling
 from lm_env.validation import check_integer, check_number
 
-__all__ = ["Evaluation", "choose_texts", "evaluate_texts", "summarize", "write_samples"]
+__all__ = ["Evaluation", "MoreMeasures", "choose_texts", "evaluate_texts", "summarize", "write_samples"]
 
 TEXTS = 256
 """Texts of an evaluation by default: at most 256 prompts, and as many texts per prompt as make at least 256."""
+
+
+MoreMeasures = Callable[[Sequence[Prompt], Sequence[str]], Mapping[str, np.ndarray]]
+"""(B prompts, B responses) -> name -> float (B,)."""
+
+MORE = "more/"
+"""Before the names of what such a function measures, among the other measurements."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +71,8 @@ class Evaluation:
     """float (P,): `Ceiling.attained` takes it."""
     samples: list[dict[str, Any]]
     """One row for each text, in the prompts' order: `prompt`, `response`, `score`, `kl`."""
+    more: dict[str, Estimate] = field(default_factory=dict)
+    """What else was measured, such as the metrics of a registered task, by name."""
 
     def metrics(self) -> dict[str, float]:
         """The means by name, and under NAME_se the standard errors of `score`, `kl`, `J` and `attained`."""
@@ -78,6 +87,7 @@ class Evaluation:
         }
         if self.attained is not None:
             estimates["attained"] = self.attained
+        estimates = {**self.more, **estimates}
         found = {name: estimate.mean for name, estimate in estimates.items()}
         errors = {f"{name}_se": estimates[name].se for name in ("score", "kl", "J", "attained") if name in estimates}
         return {**found, **errors}
@@ -95,6 +105,7 @@ class Evaluation:
             f"perplexity      {self.perplexity} under the reference",
             f"tokens          {self.length}",
             f"share ended     {self.ended}",
+            *(f"{name:<15} {estimate}" for name, estimate in self.more.items()),
         ]
         return "\n".join(lines)
 
@@ -107,6 +118,7 @@ def evaluate_texts(
     *,
     seed: int = 0,
     ceiling: Ceiling | None = None,
+    more: MoreMeasures | None = None,
     divided: bool = False,
 ) -> Evaluation:
     """Sample responses to prompts with a backend, and measure them; the task is not changed.
@@ -117,6 +129,8 @@ def evaluate_texts(
         n: texts per prompt; None: as many as make at least 256 in all.
         seed: of the uniform random numbers that the texts are sampled with.
         ceiling: that of the same prompts, see `lm_env.theory.ceilings.task_ceiling`; J is then computed with its beta.
+        more: measures the texts further, see `Evaluation.more`: a function of B prompts and B responses that returns B
+            numbers under each name, such as `lm_env.tasks.TextTask.measure`.
         divided: several processes call this alike; each writes and measures its share of the texts, and all of them
             get the same result.
 
@@ -138,13 +152,18 @@ def evaluate_texts(
         scores, ended = episode_scores(task, episodes)
         distances = measure_episodes(task, episodes)
         texts = {name: getattr(episodes, name) for name in ("input_ids", "prompt_lengths", "lengths")}
-        return {**texts, "scores": scores, "ended": ended, "kl": distances["full"], "surprise": distances["surprise"]}
+        found = {**texts, "scores": scores, "ended": ended, "kl": distances["full"], "surprise": distances["surprise"]}
+        if more is not None:
+            responses = [task.text_of(ids) for ids in episodes.responses()]
+            found |= {f"{MORE}{name}": values for name, values in more(episodes.prompts, responses).items()}
+        return found
 
     own = together.attempt(measured, RewardError)
     found = together.gather_rows(own, len(own["scores"]))
     ids, prompt_lengths, lengths = (found.pop(name) for name in ("input_ids", "prompt_lengths", "lengths"))
     episodes = Episodes(ids, prompt_lengths, lengths, drawn)
-    return summarize(task, episodes, **found, n=n, ceiling=ceiling)
+    further = {name.removeprefix(MORE): found.pop(name) for name in list(found) if name.startswith(MORE)}
+    return summarize(task, episodes, **found, n=n, ceiling=ceiling, more=further)
 
 
 def choose_texts(
@@ -175,6 +194,7 @@ def summarize(
     ended: np.ndarray,
     n: int,
     ceiling: Ceiling | None,
+    more: Mapping[str, np.ndarray] | None = None,
 ) -> Evaluation:
     """Means and errors of measured texts.
 
@@ -182,6 +202,7 @@ def summarize(
         episodes: B = P n of them, those of one prompt in consecutive rows.
         scores, kl, surprise, ended: (B,).  KL and surprise, the sum of -log pi_ref over the response at temperature
             1, are in nats per response; `ended` is True where an EOS or a stop string ended the text.
+        more: what else was measured, name -> (B,).
     """
     beta = check_number("beta", task.kl.beta if ceiling is None else ceiling.beta, low=0.0)
     J = scores - beta * kl if beta else scores
@@ -215,6 +236,7 @@ def summarize(
             {"prompt": prompt.text, "response": task.text_of(ids), "score": score, "kl": nats}
             for prompt, ids, score, nats in texts
         ],
+        more={name: mean(values) for name, values in (more or {}).items()},
     )
 
 

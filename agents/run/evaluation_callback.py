@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from agents.learning.policy import ValueHeadPolicy
 from agents.run.aside import put_files_aside
-from agents.run.evaluation import Evaluation, choose_texts, evaluate_texts, write_samples
+from agents.run.evaluation import Evaluation, MoreMeasures, choose_texts, evaluate_texts, write_samples
 from lm_env.distributed import processes
 from lm_env.errors import CheckpointWriteError, ConfigurationError, RewardError
 from lm_env.generation.generate import LocalBackend
@@ -60,6 +60,7 @@ class EvaluateTexts(BaseCallback):
             in the attribute `ceiling`, and can be given to the callbacks of further runs.
         samples: a file of JSON lines that some of the texts are added to: `timesteps`, `prompt`, `response`, `score`
             and `kl`.  A file of an earlier run is renamed when a training begins at 0 timesteps.
+        more: measures the texts further, see `agents.run.evaluation.evaluate_texts`; the log gets `eval/NAME`.
         shown: how many texts of each evaluation go there, and to TensorBoard: the first text of as many prompts.
         seed: of the uniform numbers.
     """
@@ -72,6 +73,7 @@ class EvaluateTexts(BaseCallback):
         every: int = 10_000,
         ceiling: Ceiling | bool = False,
         samples: str | Path | None = None,
+        more: MoreMeasures | None = None,
         shown: int = 8,
         seed: int = 0,
         verbose: int = 0,
@@ -85,6 +87,7 @@ class EvaluateTexts(BaseCallback):
         self.ceiling: Ceiling | None = ceiling if isinstance(ceiling, Ceiling) else None
         self._estimates_ceiling = ceiling is True
         self.samples = None if samples is None or not processes().first else Path(samples)
+        self.more = more
         self.shown = check_integer("shown", shown, low=0)
         self.seed = check_integer("seed", seed, low=0)
         self.history: list[Evaluated] = []
@@ -159,9 +162,8 @@ class EvaluateTexts(BaseCallback):
 
     def _measure(self, agent: Any) -> Evaluation:
         backend = getattr(agent, "backend", self._backend)
-        return evaluate_texts(
-            _task_of(agent), backend, self.prompts, self.n, seed=self.seed, ceiling=self.ceiling, divided=True
-        )
+        how: dict[str, Any] = {"seed": self.seed, "ceiling": self.ceiling, "more": self.more, "divided": True}
+        return evaluate_texts(_task_of(agent), backend, self.prompts, self.n, **how)
 
     def _write_row(self) -> None:
         """Write what has been recorded, where no rollout's row is still to come."""

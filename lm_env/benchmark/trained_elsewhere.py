@@ -35,12 +35,14 @@ def evaluate_model(
     prompts: int = 128,
     texts: int = 512,
     ceiling_samples: int | None = 96,
+    ceiling_texts: int | None = None,
     gold: Callable[..., Any] | None = None,
     independent: str | None = None,
     seed: int = 0,
     device: str = "cpu",
     download: bool = False,
     threads: int = 1,
+    progress: bool = False,
     **task_options: Any,
 ) -> list[Record]:
     """Measure a model on the test prompts of a task.
@@ -52,8 +54,11 @@ def evaluate_model(
         reference: what KL, J and perplexity are measured against; default: the task's own model.  Where it has another
             vocabulary, these are left out.
         ceiling_samples: samples of the reference per prompt that the ceiling starts with; None estimates none.
+        ceiling_texts: the largest number of these samples on all prompts; None: 16 times the number at the start.
+            Fewer than 4,096 are not drawn, unless this number is smaller.
         gold: another reward function, which the model was not trained on.
         independent: a language model for a perplexity of its own.
+        progress: show progress bars.
         task_options: options of the task itself, such as `level=`.
 
     Returns:
@@ -85,12 +90,15 @@ def evaluate_model(
     records: list[Record] = [{**own, **measured}]
     if ceiling_samples is not None and has_reference and resolved.kl.beta > 0:
         least = max(ceiling_samples, math.ceil(CEILING_TEXTS / len(chosen)))
+        most = None if ceiling_texts is None else max(2, ceiling_texts // len(chosen))
         found = ceiling_of(
             resolved,
             chosen,
-            samples=least,
+            samples=least if most is None else min(least, most),
+            most=most,
             seed=CEILING_SEED,
             highest=text_task.highest,
+            progress="samples of the reference, for the optimum" if progress else None,
             optimum=exact_optimum(text_task, prompts, model=reference or _own_model(text_task), device=device),
         )
         records.insert(0, {"kind": "ceiling", "success_threshold": text_task.success, **found})

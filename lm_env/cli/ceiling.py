@@ -19,7 +19,7 @@ from lm_env.errors import CheckpointWriteError
 from lm_env.objective.task import Task
 from lm_env.tasks import make_named
 from lm_env.theory.ceilings.best_of_n import best_of_n
-from lm_env.theory.ceilings.task_ceiling import enough_reference_scores
+from lm_env.theory.ceilings.task_ceiling import GROWTH, enough_reference_scores
 from lm_env.theory.ceilings.tilting import Ceiling, ceiling, frontier
 
 __all__ = ["CeilingReport", "measure_ceiling", "plot_ceiling", "run_ceiling", "show_ceiling"]
@@ -97,6 +97,9 @@ def measure_ceiling(
     """
     started = time.perf_counter()
     chosen = task.prompts.head(prompts)
+    if progress:
+        few, many = (n * len(chosen) for n in (samples, most or GROWTH * samples))
+        print(f"{few:,} texts of the reference, and up to {many:,} where fewer cannot be trusted (--most, --prompts)")
     label = "sampling the reference" if progress else None
     scores = enough_reference_scores(
         task, chosen, beta, samples=samples, most=most, seed=seed, highest=highest, progress=label

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from lm_env.cli.options import Device, Download, JudgeOption, Model, Prompts, Resume, Seed
+from lm_env.cli.options import Device, Download, EnvOption, JudgeOption, Model, Prompts, Resume, Seed
 
 __all__ = ["ceiling", "check_agent", "demo", "envs", "sample", "sft", "train"]
 
@@ -151,18 +151,34 @@ def train(ctx: typer.Context) -> None:
 
 
 def sample(
-    model: Model = "reviews-3m",
+    model: Annotated[
+        str | None, typer.Option(help="The model, as in lm-env train.  [default: the task's, else reviews-3m]")
+    ] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(help="A registered task, or your own 'file.py:function': its prompts, reward, length and end."),
+    ] = None,
+    env_option: EnvOption = None,
     reference: Annotated[
         str | None,
         typer.Option(
             help="The model that the colors compare with.  [default: the one that the model was trained from]"
         ),
     ] = None,
-    prompts: Prompts = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="A .txt or .jsonl file, or a hub id.  [default: the task's, else openings of film reviews]"),
+    ] = None,
     n: Annotated[int, typer.Option("-n", help="How many texts.", min=1)] = 4,
-    new_tokens: Annotated[int, typer.Option(help="Length cap of a response, tokens.", min=1)] = 32,
-    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 0.7,
-    reward: JudgeOption = "lexicon",
+    new_tokens: Annotated[
+        int | None, typer.Option(help="Length cap of a response, tokens.  [default: the task's, else 32]", min=1)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides the logits.  [default: the task's, else 0.7]")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="A reward, as in lm-env train.  [default: the task's, else lexicon]")
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     download: Download = False,
@@ -172,6 +188,8 @@ def sample(
 
     print_samples(
         model=model,
+        env=env,
+        env_option=env_option or (),
         reference=reference,
         prompts=prompts,
         n=n,
@@ -228,8 +246,11 @@ def check_agent(
 
 
 def ceiling(
-    task: Annotated[str, typer.Argument(help="A registered environment.")] = "lm_env/Sentiment-v0",
+    task: Annotated[
+        str, typer.Argument(help="A registered environment, or a task of your own, 'file.py:function'.")
+    ] = "lm_env/Sentiment-v0",
     model: Annotated[str | None, typer.Option(help="The reference; default: the task's own model.")] = None,
+    env_option: EnvOption = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the KL penalty.  [default: the task's]")] = None,
     samples: Annotated[int, typer.Option(help="Samples of the reference per prompt to start with.", min=2)] = 64,
     most: Annotated[
@@ -248,12 +269,13 @@ def ceiling(
     Prints the optimum beside the reference and best-of-n, and says where the number is a lower bound only.
     """
     from lm_env.cli.ceiling import run_ceiling
+    from lm_env.runs.config_files import named_values
 
     options = {"model": model, "beta": beta, "split": split}
     given = {name: value for name, value in options.items() if value is not None}
     run_ceiling(
         task,
-        {**given, "device": device, "download": download},
+        {**named_values(env_option or ()), **given, "device": device, "download": download},
         samples=samples,
         most=most,
         prompts=prompts,
@@ -264,14 +286,15 @@ def ceiling(
 
 
 def envs() -> None:
-    """List the registered environments."""
+    """List the registered tasks, with the tokens that a training of each generates by default."""
     from rich.console import Console
 
     from lm_env.tasks import get_task, task_names
 
     console = Console()
     for name in task_names():
-        console.print(f"[bold]{name}[/bold]  {get_task(name).summary}")
+        task = get_task(name)
+        console.print(f"[bold]{name}[/bold]  {task.summary}; {task.budget:,} tokens")
 
 
 def _was_typed(ctx: typer.Context, name: str) -> bool:

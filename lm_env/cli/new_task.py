@@ -16,13 +16,13 @@ TASK = '''"""{id}: say in a line what is to be written, and how it is judged."""
 
 from lm_env.tasks import TextTask, register_task
 
-PROMPTS = [f"The {{noun}} {{verb}}" for noun in ("cat", "dog", "child", "king") for verb in ("is", "was", "has")]
+PROMPTS = [f"The {{noun}} {{verb}}" for noun in ("film", "story", "music", "actor") for verb in ("is", "was", "has")]
+WANTED = ("beautiful", "best", "enjoy", "excellent", "good", "great", "love", "wonderful")
 
 
 def score(prompts, responses, **columns):
-    """The share of the words that are not repeated, 0 to 1.  Further columns of the prompts come by name."""
-    words = [response.lower().split() for response in responses]
-    return [len(set(found)) / len(found) if found else 0.0 for found in words]
+    """Half a point for each wanted word, at most 1.  Further columns of the prompts come by name."""
+    return [min(1.0, sum(word in response.lower() for word in WANTED) / 2) for response in responses]
 
 
 def words(prompts, responses, **columns):
@@ -41,8 +41,9 @@ def task() -> TextTask:
         model="reviews-3m",
         beta=0.1,
         max_new_tokens=16,
-        budget=60_000,  # tokens
+        budget=20_000,  # tokens
         highest=1.0,
+        options={{"stop_strings": (".", "!", "?")}},  # a text ends with its sentence
     )
 
 
@@ -61,8 +62,8 @@ def test_the_task_is_sound():
 
 
 def test_a_better_text_scores_more():
-    good, bad, none = score(["", "", ""], ["one two three", "one one one", ""])
-    assert good > bad > none
+    two, one, none = score(["", "", ""], [" a good story, and a great cast", " a good story", " a story"])
+    assert two > one > none
 
 
 def test_the_environment_pays_the_score():
@@ -85,7 +86,9 @@ def new_task(
     id = task_id(name)
     print(f"{task}: the task {id}; fill in prompts and score\n{test}: its test")
     print(f"  pytest {test}")
+    print(f"  lm-env preflight {task}:task")
     print(f"  lm-env train --env {task}:task --out runs/{name}")
+    print(f"  lm-env sample --env {task}:task --model runs/{name}/policy")
 
 
 def task_id(name: str) -> str:

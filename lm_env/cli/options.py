@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Device", "Download", "JudgeOption", "Model", "Prompts", "Resume", "Seed"]
+__all__ = ["Device", "Download", "EnvOption", "JudgeOption", "Model", "Prompts", "Resume", "Seed"]
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Model = Annotated[
@@ -21,6 +21,12 @@ Prompts = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Download = Annotated[bool, typer.Option("--download", help="Allow fetching hub ids; nothing is downloaded otherwise.")]
+EnvOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE", help="An option of the task's own, such as level=3; may be given several times."
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on with the run that was stopped or killed; from the start if there is none."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,19 +129,21 @@ def run_train(given: Mapping[str, Any], *, out: Path, config: Path | None, resum
     writes = speaks_and_writes()
     folder = RunFolder(out)
     goes_on = resume and folder.has_run
-    settings = resumed_settings(folder, config, given) if goes_on else TrainSettings.of(config, **given)
+    asked = resumed_settings(folder, config, given) if goes_on else TrainSettings.of(config, **given)
+    settings = asked.with_timesteps()
     trained = folder.trained_timesteps if goes_on else 0
 
     def begin() -> None:
         where = settings.task.env or f"{settings.task.prompts}, {settings.task.reward}"
-        say("training", f"{settings.run.agent} on {where}, {settings.run.timesteps:,} tokens, into {out}")
+        why = " (the task's budget)" if asked.run.timesteps is None and asked.task.budget else ""
+        say("training", f"{settings.run.agent} on {where}, {settings.timesteps:,} tokens{why}, into {out}")
         if goes_on:
             there = checkpoints_in(folder.checkpoints)
             if there:  # without one, the log says that the run starts from the beginning
                 say("", f"going on from {there[-1]}")
 
-    if goes_on and folder.is_finished and trained >= settings.run.timesteps:
-        say("finished", f"{out} has trained {trained:,} of {settings.run.timesteps:,} tokens, so nothing is left to do")
+    if goes_on and folder.is_finished and trained >= settings.timesteps:
+        say("finished", f"{out} has trained {trained:,} of {settings.timesteps:,} tokens, so nothing is left to do")
         say("", "to train it further, give a larger --timesteps")
     else:
         train_run(settings, folder, resume=resume, verbose=int(table), progress_bar=not table, begin=begin)
@@ -160,6 +163,10 @@ def _show_evaluations(found: list[dict[str, float]], settings: TrainSettings) ->
         if name in found[-1]:
             cells = [_with_error(row, name) for row in (found[0], found[-1])]
             table.add_row(label, cells[0], f"[bold]{cells[1]}[/bold]")
+    own = settings.task.registered
+    for name in own.metrics if own is not None else ():
+        if name in found[-1]:
+            table.add_row(name.replace("_", " "), *(_with_error(row, name) for row in (found[0], found[-1])))
     console.print(table)
     run = settings.run
     held_out = run.eval_prompts is not None or run.eval_fraction > 0
@@ -175,17 +182,29 @@ def _with_error(row: Mapping[str, float], name: str) -> str:
 def _what_next(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
     policy = folder.policy
     yield f"the policy is in {policy}: AutoModelForCausalLM.from_pretrained({str(policy)!r}) reads it"
-    prompts = f" --prompts {settings.task.prompts}" if settings.task.prompts else ""
-    yield f"texts of it:     lm-env sample --model {policy}{prompts}"
+    yield f"texts of it:     lm-env sample{_task_flags(settings)} --model {policy}"
     if folder.report.exists():
         yield f"the run's page:  {folder.report}"
     yield f"the same again:  lm-env train --config {folder.config} --out ANOTHER_FOLDER"
 
 
+def _task_flags(settings: TrainSettings) -> str:
+    """The flags by which `lm-env sample` writes for the task that was trained on."""
+    task = settings.task
+    registered = task.env if task.registered is not None else None
+    given = {"env": registered, "prompts": task.prompts, "reward": task.reward}
+    flags = [f" --{name} {shlex.quote(value)}" for name, value in given.items() if value is not None]
+    own = [f" --env-option {shlex.quote(pair)}" for pair in task.env_option or () if registered is not None]
+    return "".join([*flags, *own])
+
+
 def _panels(agent: str) -> dict[str, Mapping[str, Option]]:
     """The options by the heading under which `--help` shows them."""
     run = dict(options_of("run"))
-    run["agent"] = _described(run["agent"], f"The agent: {', '.join(agent_names())}. Each has options of its own.")
+    run["agent"] = _described(
+        run["agent"],
+        f"The agent: {', '.join(agent_names())}, or your own 'file.py:Class'. Each has options of its own.",
+    )
     kind = agent_kind(agent)
     title = f"Options of {agent} (--agent NAME --help shows another's)"
     return {"Run": run, "Task": options_of("task"), "LoRA": options_of("lora"), title: kind.options}

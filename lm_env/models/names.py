@@ -68,6 +68,9 @@ def source_of(what: str, name: str | Path, download: bool) -> str:
         MissingDependencyError: the package that carries the model is not installed.
     """
     source = resolve(name)
+    policy = Path(source) / "policy"
+    if (policy / "config.json").is_file() and not (Path(source) / "config.json").exists():
+        raise ModelLoadError(f"cannot load the {what} {str(name)!r}: it is the folder of a run -- give {policy}")
     if download or is_saved_folder(source) or Path(source).exists():
         return source
     cached = _cached_folder(source)

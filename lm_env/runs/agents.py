@@ -11,13 +11,14 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from agents import AGENTS, PPOPtx
-from agents.base import ActorCritic
+from agents.base import ActorCritic, BatchedAgent
 from agents.run.training_log import make_logger
 from agents.sb3 import save as save_sb3
 from agents.sb3.named import SB3_AGENTS, make_sb3_agent
 from agents.sb3.running import learn as learn_sb3
 from lm_env.errors import ConfigurationError
 from lm_env.models.inspection import is_quantized
+from lm_env.objective.functions import load_named
 from lm_env.objective.task import Task
 from lm_env.runs.options import Option, fields_as_options, nearest
 
@@ -48,12 +49,15 @@ def agent_names() -> list[str]:
 
 
 def agent_kind(name: str) -> AgentKind:
-    """The agent of that name.
+    """The agent of that name, or a user's own class, `package.module:Class` or `file.py:Class`.
 
     Raises:
-        ConfigurationError: there is none, or it trains nothing.
+        ConfigurationError: there is none, it trains nothing, or the class is no `agents.base.BatchedAgent`.
         MissingDependencyError: its library is not installed.
     """
+    if ":" in name:
+        file = Path(name.rpartition(":")[0])
+        return _own(name, file.stat().st_mtime_ns if file.is_file() else 0)
     if name == "best-of-n":
         raise ConfigurationError(
             "best-of-n trains nothing, so there is no run of it: use agents.BestOfN(env).generate() in Python"
@@ -65,7 +69,10 @@ def agent_kind(name: str) -> AgentKind:
         )
     if name not in agent_names():
         near = nearest(name, agent_names()) or ":"
-        raise ConfigurationError(f"no agent is called {name!r}{near} choose from {', '.join(agent_names())}")
+        raise ConfigurationError(
+            f"no agent is called {name!r}{near} choose from {', '.join(agent_names())}, or name your own class,"
+            " 'file.py:Class'"
+        )
     return _sb3(name) if name in SB3_AGENTS else _batched(name)
 
 
@@ -89,7 +96,22 @@ PTX = {
 
 @lru_cache
 def _batched(name: str) -> AgentKind:
-    agent: Any = PPOPtx if name == "ppo-ptx" else AGENTS[name]
+    return _of_class(name, PPOPtx if name == "ppo-ptx" else AGENTS[name])
+
+
+@lru_cache
+def _own(name: str, changed: int) -> AgentKind:
+    """The agent of a user's class; it is read again when its file has changed."""
+    found = load_named(name, "env, **options")
+    if not isinstance(found, type) or not issubclass(found, BatchedAgent):
+        raise ConfigurationError(
+            f"{name} is no class derived from agents.base.BatchedAgent: train other classes and functions by `lm-env"
+            " bench --agents`, or in a script of your own"
+        )
+    return _of_class(name, found)
+
+
+def _of_class(name: str, agent: Any) -> AgentKind:
     options = fields_as_options(agent.Config)
     del options["seed"]
     if issubclass(agent, ActorCritic):

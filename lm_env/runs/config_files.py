@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from lm_env.errors import ConfigurationError
 from lm_env.storage import write_file
 from lm_env.storage.yaml_text import as_yaml, parse_yaml
 
-__all__ = ["ABOUT", "plain_value", "read_about", "read_config", "write_config"]
+__all__ = ["ABOUT", "named_values", "plain_value", "read_about", "read_config", "write_config"]
 
 ABOUT = "about"
 """The key under which a run notes what is no option: its command, versions, and when it began."""
@@ -70,6 +70,21 @@ def plain_value(text: str) -> Any:
     except ValueError:
         return text
     return value if isinstance(value, bool | int | float) or (value is None and text) else text
+
+
+def named_values(pairs: Iterable[str]) -> dict[str, Any]:
+    """Options of a task's own written as NAME=VALUE, by name; numbers, true and false in their own types.
+
+    Raises:
+        ConfigurationError: one is not written so, or is given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier() or name in found:
+            raise ConfigurationError(f"env_option must be written NAME=VALUE, each name once, not {pair!r}")
+        found[name] = plain_value(value)
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -18,12 +18,16 @@ from lm_env.explain import explained
 from lm_env.models.loading import EMBEDDED_MODEL
 from lm_env.objective.task import Task
 from lm_env.runs.agents import AgentKind, agent_kind
-from lm_env.runs.config_files import plain_value, read_config
+from lm_env.runs.config_files import named_values, read_config
 from lm_env.runs.folder import RunFolder
 from lm_env.runs.options import Option, check_names, fields_as_options
+from lm_env.tasks import TextTask, get_task, is_text_task
 from lm_env.validation import check_integers, check_numbers
 
 __all__ = ["LoraSettings", "RunSettings", "TaskSettings", "TrainSettings", "options_of", "resumed_settings"]
+
+TIMESTEPS = 100_000
+"""The tokens of a run without a registered task, whose budget would be the default."""
 
 MAY_CHANGE = ("timesteps", "device", "download", "checkpoint_every", "checkpoint_keep")
 """Options that may differ when a run is resumed."""
@@ -35,8 +39,8 @@ class RunSettings:
     """Which agent is trained, for how long, how it is evaluated, and what is saved."""
 
     agent: str = "ppo"
-    """The name of the agent."""
-    timesteps: int = 100_000
+    """The name of the agent, or your own class, 'file.py:Class'."""
+    timesteps: int | None = None
     """Tokens generated in training, in total; whole rollouts are generated, so the last one may exceed it."""
     seed: int = 0
     """The seed of everything random: prompts, sampling, minibatches, new weights."""
@@ -56,8 +60,10 @@ class RunSettings:
     """First estimate the optimum on these prompts, to log the attained share of the possible gain; takes a while."""
 
     def __post_init__(self) -> None:
-        check_integers(self, "timesteps", "eval_texts", "checkpoint_keep")
+        check_integers(self, "eval_texts", "checkpoint_keep")
         check_integers(self, "seed", low=0)
+        if self.timesteps is not None:
+            check_integers(self, "timesteps")
         check_numbers(self, "eval_fraction", low=0.0, high=0.9)
         if self.checkpoint_every is not None:
             check_integers(self, "checkpoint_every")
@@ -138,19 +144,28 @@ class TaskSettings:
             raise ConfigurationError("env_option is an option of an environment: give env, or leave it out")
         self.own_options()
 
+    @property
+    def registered(self) -> TextTask | None:
+        """The registered task; None where `env` is none.
+
+        Raises:
+            ConfigurationError: the task does not take the options of its own that are given.
+        """
+        return get_task(self.env, **self.own_options()) if self.env is not None and is_text_task(self.env) else None
+
+    @property
+    def budget(self) -> int | None:
+        """The budget of the registered task, tokens; None where `env` is none.  Raises: as `registered`."""
+        found = self.registered
+        return None if found is None else found.budget
+
     def own_options(self) -> dict[str, Any]:
         """The options of the environment's own, by name; numbers, true and false in their own types.
 
         Raises:
             ConfigurationError: one is not written as NAME=VALUE, or is given twice.
         """
-        found: dict[str, Any] = {}
-        for pair in self.env_option or ():
-            name, equals, value = pair.partition("=")
-            if not equals or not name.isidentifier() or name in found:
-                raise ConfigurationError(f"env_option must be written NAME=VALUE, each name once, not {pair!r}")
-            found[name] = plain_value(value)
-        return found
+        return named_values(self.env_option or ())
 
 
 @explained
@@ -182,7 +197,11 @@ SECTIONS: dict[str, type] = {"run": RunSettings, "task": TaskSettings, "lora": L
 def options_of(section: str) -> Mapping[str, Option]:
     """The options of `run`, `task` or `lora` by name; they are made once, so they cannot be changed."""
     if section != "task":
-        words = {"eval_every": "a fifth of timesteps", "checkpoint_every": "ten minutes"}
+        words = {
+            "timesteps": f"the task's budget; without a registered task {TIMESTEPS}",
+            "eval_every": "a fifth of timesteps",
+            "checkpoint_every": "ten minutes",
+        }
         return MappingProxyType(fields_as_options(SECTIONS[section], **words))
     own = {name: p.default for name, p in inspect.signature(Task).parameters.items()}
     unset = {name: f"the environment's, else {_plain(own[name])}" for name in TASK_DEFAULTS}
@@ -237,6 +256,19 @@ class TrainSettings:
         """The agent's class, options and files."""
         return agent_kind(self.run.agent)
 
+    @property
+    def timesteps(self) -> int:
+        """Tokens of the training: as given, else the task's budget, else 100,000.
+
+        Raises:
+            ConfigurationError: see `TaskSettings.budget`.
+        """
+        return self.run.timesteps or self.task.budget or TIMESTEPS
+
+    def with_timesteps(self) -> Self:
+        """The same with `timesteps` written down."""
+        return replace(self, run=replace(self.run, timesteps=self.timesteps))
+
     def options(self) -> dict[str, Any]:
         """Flat, in the order of the sections; what is None by default and was not given is left out."""
         flat: dict[str, Any] = {}
@@ -255,7 +287,7 @@ def resumed_settings(folder: RunFolder, config: str | Path | None, options: Mapp
         ConfigurationError: another option differs, or `timesteps` is made less than what is trained already; the
             message names it.
     """
-    before = TrainSettings.of(folder.config).options()
+    before = TrainSettings.of(folder.config).with_timesteps().options()
     given = {**({} if config is None else read_config(config)), **options}
 
     def compare(name: str, value: Any) -> None:
@@ -267,11 +299,11 @@ def resumed_settings(folder: RunFolder, config: str | Path | None, options: Mapp
 
     if given.get("agent") is not None:  # Before the options are merged, since another agent has others.
         compare("agent", given["agent"])
-    merged = TrainSettings.of(folder.config, **given)
+    merged = TrainSettings.of(folder.config, **given).with_timesteps()
     after = merged.options()
     for name in given:
         compare(name, after.get(name))
-    asked, trained = merged.run.timesteps, folder.trained_timesteps
+    asked, trained = merged.timesteps, folder.trained_timesteps
     if asked < before["timesteps"] and asked < trained:
         raise ConfigurationError(
             f"timesteps is {asked:,} here, and the run in {folder.path} has trained {trained:,} already: leave it out,"

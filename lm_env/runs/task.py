@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from agents.base import task_of
+from agents.run.evaluation import MoreMeasures
 from lm_env.data.prompts import Prompt
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.errors import ConfigurationError
@@ -20,7 +21,7 @@ from lm_env.runs.judges import make_judge
 from lm_env.runs.settings import LoraSettings, RunSettings, TaskSettings
 from lm_env.tasks import get_task, is_text_task, make_named
 
-__all__ = ["held_out_prompts", "make_env"]
+__all__ = ["further_metrics", "held_out_prompts", "make_env"]
 
 AS_THEY_ARE = (
     "model",
@@ -91,6 +92,15 @@ def held_out_prompts(run: RunSettings, settings: TaskSettings, env: gymnasium.En
         held_out = get_task(settings.env, **settings.own_options()).prompts("test", download=settings.download)
         return task.load_prompts(held_out, any_length=True)
     return task.prompts
+
+
+def further_metrics(run: RunSettings, settings: TaskSettings) -> MoreMeasures | None:
+    """What a registered task measures of its texts beside the score; None where it measures nothing else.
+
+    Also None for prompts of the user's own, which need not have the columns that the metrics read.
+    """
+    found = None if settings.prompts is not None or run.eval_prompts is not None else settings.registered
+    return found.measure if found is not None and found.metrics else None
 
 
 def _make(task: TaskSettings, options: dict[str, Any]) -> gymnasium.Env:

@@ -21,7 +21,7 @@ from lm_env.objective.kl import FixedKL
 from lm_env.objective.task import Task
 from lm_env.runs.folder import RunFolder, command_line
 from lm_env.runs.settings import TrainSettings, resumed_settings
-from lm_env.runs.task import held_out_prompts, make_env
+from lm_env.runs.task import further_metrics, held_out_prompts, make_env
 from lm_env.storage import write_folder
 
 __all__ = ["TrainedRun", "train", "train_reserved", "train_run"]
@@ -118,6 +118,7 @@ def train_reserved(
         callbacks: additional callbacks, called before those of the run.
         begin: called when all is there that the training needs.
     """
+    settings = settings.with_timesteps()
     run = settings.run
     torch.manual_seed(run.seed)  # new weights are drawn by it; all else has generators of its own
     env = make_env(settings.task, settings.lora)
@@ -132,7 +133,7 @@ def train_reserved(
             begin()
         agent = settings.kind.learn(
             agent,
-            run.timesteps,
+            settings.timesteps,
             callback=[*callbacks, *every],
             progress_bar=progress_bar,
             checkpoint=Checkpointing(folder.checkpoints, run.checkpoint_every, run.checkpoint_keep),
@@ -148,7 +149,7 @@ def train_reserved(
 
 def _callbacks(settings: TrainSettings, env: Any, folder: RunFolder) -> list[BaseCallback]:
     run = settings.run
-    every = run.timesteps // 5 if run.eval_every is None else run.eval_every
+    every = settings.timesteps // 5 if run.eval_every is None else run.eval_every
     prompts = held_out_prompts(run, settings.task, env)[: run.eval_texts]
     evaluate = EvaluateTexts(
         list(prompts),
@@ -156,6 +157,7 @@ def _callbacks(settings: TrainSettings, env: Any, folder: RunFolder) -> list[Bas
         every=max(every, 1) if run.eval_every != 0 else NEVER,
         ceiling=run.eval_ceiling,
         samples=folder.samples,
+        more=further_metrics(run, settings.task),
         seed=run.seed,
     )
     return [evaluate, *([TextMetrics()] if settings.kind.of_sb3 else [])]

@@ -49,6 +49,7 @@ def ceiling_of(
     seed: int,
     highest: float | None,
     optimum: Callable[[], Ceiling] | None = None,
+    progress: str | None = None,
 ) -> Record:
     """The optimum at the task's beta on these prompts, the frontier of score over KL, and best-of-n.
 
@@ -58,6 +59,7 @@ def ceiling_of(
         highest: the largest score that a text can have, if it is known; see `lm_env.theory.ceilings.ceiling`.
         optimum: computes the optimum exactly, on the same prompts; None: it is estimated from the samples, as the
             frontier and best-of-n always are.
+        progress: the label of a progress bar; None shows none.
 
     Returns:
         a record with `beta`; `exact`; `J`, `J_ref`, `score` and `KL` of the optimum and the reference as {mean, se};
@@ -66,10 +68,12 @@ def ceiling_of(
     """
     beta = task.kl.beta
     if optimum is None:
-        scores = enough_reference_scores(task, prompts, beta, samples=samples, most=most, seed=seed, highest=highest)
+        scores = enough_reference_scores(
+            task, prompts, beta, samples=samples, most=most, seed=seed, highest=highest, progress=progress
+        )
         found = ceiling(scores, beta, highest)
     else:
-        scores = sample_reference_scores(task, prompts, samples, seed=seed)
+        scores = sample_reference_scores(task, prompts, samples, seed=seed, progress=progress)
         found = optimum()
     points = frontier(scores, [beta * factor for factor in BETA_FACTORS])
     record = {

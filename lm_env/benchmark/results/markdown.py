@@ -147,7 +147,7 @@ def _task(table: TaskTable, compact: bool) -> list[str]:
         parts.append(f"`score at KL`: at {table.matched_kl:.3g} nats, half of the optimum's KL.")
     if more:
         parts.append(table_of(table.rows, more))
-    if not compact:
+    if not compact and any(row.records[0]["kind"] != "model" for row in table.rows):  # models cost nothing here
         head = ["agent", *(column.title for column in COSTS)]
         parts.append(markdown_table(head, [list(row) for row in cost_rows(table)]))
     return parts

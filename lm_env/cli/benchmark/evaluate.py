@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lm_env.cli.options import Device, Download, Seed
+from lm_env.cli.options import Device, Download, EnvOption, Seed
 
 __all__ = ["evaluate"]
 
@@ -26,6 +26,10 @@ def evaluate(
     ceiling: Annotated[
         bool, typer.Option("--ceiling/--no-ceiling", help="Estimate the optimum, for the attained share.")
     ] = True,
+    ceiling_texts: Annotated[
+        int, typer.Option(help="Texts of the reference, from which the optimum is estimated, at most.", min=2)
+    ] = 8192,
+    env_option: EnvOption = None,
     gold: Annotated[
         str | None,
         typer.Option(help="Another reward, which the model was not trained on; as --reward of lm-env train."),
@@ -47,12 +51,15 @@ def evaluate(
 
     The texts are sampled as those of the agents in lm-env bench are, so that the rows can stand side by side.
     """
+    import sys
+
     import torch
 
     from lm_env.benchmark.records import read_records, write_lines
     from lm_env.benchmark.results import as_markdown, summarize_records, write_card
     from lm_env.benchmark.trained_elsewhere import evaluate_model
     from lm_env.errors import ConfigurationError
+    from lm_env.runs.config_files import named_values
     from lm_env.runs.console import say
     from lm_env.runs.judges import make_judge
 
@@ -66,13 +73,16 @@ def evaluate(
         reference=reference,
         prompts=prompts,
         texts=texts,
-        ceiling_samples=96 if ceiling else None,
+        ceiling_samples=32 if ceiling else None,
+        ceiling_texts=ceiling_texts,
         gold=None if gold is None else make_judge(gold, device=device, download=download),
         independent=independent,
         seed=seed,
         device=device,
         download=download,
         threads=torch.get_num_threads(),
+        progress=sys.stderr.isatty(),
+        **named_values(env_option or ()),
     )
     print(as_markdown(summarize_records(records), title=f"{records[-1]['agent']} on {records[-1]['task']}"))
     if out is not None:

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lm_env.cli.options import Device, Download, Seed
+from lm_env.cli.options import Device, Download, EnvOption, Seed
 
 if TYPE_CHECKING:
-    from lm_env.benchmark.preflight import Preflight
+    from lm_env.benchmark.preflight import BetaPoint, Preflight
 
 __all__ = ["preflight_command"]
 
 WIDTH = 40
+"""Characters of the longest bar."""
+EXAMPLE = 22
+"""Characters of an example, with which the table fits into 80 columns."""
+TRUSTED = 10
+"""The effective sample size below which an optimum is a lower bound only."""
 
 
 def preflight_command(
-    task: Annotated[str, typer.Argument(help="A registered task, or your own 'file.py:function'.")],
+    task: Annotated[
+        str | None,
+        typer.Argument(help="A registered task, or your own 'file.py:function'; or give --prompts and --reward."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model to be trained.  [default: the task's]")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts of your own, as in lm-env train.  [default: the task's]")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="A reward of your own, as in lm-env train.  [default: the task's]")
+    ] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the KL penalty.  [default: the task's]")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Length cap of a response.  [default: the task's]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Divides the logits.  [default: the task's]")] = None,
+    env_option: EnvOption = None,
     samples: Annotated[int, typer.Option(help="Texts of the reference in all.", min=64)] = 1024,
     tokens: Annotated[
-        int | None, typer.Option(help="Tokens of the training, for the time.  [default: the task's budget]", min=1)
+        int | None,
+        typer.Option(
+            help="Tokens of the training, for the time.  [default: the task's budget, as in lm-env train]", min=1
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file, too.")] = None,
     seed: Seed = 0,
@@ -36,67 +57,144 @@ def preflight_command(
     degenerate texts, what best-of-n and the optimum over beta would give, a suggested beta, and how long a training
     will take.
     """
+    from agents.base import task_of
     from lm_env.benchmark.preflight import preflight
     from lm_env.benchmark.records import write_json
-    from lm_env.tasks import get_task
+    from lm_env.models.loading import EMBEDDED_MODEL
+    from lm_env.runs.console import say
+    from lm_env.runs.settings import TrainSettings
+    from lm_env.runs.task import make_env
 
-    chosen = get_task(task)
-    over = {name: value for name, value in (("model", model), ("beta", beta)) if value is not None}
-    resolved = chosen.task("train", device=device, download=download, **over)
-    found = preflight(resolved, samples=samples, budget=tokens or chosen.budget, seed=seed)
+    given = {
+        "env": task,
+        "model": model,
+        "prompts": prompts,
+        "reward": reward,
+        "beta": beta,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "env_option": env_option or None,
+        "timesteps": tokens,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    settings = TrainSettings.of(**known, device=device, download=download)
+    resolved = task_of(make_env(settings.task, settings.lora))
+    named = task or f"{prompts}, {reward}"
+    own = settings.task.registered
+    called = model or (EMBEDDED_MODEL if own is None else own.model_name)
+    say("preflight", f"{named} with {called}: about {samples} samples of the reference")
+    found = preflight(resolved, samples=samples, budget=settings.timesteps, seed=seed)
     if out is not None:
-        write_json(out, {"task": task, "model": model or chosen.model_name, **found.as_json()})
-    _show(found, task, model or chosen.model_name)
+        write_json(out, {"task": named, "model": called, **found.as_json()})
+    _show(found, resolved.max_new_tokens)
 
 
-def _show(found: Preflight, task: str, model: str) -> None:
+def _show(found: Preflight, cap: int) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from lm_env.runs.console import console, say
 
-    say("preflight", f"{task} with {model}: {found.prompts} prompts x {found.samples} samples of the reference")
-    say("", f"score {found.score:.3f}, standard deviation {found.std:.3f}, {found.lowest:.3g} to {found.highest:.3g}")
-    most = max(count for _, _, count in found.histogram)
-    for low, high, count in found.histogram:
-        say("", f"{low:>9.3g} to {high:<9.3g} {'#' * round(WIDTH * count / most):<{WIDTH}} {count}")
-    say("", f"{found.without_variance:.0%} of the prompts, {found.equal_groups:.0%} of groups of 8, score all alike")
-    correlation = "none" if found.length_correlation is None else f"{found.length_correlation:+.2f}"
-    say(
-        "",
-        f"{found.length:.1f} tokens per text, {found.ended:.0%} end by themselves; correlation of score and length"
-        f" {correlation}",
-    )
+    for line in _scores(found):
+        say("", line)
+    console.print()
+    for line in _groups_and_lengths(found, cap):
+        say("", line)
     if found.degenerate:
-        table = Table("degenerate text", "mean score", "beats the sample", header_style="bold")
+        table = Table("degenerate text", "example", "mean score", "beats a sample", header_style="bold")
+        table.add_row("[dim]the samples[/dim]", "", f"{found.score:.3f}", "")
         for text in found.degenerate:
-            table.add_row(text.name, f"{text.mean:.3f}", f"{text.beats:.0%}")
+            table.add_row(text.name, escape(_in_short(text.example)), f"{text.mean:.3f}", f"{text.beats:.0%}")
         console.print(table)
     table = Table("without training", "score", "KL, nats", header_style="bold")
     for n, score, kl in found.best_of_n:
         table.add_row("reference" if n == 1 else f"best of {n}", f"{score:.3f}", f"{kl:.2f}")
     console.print(table)
-    table = Table("beta", "optimum's score", "KL, nats", "J", "effective samples", header_style="bold")
-    for point in found.betas:
-        own = " (the task's)" if point.beta == found.beta else ""
-        table.add_row(
-            f"{point.beta:.3g}{own}", f"{point.score:.3f}", f"{point.KL:.2f}", f"{point.J:.3f}", f"{point.ess:.0f}"
-        )
-    console.print(table)
-    if found.suggested_beta is not None:
-        say(
-            "",
-            f"suggested beta: {found.suggested_beta:g}, whose optimum is as far from the reference as best of 16, or"
-            " half as far as any optimum where that is less",
-        )
-    fast, slow = (
-        f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s" for seconds in found.training_seconds
+    _show_betas(found)
+    fast, slow = map(_duration, found.training_seconds)
+    say(
+        "",
+        f"{found.tokens_per_second:,.0f} tokens/s of sampling; the reward takes {found.reward_seconds:.2g} s per 1,000"
+        " texts",
     )
     say(
         "",
-        f"{found.tokens_per_second:,.0f} tokens/s of sampling; {found.budget:,} tokens of training take about {fast}"
-        f" (one pass over each rollout) to {slow} (four)",
+        f"{found.budget:,} tokens of training take about {fast} with one pass over each rollout (rloo, grpo, a2c),"
+        f" {slow} with four (ppo)",
     )
     for warning in found.warnings:
         say("warning", warning)
     if not found.warnings:
         say("", "nothing speaks against training on it")
+
+
+def _scores(found: Preflight) -> Iterator[str]:
+    """Mean and range of the scores, and their histogram."""
+    value, share = found.commonest
+    commonest = f"; {share:.0%} of them are {value:.3g}" if share >= 0.1 else ""
+    yield (
+        f"scores of {found.prompts} prompts x {found.samples} samples: mean {found.score:.3f}, standard deviation"
+        f" {found.std:.3f}, from {found.lowest:.3g} to {found.highest:.3g}{commonest}"
+    )
+    most = max(count for _, _, count in found.histogram)
+    for low, high, count in found.histogram:
+        span = f"{low:>21.3g}" if low == high else f"{low:>9.3g} to {high:>8.3g}"
+        bar = "#" * round(WIDTH * count / most) or ("." if count else "")
+        yield f"{span}  {bar:<{WIDTH}} {count}"
+
+
+def _groups_and_lengths(found: Preflight, cap: int) -> Iterator[str]:
+    """Where nothing can be compared; how texts end; whether length pays."""
+    yield (
+        f"all samples score alike: on {found.without_variance:.0%} of the prompts, in {found.equal_groups:.0%} of"
+        " groups of 8, from which rloo and grpo learn nothing"
+    )
+    yield (
+        f"{found.length:.1f} tokens per text: {found.ended:.0%} end by themselves, {found.truncated:.0%} are cut off at"
+        f" the cap of {cap}"
+    )
+    if found.length_correlation is None:
+        yield "no correlation of score and length: one of them is always the same"
+    else:
+        yield f"rank correlation of score and length: {found.length_correlation:+.2f}"
+
+
+def _show_betas(found: Preflight) -> None:
+    """The optimum over beta; those of which the samples show next to nothing are left out."""
+    from rich.table import Table
+
+    from lm_env.runs.console import console, say
+
+    named = {found.suggested_beta: "suggested"} | {found.beta: "the task's"}
+    if found.beta == found.suggested_beta:
+        named = {found.beta: "the task's, and suggested"}
+    table = Table("beta", "score of the optimum", "KL, nats", "score - beta KL", header_style="bold")
+    shown = [point for point in found.betas if point.ess >= 2 or point.beta in named]
+    for point in shown:
+        name = f" ({named[point.beta]})" if point.beta in named else ""
+        J = f"{point.J:.3f}" if point.ess >= TRUSTED else f"at least {point.J:.3f}"
+        table.add_row(f"{point.beta:.3g}{name}", f"{point.score:.3f}", f"{point.KL:.2f}", J)
+    if shown:
+        console.print(table)
+    suggested = None if found.suggested_beta is None else found.at(found.suggested_beta)
+    if suggested is not None:
+        say("", f"suggested beta: {suggested.beta:g}, {_reason(suggested)}")
+
+
+def _reason(suggested: BetaPoint) -> str:
+    from lm_env.benchmark.preflight import TARGET_KL
+
+    if suggested.KL > 0.9 * TARGET_KL:
+        return f"whose optimum has the KL of best of 16, {TARGET_KL:.1f} nats"
+    return f"below which there is little to gain: at {suggested.KL:.2g} nats nearly the largest score is reached"
+
+
+def _in_short(text: str) -> str:
+    shown = text.encode("unicode_escape").decode() if not text.isprintable() else text
+    return shown if len(shown) <= EXAMPLE else f"{shown[: EXAMPLE - 3]}..."
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:.0f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

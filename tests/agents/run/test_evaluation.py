@@ -16,6 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from agents import A2C, GRPO, PPO, RLOO, BestOfN, EvaluateTexts, PPOPenalty, Reinforce
+from agents.run.evaluation import evaluate_texts
 from agents.sb3 import TextVecEnv
 from lm_env import AdaptiveKL, TextGenerationEnv, TokenMDP
 from lm_env.errors import CheckpointWriteError, ConfigurationError, InvalidPromptError, RewardError
@@ -324,6 +325,31 @@ def test_the_texts_are_written_as_json_lines(id_task, tmp_path):
     assert len(path.with_name("samples.1.jsonl").read_text().splitlines()) == 6, "the earlier run's"
     agent.learn(10, callback=EvaluateTexts(PROMPTS, n=2, samples=path, shown=3), reset_num_timesteps=False)
     assert len(path.read_text().splitlines()) == 9, "a training that goes on adds to the file"
+
+
+@pytest.mark.parametrize("by_callback", [False, True])
+def test_what_else_is_measured_is_a_mean_of_the_same_texts(id_task, by_callback):
+    """Their number of words, from the texts of the evaluation themselves."""
+    seen: list[str] = []
+
+    def more(prompts, responses):
+        assert [len(prompts), len(responses)] == [10, 10]
+        seen.extend(responses)
+        return {"words": np.array([float(len(r.split())) for r in responses])}
+
+    agent = RLOO(TextGenerationEnv(**id_task(prompts=PROMPTS)), rollout_episodes=16)
+    if by_callback:
+        callback = EvaluateTexts(PROMPTS, n=2, more=more)
+        agent.learn(10, callback=callback)
+        found = callback.history[-1].evaluation
+    else:
+        found = evaluate_texts(agent.task, LocalBackend(agent.task), PROMPTS, 2, more=more)
+    assert seen[-10:] == [row["response"] for row in found.samples]
+    words = [len(text.split()) for text in seen[-10:]]
+    assert found.metrics()["words"] == pytest.approx(np.mean(words)) and "words" in str(found)
+    assert evaluate_texts(
+        agent.task, LocalBackend(agent.task), PROMPTS, 2
+    ).metrics().keys() == found.metrics().keys() - {"words"}
 
 
 def test_texts_go_to_tensorboard_and_nowhere_else(id_task, tmp_path):

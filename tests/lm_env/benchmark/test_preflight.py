@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -16,10 +17,12 @@ from typer.testing import CliRunner
 from lm_env import Task
 from lm_env.benchmark.measures import IndependentModel, distinct, likeness, repetition
 from lm_env.benchmark.preflight import TARGET_KL, preflight, suggested_beta
+from lm_env.benchmark.preflight.look import Speed
 from lm_env.cli import app
 from lm_env.errors import ConfigurationError, MissingDependencyError
 from lm_env.models.loading import load_causal_lm
 from lm_env.models.logprobs import token_logprobs
+from lm_env.tasks import get_task
 from lm_env.theory.ceilings import ceiling
 
 
@@ -101,17 +104,83 @@ def test_the_suggested_beta_is_where_the_optimum_has_that_kl():
     assert suggested_beta(np.arange(3)[:, None] * np.ones((3, 8))) is None
 
 
+def test_where_the_best_texts_are_frequent_the_suggested_beta_still_reaches_them():
+    """Of scores 0 and 1 with p = .5 no optimum is more than log 2 nats away: at nine tenths of that it scores .98."""
+    scores = np.tile([0.0, 1.0], (10, 500))
+    beta = suggested_beta(scores)
+    assert beta is not None
+    found = ceiling(scores, beta)
+    assert found.KL.mean == pytest.approx(0.9 * math.log(2), rel=0.05) and found.score.mean > 0.97
+
+
+def test_the_prompts_are_not_the_first_ones(model_folder):
+    """Prompts often come in an order, such as sums from easy to hard."""
+    prompts = [f"film {n}" for n in range(100)]
+    seen: list[str] = []
+
+    def reward(prompts, responses):
+        seen.extend(prompts)
+        return [0.5 * len(r) for r in responses]
+
+    preflight(Task(model=str(model_folder), prompts=prompts, reward=reward, max_new_tokens=3), samples=320, seed=3)
+    assert len(set(seen)) == 10 and set(seen) != set(prompts[:10])
+
+
+def test_a_reward_that_is_rarely_paid_is_told(model_folder):
+    """Two of 128 samples are paid, and no longer text or other prompt is."""
+    calls = iter(range(10**6))
+
+    def rare(prompts, responses):
+        return [float(len(responses) == 128 and next(calls) % 64 == 63) for _ in responses]
+
+    found = preflight(make(model_folder, rare), samples=128)
+    assert found.commonest == (0.0, 126 / 128) and found.histogram == [(0.0, 0.0, 126), (1.0, 1.0, 2)]
+    assert any(w.startswith("only 1.6% of the samples score more than 0, about 2.0 of the 128") for w in found.warnings)
+
+
+def test_the_time_of_a_training_is_that_of_its_parts():
+    """Writing, judging, two forwards for scoring and three for each pass of an update, for every token."""
+    one, four = Speed(writing=0.5, forward=0.1).training(10, judging=2.0)
+    assert one == pytest.approx(10 * (0.5 + 2.0 + 2 * 0.1 + 3 * 0.1))
+    assert four == pytest.approx(10 * (0.5 + 2.0 + 2 * 0.1 + 12 * 0.1))
+
+
+def test_texts_that_are_paid_for_not_ending_say_nothing_of_length(model_folder):
+    """All that end score alike, and the others score 0: among all texts, shorter ones seem to score more."""
+
+    def one(prompts, responses):
+        return [1.0 for _ in responses]
+
+    plain = preflight(make(model_folder, one, missing_eos_score=0.0), samples=256)
+    assert 0 < plain.ended < 1 and plain.score == pytest.approx(plain.ended) and plain.length_correlation is None
+    assert any("(missing_eos_score)" in warning for warning in plain.warnings) == (plain.truncated > 0.25)
+
+
+def run_command(*words):
+    return CliRunner().invoke(app, ["preflight", *map(str, words)], env={"NO_COLOR": "1", "COLUMNS": "160"})
+
+
 def test_the_command_prints_and_writes(tmp_path):
-    done = CliRunner().invoke(
-        app,
-        ["preflight", "lm_env/TokenMDP-v0", "--samples", "64", "--out", str(tmp_path / "p.json")],
-        env={"NO_COLOR": "1", "COLUMNS": "160"},
-    )
+    done = run_command("lm_env/TokenMDP-v0", "--samples", "64", "--out", tmp_path / "p.json")
     assert done.exit_code == 0, done.output
     written = json.loads((tmp_path / "p.json").read_text())
     assert written["samples"] * written["prompts"] == 64 and "best of 16" in done.output
+    assert written["budget"] == get_task("lm_env/TokenMDP-v0").budget and "600,000 tokens of training" in done.output
     with pytest.raises(ConfigurationError, match="samples"):
         preflight(None, samples=10)  # type: ignore[arg-type]
+
+
+def test_the_command_takes_the_options_of_a_task_and_of_lm_env_train(tmp_path, model_folder):
+    options = ["--env-option", "level=3", "--tokens", 77, "--beta", 0.5, "--samples", 64, "--out", tmp_path / "p.json"]
+    assert run_command("lm_env/Arithmetic-v0", *options).exit_code == 0
+    written = json.loads((tmp_path / "p.json").read_text())
+    assert (written["budget"], written["beta"], written["model"]) == (77, 0.5, "arithmetic-0.4m")
+    assert re.fullmatch(r"\d{3}\+\d{3}=", written["degenerate"][1]["example"])  # the prompt copied
+    (tmp_path / "prompts.txt").write_text("a good film\nthe end\n")
+    own = ["--prompts", tmp_path / "prompts.txt", "--reward", "lexicon", "--model", model_folder]
+    done = run_command(*own, "--samples", 64, "--max-new-tokens", 4)
+    assert done.exit_code == 0 and "100,000 tokens of training" in done.output and "the cap of 4" in done.output
+    assert "give env" in str(run_command("--samples", 64).exception)
 
 
 # -- texts -------------------------------------------------------------------------------------------
@@ -167,5 +236,6 @@ def test_the_independent_perplexity_is_that_of_one_text_after_the_other(model_fo
 
 
 def test_histogram_edges_are_in_order(model_folder):
-    found = preflight(make(model_folder, lengths), samples=64)
+    found = preflight(make(model_folder, lambda prompts, responses: [float(sum(map(ord, r)) % 997) for r in responses]))
+    assert len(found.histogram) == 12
     assert all(a[1] == b[0] for a, b in pairwise(found.histogram))

@@ -97,6 +97,24 @@ def test_sample_compares_with_what_the_model_was_trained_from(data, model_folder
     assert with_itself.exit_code == 0
 
 
+def test_sample_writes_for_a_task():
+    """Its prompts, its reward, its length and its end; what is given replaces them."""
+    shown = invoke("sample", "--env", "lm_env/Arithmetic-v0", "-n", 3, "--env-option", "level=4")
+    assert shown.exit_code == 0, shown.exception
+    assert len(re.findall(r"^\d+\*\d+=", re.sub(r"\x1b\[[0-9;]*m", "", shown.output), re.M)) == 3
+    assert set(re.findall(r"score ([+-][\d.]+)", shown.output)) <= {"+0.000", "+1.000"}
+    longer = invoke("sample", "--env", "lm_env/Sentiment-v0", "-n", 1, "--new-tokens", 3, "--temperature", 0.1)
+    assert "over 3 tokens" in longer.output
+    alone = invoke("sample", "--env-option", "level=4")
+    assert isinstance(alone.exception, ConfigurationError) and "--env" in str(alone.exception)
+
+
+def test_the_folder_of_a_run_is_told_from_a_model(model_folder, tmp_path):
+    load_model(model_folder).save_pretrained(tmp_path / "run" / "policy")
+    with pytest.raises(ModelLoadError, match=r"the folder of a run -- give .*run/policy"):
+        load_model(tmp_path / "run")
+
+
 def test_a_base_that_is_gone_is_told(model_folder, prompts, tmp_path):
     out = tmp_path / "out"
     load_model(model_folder).save_pretrained(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import gymnasium
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from lm_env.runs.options import Option
 from lm_env.runs.options_page import options_page
 from lm_env.runs.settings import SECTIONS, TrainSettings, options_of
 from lm_env.runs.task import AS_THEY_ARE
+from lm_env.tasks import TextTask, register_task
 
 ENV = {"env": "lm_env/TokenMDP-v0"}
 
@@ -100,8 +102,36 @@ def test_every_integer_and_switch_survives_its_way_through_text(number, switch):
 def test_a_keyword_stands_before_the_file_and_the_file_before_the_default(tmp_path):
     (tmp_path / "run.yaml").write_text("agent: rloo\nenv: lm_env/TokenMDP-v0\nlearning_rate: 1e-3\nseed: 5\n")
     settings = TrainSettings.of(tmp_path / "run.yaml", seed=7)
-    assert (settings.run.agent, settings.run.seed, settings.run.timesteps) == ("rloo", 7, 100_000)
+    assert (settings.run.agent, settings.run.seed, settings.timesteps) == ("rloo", 7, 600_000)
     assert settings.agent_options == {"learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("options", "timesteps"),
+    [
+        ({"env": "lm_env/Arithmetic-v0"}, 30_000),
+        ({"env": "lm_env/Arithmetic-v0", "timesteps": 7}, 7),
+        ({"env": "lm_env/Arithmetic-v0", "prompts": "p.txt", "reward": "lexicon"}, 30_000),
+        ({"prompts": "p.txt", "reward": "lexicon"}, 100_000),
+        ({"env": "CartPole-v1"}, 100_000),  # registered, and no text task
+    ],
+)
+def test_the_tokens_of_a_run_are_the_tasks_budget_by_default(options, timesteps):
+    settings = TrainSettings.of(**options)
+    assert settings.timesteps == timesteps
+    assert settings.with_timesteps().options()["timesteps"] == timesteps
+
+
+def test_the_budget_may_depend_on_an_option_of_the_tasks_own():
+    def task(n: int = 3) -> TextTask:
+        return TextTask(id="own/N-v0", summary="", source=[], reward=len, budget=1000 * n)
+
+    register_task("own/N-v0", task)
+    try:
+        assert TrainSettings.of(env="own/N-v0").timesteps == 3000
+        assert TrainSettings.of(env="own/N-v0", env_option=["n=5"]).timesteps == 5000
+    finally:
+        gymnasium.registry.pop("own/N-v0")
 
 
 @pytest.mark.parametrize(

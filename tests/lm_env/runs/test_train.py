@@ -28,8 +28,9 @@ from lm_env.models.adapters import add_lora
 from lm_env.models.logprobs import token_logprobs
 from lm_env.runs import RunFolder, RunSettings, TaskSettings
 from lm_env.runs.agents import agent_names
-from lm_env.runs.task import held_out_prompts, make_env
+from lm_env.runs.task import further_metrics, held_out_prompts, make_env
 from lm_env.storage import FileLock
+from lm_env.tasks import TextTask, register_task
 from lm_env.tasks.sentiment import openings
 
 TINY = {"env": "lm_env/TokenMDP-v0", "timesteps": 100, "eval_texts": 8, "learning_rate": 0.02}
@@ -168,6 +169,67 @@ def test_a_task_that_cannot_be_made_leaves_no_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tasks_own_metrics_are_measured_and_its_texts_can_be_sampled(tmp_path):
+    flags = ["--timesteps", 120, "--eval-texts", 8, "--eval-every", 0, "--rollout-episodes", 16, "--slots", 16]
+    result = invoke("--env", "lm_env/Arithmetic-v0", "--env-option", "level=3", *flags, "--out", tmp_path / "out")
+    assert result.exit_code == 0, (result.exception, result.output)
+    first, last = (RunFolder(tmp_path / "out").evaluations()[i] for i in (0, -1))
+    assert 0 <= first["is_a_number"] <= 1 and "is_a_number" in last and "is a number" in result.output
+    assert "sample --env lm_env/Arithmetic-v0 --env-option level=3 --model" in result.output
+
+
+def test_prompts_of_ones_own_are_not_measured_by_a_tasks_metrics():
+    task = TaskSettings(env="lm_env/Concepts-v0")
+    assert further_metrics(RunSettings(), task) is not None
+    assert further_metrics(RunSettings(eval_prompts="p.txt"), task) is None
+    assert further_metrics(RunSettings(), TaskSettings(env="lm_env/Concepts-v0", prompts="p.txt")) is None
+    assert further_metrics(RunSettings(), TaskSettings(env="lm_env/Sentiment-v0")) is None
+
+
+OWN_AGENT = """
+from dataclasses import dataclass
+from agents import RLOO
+from agents.base import AgentConfig
+
+@dataclass(frozen=True)
+class MineConfig(RLOO.Config):
+    width: int = 3
+    \"\"\"What it is.\"\"\"
+
+class Mine(RLOO):
+    Config = MineConfig
+
+def train(env, timesteps, seed):
+    pass
+"""
+
+
+def test_an_agent_of_ones_own_is_trained_as_any_other(tmp_path):
+    """It takes the steps of the agent that it derives from, has its options and one more, and goes on."""
+    (tmp_path / "mine.py").write_text(OWN_AGENT)
+    name = f"{tmp_path}/mine.py:Mine"
+    small = {**TINY, "rollout_episodes": 16}
+    own = lm_env.train(tmp_path / "own", agent=name, width=5, **small)
+    assert own.agent.config.width == 5 and "width: 5" in (tmp_path / "own" / "run.yaml").read_text()
+    other = lm_env.train(tmp_path / "rloo", agent="rloo", **small)
+    pairs = zip(own.agent.policy.parameters(), other.agent.policy.parameters(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+    longer = invoke("--out", tmp_path / "own", "--resume", "--timesteps", 150)
+    assert longer.exit_code == 0, (longer.exception, longer.output)
+    shown = invoke("--agent", name, "--help")
+    assert "--width" in shown.output and "What it is." in shown.output
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [("mine.py:train", "is no class derived from agents.base.BatchedAgent"), ("mine.py:None", "has no function None")],
+)
+def test_what_is_no_agent_is_told(tmp_path, named, words):
+    (tmp_path / "mine.py").write_text(OWN_AGENT)
+    with pytest.raises(ConfigurationError, match=words):
+        lm_env.train(tmp_path / "out", agent=f"{tmp_path}/{named}", **TINY)
+
+
 # -- going on ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("lora", [{"eval_every": 0}, {"lora": 2}], ids=["whole", "lora"])
 def test_a_run_that_a_signal_stops_goes_on_to_the_same_weights(tmp_path, own_task, lora):
@@ -200,6 +262,39 @@ def test_the_command_ends_with_a_code_of_its_own_and_goes_on(tmp_path, own_task)
 def test_resume_where_nothing_is_begins(tmp_path):
     lm_env.train(tmp_path / "out", resume=True, **TINY, rollout_episodes=16)
     assert RunFolder(tmp_path / "out").is_finished
+
+
+def test_a_run_of_a_registered_task_generates_its_budget_and_goes_on_with_that_number(tmp_path, own_task):
+    """Even if the task has another budget by then."""
+
+    def register(budget: int) -> None:
+        def task() -> TextTask:
+            rows = [{"prompt": p, "wanted": "a"} for p in ("a good film", "a bad", "the end of", "story")]
+            return TextTask(
+                id="own/Task-v0",
+                summary="",
+                source=rows,
+                reward=own_task["reward"].replace("wanted", "stopping"),
+                model=str(own_task["model"]),
+                max_new_tokens=6,
+                budget=budget,
+            )
+
+        register_task("own/Task-v0", task)
+
+    small = {name: own_task[name] for name in ("rollout_episodes", "agent") if name in own_task}
+    try:
+        register(230)
+        with pytest.raises(TrainingInterrupted):
+            lm_env.train(tmp_path / "out", env="own/Task-v0", eval_texts=4, **small)
+        assert "timesteps: 230" in (tmp_path / "out" / "run.yaml").read_text()
+        (tmp_path / "go on").touch()
+        register(10_000)
+        run = lm_env.train(tmp_path / "out", resume=True)
+    finally:
+        gymnasium.registry.pop("own/Task-v0", None)
+    assert run.settings.timesteps == 230 <= run.agent.num_timesteps < 400
+    assert "timesteps: 230" in (tmp_path / "out" / "run.yaml").read_text()
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from pathlib import Path
 
 import gymnasium
@@ -223,6 +224,25 @@ def test_a_file_of_problems_is_read(tmp_path):
 
 
 # -- reasoning-gym -----------------------------------------------------------------------------------
+@needs_reasoning_gym
+def test_how_hard_the_problems_of_reasoning_gym_are_can_be_said():
+    """Sums of two numbers of one digit, where the default has up to six of four digits."""
+    easy = get_task("lm_env/ReasoningGym-v0", size=40, config="min_terms=2, max_terms=2,max_digits=1").prompts("train")
+    assert all(re.search(r": \d [+-] \d =\nAnswer:$", row["prompt"]) for row in easy)
+    assert not all(
+        len(row["prompt"]) == len(easy[0]["prompt"])
+        for row in get_task("lm_env/ReasoningGym-v0", size=40).prompts("train")
+    )
+    with pytest.raises(ConfigurationError, match="chain_sum cannot be made with terms=2"):
+        get_task("lm_env/ReasoningGym-v0", config="terms=2").prompts("train")
+
+
+@pytest.mark.parametrize("config", ["max_terms", "=2", "max terms=2", "max_terms="])
+def test_the_settings_of_a_data_set_are_names_and_values(config):
+    with pytest.raises(ConfigurationError, match="NAME=VALUE,NAME=VALUE"):
+        get_task("lm_env/ReasoningGym-v0", config=config)
+
+
 def test_the_answer_is_the_tagged_one_or_the_first_line():
     assert answer_in("think <answer>1</answer> no: <answer> 2\n</answer> done") == "2"
     assert answer_in("\n  4 \nbecause") == "4"

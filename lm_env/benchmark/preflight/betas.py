@@ -1,0 +1,62 @@
+"""The optimum over beta from samples of the reference, and the beta that is suggested.
+
+Shapes: P prompts, n samples per prompt.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lm_env.benchmark.preflight.findings import BetaPoint
+from lm_env.theory.ceilings import ceiling
+
+__all__ = ["TARGET_KL", "beta_points", "suggested_beta"]
+
+TARGET_KL = math.log(16) - 15 / 16
+"""The KL of best-of-16, nats per response; the suggested beta is the one whose optimum has it."""
+LARGEST_SHARE = 0.9
+"""Where no optimum is as far away as that, the suggested beta is the one whose optimum has this share of the largest
+KL."""
+FACTORS = tuple(2.0**power for power in range(4, -4, -1))
+"""The betas for which the optimum is shown, as multiples of the task's."""
+
+
+def suggested_beta(scores: np.ndarray) -> float | None:
+    """The beta whose optimum is as far from the reference as best-of-16, 1.8 nats; None if no prompt's scores vary.
+
+    That optimum is worth a training, a short training can reach it, and the samples still show what it is.  If the best
+    texts are so frequent that no optimum is that far away, it is the beta whose optimum has nine tenths of the largest
+    KL, and so nearly the largest score.
+
+    Args:
+        scores: float (P, n) of samples of the reference.
+    """
+    spread = float(scores.max() - scores.min())
+    if spread == 0 or bool((scores.max(1) == scores.min(1)).all()):
+        return None
+    low, high = math.log(spread * 1e-3), math.log(spread * 1e3)
+    target = min(TARGET_KL, LARGEST_SHARE * ceiling(scores, math.exp(low)).KL.mean)
+    for _ in range(40):  # the optimum's KL falls as beta grows
+        middle = (low + high) / 2
+        low, high = (middle, high) if ceiling(scores, math.exp(middle)).KL.mean > target else (low, middle)
+    return float(f"{math.exp((low + high) / 2):.2g}")
+
+
+def beta_points(scores: np.ndarray, beta: float, suggested: float | None) -> list[BetaPoint]:
+    """The optimum at multiples of a task's beta and at the suggested one, the largest beta first.
+
+    Args:
+        scores: float (P, n) of samples of the reference.
+        beta: the task's; 0: the multiples are those of the suggested one.
+    """
+    middle = beta or suggested
+    if not middle:
+        return []
+    betas = {middle * factor for factor in FACTORS} | ({suggested} if suggested else set())
+    found = []
+    for each in sorted(betas, reverse=True):
+        at = ceiling(scores, each)
+        found.append(BetaPoint(at.beta, at.score.mean, at.KL.mean, at.J.mean, float(np.median(at.ess))))
+    return found
