@@ -82,8 +82,8 @@ def test_ppo_brings_a_transformer_to_the_optimum():
         two_layers(),
         n_steps=8,
         batch_size=512,
-        n_epochs=4,
-        learning_rate=LinearSchedule(0.003, 0.0, 1.0),
+        n_epochs=2,
+        learning_rate=LinearSchedule(0.004, 0.0, 1.0),
     )
     best = T0.optimum(beta)
     assert end.gap <= 5e-3 and end.tv <= 0.03
