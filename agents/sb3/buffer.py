@@ -78,10 +78,13 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         assert self.full, "the buffer is full after n_steps calls of add"
         segment = self._segment.reshape(-1)
         lengths = np.bincount(segment)
-        transitions = np.split(np.argsort(segment, kind="stable"), np.cumsum(lengths)[:-1])
         order = np.random.permutation(self._segment_count)
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        transitions = np.argsort(place[segment], kind="stable")
         minibatch = _even_shares(lengths[order], len(segment) if batch_size is None else batch_size)
-        return [np.concatenate([transitions[k] for k in order[minibatch == m]]) for m in np.unique(minibatch)]
+        sizes = np.bincount(minibatch, lengths[order]).astype(np.int64)
+        return [part for part in np.split(transitions, np.cumsum(sizes)[:-1]) if len(part)]
 
     def _add_texts(self, ids: np.ndarray, lengths: np.ndarray, episode_start: np.ndarray) -> np.ndarray:
         """Keep the newest texts (n, L); return the segment (n,) that each environment is in."""

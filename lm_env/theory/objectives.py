@@ -224,9 +224,10 @@ def _k2_response(q: np.ndarray, strength: np.ndarray, ref_logprobs: np.ndarray) 
         logprobs = ref_logprobs + (q - value) / strength
         excess = logsumexp(logprobs)[:, None]
         slope = (np.exp(logprobs - excess) / strength).sum(axis=1, keepdims=True)
-        value = value + np.maximum(excess / slope, 0.0)
-        if (excess <= 1e-15).all():
+        following = value + np.maximum(excess / slope, 0.0)
+        if ((excess <= 1e-15) | (following == value)).all():
             break
+        value = following
     return logprobs - excess
 
 

@@ -6,6 +6,7 @@ Trainings are shortened by the substitutions below; nothing else of a block is c
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 import sys
@@ -45,9 +46,12 @@ SHORTER = [
     (r"\bRLOO\(\"lm_env/Sentiment-v0\", ", 'RLOO("lm_env/Sentiment-v0", rollout_episodes=4, batch_size=4, '),
     (r"\bPPO\(\"lm_env/Sentiment-v0\", log_dir", 'PPO("lm_env/Sentiment-v0", rollout_episodes=4, log_dir'),
     (r"openings\(\"test\"\)", 'openings("test")[:2]'),
+    (r"\[:2\], every=", "[:2], n=2, every="),
     (r"\bcompile=True\b", "compile=False"),
     (r"\bload_reward\(\"runs/rm\"\)", 'load_reward("lexicon")'),
     (r"\bparticles=16, runs=4\b", "particles=4, runs=2"),
+    (r"\bn=50\b", "n=2"),
+    (r"\bhead\(16\), samples=32, most=64\b", "head(2), samples=4, most=8"),
 ]
 
 
@@ -158,9 +162,15 @@ def test_commands_are_ones(where, command):
     check(words[1:])
 
 
+@functools.cache
+def commands() -> Any:
+    """The command line with all its commands and their options, which takes a while to be made of the functions."""
+    return get_command(app)
+
+
 def check_lm_env(arguments: list[str]) -> None:
     """The command line takes the options; nothing is run."""
-    group: Any = get_command(app)
+    group = commands()
     if arguments[:1] in (["--help"], ["--version"]):
         return
     assert arguments[0] in group.commands, f"no command {arguments[0]}"

@@ -1,4 +1,4 @@
-"""`lm-env` in processes forked from one that has torch imported already: the import costs more than a small run."""
+"""Processes, of `lm-env` above all, forked from one that has torch imported: the import costs more than a small run."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 
 SERVER = multiprocessing.get_context("forkserver")
 IMPORTED = ["lm_env.cli", "lm_env.runs.train", "lm_env.models.fitting", "lm_env.report", "agents", "peft"]
+
+
+def forked(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
+    """A process that will run a function of a module; it is killed with the tests if it has not ended by then."""
+    SERVER.set_forkserver_preload(IMPORTED)
+    return SERVER.Process(target=target, args=arguments, daemon=True)
 
 
 class Command:
     """`lm-env WORDS` with what `subprocess.Popen` says of a process; one that is not ended is killed with the tests."""
 
     def __init__(self, *words: object):
-        SERVER.set_forkserver_preload(IMPORTED)
-        self.process = SERVER.Process(target=_run, args=([str(word) for word in words],), daemon=True)
+        self.process = forked(_run, [str(word) for word in words])
         self.process.start()
 
     def poll(self) -> int | None:

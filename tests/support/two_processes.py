@@ -1,7 +1,7 @@
-"""What one of several processes does in tests/agents/learning/test_distributed.py: `two_processes.py FOLDER`.
+"""What one of several processes does in tests/agents/learning/test_distributed.py: `run_process`.
 
-It writes its findings to FOLDER/RANK.npz, and messages to FOLDER/RANK.json.  The functions above `main` make agents for
-the run of one process as well.
+It writes its findings to FOLDER/RANK.npz, messages to FOLDER/RANK.json, and what it prints on stderr to
+FOLDER/RANK.txt.  The functions above `main` make agents for the run of one process as well.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -277,5 +278,10 @@ def main(folder: Path) -> None:
         (folder / "lost.json").write_text(json.dumps(str(error)))
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def run_process(folder: Path, environment: dict[str, str]) -> None:
+    """`main` in a process that has just been forked, with the variables that torchrun would set."""
+    os.environ.update(environment)
+    with (folder / f"{environment['RANK']}.txt").open("w") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    warnings.simplefilter("ignore")
+    main(folder)

@@ -12,27 +12,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved_folders import edit_json, sign
 
 from agents import PPO, RLOO, PPOPenalty, Reinforce
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.errors import CheckpointMismatchError, LMEnvError, NonFiniteError
-from lm_env.storage import write_folder
 from lm_env.tasks.token_mdp import make
 
+STATE = "agent/state.json"
 SMALL = {"rollout_episodes": 16, "slots": 8, "learning_rate": 1e-2}
 
 
 def rewritten(saved: Path, target: Path, edit) -> Path:
     """A copy of a saved folder, its state edited, with a manifest that fits: what an attacker could hand over."""
-
-    def fill(folder: Path) -> None:
-        shutil.copytree(saved, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
-        file = folder / "agent" / "state.json"
-        state = json.loads(file.read_text())
-        edit(state)
-        file.write_text(json.dumps(state))
-
-    return write_folder(target, fill)
+    shutil.copytree(saved, target)
+    edit_json(target, STATE, lambda state: edit(state) or state)
+    return target
 
 
 def leaves(value: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -59,12 +54,16 @@ def put(state: dict, path: tuple, value: Any) -> None:
 def test_no_edit_of_the_state_ends_in_a_foreign_error(cls, tmp_path, recwarn):
     """Each value is replaced by rubbish, one at a time: either it is refused and nothing changes, or it loads."""
     saved = cls(make(), ema_decay=0.9, **SMALL).learn(40).save(tmp_path / "agent")
-    state = json.loads((saved / "agent" / "state.json").read_text())
+    state = json.loads((saved / STATE).read_text())
+    edited = shutil.copytree(saved, tmp_path / "edited")
     env = make()
     refused = 0
     for path in leaves(state):
         for number, value in enumerate((None, "x", -1, 1e308, [], {}, [[]], True, KeyError)):
-            edited = rewritten(saved, tmp_path / "edited", lambda s, p=path, v=value: put(s, p, v))
+            rubbish = copy.deepcopy(state)
+            put(rubbish, path, value)
+            (edited / STATE).write_text(json.dumps(rubbish))
+            sign(edited)
             before = env.task.model.table.detach().clone()
             try:
                 cls.load(edited, env)

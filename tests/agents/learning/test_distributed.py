@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from paths import REPOSITORY
+from commands import forked
 from supervised_trainings import TRAININGS, fine_tuned
 from two_processes import (
     OTHERS,
@@ -22,6 +20,7 @@ from two_processes import (
     first_gradient,
     held_out,
     make_ppo,
+    run_process,
     scored_references,
     weights_of,
     write_data,
@@ -36,25 +35,17 @@ from lm_env.storage import verify_folder
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
 
 
-def launch(folder: Path, count: int = 2) -> list[subprocess.Popen]:
+def launch(folder: Path, count: int = 2) -> list[ForkServerProcess]:
     """The processes of tests/support/two_processes.py, with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    script = REPOSITORY / "tests" / "support" / "two_processes.py"
-    running = []
-    for rank in range(count):
-        own = {"PYTHONPATH": str(REPOSITORY), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with (folder / f"{rank}.txt").open("w") as log:
-            running.append(
-                subprocess.Popen(
-                    [sys.executable, "-W", "ignore", str(script), str(folder)],
-                    env={**os.environ, **place, **own},
-                    cwd=REPOSITORY,
-                    stderr=log,
-                )
-            )
+    running = [
+        forked(run_process, folder, {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+    ]
+    for process in running:
+        process.start()
     return running
 
 
@@ -78,7 +69,9 @@ def two(one_run):
     """(what each of two processes found, what it said, the seconds until both had ended, the folder)."""
     folder = one_run[1]
     running = launch(folder)
-    lasting = [process.wait(timeout=240) for process in running]
+    for process in running:
+        process.join(timeout=240)
+    lasting = [process.exitcode for process in running]
     logs = [(folder / f"{rank}.txt").read_text() for rank in range(2)]
     assert (folder / "1.json").exists(), "\n".join(logs)
     assert lasting == [0, 9], "\n".join(logs)

@@ -30,21 +30,20 @@ def test_ppo_reaches_the_optimum(beta, buffer):
         PPO,
         beta,
         120_000,
-        128,
+        256,
         n_steps=8,
         batch_size=256,
-        n_epochs=4,
+        n_epochs=2,
         learning_rate=LinearSchedule(0.03, 0.0, 1.0),
         buffer=buffer,
     )
     assert end.gap <= 5e-4 and end.tv <= 0.005
 
 
-@pytest.mark.parametrize("beta", [0.5, 1.0])
-def test_a2c_reaches_the_optimum(beta):
+def test_a2c_reaches_the_optimum():
     end = trained(
         A2C,
-        beta,
+        0.5,
         100_000,
         64,
         n_steps=6,
@@ -55,15 +54,14 @@ def test_a2c_reaches_the_optimum(beta):
     assert end.gap <= 3e-3 and end.tv <= 0.02
 
 
-@pytest.mark.parametrize("beta", [0.5, 1.0])
-def test_trpo_reaches_the_optimum(beta):
-    env = TextVecEnv.from_env("lm_env/TokenMDP-v0", 256, beta=beta)
+def test_trpo_reaches_the_optimum():
+    env = TextVecEnv.from_env("lm_env/TokenMDP-v0", 256, beta=1.0)
     agent = make_agent(TRPO, env, n_steps=6, batch_size=512, learning_rate=0.03)
     # The trust region never gets smaller by itself.
     for target_kl, steps in ((0.03, 40_000), (0.003, 50_000), (0.0005, 50_000)):
         agent.target_kl = target_kl
         agent.learn(steps, reset_num_timesteps=False)
-    end = T0.evaluate(env.task.model, beta)
+    end = T0.evaluate(env.task.model, 1.0)
     assert end.gap <= 3e-3 and end.tv <= 0.02
 
 
@@ -84,8 +82,8 @@ def test_ppo_brings_a_transformer_to_the_optimum():
         two_layers(),
         n_steps=8,
         batch_size=512,
-        n_epochs=4,
-        learning_rate=LinearSchedule(0.003, 0.0, 1.0),
+        n_epochs=2,
+        learning_rate=LinearSchedule(0.004, 0.0, 1.0),
     )
     best = T0.optimum(beta)
     assert end.gap <= 5e-3 and end.tv <= 0.03

@@ -43,7 +43,7 @@ def masked_optimum(beta):
 
 @pytest.mark.parametrize("stock", [False, True])
 def test_maskable_ppo_reaches_the_masked_optimum(stock):
-    env = TextVecEnv.from_env("lm_env/TokenMDP-v0", 128, beta=0.5, action_mask=no_b)
+    env = TextVecEnv.from_env("lm_env/TokenMDP-v0", 256, beta=0.5, action_mask=no_b)
     buffer = None if stock else agents.sb3.MaskableEpisodeRolloutBuffer
     schedule = LinearSchedule(0.03, 0.0, 1.0)
     agent = make_agent(
@@ -51,7 +51,7 @@ def test_maskable_ppo_reaches_the_masked_optimum(stock):
         env,
         n_steps=8,
         batch_size=256,
-        n_epochs=4,
+        n_epochs=2,
         learning_rate=schedule,
         buffer=buffer,
         policy=agents.sb3.MaskableCausalLMPolicy,
@@ -71,7 +71,7 @@ def test_maskable_ppo_reaches_the_masked_optimum(stock):
     assert np.abs(mass - masked_optimum(0.5)).sum() / 2 <= 0.01
     observation = env.reset()
     observation["input_ids"][:, 1], observation["length"][:] = 0, 2
-    actions, _ = agent.predict(observation, action_masks=np.tile(no_b(None, [0]), (128, 1)))
+    actions, _ = agent.predict(observation, action_masks=np.tile(no_b(None, [0]), (256, 1)))
     assert 1 not in actions
 
 

@@ -155,7 +155,7 @@ REWARDS = {
 def test_spans_of_text_are_paid_alike_both_ways_whatever_the_bytes(options, reward, text_task):
     """Random tokens: half characters, stop strings over several tokens, words that go on."""
     env = TextGenerationVectorEnv(8, **text_task(reward=REWARDS[reward], max_new_tokens=12, beta=0.1, **options))
-    scored = compare(env, played(env, 80, eos=0.05))
+    scored = compare(env, played(env, 40, eos=0.05))
     middle = (scored.token_scores[:, :-1] != 0).any()
     assert middle and scored.scores.any()
 

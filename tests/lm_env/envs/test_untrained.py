@@ -63,6 +63,7 @@ def train(
     rate: Callable[[int], float] = lambda update: 1.0,
 ) -> list[str]:
     """The warnings of a training with rollouts of 50 episodes after a first one."""
+    torch.manual_seed(0)
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     with warnings.catch_warnings(record=True) as caught:
@@ -207,7 +208,7 @@ def episodes(env: TextGenerationEnv, n: int, update: bool = False) -> list[str]:
 
 
 def test_nothing_is_warned_of_while_nothing_is_trained(id_task):
-    assert episodes(TextGenerationEnv(**id_task(reference=None)), 300) == []
+    assert episodes(TextGenerationEnv(**id_task(reference=None)), 100) == []
 
 
 def test_what_was_trained_before_the_first_step_does_not_count(id_task):

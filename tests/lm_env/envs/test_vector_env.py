@@ -76,7 +76,7 @@ def test_step_by_step_as_gymnasiums_own_vector(mode, cap_truncates, flat, id_tas
     rng = np.random.default_rng(0)
     both.reset(seed=11)
     seen = set()
-    for _ in range(40):
+    for _ in range(20):
         actions = np.where(rng.random(N) < 0.25, 0, rng.integers(0, 61, N))
         ended = both.step(actions)
         seen.add(int(ended.sum()))

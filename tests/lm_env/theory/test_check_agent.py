@@ -23,6 +23,7 @@ from lm_env.theory.objectives import Objective, fixed_point
 
 T0 = TokenMDP.t0()
 PPO_FAST = {"rollout_episodes": 512, "slots": 512, "batch_size": 128, "learning_rate": 0.03, "n_epochs": 4}
+ONE_EPOCH = {**PPO_FAST, "learning_rate": 0.06, "n_epochs": 1}  # enough where the policy does not collapse
 ONE_STEP = {"rollout_episodes": 512, "slots": 512, "batch_size": 512, "learning_rate": 0.1, "group_size": 64}
 UNSCALED = {**ONE_STEP, "scale_by_std": False, "length_normalization": "constant"}
 
@@ -38,11 +39,11 @@ def train(cls, rollouts: int, **options):
 
 
 # -- PASS --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("beta", [0.5, 1.0])
-@pytest.mark.parametrize("mdp", ["t0", "random:3"])
-@pytest.mark.parametrize("cls", [PPO, RLOO])
+@pytest.mark.parametrize(
+    ("cls", "mdp", "beta"), [(PPO, "t0", 0.5), (PPO, "random:3", 1.0), (RLOO, "t0", 1.0), (RLOO, "random:3", 0.5)]
+)
 def test_agents_that_maximize_the_objective_pass(cls, mdp, beta):
-    options = PPO_FAST if cls is PPO else ONE_STEP
+    options = ONE_EPOCH if cls is PPO else ONE_STEP
     check = check_agent(train(cls, 60 if cls is PPO else 200, **options), name="ours", mdp=mdp, beta=beta, seeds=1)
     assert check.passed and check.objective == "gibbs" and check.sentence().startswith("PASS")
     assert check.gap == pytest.approx(check.J_star - check.J, abs=1e-9) and 0 <= check.gap < 3e-3
@@ -65,7 +66,7 @@ def test_a_returned_policy_is_the_one_that_is_judged():
 
 # -- FAIL, with the reason ---------------------------------------------------------------------------
 def test_discounting_is_named():
-    check = check_agent(train(PPO, 60, **PPO_FAST, gamma=0.9), seeds=1)
+    check = check_agent(train(PPO, 60, **ONE_EPOCH, gamma=0.9), seeds=1)
     assert not check.passed and check.objective == "gamma" and "gamma to 1" in check.sentence()
     assert pytest.approx((1.138252, 1.104839), abs=0.03) == (check.R, check.KL)
 
@@ -137,7 +138,7 @@ class WhitenedPerSample(PPO):
 
 
 def test_whitening_per_sample_is_named():
-    options = {**PPO_FAST, "gae_lambda": 1.0, "normalize_advantage": False}
+    options = {**ONE_EPOCH, "gae_lambda": 1.0, "normalize_advantage": False}
     check = check_agent(train(WhitenedPerSample, 60, **options), seeds=1)
     assert not check.passed and check.objective == "advantages_whitened_per_sample"
 
@@ -242,7 +243,7 @@ def test_a_penalty_that_is_subtracted_is_named():
         return [T0.score(ids) - (ids[-1] != T0.eos_id) for ids in response_ids]
 
     def run(env, seed):
-        train(PPO, 60, **PPO_FAST)(with_score(env, missing_eos_score=None, reward=reward), seed)
+        train(PPO, 60, **ONE_EPOCH)(with_score(env, missing_eos_score=None, reward=reward), seed)
 
     check = check_agent(run, seeds=1)
     assert not check.passed and check.objective == "subtracted_penalty"
@@ -250,7 +251,7 @@ def test_a_penalty_that_is_subtracted_is_named():
 
 def test_a_forgotten_penalty_is_named():
     def run(env, seed):
-        train(PPO, 60, **PPO_FAST)(with_score(env, missing_eos_score=None, reward=T0.reward), seed)
+        train(PPO, 60, **ONE_EPOCH)(with_score(env, missing_eos_score=None, reward=T0.reward), seed)
 
     check = check_agent(run, seeds=1)
     assert not check.passed and check.objective == "no_penalty"
@@ -262,7 +263,7 @@ def test_a_reward_times_a_constant_is_named(factor):
         def reward(prompts, responses, response_ids):
             return [factor * T0.score(ids) for ids in response_ids]
 
-        train(PPO, 60, **PPO_FAST)(with_score(env, missing_eos_score=-factor, reward=reward), seed)
+        train(PPO, 60, **ONE_EPOCH)(with_score(env, missing_eos_score=-factor, reward=reward), seed)
 
     check = check_agent(run, seeds=1)
     assert not check.passed and check.objective == "reward_rescaled" and "leave the reward" in check.sentence()

@@ -160,7 +160,7 @@ def test_the_registered_environment_pays_at_once():
 
 # -- agents ------------------------------------------------------------------------------------------
 
-PPO_FAST = {"rollout_episodes": 512, "slots": 512, "batch_size": 128, "learning_rate": 0.03, "n_epochs": 4}
+PPO_FAST = {"rollout_episodes": 512, "slots": 512, "batch_size": 128, "learning_rate": 0.06, "n_epochs": 1}
 ONE_STEP = {"rollout_episodes": 512, "slots": 512, "batch_size": 512, "learning_rate": 0.1, "group_size": 64}
 
 
