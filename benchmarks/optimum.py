@@ -105,12 +105,13 @@ def plot(tables: dict[str, TaskTable], path: Path) -> None:
     axis.plot([kl for kl, _ in line], [score for _, score in line], color=GRAY, linewidth=1.6)
     optimum = (first.ceiling["KL"]["mean"], first.ceiling["score"]["mean"])
     axis.plot(*[[value] for value in optimum], "*", color=GRAY, markersize=13)
-    annotate(axis, "the optimum", optimum, GRAY, (2, 8))
+    annotate(axis, "the optimum", optimum, GRAY, (-62, 6))
     for best in first.ceiling["best_of_n"][1:]:
         spot = (best["KL"], best["score"]["mean"])
         axis.plot(*[[value] for value in spot], "^", color=GRAY, markersize=6)
         annotate(axis, f"best of {best['n']}", spot, GRAY, (8, -10))
     agents = dict.fromkeys(row.agent for table in tables.values() for row in table.rows if row.trained)
+    named: list[tuple[float, float]] = []
     for color, agent in zip(COLORS, agents, strict=False):
         rows = [(size, row) for size, t in zip(SIZES, tables.values(), strict=False) if (row := t.row(agent))]
         places = [place(row) for _, row in rows]
@@ -120,7 +121,9 @@ def plot(tables: dict[str, TaskTable], path: Path) -> None:
                 seed = [record["metrics"][name]["mean"] for name in ("kl", "score")]
                 axis.plot(*[[value] for value in seed], "o", color=color, markersize=3, alpha=0.35, markeredgewidth=0)
             axis.plot(*[[value] for value in place(row)], "o", color=color, markersize=size)
-        annotate(axis, agent, places[-1], color, (8, -3))
+        beside = any(abs(places[-1][0] - kl) < 0.5 and abs(places[-1][1] - score) < 0.02 for kl, score in named)
+        annotate(axis, agent, places[-1], color, (8, 6 if beside else -4))
+        named.append(places[-1])
     axis.set_xlim(left=0)
     axis.set(xlabel="KL to the reference, nats per response", ylabel="mean score")
     axis.spines[["top", "right"]].set_visible(False)

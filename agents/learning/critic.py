@@ -55,7 +55,8 @@ def make_policy(task: Task, critic: CriticSource) -> ValueHeadPolicy:
             `RewardCritic`: on its trunk, V starting at 0.
 
     Raises:
-        ConfigurationError: none of these, or a reward model that reads other tokens or shorter texts than the task's.
+        ConfigurationError: none of these, or a reward model that reads other tokens or shorter texts than the task's,
+            or not the last state of a text.
         UnsupportedModelError: the reward model's trunk does not read from left to right.
     """
     if isinstance(critic, str | RewardCritic):
@@ -84,6 +85,11 @@ def _scoring_head(network: Any) -> nn.Linear:
 def _check_reads(reward: RewardModel, task: Task) -> None:
     """Refuse a reward model that could not read what the policy writes, each prefix by itself."""
     trunk = reward.network.trunk
+    if reward.network.pooling != "last":
+        raise ConfigurationError(
+            f"the reward model reads the {reward.network.pooling} state of a text, and a critic the last one: use"
+            " critic='score', or a reward model with pooling='last'"
+        )
     own = task.tokenizer
     theirs = reward.tokenizer
     if own is not None and own is not theirs and _vocabulary(own) != _vocabulary(theirs):

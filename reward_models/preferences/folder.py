@@ -59,7 +59,7 @@ def _as_classifier(network: ScalarHeadModel) -> Any:
     """
     trunk: Any = network.trunk
     kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(trunk.config), None)
-    if not network.causal or kind is None:
+    if network.pooling != "last" or kind is None:
         return trunk
     known = {k: v for k, v in trunk.config.to_dict().items() if k not in ("id2label", "label2id", "num_labels")}
     config = type(trunk.config).from_dict({**known, "num_labels": 1})

@@ -103,7 +103,8 @@ class RewardModel:
         Args:
             model: a live causal LM, or encoder, which is left untouched, or any name that `lm_env.load_model` takes.
             tokenizer: may be left out when `model` is a name.
-            pooling: of an encoder: "mean" (the default) or "first".
+            pooling: which state is read: "last" (the default) or "mean" of a causal LM, "mean" (the default) or
+                "first" of an encoder.
             device: where the copy goes.  Default: where a live model is; CUDA, where there is one, for a name.
 
         Raises:

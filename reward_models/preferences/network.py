@@ -1,7 +1,8 @@
 """The network of a reward model: a transformer trunk, and a scalar read from what it makes of a text.
 
-Rows are right-padded.  A trunk that reads from left to right is read at each row's last token, found by length; one
-that looks both ways (an encoder such as BERT) gets a mask, and is read as the mean over the row or at its first token.
+Rows are right-padded.  A trunk that reads from left to right is read at each row's last token, found by length, or as
+the mean over the row; one that looks both ways (an encoder such as BERT) gets a mask, and is read as the mean over the
+row or at its first token.
 
 Shapes: B rows, L tokens of the longest row, D hidden.
 """
@@ -34,7 +35,8 @@ class ScalarHeadModel(nn.Module):
     Attributes:
         trunk: a transformers base model, `last_hidden_state` (B, L, D) out.
         causal: whether the trunk reads from left to right.
-        pooling: which hidden state is read: "last" of a causal trunk, the "mean" or the "first" of an encoder.
+        pooling: which hidden state is read: the "last" or the "mean" of a causal trunk, the "mean" or the "first" of an
+            encoder.
         head: (D) -> (1).
         gain, bias: fp32 scalar buffers; the score is gain * head + bias.
     """
@@ -57,7 +59,7 @@ class ScalarHeadModel(nn.Module):
         self.trunk = trunk
         self.causal = reads_left_to_right(trunk)
         self.pooling = pooling or ("last" if self.causal else "mean")
-        check_choice("pooling", self.pooling, ("last",) if self.causal else ("mean", "first"))
+        check_choice("pooling", self.pooling, ("last", "mean") if self.causal else ("mean", "first"))
         self.head = nn.Linear(width, 1)
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.head.weight, std=1 / math.sqrt(width + 1), generator=generator)
@@ -87,6 +89,9 @@ class ScalarHeadModel(nn.Module):
             mask = torch.ones_like(input_ids)
             hidden = self.trunk(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
             rows = torch.arange(len(lengths), device=lengths.device) if rows is None else rows
+            if self.pooling == "mean":
+                sums = hidden.to(self.head.weight.dtype).cumsum(1)
+                return sums[rows, lengths - 1] / lengths[:, None]
             return hidden[rows, lengths - 1].to(self.head.weight.dtype)
         mask = (torch.arange(input_ids.shape[1], device=lengths.device) < lengths[:, None]).to(input_ids.dtype)
         hidden = self.trunk(input_ids=input_ids, attention_mask=mask).last_hidden_state.to(self.head.weight.dtype)

@@ -59,6 +59,10 @@ def train(
     template: Annotated[
         str, typer.Option(help="What is shown before the response: {prompt}, and any column of the data.")
     ] = "{prompt}",
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="Which state of a text is scored: 'last' or 'mean'; of an encoder, 'mean' or 'first'."),
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens read of a text.  [default: all positions]")] = None,
     ensemble: Annotated[int, typer.Option(help="Reward models to train and put together.", min=1)] = 1,
     combine: Annotated[str, typer.Option(help="Of an ensemble: mean, lowest or uncertainty.")] = "mean",
@@ -95,6 +99,7 @@ def train(
         drop_ties=not ties,
         use_margins=margins,
         template=template,
+        pooling=pooling,  # type: ignore[arg-type]
         max_length=max_length,
         ensemble=ensemble,
         combine=combine,  # type: ignore[arg-type]

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
+from agents import PPO
+from lm_env.errors import ConfigurationError
 from lm_env.models.loading import load_model
 from reward_models import RewardModel
 from reward_models.preferences.encoding import nested_rows
@@ -65,10 +67,11 @@ def test_groups_hold_each_row_once_and_are_as_few_as_can_be(rows):
     assert len(groups) == len(alone)
 
 
-def test_unfinished_texts_have_the_scores_that_they_have_alone(monkeypatch):
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_unfinished_texts_have_the_scores_that_they_have_alone(monkeypatch, pooling):
     """All beginnings of some texts, in any order, in one forward for each text."""
     rng = np.random.default_rng(0)
-    model = RewardModel.from_causal_lm("reviews-3m", seed=1)
+    model = RewardModel.from_causal_lm("reviews-3m", seed=1, pooling=pooling)
     whole = [rng.integers(3, 200, size=length).tolist() for length in (3, 9, 12)]
     rows = [row[:end] for row in [*whole, [*whole[1][:4], 5]] for end in range(1, len(row) + 1)]
     rows = [rows[i] for i in rng.permutation(len(rows))]
@@ -78,3 +81,24 @@ def test_unfinished_texts_have_the_scores_that_they_have_alone(monkeypatch):
     monkeypatch.setattr(model.network, "forward", lambda ids, *rest: read.append(len(ids)) or forward(ids, *rest))
     np.testing.assert_allclose(model.score_rows(rows), alone, rtol=1e-4, atol=1e-5)
     assert sum(read) == 4
+
+
+# -- the mean over a text -----------------------------------------------------------------------------
+def test_the_mean_over_a_text_is_that_of_transformers_own_states(tmp_path):
+    model = RewardModel.from_causal_lm("reviews-3m", seed=1, pooling="mean")
+    row = [1, 40, 7, 90]
+    with torch.no_grad():
+        states = model.network.trunk(input_ids=torch.tensor([row])).last_hidden_state[0]
+        expected = model.network.head(states.mean(0)).item()
+    assert model.score_rows([row])[0] == pytest.approx(expected, rel=1e-4)
+    assert model.score_rows([row, [1, 2, 3, 4, 5, 6]])[0] == pytest.approx(expected, rel=1e-4)  # padded
+    read = RewardModel.load(model.save(tmp_path / "rm"))
+    assert read.network.pooling == "mean" and read.score_rows([row])[0] == pytest.approx(expected, rel=1e-4)
+    # transformers' classifiers read the last token: what they would load is the trunk alone.
+    assert "ForSequenceClassification" not in (tmp_path / "rm" / "config.json").read_text()
+
+
+def test_a_model_that_reads_the_mean_is_no_critic():
+    model = RewardModel.from_causal_lm("reviews-3m", pooling="mean")
+    with pytest.raises(ConfigurationError, match="critic='score'"):
+        PPO("lm_env/Sentiment-v0", critic=model)
