@@ -85,11 +85,6 @@ def _scoring_head(network: Any) -> nn.Linear:
 def _check_reads(reward: RewardModel, task: Task) -> None:
     """Refuse a reward model that could not read what the policy writes, each prefix by itself."""
     trunk = reward.network.trunk
-    if reward.network.pooling != "last":
-        raise ConfigurationError(
-            f"the reward model reads the {reward.network.pooling} state of a text, and a critic the last one: use"
-            " critic='score', or a reward model with pooling='last'"
-        )
     own = task.tokenizer
     theirs = reward.tokenizer
     if own is not None and own is not theirs and _vocabulary(own) != _vocabulary(theirs):
@@ -114,6 +109,11 @@ def _check_reads(reward: RewardModel, task: Task) -> None:
         raise UnsupportedModelError(
             f"the reward model's {type(trunk).__name__} cannot be a critic, which values each prefix of a text: {error}"
         ) from error
+    if reward.network.pooling != "last":
+        raise ConfigurationError(
+            f"the reward model reads the {reward.network.pooling} state of a text, and a critic the last one: use"
+            " critic='score', or a reward model with pooling='last'"
+        )
 
 
 def _vocabulary(tokenizer: Any) -> Any:
