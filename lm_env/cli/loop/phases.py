@@ -280,6 +280,7 @@ def training_settings(config: RLHFConfig, this: Round) -> TrainSettings:
         slots=128,
         batch_size=64,
         n_epochs=2,
+        critic="score",  # the reward model scores all beginnings of a text at once: the same score for less KL
         eval_prompts=str(files["test"]),
         eval_every=0,
         eval_texts=64,
