@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
+from scripts import load_script
+
 ROOT = Path(__file__).parents[2]
 
 
-def script():
-    spec = importlib.util.spec_from_file_location("gold_simulation", ROOT / "benchmarks" / "gold_simulation.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+gold_simulation = load_script("benchmarks/gold_simulation.py")
 
 
 def published() -> dict:
@@ -22,7 +19,7 @@ def published() -> dict:
 
 
 def test_the_page_quotes_the_table():
-    assert script().table(published()) in (ROOT / "docs" / "preferences.md").read_text(encoding="utf-8")
+    assert gold_simulation.table(published()) in (ROOT / "docs" / "preferences.md").read_text(encoding="utf-8")
 
 
 def test_its_intervals_are_those_of_wilson():
@@ -41,5 +38,5 @@ def test_its_intervals_are_those_of_wilson():
 
 def test_a_row_for_every_model():
     results = published()
-    rows = re.findall(r"^\| \d", script().table(results), re.MULTILINE)
+    rows = re.findall(r"^\| \d", gold_simulation.table(results), re.MULTILINE)
     assert len(rows) == sum(name.startswith(("reward model", "dpo")) for name in results)

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
-import pytest
-from paths import REPOSITORY
+from scripts import load_script
 
 from lm_env.benchmark.results import summarize_records
 
-
-@pytest.fixture(scope="module")
-def page(monkeypatch_module):
-    """benchmarks/optimum.py."""
-    monkeypatch_module.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("optimum_page", REPOSITORY / "benchmarks" / "optimum.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch_module.setitem(sys.modules, "optimum_page", module)
-    spec.loader.exec_module(module)
-    return module
+page = load_script("benchmarks/optimum.py")
 
 
-@pytest.fixture(scope="module")
-def monkeypatch_module():
-    """monkeypatch for a whole module."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
-
-
-def test_the_page_is_made_from_the_committed_records(page):
+def test_the_page_is_made_from_the_committed_records():
     records = page.committed(page.RECORDS)
     tuning = page.TUNING.read_text(encoding="utf-8")
     assert page.PAGE.read_text(encoding="utf-8") == page.page_of(records, tuning)
     assert page.PICTURE.stat().st_size > 10_000
 
 
-def test_each_place_in_the_words_is_filled(page):
+def test_each_place_in_the_words_is_filled():
     text = page.page_of(page.committed(page.RECORDS), "| options |\n|---|")
     assert "<!--" not in text and "| options |" in text
 
 
-def test_the_table_has_every_run(page):
+def test_the_table_has_every_run():
     records = page.committed(page.RECORDS)
     tables = {table.task: table for table in summarize_records(records).tables}
     budgets = {name: tables[name] for name in page.BUDGETS if name in tables}

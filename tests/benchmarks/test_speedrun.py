@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import sys
 
 import numpy as np
 import pytest
-from paths import REPOSITORY
+from scripts import load_script
 
 from lm_env.errors import ConfigurationError
 
-
-def load():
-    spec = importlib.util.spec_from_file_location("speedrun", REPOSITORY / "benchmarks" / "speedrun.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["speedrun"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-speedrun = load()
+speedrun = load_script("benchmarks/speedrun.py")
 TOY = speedrun.Race("lm_env/TokenMDP-v0", seeds=2, threads=1, prompts=1, texts=512, ceiling=None)
 FAST = {"rollout_episodes": 256, "slots": 256, "batch_size": 256, "learning_rate": 0.05}
 

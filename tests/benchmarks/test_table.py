@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-import sys
 
 import pytest
-from paths import REPOSITORY
+from scripts import load_script
 
 from lm_env.benchmark import BenchSettings, read_records, read_settings, run_bench
 from lm_env.benchmark.results import render_page, summarize_records
 from lm_env.benchmark.results.pictures import LEAST_SHARE, attained_figure
 
-
-def load():
-    spec = importlib.util.spec_from_file_location("results_table", REPOSITORY / "benchmarks" / "table.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["results_table"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-table = load()
+table = load_script("benchmarks/table.py")
 
 
 @pytest.fixture(scope="module")
