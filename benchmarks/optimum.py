@@ -1,10 +1,11 @@
 """docs/optimum.md and its figure: how near agents come to the optimum on lm_env/Sentiment-v0, from records.
 
-lm-env bench --config benchmarks/optimum.yaml --out runs/optimum
+lm-env bench --config benchmarks/optimum.yaml --only 60k --out runs/optimum
 lm-env bench --config benchmarks/ablation.yaml --out runs/ablation
 python benchmarks/tuning/run.py --out runs/tuning > tuning.md
-python benchmarks/optimum.py runs/optimum runs/ablation --tuning tuning.md   # takes the records over
-python benchmarks/optimum.py                                                 # only writes the page again
+python benchmarks/tuning/run.py --candidates benchmarks/tuning/trl.yaml --out runs/trl > trl.md
+python benchmarks/optimum.py runs/optimum runs/ablation --tuning tuning.md trl.md   # takes the records over
+python benchmarks/optimum.py                                                        # only writes the page again
 """
 
 from __future__ import annotations
@@ -164,13 +165,13 @@ def seconds_line(records: Sequence[Record]) -> str:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("benches", type=Path, nargs="*", help="folders of benchmarks whose records are taken over first")
-    p.add_argument("--tuning", type=Path, help="what benchmarks/tuning/run.py has printed, in a file")
+    p.add_argument("--tuning", type=Path, nargs="+", help="files with what benchmarks/tuning/run.py has printed")
     args = p.parse_args()
     RECORDS.mkdir(parents=True, exist_ok=True)
     for bench in args.benches:
         take_over(bench, RECORDS)
     if args.tuning is not None:
-        TUNING.write_text(args.tuning.read_text(encoding="utf-8"), encoding="utf-8")
+        TUNING.write_text("\n".join(path.read_text(encoding="utf-8") for path in args.tuning), encoding="utf-8")
     records = committed(RECORDS)
     PAGE.write_text(page_of(records, TUNING.read_text(encoding="utf-8")), encoding="utf-8")
     tables = {table.task: table for table in summarize_records(records).tables}

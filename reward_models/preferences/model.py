@@ -203,8 +203,8 @@ class RewardModel:
         """Write the trunk and tokenizer in transformers' layout, the head beside them; no pickle.
 
         The folder is written whole or not at all, with checksums, also over a reward model saved before.  Where
-        transformers has a sequence classifier for the trunk, `AutoModelForSequenceClassification` loads the folder
-        too: its logit is the score up to a constant.
+        the last state is scored and transformers has a sequence classifier for the trunk,
+        `AutoModelForSequenceClassification` loads the folder too: its logit is the score up to a constant.
 
         Args:
             also: `also(folder)` writes further files, to be saved with the rest.

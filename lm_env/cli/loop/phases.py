@@ -230,7 +230,7 @@ def train_reward_model(
         say("", f"kept: {place}")
         return float(json.loads(noted.read_text())["held_out_accuracy"])
     trunk: Any = this.supervised.model
-    # The mean over a text is learned from far fewer comparisons than the last state, in a trunk as small as this.
+    # Most texts end at the length cap, in the middle of a sentence, where the last state says little of the whole.
     rm = RewardModel.from_causal_lm(trunk, this.supervised.tokenizer, seed=config.seed, pooling="mean")
     unfinished = this.path / f"{REWARD_MODEL}.unfinished"
     report = reward_models.train_reward_model(
