@@ -4,7 +4,7 @@ lm-env bench --config benchmarks/optimum.yaml --only 60k --out runs/optimum
 lm-env bench --config benchmarks/ablation.yaml --out runs/ablation
 python benchmarks/tuning/run.py --out runs/tuning > tuning.md
 python benchmarks/tuning/run.py --candidates benchmarks/tuning/trl.yaml --out runs/trl > trl.md
-python benchmarks/optimum.py runs/optimum runs/ablation --tuning tuning.md trl.md   # takes the records over
+python benchmarks/optimum.py runs/optimum runs/ablation --tuning tuning.md trl.md   # copies the records
 python benchmarks/optimum.py                                                        # only writes the page again
 """
 
@@ -90,7 +90,7 @@ def extremes(table: TaskTable, row: Row) -> str:
 
 
 def estimate(found: dict[str, float]) -> str:
-    """A mean with two standard errors."""
+    """A mean with its 95% interval."""
     return f"{found['mean']:.3f} ± {1.96 * found['se']:.3f}"
 
 

@@ -1,9 +1,9 @@
 """The speedrun: how soon half of what can be gained on lm_env/Sentiment-v0 is attained, on two cores.
 
-    python benchmarks/speedrun.py rloo --tokens 60000 learning_rate=3e-4
+    python benchmarks/speedrun.py ppo --tokens 60000 n_epochs=1
     python benchmarks/speedrun.py mine.py:Mine --tokens 40000        # your own agent, see docs/speedrun.md
     python benchmarks/speedrun.py ppo --tokens 60000 --publish       # an entry that is verified goes into the table
-    python benchmarks/speedrun.py rloo --tokens 60000 --first-seed 4711      # the runs of an entry once more
+    python benchmarks/speedrun.py ppo --tokens 60000 --first-seed 4711      # the runs of an entry once more
     python benchmarks/speedrun.py                                    # only writes docs/speedrun.md again
 
 An entry is an agent with its options and a number of tokens.  It is verified with five seeds that are drawn now, so
@@ -167,14 +167,14 @@ RULES = """\
 An entry is an agent, its options and a number of tokens.  Close other programs, since their load counts in the time:
 
 ```
-python benchmarks/speedrun.py rloo learning_rate=3e-4 --tokens 60000
+python benchmarks/speedrun.py ppo --tokens 60000
 python benchmarks/speedrun.py mine.py:Mine --tokens 40000
 ```
 
 The script draws the five seeds, trains, measures, and says whether the entry is verified; a killed one goes on with
 `--first-seed` and its number, in the same folder.  The line of JSON in `runs/speedrun/entries.jsonl` has the seeds, the
 machine and its load, the versions, the commit, and of an agent of your own the digest of its file; the records of all
-runs are beside it.  `--publish` adds a verified entry to the table above.  Anybody verifies an entry again by the
+runs are beside it.  `--publish` adds a verified entry to the table on this page.  Anybody verifies an entry again by the
 command in its row, with new seeds, or with its own ones by `--first-seed`.
 """
 COLUMNS = (

@@ -27,16 +27,16 @@ Ids = Sequence[Sequence[int] | None] | None
 
 
 def nested_rows(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Group rows such that the first of each group begins with all others of its group.
+    """Group rows such that every row of a group is a prefix of the group's first row.
 
     A causal trunk reads a whole group in one forward over its first row.
 
     Returns:
-        the indices of the rows, each in exactly one group, and as few groups as can be.
+        the indices of the rows, each in exactly one group, and as few groups as possible.
     """
     keys = [tuple(row) for row in rows]
     groups: list[list[int]] = []
-    # In the order of a dictionary, a row stands before all that begin with it and after all that do not.
+    # In descending lexicographic order the rows that extend a row stand directly before it.
     for index in sorted(range(len(keys)), key=keys.__getitem__, reverse=True):
         key = keys[index]
         if groups and keys[groups[-1][0]][: len(key)] == key:

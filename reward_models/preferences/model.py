@@ -164,8 +164,8 @@ class RewardModel:
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """Score rows of token ids, batched by length -> float32 (B,).
 
-        With a causal trunk, a row that another one begins with costs next to nothing: its score is read on the way to
-        that of the other.
+        With a causal trunk, a row that is a prefix of another one costs next to nothing: its score is read on the way
+        to that of the other.
         """
         self.network.eval()
         groups = nested_rows(rows) if self.network.causal else [[index] for index in range(len(rows))]
