@@ -174,8 +174,8 @@ python benchmarks/speedrun.py mine.py:Mine --tokens 40000
 The script draws the five seeds, trains, measures, and says whether the entry is verified; a killed one goes on with
 `--first-seed` and its number, in the same folder.  The line of JSON in `runs/speedrun/entries.jsonl` has the seeds, the
 machine and its load, the versions, the commit, and of an agent of your own the digest of its file; the records of all
-runs are beside it.  `--publish` adds a verified entry to the table on this page.  Anybody verifies an entry again by the
-command in its row, with new seeds, or with its own ones by `--first-seed`.
+runs are beside it.  `--publish` adds a verified entry to the table on this page.  Anybody verifies an entry again by
+the command in its row, with new seeds, or with its own ones by `--first-seed`.
 """
 COLUMNS = (
     "| rank | entry | seconds | tokens | rank by tokens | attained by each seed | machine | date |\n"
