@@ -23,8 +23,9 @@ def split_rows(rows: Sequence[Any], split: Split, column: str | None = None) -> 
     """The rows of one split: four fifths of the distinct prompts for training, a tenth each for validation and test.
 
     A prompt's place is decided by a digest of the prompt itself, so it depends neither on the order of the rows nor on
-    a random generator, and few prompts change places when rows are added.  Of rows with the same prompt the first is
-    kept.
+    a random generator, and few prompts change places when rows are added.  The rows of a split are in the order of
+    the digests, so that its first rows are a sample of it even where the given rows are sorted.  Of rows with the same
+    prompt the first is kept.
 
     Args:
         rows: prompts, or mappings that hold one.
@@ -47,8 +48,7 @@ def split_rows(rows: Sequence[Any], split: Split, column: str | None = None) -> 
     first = len(order) - sum(held_out.values())
     edges = {"train": (0, first), "validation": (first, first + held_out["validation"])}
     low, high = edges.get(split, (first + held_out["validation"], len(order)))
-    chosen = set(order[low:high])
-    return [row for digest, row in distinct.items() if digest in chosen]
+    return [distinct[digest] for digest in order[low:high]]
 
 
 def prompt_of(row: Any, column: str | None = None) -> Any:

@@ -71,7 +71,7 @@ def test_the_splits_are_apart_and_hold_every_prompt_once_in_any_order(prompts, r
     assert sorted(prompt for split in found.values() for prompt in split) == sorted(set(prompts))
     assert all(found.values())
     random.shuffle(prompts)
-    assert {split: set(split_rows(prompts, split)) for split in SPLITS} == {s: set(f) for s, f in found.items()}
+    assert {split: split_rows(prompts, split) for split in SPLITS} == found
 
 
 def test_a_tenth_each_is_held_out():
@@ -79,6 +79,12 @@ def test_a_tenth_each_is_held_out():
     sizes = [len(split_rows(rows, split)) for split in SPLITS]
     assert sizes == [800, 100, 100]
     assert split_rows(rows, "test")[0]["question"] == str(split_rows(rows, "test")[0]["n"])
+
+
+def test_the_first_rows_of_a_split_are_a_sample_of_it_even_where_the_rows_are_sorted():
+    numbers = [row["n"] for row in split_rows([{"question": f"{i}", "n": i} for i in range(10_000)], "test")]
+    mean, deviation = sum(numbers) / len(numbers), 10_000 / 12**0.5
+    assert abs(sum(numbers[:100]) / 100 - mean) < 4 * deviation / 100**0.5
 
 
 def test_rows_with_the_same_prompt_stay_together():
