@@ -314,7 +314,7 @@ def test_eos_is_learned_and_unlearned(worth, p_eos):
         return [worth * len(ids) for ids in response_ids]
 
     env = make(beta=0.01, missing_eos_score=None, reward=per_token)
-    PPO(env, learning_rate=0.05, rollout_episodes=64, slots=64, batch_size=32).learn(4000)
+    PPO(env, learning_rate=0.05, rollout_episodes=64, slots=64, batch_size=32, n_epochs=4).learn(4000)
     first = torch.softmax(env.task.model.table[0], -1)[3].item()
     assert first == pytest.approx(p_eos, abs=0.05)
 

@@ -21,7 +21,7 @@ from lm_env.theory.objectives import fixed_point
 from lm_env.theory.token_mdp import ExactEvaluation, TokenMDP
 
 PAIRS = [(0.2, 0), (0.5, 1), (1.0, 2), (2.0, 0)]  # of beta and seed
-TABULAR = {"learning_rate": 0.03, "rollout_episodes": 512, "slots": 512, "batch_size": 128}
+TABULAR = {"learning_rate": 0.03, "rollout_episodes": 512, "slots": 512, "batch_size": 128, "n_epochs": 4}
 ONE_EPOCH = {**TABULAR, "learning_rate": 0.06, "n_epochs": 1}  # as near to the optimum in less than half the time
 TRANSFORMER = {**TABULAR, "learning_rate": 0.001, "gae_lambda": 1.0, "clip_range_vf": None, "vf_coef": 0.5}
 FASTER = {**TRANSFORMER, "learning_rate": 0.0015, "n_epochs": 2}  # too fast for the way to the optimum at beta .2
