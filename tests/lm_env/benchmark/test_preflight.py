@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from lm_env import Task
 from lm_env.benchmark.measures import IndependentModel, distinct, likeness, repetition
 from lm_env.benchmark.preflight import TARGET_KL, preflight, suggested_beta
-from lm_env.benchmark.preflight.look import Speed
+from lm_env.benchmark.preflight.measuring import Speed
 from lm_env.cli import app
 from lm_env.errors import ConfigurationError, MissingDependencyError
 from lm_env.models.loading import load_causal_lm
@@ -78,7 +78,7 @@ def test_a_reward_that_pays_repetition_is_gamed(model_folder):
     told = {text.name: text for text in found.degenerate}
     assert told["one word, repeated"].beats == 1.0
     assert told["an empty text"].mean == 0.0
-    assert any("one word, repeated scores above" in warning for warning in found.warnings)
+    assert any('"one word, repeated" scores above' in warning for warning in found.warnings)
 
 
 def test_beta_too_large_or_too_small_is_said(model_folder):
