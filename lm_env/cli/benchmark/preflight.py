@@ -110,8 +110,8 @@ def _show(found: Preflight, cap: int) -> None:
     fast, slow = map(_duration, found.training_seconds)
     say(
         "",
-        f"{found.budget:,} tokens of training take about {fast} with one pass over each rollout (rloo, grpo, a2c),"
-        f" {slow} with four (ppo)",
+        f"{found.budget:,} tokens of training take about {fast} with one pass over each rollout (ppo, rloo, grpo,"
+        f" a2c), {slow} with four (ppo-penalty)",
     )
     for warning in found.warnings:
         say("warning", warning)
