@@ -74,8 +74,6 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
     values, counts = np.unique(scores, return_counts=True)
     bests = [best_of_n(by_prompt, k) for k in BEST_OF if k <= n]
     suggested = suggested_beta(by_prompt)
-    # A text that is paid missing_eos_score is not paid for its content, so it says nothing of length and score.
-    by_content = ended if task.missing_eos_score is not None else np.ones(len(scores), dtype=bool)
     found = Preflight(
         prompts=len(prompts),
         samples=n,
@@ -88,7 +86,7 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
         without_variance=float((by_prompt.max(1) == by_prompt.min(1)).mean()),
         equal_groups=float((groups.max(1) == groups.min(1)).mean()),
         length=float(lengths.mean()),
-        length_correlation=spearman(scores[by_content], lengths[by_content]),
+        length_correlation=_length_correlation(task, scores, lengths, ended),
         ended=float(ended.mean()),
         truncated=float(1 - ended.mean()),
         degenerate=_degenerate(task, prompts, episodes, scores, n),
@@ -143,6 +141,23 @@ def _sampled(task: Task, prompts: Sequence[Prompt], seed: int) -> tuple[Episodes
         forward=(read - written) / int(part.response_lengths.sum()),
     )
     return episodes, speed
+
+
+def _length_correlation(task: Task, scores: np.ndarray, lengths: np.ndarray, ended: np.ndarray) -> float | None:
+    """Spearman's rank correlation of score and length, over the texts that are paid for their content.
+
+    A text that is paid `missing_eos_score` is not: its score says nothing of its length.
+
+    Args:
+        scores, lengths: float64 (B,) of B texts.
+        ended: bool (B,), True for texts that ended by themselves.
+
+    Returns:
+        None where the scores or the lengths do not vary.
+    """
+    if task.missing_eos_score is None:
+        return spearman(scores, lengths)
+    return spearman(scores[ended], lengths[ended])
 
 
 def _histogram(scores: np.ndarray) -> list[tuple[float, float, int]]:
