@@ -223,7 +223,7 @@ class BatchedAgent(PolicyAgent, ABC):
         return shuffled_batches(len(rollout), batch_size, n_epochs, self.randomness.minibatches)
 
     def _warn_early(self, rollout: Rollout, metrics: dict[str, float]) -> None:
-        """Log and record the early warnings about a rollout; all processes but the first log them for debugging only."""
+        """Log and record the early warnings about a rollout; processes other than the first log at level DEBUG."""
         level = logging.WARNING if processes().first else logging.DEBUG
         for text in self.early_warning.look(rollout, metrics, self.updater.rounded or rollout.rounded):
             log.log(level, "%s", text)
