@@ -22,8 +22,9 @@ from agents.base.config import MEMORY_ONLY, make_config
 from agents.learning.likelihood import text_logprobs
 from agents.learning.policy import ValueHeadPolicy
 from agents.learning.preference.implied_reward import NO_COMPARISONS, ImpliedReward, ranked_comparisons
-from agents.learning.preference.judged_texts import JudgedBatch, JudgedTexts, encode_judged
+from agents.learning.preference.judged_texts import JudgedBatch, JudgedTexts, describe_texts, encode_judged
 from agents.learning.preference.loss import PreferenceLoss, preference_loss, response_sums
+from agents.learning.trainable import trained_by_name, unfreeze_if_frozen
 from agents.run.early_stopping import EarlyStopping, HeldOutLoss
 from lm_env.distributed import processes
 from lm_env.errors import ConfigurationError
@@ -130,7 +131,7 @@ def dpo_finetune(
     """Train a causal LM in place on comparisons; the same seed gives the same weights.  Dropout is off.
 
     All comparisons of a record are in one batch element, in which each response is read once.  The reference's logprobs
-    are computed once, before the training, so that a second model is needed neither in memory nor in time.  Several
+    are computed once, before the training, so that no step of the training needs the reference.  Several
     processes of one run (`agents.processes`) divide each batch, and end with the weights that one would.
 
     Args:
@@ -156,40 +157,31 @@ def dpo_finetune(
     config = make_config(DPOConfig, "dpo_finetune", options)
     facts, rng = facts_of(model), np.random.default_rng(config.seed)
     records = _records(source, format=format, skip_bad=skip_bad, tokenizer=tokenizer, download=download)
-    texts, others = _encoded(records, tokenizer, facts, config, rng, eos_token_id, separator)
-    together = processes()
-    if show is not None and together.first:
-        show(_description(texts, others))
-    if not any(p.requires_grad for p in model.parameters()):
-        model.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so
-    against = model if reference is None else reference
-    together.broadcast_weights([model] if reference is None else [model, reference])
-    judged = _Judged(model, against, texts, config)
-    watched = None if others is None else _Judged(model, against, others, config)
-    before = None if watched is None else watched.measure()
-    stopping = _early_stopping(model, judged, watched, config)
-    losses = fit(
-        {name: p for name, p in model.named_parameters() if p.requires_grad},
-        list(shuffled_batches(len(texts), config.batch_size, config.epochs, rng)),
-        judged.accumulate,
-        learning_rate=config.learning_rate,
-        max_grad_norm=config.max_grad_norm,
-        identity=_identity(config, texts, against),
-        stopping=stopping,
-        checkpoint=checkpoint,
-        resume=resume,
-        title="DPO",
-        progress_bar=progress_bar,
-    )
-    if stopping is not None:
-        stopping.restore(len(losses))
-    after = None if watched is None else watched.measure()
-    history = () if stopping is None else tuple(stopping.history)
-    return DPOReport(losses, len(texts), 0 if others is None else len(others), before, after, history)
+    texts, held_out_texts = _encoded(records, tokenizer, facts, config, rng, eos_token_id, separator)
+    if show is not None and processes().first:
+        show(describe_texts(texts, held_out_texts))
+    reference = _prepared(model, reference)
+    training = _LossOnRecords(model, reference, texts, config)
+    held_out = None if held_out_texts is None else _LossOnRecords(model, reference, held_out_texts, config)
+    before = None if held_out is None else held_out.measure()
+    running = {"checkpoint": checkpoint, "resume": resume, "progress_bar": progress_bar}
+    losses, history = _train(model, reference, training, held_out, rng, **running)
+    after = None if held_out is None else held_out.measure()
+    return DPOReport(losses, len(texts), 0 if held_out is None else len(held_out.texts), before, after, history)
 
 
-class _Judged:
-    """A policy's loss on encoded records."""
+def _prepared(model: nn.Module, reference: nn.Module | None) -> nn.Module:
+    """The reference, after the model has been made trainable and all processes have been given the same weights."""
+    unfreeze_if_frozen(model)
+    processes().broadcast_weights([model] if reference is None else [model, reference])
+    return model if reference is None else reference
+
+
+class _LossOnRecords:
+    """The loss of a model, as it is at each call, on encoded records with R responses.
+
+    The reference is only needed once, for its logprobs of the responses, and is not kept.
+    """
 
     def __init__(self, model: nn.Module, reference: nn.Module, texts: JudgedTexts, config: DPOConfig) -> None:
         self.policy = ValueHeadPolicy(model, "none", config.temperature)
@@ -201,7 +193,8 @@ class _Judged:
     def accumulate(self, chosen: np.ndarray) -> float:
         """Add the gradient of the mean loss of some records, in micro-batches of whole records; returns that loss.
 
-        Of several processes, each does so for its share of the records, and returns its part of the loss.
+        Of several processes, each does so for its share of the records, whose indexes are `chosen`, and returns its
+        part of the loss.
         """
         total = 0.0
         own = chosen[processes().deal(self.texts.longest(chosen))]
@@ -246,6 +239,7 @@ class _Judged:
 
 
 def _records(source: Any, **reading: Any) -> list[Comparison | Preference]:
+    """The records of a source: a list of them as it is, all else by `read_preferences` with its arguments `reading`."""
     if isinstance(source, Sequence) and source and all(isinstance(r, Comparison | Preference) for r in source):
         return list(source)
     return list(read_preferences(source, **reading))
@@ -260,7 +254,7 @@ def _encoded(
     eos_token_id: int | None,
     separator: str,
 ) -> tuple[JudgedTexts, JudgedTexts | None]:
-    """The records to train on and those held out, if there are any, as token ids."""
+    """(the records to train on, those held out or None if none are), as token ids."""
     training, held_out = split_records(records, config.held_out_fraction, rng)
     encode = partial(
         encode_judged,
@@ -283,22 +277,42 @@ def _identity(config: DPOConfig, texts: JudgedTexts, reference: nn.Module) -> di
 
 
 def _early_stopping(
-    model: nn.Module, judged: _Judged, watched: _Judged | None, config: DPOConfig
+    model: nn.Module, training: _LossOnRecords, held_out: _LossOnRecords | None
 ) -> EarlyStopping | None:
-    if config.patience is None or watched is None:
+    """What ends the training by its loss on the records held out; None without `patience` or without such records."""
+    config = training.config
+    if config.patience is None or held_out is None:
         return None
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    every = config.eval_steps or -(-len(judged.texts) // config.batch_size)
-    return EarlyStopping(parameters, lambda: watched.measure().loss, every=every, patience=config.patience)
+    every = config.eval_steps or -(-len(training.texts) // config.batch_size)
+    return EarlyStopping(trained_by_name(model), lambda: held_out.measure().loss, every=every, patience=config.patience)
 
 
-def _description(texts: JudgedTexts, others: JudgedTexts | None) -> str:
-    held_out = "none held out" if others is None else f"{len(others):,} more held out"
-    lines = [f"{len(texts):,} records with {sum(len(r.first) for r in texts.records):,} comparisons; {held_out}"]
-    cut = texts.cut + (others.cut if others else 0)
-    left_out = texts.left_out + (others.left_out if others else 0)
-    if cut:
-        lines.append(f"{cut:,} responses are too long and lose their end")
-    if left_out:
-        lines.append(f"{left_out:,} records are left out: too long a prompt, equal responses, or nothing compared")
-    return "\n".join(lines)
+def _train(
+    model: nn.Module,
+    reference: nn.Module,
+    training: _LossOnRecords,
+    held_out: _LossOnRecords | None,
+    rng: np.random.Generator,
+    **running: Any,
+) -> tuple[list[float], tuple[HeldOutLoss, ...]]:
+    """(the loss of each step, the held-out losses); with early stopping, the model ends with its best weights.
+
+    `running` is what `fit` takes about checkpoints and progress.
+    """
+    config = training.config
+    stopping = _early_stopping(model, training, held_out)
+    losses = fit(
+        trained_by_name(model),
+        list(shuffled_batches(len(training.texts), config.batch_size, config.epochs, rng)),
+        training.accumulate,
+        learning_rate=config.learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        identity=_identity(config, training.texts, reference),
+        stopping=stopping,
+        title="DPO",
+        **running,
+    )
+    if stopping is None:
+        return losses, ()
+    stopping.restore(len(losses))
+    return losses, tuple(stopping.history)

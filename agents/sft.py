@@ -20,6 +20,7 @@ from torch import nn
 
 from agents.base.config import MEMORY_ONLY, make_config
 from agents.learning.likelihood import add_likelihood_gradient, perplexity
+from agents.learning.trainable import trained_by_name, unfreeze_if_frozen
 from agents.run.early_stopping import EarlyStopping, HeldOutLoss
 from lm_env.data.demonstrations import read_demonstrations
 from lm_env.data.episodes import Episodes
@@ -154,8 +155,7 @@ def supervised_finetune(
     if config.packing:
         check_packing(model)
     training, held_out = _split(demonstrations.episodes, config.held_out_fraction, rng)
-    if not any(p.requires_grad for p in model.parameters()):
-        model.requires_grad_(True)  # a model loaded by name comes frozen; adapters keep their base so
+    unfreeze_if_frozen(model)
     together = processes()
     together.broadcast_weights([model])
     if show is not None and together.first:
@@ -174,10 +174,9 @@ def _early_stopping(
 ) -> EarlyStopping | None:
     if config.patience is None or held_out is None:
         return None
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     every = config.eval_steps or -(-training // config.batch_size)
     return EarlyStopping(
-        parameters, lambda: math.log(perplexity(model, held_out)), every=every, patience=config.patience
+        trained_by_name(model), lambda: math.log(perplexity(model, held_out)), every=every, patience=config.patience
     )
 
 
@@ -213,7 +212,7 @@ def _train(
 
     options = {name: value for name, value in vars(config).items() if name not in MEMORY_ONLY}
     losses = fit(
-        {name: p for name, p in model.named_parameters() if p.requires_grad},
+        trained_by_name(model),
         list(shuffled_batches(len(episodes), config.batch_size, config.epochs, rng)),
         accumulate,
         learning_rate=config.learning_rate,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from table import committed, take_over
+from table import committed, copy_records
 
 from lm_env.benchmark.records import Record
 from lm_env.benchmark.results import summarize_records
@@ -27,7 +27,8 @@ from lm_env.benchmark.results.tables import Row, TaskTable, attained_share
 
 HOME = Path(__file__).resolve().parents[1]
 RECORDS = HOME / "benchmarks" / "results" / "optimum"
-WORDS = Path(__file__).with_name("optimum_words.md")
+PAGE_TEMPLATE = Path(__file__).with_name("optimum_words.md")
+"""The text of the page, with a comment such as `<!-- BUDGETS -->` in the place of each table."""
 PAGE = HOME / "docs" / "optimum.md"
 PICTURE = HOME / "docs" / "frontier.png"
 TUNING = RECORDS / "tuning.md"
@@ -36,8 +37,8 @@ BUDGETS = ("60k", "240k", "1M")
 ABLATION = "ablation"
 COLORS = ("#0067a3", "#b34700", "#00735a", "#9b3676", "#7a5c00", "#5b3fa0")
 GRAY = "0.35"
-SIZES = (5, 8, 11)
-"""Diameters of the dots of the three budgets."""
+DOT_SIZES = (5, 8, 11)
+"""Diameters in points of the dots of the three budgets, the smallest budget first."""
 
 
 def budgets_table(tables: dict[str, TaskTable]) -> str:
@@ -58,7 +59,7 @@ def budgets_table(tables: dict[str, TaskTable]) -> str:
         for budget, table in tables.items():
             row = table.row(agent)
             if row is not None:
-                rows.append([f"`{agent}`", budget, str(row.seeds), *numbers(row), extremes(table, row)])
+                rows.append([f"`{agent}`", budget, str(row.seeds), *metric_cells(row), extremes(table, row)])
     ceiling = first.ceiling
     assert ceiling is not None
     J_ref, gain = ceiling["J_ref"]["mean"], ceiling["J"]["mean"] - ceiling["J_ref"]["mean"]
@@ -72,18 +73,18 @@ def budgets_table(tables: dict[str, TaskTable]) -> str:
 
 def ablation_table(table: TaskTable) -> str:
     """What changes when one option of PPO does."""
-    rows = [[row.agent, str(row.seeds), *numbers(row), extremes(table, row)] for row in table.rows if row.trained]
+    rows = [[row.agent, str(row.seeds), *metric_cells(row), extremes(table, row)] for row in table.rows if row.trained]
     head = ["", "seeds", "score", "KL, nats per response", "J", "attained", "smallest, largest"]
     return markdown_table(head, rows)
 
 
-def numbers(row: Row) -> list[str]:
-    """Score, KL, J and the attained share, with 95% intervals."""
+def metric_cells(row: Row) -> list[str]:
+    """The four cells of a row that hold measurements: score, KL, J and the attained share, with 95% intervals."""
     return [*(shown(row.metrics.get(name)) for name in ("score", "kl", "J")), percent(row.attained)]
 
 
 def extremes(table: TaskTable, row: Row) -> str:
-    """The smallest and the largest attained share of the seeds."""
+    """The smallest and the largest attained share of the seeds, "" for a single seed."""
     shares = [attained_share(table.ceiling, record["by_prompt"]["J"]) for record in row.records]
     means = sorted(share.mean for share in shares if share is not None)
     return f"{means[0]:.0%}, {means[-1]:.0%}".replace("-", "\u2212") if len(means) > 1 else ""
@@ -108,23 +109,23 @@ def plot(tables: dict[str, TaskTable], path: Path) -> None:
     axis.plot(*[[value] for value in optimum], "*", color=GRAY, markersize=13)
     annotate(axis, "the optimum", optimum, GRAY, (-62, 6))
     for best in first.ceiling["best_of_n"][1:]:
-        spot = (best["KL"], best["score"]["mean"])
-        axis.plot(*[[value] for value in spot], "^", color=GRAY, markersize=6)
-        annotate(axis, f"best of {best['n']}", spot, GRAY, (8, -10))
+        point = (best["KL"], best["score"]["mean"])
+        axis.plot(*[[value] for value in point], "^", color=GRAY, markersize=6)
+        annotate(axis, f"best of {best['n']}", point, GRAY, (8, -10))
     agents = dict.fromkeys(row.agent for table in tables.values() for row in table.rows if row.trained)
-    named: list[tuple[float, float]] = []
+    label_points: list[tuple[float, float]] = []
     for color, agent in zip(COLORS, agents, strict=False):
-        rows = [(size, row) for size, t in zip(SIZES, tables.values(), strict=False) if (row := t.row(agent))]
-        places = [place(row) for _, row in rows]
-        axis.plot([kl for kl, _ in places], [score for _, score in places], "-", color=color, linewidth=1, alpha=0.6)
+        rows = [(size, row) for size, t in zip(DOT_SIZES, tables.values(), strict=False) if (row := t.row(agent))]
+        means = [kl_and_score(row) for _, row in rows]
+        axis.plot([kl for kl, _ in means], [score for _, score in means], "-", color=color, linewidth=1, alpha=0.6)
         for size, row in rows:
             for record in row.records:
                 seed = [record["metrics"][name]["mean"] for name in ("kl", "score")]
                 axis.plot(*[[value] for value in seed], "o", color=color, markersize=3, alpha=0.35, markeredgewidth=0)
-            axis.plot(*[[value] for value in place(row)], "o", color=color, markersize=size)
-        beside = any(abs(places[-1][0] - kl) < 0.5 and abs(places[-1][1] - score) < 0.02 for kl, score in named)
-        annotate(axis, agent, places[-1], color, (8, 6 if beside else -4))
-        named.append(places[-1])
+            axis.plot(*[[value] for value in kl_and_score(row)], "o", color=color, markersize=size)
+        overlaps = any(abs(means[-1][0] - kl) < 0.5 and abs(means[-1][1] - score) < 0.02 for kl, score in label_points)
+        annotate(axis, agent, means[-1], color, (8, 6 if overlaps else -4))
+        label_points.append(means[-1])
     axis.set_xlim(left=0)
     axis.set(xlabel="KL to the reference, nats per response", ylabel="mean score")
     axis.spines[["top", "right"]].set_visible(False)
@@ -132,24 +133,24 @@ def plot(tables: dict[str, TaskTable], path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
-def place(row: Row) -> tuple[float, float]:
-    """(KL, score), the means over seeds."""
+def kl_and_score(row: Row) -> tuple[float, float]:
+    """(KL, score): the coordinates of an agent in the figure, means over its seeds."""
     return row.metrics["kl"].value, row.metrics["score"].value
 
 
 def annotate(axis: Any, words: str, at: tuple[float, float], color: str, offset: tuple[int, int]) -> None:
-    """Words beside a point."""
+    """Write words beside the point `at`, in its data coordinates, moved by `offset` points of the page."""
     axis.annotate(words, at, color=color, fontsize=9, xytext=offset, textcoords="offset points")
 
 
 def page_of(records: Sequence[Record], tuning: str) -> str:
-    """docs/optimum.md: the words, with the tables in their places."""
+    """docs/optimum.md: the template, with the tables in place of its comments."""
     tables = {table.task: table for table in summarize_records(records).tables}
     budgets = {name: tables[name] for name in BUDGETS if name in tables}
     parts = {"BUDGETS": budgets_table(budgets), "TUNING": tuning.strip()}
     if ABLATION in tables:
         parts["ABLATION"] = ablation_table(tables[ABLATION])
-    text = WORDS.read_text(encoding="utf-8")
+    text = PAGE_TEMPLATE.read_text(encoding="utf-8")
     for name, part in parts.items():
         text = text.replace(f"<!-- {name} -->", part)
     return text
@@ -164,12 +165,12 @@ def seconds_line(records: Sequence[Record]) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("benches", type=Path, nargs="*", help="folders of benchmarks whose records are taken over first")
+    p.add_argument("benches", type=Path, nargs="*", help="folders of benchmarks whose records are copied first")
     p.add_argument("--tuning", type=Path, nargs="+", help="files with what benchmarks/tuning/run.py has printed")
     args = p.parse_args()
     RECORDS.mkdir(parents=True, exist_ok=True)
     for bench in args.benches:
-        take_over(bench, RECORDS)
+        copy_records(bench, RECORDS)
     if args.tuning is not None:
         TUNING.write_text("\n".join(path.read_text(encoding="utf-8") for path in args.tuning), encoding="utf-8")
     records = committed(RECORDS)

@@ -1,7 +1,7 @@
 """The published results of the benchmark: docs/results.md, docs/results.png and README's table, from the records.
 
     lm-env bench --config benchmarks/table.yaml --out runs/table     # makes the records; hours
-    python benchmarks/table.py runs/table                            # takes them over, and writes the page from them
+    python benchmarks/table.py runs/table                            # copies them, and writes the page from the copies
     python benchmarks/table.py                                       # only writes the page again
 
 The records are in benchmarks/results, a file for each task, so that a task can be run again by itself.  In a file of
@@ -78,7 +78,7 @@ def committed(folder: Path = RECORDS) -> list[Record]:
     return [record for path in paths for record in read_records(path)]
 
 
-def take_over(bench: Path, folder: Path = RECORDS, largest: int = LARGEST) -> None:
+def copy_records(bench: Path, folder: Path = RECORDS, largest: int = LARGEST) -> None:
     """Copy the records of a benchmark, task by task; those of its tasks that were there are replaced."""
     by_task: dict[str, list[Record]] = {}
     for record in read_records(bench / "results.jsonl"):
@@ -144,10 +144,10 @@ def readme_with(text: str, summary: Summary) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("bench", type=Path, nargs="?", help="the folder of a benchmark whose records are taken over first")
+    p.add_argument("bench", type=Path, nargs="?", help="the folder of a benchmark whose records are copied first")
     args = p.parse_args()
     if args.bench is not None:
-        take_over(args.bench)
+        copy_records(args.bench)
     summary = summarize_records(committed())
     PAGE.write_text(page_of(summary), encoding="utf-8")
     plot_attained(summary, PICTURE)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from agents.base.config import check_same_options
@@ -156,21 +157,7 @@ class BatchedAgent(PolicyAgent, ABC):
             with ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar and together.first) as line:
                 while run.goes_on:
                     self.updater.schedule(1 - self.num_timesteps / total_timesteps, self.num_rollouts)
-                    callbacks.on_rollout_start()
-                    before = self.num_timesteps
-                    started = time.perf_counter()
-                    rollout = self.collect_rollout()
-                    rolled_out = time.perf_counter()
-                    dones = np.ones(len(rollout), dtype=bool)
-                    callbacks.update_locals(locals())
-                    callbacks.on_rollout_end()
-                    metrics = self.update(rollout) if len(rollout) else {}
-                    seconds = (rolled_out - started, time.perf_counter() - rolled_out)
-                    for text in self.early_warning.look(rollout, metrics, self.updater.rounded or rollout.rounded):
-                        log.log(logging.WARNING if together.first else logging.DEBUG, "%s", text)
-                        self.recorder.warn(self.logger, self.num_timesteps, text)
-                    self._record(rollout, metrics, seconds)
-                    self.recorder.rollout(self.logger, self.task, rollout, before, self.num_rollouts)
+                    rollout = self._roll_out_and_update(callbacks)
                     line.show(self.num_timesteps, rollout)
                     stops = together.any(not callbacks.on_step())
                     if self.logger.name_to_value:  # a callback such as EvalCallback may have written the log already
@@ -181,6 +168,29 @@ class BatchedAgent(PolicyAgent, ABC):
         callbacks.on_training_end()  # not reached if a signal stopped the run, because it will be resumed
         self.recorder.end(self.logger, self.task)
         return self
+
+    def _roll_out_and_update(self, callbacks: BaseCallback) -> Rollout:
+        """Sample a rollout, update from it, and give both to the log, the early warnings and the recorder.
+
+        Callbacks get the local variables of this method, of which `learn` promises `rollout` and `dones`.
+
+        Returns:
+            the rollout, without the episodes that `usable` leaves out; if none is left, there is no update.
+        """
+        callbacks.on_rollout_start()
+        timesteps_before = self.num_timesteps
+        started = time.perf_counter()
+        rollout = self.collect_rollout()
+        rolled_out = time.perf_counter()
+        dones = np.ones(len(rollout), dtype=bool)
+        callbacks.update_locals(locals())
+        callbacks.on_rollout_end()
+        metrics = self.update(rollout) if len(rollout) else {}
+        seconds = (rolled_out - started, time.perf_counter() - rolled_out)
+        self._warn_early(rollout, metrics)
+        self._record(rollout, metrics, seconds)
+        self.recorder.rollout(self.logger, self.task, rollout, timesteps_before, self.num_rollouts)
+        return rollout
 
     def collect_rollout(self) -> Rollout:
         """Sample and score `rollout_episodes` episodes, and give their mean KL to the KL controller.
@@ -211,6 +221,13 @@ class BatchedAgent(PolicyAgent, ABC):
     def minibatches(self, rollout: Rollout, batch_size: int, n_epochs: int) -> Iterator[np.ndarray]:
         """`n_epochs` random cuts of the rollout into batches of `batch_size` episodes."""
         return shuffled_batches(len(rollout), batch_size, n_epochs, self.randomness.minibatches)
+
+    def _warn_early(self, rollout: Rollout, metrics: dict[str, float]) -> None:
+        """Log and record the early warnings about a rollout; processes other than the first log at level DEBUG."""
+        level = logging.WARNING if processes().first else logging.DEBUG
+        for text in self.early_warning.look(rollout, metrics, self.updater.rounded or rollout.rounded):
+            log.log(level, "%s", text)
+            self.recorder.warn(self.logger, self.num_timesteps, text)
 
     def _record(self, rollout: Rollout, metrics: dict[str, float], seconds: tuple[float, float]) -> None:
         """Put one rollout and its update into the log's next row; `seconds` of the rollout and of the update."""

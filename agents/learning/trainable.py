@@ -14,7 +14,7 @@ from lm_env.models.adapters import trains_adapter
 from lm_env.models.inspection import device_of, evaluating, is_quantized
 from lm_env.objective.task import Task
 
-__all__ = ["averaged_model", "sharded_copy", "trainable_parameters"]
+__all__ = ["averaged_model", "sharded_copy", "trainable_parameters", "trained_by_name", "unfreeze_if_frozen"]
 
 
 def trainable_parameters(policy: ValueHeadPolicy, task: Task) -> list[nn.Parameter]:
@@ -40,7 +40,7 @@ def trainable_parameters(policy: ValueHeadPolicy, task: Task) -> list[nn.Paramet
 
 def _check_gradients_pass(lm: nn.Module) -> None:
     """Some kernels of quantized weights are for inference alone, and drop the gradient without a word."""
-    trained = {name: p for name, p in lm.named_parameters() if p.requires_grad}
+    trained = trained_by_name(lm)
     with evaluating(lm):
         logits = lm(input_ids=torch.arange(2, device=device_of(lm)).unsqueeze(0)).logits
     found: tuple[Tensor | None, ...] = (None,) * len(trained)
@@ -51,6 +51,20 @@ def _check_gradients_pass(lm: nn.Module) -> None:
             f"no gradient reaches {lost[0]} through the quantized weights of {type(lm).__name__} on"
             f" {device_of(lm)}, whose kernels are for inference: train on another device, or with other bits"
         )
+
+
+def unfreeze_if_frozen(model: nn.Module) -> None:
+    """Make all parameters of a model trainable if none is, as in a model that was loaded by name.
+
+    A model with some trainable parameters stays as it is: with an adapter, the weights below it are frozen on purpose.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        model.requires_grad_(True)
+
+
+def trained_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def averaged_model(lm: nn.Module, decay: float | None) -> AveragedModel | None:

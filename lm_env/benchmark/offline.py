@@ -1,4 +1,4 @@
-"""Entrants that sample from the model once, before training, and then learn from these samples alone.
+"""Agents of the benchmark that sample from the model before it is trained, and then learn from these samples alone.
 
 Both sample as many tokens as every other agent of the benchmark generates.  Their updates generate none.
 
@@ -40,9 +40,9 @@ class Sample:
 
     prompt: Prompt
     response: list[int]
-    """Its token ids, the EOS included where there is one."""
+    """The token ids of the response, with its EOS where there is one."""
     score: float
-    """What the task pays for it."""
+    """What the task pays for the response, without the KL penalty."""
 
 
 @explained
@@ -51,9 +51,9 @@ class OfflineConfig:
     """The options that `sft` and `dpo` share."""
 
     samples: int = 2
-    """k: samples of each prompt that is drawn."""
+    """k: responses that are sampled to each prompt of a round."""
     rollout_episodes: int = 64
-    """Texts per round of sampling; there are rounds until the budget of tokens is spent."""
+    """Responses per round of sampling, a multiple of k; there are rounds until the budget of tokens is spent."""
     epochs: int = 1
     """Passes over what was sampled."""
     batch_size: int = 32
@@ -63,7 +63,7 @@ class OfflineConfig:
     slots: int = 32
     """Texts decoded at a time."""
     seed: int = 0
-    """The seed of prompts, sampling and batches."""
+    """Draws the prompts, the samples and the batches."""
 
     def __post_init__(self) -> None:
         check_field_types(self)
@@ -84,7 +84,7 @@ class OfflineSFTConfig(OfflineConfig):
     """Options of `sft`."""
 
     samples: int = 8
-    """k: samples of each prompt, the best of which is learned."""
+    """k: responses that are sampled to each prompt, of which the best is learned."""
 
 
 @explained
@@ -106,11 +106,17 @@ class OfflineDPOConfig(OfflineConfig):
 
 
 class _Offline(TextAgent):
-    """Samples first, then trains the task's model in place on what was sampled.
+    """Samples first, then trains the task's model in place on what was sampled.  A subclass says how, in `fit`.
 
     Args:
         env: a text environment, single or vectorized, wrapped or not, or a registered id.
         options: the fields of `Config`.
+
+    Attributes:
+        num_timesteps: tokens that were sampled.
+
+    Raises:
+        ConfigurationError: an unknown option, or a value out of range.
     """
 
     Config: ClassVar[type[OfflineConfig]]
@@ -120,38 +126,46 @@ class _Offline(TextAgent):
         super().__init__(env, self.config.seed)
         self.backend = LocalBackend(self.task, self.config.slots)
         self.num_timesteps = 0
-        """Tokens that were drawn."""
 
     def learn(self, total_timesteps: int) -> Self:
-        """Draw samples of so many tokens, the last round of them whole, and train on them."""
+        """Sample at least `total_timesteps` tokens, and train on the samples; the errors are those of `draw` and `fit`.
+
+        An agent learns once: tokens that it has sampled before count as well.
+        """
         self.fit(self.draw(total_timesteps))
         return self
 
     def draw(self, tokens: int) -> list[list[Sample]]:
-        """Groups of k samples of one prompt, with at least so many tokens in all; the last round is finished.
+        """Sample in rounds until `num_timesteps` is at least `tokens`; the last round is finished.
+
+        Returns:
+            groups of k samples, each group of one prompt.
 
         Raises:
             RewardError, RewardValueError: the reward function failed.
         """
         check_integer("tokens", tokens)
-        size = self.config.samples
+        k = self.config.samples
         groups: list[list[Sample]] = []
         while self.num_timesteps < tokens:
-            chosen = self.task.prompts.sample(self.randomness.prompts, self.config.rollout_episodes // size)
-            prompts = [prompt for prompt in chosen for _ in range(size)]
+            distinct = self.task.prompts.sample(self.randomness.prompts, self.config.rollout_episodes // k)
+            prompts = [prompt for prompt in distinct for _ in range(k)]
             episodes = self.backend.generate(prompts, Sampling(self.randomness.sampling)).episodes
             self.num_timesteps += int(episodes.response_lengths.sum())
             scores = episode_scores(self.task, episodes)[0].tolist()
-            found = [Sample(*parts) for parts in zip(prompts, episodes.responses(), scores, strict=True)]
-            groups += [found[start : start + size] for start in range(0, len(found), size)]
+            samples = [Sample(*parts) for parts in zip(prompts, episodes.responses(), scores, strict=True)]
+            groups += [samples[start : start + k] for start in range(0, len(samples), k)]
         return groups
 
     def fit(self, groups: list[list[Sample]]) -> None:
-        """Train on groups of samples."""
+        """Train the task's model in place on groups of samples, each group of one prompt."""
         raise NotImplementedError
 
-    def _schedule(self) -> dict[str, Any]:
-        """The options that both ways of fitting share; nothing is held out: the benchmark has prompts of its own."""
+    def _fit_options(self) -> dict[str, Any]:
+        """The options that `supervised_finetune` and `dpo_finetune` share.
+
+        No sample is held out: the benchmark measures on held-out prompts.
+        """
         names = ("epochs", "batch_size", "learning_rate", "seed")
         return {"held_out_fraction": 0.0, **{name: getattr(self.config, name) for name in names}}
 
@@ -165,8 +179,8 @@ class OfflineSFT(_Offline):
         """Maximize the likelihood of the best sample of each group."""
         best = [max(group, key=lambda sample: sample.score) for group in groups]
         rows = [{"prompt": sample.prompt.ids.tolist(), "response": sample.response} for sample in best]
-        # Without a tokenizer token ids are taken as they are: a text that the cap has cut off gets no EOS.
-        supervised_finetune(self.task.model, None, rows, **self._schedule())
+        # Without a tokenizer the token ids are taken as they are, so that a text that the cap has cut off gets no EOS.
+        supervised_finetune(self.task.model, None, rows, **self._fit_options())
 
 
 class OfflineDPO(_Offline):
@@ -184,40 +198,47 @@ class OfflineDPO(_Offline):
             )
 
     def comparisons(self, groups: list[list[Sample]]) -> list[Comparison]:
-        """The pairs of each group, its first and second sample, third and fourth, and so on, but those that tie.
+        """The comparisons of each group: of its first and second sample, its third and fourth, and so on.
+
+        Pairs with equal scores are left out.
 
         Raises:
             ConfigurationError: no pair has different scores.
         """
         pairs = [pair for group in groups for pair in zip(group[::2], group[1::2], strict=True)]
-        found = [_comparison(*pair) for pair in pairs if pair[0].score != pair[1].score]
-        if not found:
+        compared = [_comparison(*pair) for pair in pairs if pair[0].score != pair[1].score]
+        if not compared:
             raise ConfigurationError(
                 f"all {len(pairs)} pairs of samples have equal scores, so dpo has nothing to learn from: give it more"
                 " tokens, or a reward that tells samples apart"
             )
-        return found
+        return compared
 
     def fit(self, groups: list[list[Sample]]) -> None:
         """Train on the comparisons of the samples, see `comparisons`."""
         task = self.task
+        # A task that trains adapters has one model for both.  None then stands for the model as it is before training.
+        reference = None if task.reference is task.model else task.reference
         dpo_finetune(
             task.model,
             task.tokenizer,
             self.comparisons(groups),
-            reference=None if task.reference is task.model else task.reference,  # adapters: the model as it begins
+            reference=reference,
             beta=self.beta,
             temperature=task.temperature,
-            **self._schedule(),
+            **self._fit_options(),
         )
 
 
 def _comparison(one: Sample, other: Sample) -> Comparison:
-    """The pair with the higher score preferred, as token ids."""
+    """Two samples of one prompt, of which the one with the higher score is preferred.
+
+    The responses are given as token ids only, since a `Comparison` with ids is not read as text.
+    """
     better, worse = (one, other) if one.score > other.score else (other, one)
     ids = (one.prompt.ids.tolist(), better.response, worse.response)
     return Comparison(one.prompt.text, "", "", *ids)
 
 
 OFFLINE: dict[str, type[OfflineSFT] | type[OfflineDPO]] = {"dpo": OfflineDPO, "sft": OfflineSFT}
-"""Name in a benchmark -> entrant."""
+"""The classes by the names that they have in a benchmark."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from lm_env.benchmark.measures.baselines import ceiling_of
 from lm_env.benchmark.measures.independent import IndependentModel
 from lm_env.benchmark.measures.measuring import Measures, measure, plain
 from lm_env.benchmark.records import SCHEMA, Record, environment
+from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.names import resolve
 from lm_env.objective.task import Task
 from lm_env.storage import read_json
 from lm_env.tasks import TextTask, get_task
+from lm_env.theory.ceilings import Ceiling
 
 __all__ = ["NEEDS_REFERENCE", "evaluate_model"]
 
@@ -53,11 +55,13 @@ def evaluate_model(
         label: the name of its row; default: the folder's or the hub id's last part.
         reference: what KL, J and perplexity are measured against; default: the task's own model.  Where it has another
             vocabulary, these are left out.
+        prompts, texts: the most test prompts, and the least number of texts on all of them together.
         ceiling_samples: samples of the reference per prompt that the ceiling starts with; None estimates none.
         ceiling_texts: the largest number of these samples on all prompts; None: 16 times the number at the start.
             Fewer than 4,096 are not drawn, unless this number is smaller.
         gold: another reward function, which the model was not trained on.
         independent: a language model for a perplexity of its own.
+        threads: of torch, as the record names them; this function does not set them.
         progress: show progress bars.
         task_options: options of the task itself, such as `level=`.
 
@@ -76,32 +80,60 @@ def evaluate_model(
     more = text_task.measure if text_task.metrics else None
     measures = Measures(gold=gold, success=text_task.success, independent=other, more=more)
     measured = measure(resolved, LocalBackend(resolved), chosen, n, seed=seed, measures=measures)
-    if not has_reference:
-        measured["metrics"] = {name: v for name, v in measured["metrics"].items() if name not in NEEDS_REFERENCE}
-        measured["by_prompt"]["J"] = [None] * len(measured["by_prompt"]["J"])
+    name = label or Path(str(model)).name
+    own: Record = {"kind": "model", "agent": name, "seed": seed, "path": str(model), "trained": _training_of(model)}
+    records = [{**own, **(measured if has_reference else _without_reference(measured))}]
+    if ceiling_samples is not None and has_reference and resolved.kl.beta > 0:
+        optimum = exact_optimum(text_task, prompts, model=reference or _own_model(text_task), device=device)
+        records.insert(0, _ceiling(text_task, resolved, chosen, ceiling_samples, ceiling_texts, optimum, progress))
+    return _completed(records, text_task, reference or text_task.model_name, environment(threads, device))
+
+
+def _without_reference(measured: Record) -> Record:
+    """A measurement without the metrics that need a reference, see `NEEDS_REFERENCE`; J of each prompt is None."""
+    metrics = {name: value for name, value in measured["metrics"].items() if name not in NEEDS_REFERENCE}
+    J = [None] * len(measured["by_prompt"]["J"])
+    return {**measured, "metrics": metrics, "by_prompt": {**measured["by_prompt"], "J": J}}
+
+
+def _ceiling(
+    text_task: TextTask,
+    task: Task,
+    prompts: Sequence[Prompt],
+    samples: int,
+    texts: int | None,
+    optimum: Callable[[], Ceiling] | None,
+    progress: bool,
+) -> Record:
+    """The record of the kind `ceiling`.
+
+    Args:
+        samples, texts: `ceiling_samples` and `ceiling_texts` of `evaluate_model`.
+        optimum: computes the optimum exactly; None: it is estimated.
+    """
+    least = max(samples, math.ceil(CEILING_TEXTS / len(prompts)))
+    most = None if texts is None else max(2, texts // len(prompts))
+    found = ceiling_of(
+        task,
+        prompts,
+        samples=least if most is None else min(least, most),
+        most=most,
+        seed=CEILING_SEED,
+        highest=text_task.highest,
+        progress="samples of the reference, for the optimum" if progress else None,
+        optimum=optimum,
+    )
+    return {"kind": "ceiling", "success_threshold": text_task.success, **found}
+
+
+def _completed(records: list[Record], text_task: TextTask, model_name: str, circumstances: Record) -> list[Record]:
+    """The records with what all of them say: the layout, the task, the reference's name, where and when."""
     common = {
         "schema": SCHEMA,
         "task": text_task.id.removeprefix("lm_env/"),
-        "model": reference or text_task.model_name,
-        **environment(threads, device),
+        "model": model_name,
+        **circumstances,
     }
-    name = label or Path(str(model)).name
-    own: Record = {"kind": "model", "agent": name, "seed": seed, "path": str(model), "trained": _training_of(model)}
-    records: list[Record] = [{**own, **measured}]
-    if ceiling_samples is not None and has_reference and resolved.kl.beta > 0:
-        least = max(ceiling_samples, math.ceil(CEILING_TEXTS / len(chosen)))
-        most = None if ceiling_texts is None else max(2, ceiling_texts // len(chosen))
-        found = ceiling_of(
-            resolved,
-            chosen,
-            samples=least if most is None else min(least, most),
-            most=most,
-            seed=CEILING_SEED,
-            highest=text_task.highest,
-            progress="samples of the reference, for the optimum" if progress else None,
-            optimum=exact_optimum(text_task, prompts, model=reference or _own_model(text_task), device=device),
-        )
-        records.insert(0, {"kind": "ceiling", "success_threshold": text_task.success, **found})
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     return [{**common, **plain(record), "finished": finished} for record in records]
 

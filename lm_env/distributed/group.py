@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lm_env.distributed.processes import Found, Processes
+from lm_env.distributed.processes import Processes, Result
 from lm_env.errors import ConfigurationError, LMEnvError, LostProcessError
 
 __all__ = ["TIMEOUT", "ProcessGroup"]
@@ -26,7 +26,7 @@ BUCKET = 2**25
 """Gradients are summed this many numbers at a time, so that no second copy of all of them is in memory."""
 
 TIMEOUT = timedelta(hours=6)
-"""How long a process waits for another one.  That a process has ended is noticed at once, by its closed connection."""
+"""How long a process waits for one that still runs; one that has ended is noticed at once, by its closed connection."""
 
 
 class ProcessGroup(Processes):
@@ -39,25 +39,22 @@ class ProcessGroup(Processes):
     # -- how work is divided --------------------------------------------------------------------------
     def deal(self, lengths: np.ndarray) -> np.ndarray:
         """See `Processes.deal`: the rows, longest first, go to ranks 0, 1, ..., n - 1, n - 1, ..., 1, 0, 0, 1, ..."""
-        order = np.argsort(-np.asarray(lengths), kind="stable")
-        place = np.arange(len(order)) % (2 * self.count)
+        longest_first = np.argsort(-np.asarray(lengths), kind="stable")
+        place = np.arange(len(longest_first)) % (2 * self.count)
         owner = np.minimum(place, 2 * self.count - 1 - place)
-        return np.sort(order[owner == self.rank])
+        return np.sort(longest_first[owner == self.rank])
 
     # -- what the processes exchange ----------------------------------------------------------------------
     def gather_rows(self, arrays: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
         """See `Processes.gather_rows`."""
-        header = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-        headers = self.gather({"arrays": header, "rows": rows})
-        content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values())
-        parts = [
-            _read_arrays(described["arrays"], part)
-            for described, part in zip(headers, self._gather_bytes(content), strict=True)
-        ]
-        names = dict.fromkeys(name for part in parts for name in part)
-        missing = [np.full(described["rows"], np.nan) for described in headers]
+        layout = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
+        headers = self.gather({"arrays": layout, "rows": rows})
+        content = self._gather_bytes(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values()))
+        by_rank = [_read_arrays(header["arrays"], part) for header, part in zip(headers, content, strict=True)]
+        unknown = [np.full(header["rows"], np.nan) for header in headers]
+        names = dict.fromkeys(name for own in by_rank for name in own)
         return {
-            name: _concatenated([part.get(name, nothing) for part, nothing in zip(parts, missing, strict=True)])
+            name: _concatenated([own.get(name, nan) for own, nan in zip(by_rank, unknown, strict=True)])
             for name in names
         }
 
@@ -73,11 +70,11 @@ class ProcessGroup(Processes):
         """See `Processes.wait`."""
         self.largest(0)
 
-    def attempt(self, work: Callable[[], Found], kind: type[LMEnvError]) -> Found:
+    def attempt(self, work: Callable[[], Result], kind: type[LMEnvError]) -> Result:
         """See `Processes.attempt`."""
         failure = None
         try:
-            found = work()
+            result = work()
         except kind as error:
             failure = error
         messages = self.gather(None if failure is None else str(failure))
@@ -86,7 +83,7 @@ class ProcessGroup(Processes):
         for rank, message in enumerate(messages):
             if message is not None:
                 raise kind(f"process {rank}: {message}")
-        return found
+        return result
 
     def largest(self, number: int) -> int:
         """See `Processes.largest`."""
@@ -96,19 +93,20 @@ class ProcessGroup(Processes):
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
         """See `Processes.sum_gradients`.  The sums are in the gradients' own precision, the loss in double."""
-        known = torch.tensor([float(p.grad is not None) for p in parameters] + [loss], dtype=torch.float64)
-        self._reduce(known)
-        for parameter, owners in zip(parameters, known[:-1].tolist(), strict=True):
-            if owners and parameter.grad is None:
+        # One exchange for both: for each parameter how many processes have a gradient, and behind them the loss.
+        counts_and_loss = torch.tensor([float(p.grad is not None) for p in parameters] + [loss], dtype=torch.float64)
+        self._reduce(counts_and_loss)
+        for parameter, count in zip(parameters, counts_and_loss[:-1].tolist(), strict=True):
+            if count and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in parameters if p.grad is not None]
         for kind in dict.fromkeys((g.dtype, g.device) for g in gradients):
             for bucket in _buckets([g for g in gradients if (g.dtype, g.device) == kind]):
                 flat = torch.cat([g.reshape(-1) for g in bucket])
                 self._reduce(flat)
-                for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                    gradient.copy_(part.view_as(gradient))
-        return float(known[-1])
+                for gradient, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                    gradient.copy_(total.view_as(gradient))
+        return float(counts_and_loss[-1])
 
     @torch.no_grad()
     def broadcast_weights(self, modules: Iterable[nn.Module]) -> None:
@@ -130,18 +128,19 @@ class ProcessGroup(Processes):
 
     def from_first(self, content: tuple[Any, Mapping[str, Tensor]] | None) -> tuple[Any, Mapping[str, Tensor]] | None:
         """See `Processes.from_first`."""
-        header = None
-        if self.first and content is not None:
-            shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in content[1].items()}
-            header = [content[0], shapes]
+        own = content if self.first else None
+        header = None if own is None else [own[0], _layout(own[1])]
         header = json.loads(self._gather_bytes(json.dumps(header).encode() if self.first else b"")[0])
         if header is None:
             return None
+        described, layout = header
         tensors: dict[str, Tensor] = {}
-        for name, (dtype, shape) in header[1].items():
-            own = content[1][name].detach().cpu() if self.first and content is not None else None
-            tensors[name] = self._from_first(torch.empty(shape, dtype=getattr(torch, dtype)) if own is None else own)
-        return header[0], tensors
+        for name, (dtype, shape) in layout.items():
+            if own is None:
+                tensors[name] = self._from_first(torch.empty(shape, dtype=getattr(torch, dtype)))
+            else:
+                tensors[name] = self._from_first(own[1][name].detach().cpu())
+        return described, tensors
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -158,17 +157,23 @@ class ProcessGroup(Processes):
             ) from error
 
     def _from_first(self, tensor: Tensor) -> Tensor:
-        """The first process's tensor of this shape and dtype; it is sent as bytes, whatever its dtype."""
+        """The first process's tensor, as bytes whatever its dtype.
+
+        Args:
+            tensor: in the first process the one that is sent; in others one of its shape and dtype.
+        """
         content = tensor.contiguous().reshape(-1).view(torch.uint8)
         with self.guarded():
             dist.broadcast(content, 0)
         return content.view(tensor.dtype).view(tensor.shape)
 
     def _reduce(self, tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
+        """Replace a tensor, in place, by its sum over all processes, or by what another operation makes of them."""
         with self.guarded():
             dist.all_reduce(tensor, operation)
 
     def _gather_bytes(self, content: bytes) -> list[bytes]:
+        """The bytes that each process gives, by rank; they are padded to one length on the way."""
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
         with self.guarded():
             dist.all_gather(sizes, torch.tensor([len(content)]))
@@ -189,10 +194,16 @@ def _is_connection_error(error: RuntimeError) -> bool:
     return any(word in text for word in ("gloo", "connection closed", "connection reset", "nccl", "broken pipe"))
 
 
-def _read_arrays(header: Mapping[str, Any], content: bytes) -> dict[str, np.ndarray]:
+def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, list[int]]]:
+    """Name -> (dtype, shape), JSON."""
+    return {name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()}
+
+
+def _read_arrays(layout: Mapping[str, Any], content: bytes) -> dict[str, np.ndarray]:
+    """The arrays whose bytes follow each other in `content`; the layout is name -> (dtype, shape), in their order."""
     arrays = {}
     start = 0
-    for name, (dtype, shape) in header.items():
+    for name, (dtype, shape) in layout.items():
         kind = np.dtype(dtype)
         count = int(np.prod(shape))
         arrays[name] = np.frombuffer(content, kind, count, start).reshape(shape)

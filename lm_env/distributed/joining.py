@@ -19,6 +19,7 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER
 """The variables by which torchrun and `accelerate launch` tell a process its rank and how to reach the others."""
 
 _ALONE = Processes()
+"""A run of this process alone."""
 
 
 def processes() -> Processes:
@@ -41,21 +42,25 @@ def processes() -> Processes:
 
 
 def processes_for(things: int, divided: bool = True) -> Processes:
-    """The processes among which some work is divided: this one alone if there are fewer things than processes.
+    """The processes among which some work is divided: all of the run, or each one alone.
 
     Args:
-        things: how many there are to be divided, such as texts to be sampled.
-        divided: False: every process does all of the work by itself.
+        things: how many there are to be divided, such as texts to be sampled.  If there are fewer than processes, every
+            process does all of the work by itself.
+        divided: False: every process does so in any case.
     """
     together = processes() if divided else _ALONE
     return together if things >= together.count else _ALONE
 
 
 def require_one_process(what: str) -> None:
-    """Raise ConfigurationError in a run of several processes.
+    """Refuse a run of several processes.
 
     Args:
         what: the beginning of the message, such as "stable-baselines3's agents train".
+
+    Raises:
+        ConfigurationError: this run has several processes.
     """
     together = processes()
     if together.count > 1:
@@ -66,6 +71,7 @@ def require_one_process(what: str) -> None:
 
 
 def _join() -> None:
+    """Initialize torch.distributed from the launcher's variables, and end it when the program ends."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     try:
@@ -86,4 +92,5 @@ def _leave() -> None:
 
 @cache
 def _group() -> ProcessGroup:
+    """The one `ProcessGroup` of this process."""
     return ProcessGroup()

@@ -24,58 +24,84 @@ from lm_env.errors import LMEnvError
 
 __all__ = ["Processes"]
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Processes:
     """A run in one process; `ProcessGroup` is one of several."""
 
     rank: int = 0
-    """The number of this process, from 0 on."""
+    """The number of this process, counted from 0."""
     count: int = 1
     """How many processes there are."""
 
     @property
     def first(self) -> bool:
-        """Whether this process logs and saves."""
+        """Whether this is the process of rank 0, the only one that logs and saves."""
         return self.rank == 0
 
     # -- how work is divided --------------------------------------------------------------------------
-    def share(self, count: int) -> slice:
-        """Which of `count` things this process handles; the shares are contiguous, disjoint and cover all."""
-        return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
+    def share(self, things: int) -> slice:
+        """Which of some things in a row this process handles.
+
+        The shares of all processes are disjoint, cover everything, follow each other in the order of the ranks, and
+        differ in length by at most 1.
+
+        Args:
+            things: how many there are.
+        """
+        return slice(things * self.rank // self.count, things * (self.rank + 1) // self.count)
 
     def deal(self, lengths: np.ndarray) -> np.ndarray:
-        """The rows of a minibatch whose gradient this process computes, ascending; all get about as many tokens.
+        """The rows of a minibatch whose gradient this process computes, such that all have about as many tokens.
 
         Args:
             lengths: int (k,), tokens of each row; the same in all processes.
+
+        Returns:
+            int, indexes into `lengths`, ascending.  Each row is dealt to one process.
         """
         return np.arange(len(lengths))
 
     # -- what the processes exchange ----------------------------------------------------------------------
     def gather_rows(self, arrays: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-        """The arrays of all processes, one after the other in the order of their ranks.
+        """The rows of all processes, in the order of their ranks; every process gets them.
 
         Args:
-            arrays: name -> numbers (n,) or (n, width); narrow ones are padded with 0 on the right.
-            rows: how many rows this process has; of an array that only other processes have, its rows are NaN.
+            arrays: name -> numbers (rows,) or (rows, width).  Where widths differ between processes, rows are padded
+                with 0 on the right.
+            rows: how many rows this process contributes.  A name that only other processes have stands in the result
+                too, with so many NaN for this process.
+
+        Returns:
+            name -> numbers (rows of all processes,) or (rows of all processes, width).
         """
         return dict(arrays)
 
     def gather(self, content: Any) -> list[Any]:
-        """The JSON content of all processes, by rank."""
+        """What each process has given, JSON, in the order of the ranks; every process gets the list."""
         return [content]
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is True in any of the processes."""
+        """Whether the flag is True in at least one process; all processes get the same answer."""
         return flag
 
     def wait(self) -> None:
         """Return once all processes have come to this point."""
 
-    def attempt(self, work: Callable[[], Found], kind: type[LMEnvError]) -> Found:
-        """What `work` returns; if it raises an error of this kind in any of the processes, all of them raise one."""
+    def attempt(self, work: Callable[[], Result], kind: type[LMEnvError]) -> Result:
+        """Do work that may fail in one process and not in another, so that either all go on or all raise.
+
+        Args:
+            work: this process's part.
+            kind: the error that may occur.
+
+        Returns:
+            what this process's `work` returned.
+
+        Raises:
+            kind: `work` raised it in this process, or in another one, which the message then names.
+        """
         return work()
 
     def largest(self, number: int) -> int:
@@ -83,27 +109,45 @@ class Processes:
         return number
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
-        """Put the sum of all processes' gradients into `grad`; returns the sum of their losses.
+        """Replace each gradient by its sum over all processes; returns the sum of their losses.
 
-        A parameter without a gradient in any of them keeps none.
+        A parameter that has a gradient in no process keeps none.
+
+        Args:
+            parameters: the same ones in the same order in all processes.
+            loss: this process's part.
         """
         return loss
 
     def broadcast_weights(self, modules: Iterable[nn.Module]) -> None:
-        """Give all processes the weights and buffers that the first one has."""
+        """Give all processes the weights and buffers that the first one has, in place."""
 
     def check_alike(self, what: str, describe: Callable[[], Any]) -> None:
-        """Raise ConfigurationError unless `describe()`, JSON, is the same in all processes.
+        """Check that something is the same in all processes.
 
         Args:
-            what: what is described, for the message.
+            what: what is described, for the message: "the training".
+            describe: returns JSON; it is not called in a run of one process.
+
+        Raises:
+            ConfigurationError: what it returns differs between processes.
         """
 
     def from_first(self, content: tuple[Any, Mapping[str, Tensor]] | None) -> tuple[Any, Mapping[str, Tensor]] | None:
-        """The first process's content, (JSON, named tensors) or None, in all processes."""
+        """What the first process gives, (JSON, tensors by name) or None; every process gets it.
+
+        Of several processes, all get the tensors on the CPU.
+
+        Args:
+            content: is only read in the first process.
+        """
         return content
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """A context in which a lost connection to another process raises LostProcessError."""
+        """A context for an exchange with other processes.
+
+        Raises:
+            LostProcessError: the connection to another process is lost.
+        """
         yield

@@ -1,10 +1,13 @@
 """The fixed point that small updates reach first, for losses that use a statistic of the policy's own scores.
 
 GRPO divides the score by its standard deviation (std) under the policy.  If one assumes some std, the loss has a known
-fixed point: a policy.  It is a fixed point of the real loss if its scores have the std that was assumed.  There may be
-several such policies, and plain iteration (assume a std, solve, measure the std, assume that one) may skip the nearest
-or go back and forth around it.  Small gradient steps from the reference do neither.  So the weight of the score,
-1 / std, is raised from 0, where the policy is the reference, until the policy's own std first equals the assumed one.
+fixed point: a policy.  It is a fixed point of the real loss if its own scores have the std that was assumed.  There may
+be several such policies.  Plain iteration (assume a std, solve, measure the std, assume that one) may skip the nearest
+or go back and forth around it, and small gradient steps from the reference do neither.
+
+So `first_std` follows the small steps.  The *weight* of the score is 1 / std.  At weight 0 the policy is the reference.
+The weight is raised until it is 1 over the std of the policy that it gives.  `first_mean` does the same for a baseline,
+the mean score that a loss subtracts.
 """
 
 from __future__ import annotations
@@ -16,65 +19,73 @@ import numpy as np
 __all__ = ["first_mean", "first_std"]
 
 LARGEST_CHANGE = 0.2
-"""The most by which the logarithms of the weight and of the std may change in one step."""
+"""The most by which the logarithm of the weight, and that of the policy's own std, may change in one step."""
+LARGEST_STEP = 0.5
+"""The most by which weight x (best score - mean score) / beta may change in one step: no text's log-odds against a text
+of mean score change by more."""
+SMALLEST_STEP = 1e-6
+"""The step in the logarithm of the weight that is taken whatever changes: there the std may jump."""
 NEAR_ZERO = 0.25
 """Where the gap has a local minimum below this, the minimum is located: it may reach 0 between two steps."""
-LARGEST_STEP = 0.5
-"""The most by which (weight x (best score - mean score) / beta) may change in one step, so that no text's log-odds
-against a text of mean score change more."""
 ROUNDING = 4e-16
+"""About two roundings of a float64 near 1: what is smaller is taken for 0."""
 GOLDEN = (np.sqrt(5) - 1) / 2
 
 
 def first_std(
     moments_of: Callable[[float], tuple[float, float]], reference: tuple[float, float], beta: float, best: float
 ) -> float:
-    """The largest std that its own fixed point has: the one that small updates from the reference reach first.
+    """The std of the scores at the fixed point that small updates from the reference reach first.
 
-    There is one wherever the std has a positive lower bound.  A result as low as that bound means that the policy
-    collapses on the best response.
+    Of all stds that are their own fixed point, it is the largest.  There is one wherever the std has a positive lower
+    bound.  A result as low as that bound means that the policy collapses on the best response.
 
     Args:
         moments_of: std -> (mean, std) of the scores under the fixed point of the loss with the score divided by that
-            std.
+            std; the std that it returns must be above 0.
         reference: mean and std under the reference.
         beta: weight of the KL penalty, score per nat.
         best: the largest score that there is.
     """
-    mean, std = reference
 
-    def scale() -> float:
+    def scale_of(mean: float, std: float) -> float:
         """The weight at which the best text, however rare, becomes about e times as likely against a mean one."""
         return beta / max(best - mean, std)
 
-    def gap(log_weight: float) -> float:
-        """log(1 / the policy's own std) - log(weight): above 0 where small updates raise the weight further."""
-        nonlocal mean, std
-        mean, std = moments_of(float(np.exp(-log_weight)))
-        return float(-np.log(std)) - log_weight
+    def measured(log_weight: float) -> tuple[float, float]:
+        """(log(1 / the policy's own std) - log(weight), its `scale_of`).
 
-    log_weight = float(np.log(LARGEST_CHANGE * min(scale(), 1 / std)))
-    points = [(log_weight, gap(log_weight))]
-    step, unit = LARGEST_CHANGE, scale()
+        Small updates raise the weight further while the first of them, the gap, is above 0.
+        """
+        mean, std = moments_of(float(np.exp(-log_weight)))
+        return float(-np.log(std)) - log_weight, scale_of(mean, std)
+
+    def gap_at(log_weight: float) -> float:
+        return measured(log_weight)[0]
+
+    log_weight = float(np.log(LARGEST_CHANGE * min(scale_of(*reference), 1 / reference[1])))
+    gap, scale = measured(log_weight)
+    points = [(log_weight, gap)]
+    step = LARGEST_CHANGE
     while points[-1][1] > 0:
-        log_weight, here = points[-1]
-        step = min(step, float(np.log1p(LARGEST_STEP * unit / np.exp(log_weight))))
-        there = gap(log_weight + step)
-        change = abs(there + step - here)  # of the log of the std
-        if change > LARGEST_CHANGE and step > 1e-6:
+        log_weight, gap = points[-1]
+        step = min(step, float(np.log1p(LARGEST_STEP * scale / np.exp(log_weight))))
+        next_gap, next_scale = measured(log_weight + step)
+        change = abs(next_gap + step - gap)  # of the logarithm of the std
+        if change > LARGEST_CHANGE and step > SMALLEST_STEP:
             step /= 2
             continue
-        points.append((log_weight + step, there))
-        unit = scale()
-        if len(points) >= 3 and points[-3][1] > points[-2][1] <= there and 0 < points[-2][1] < NEAR_ZERO:
-            lowest = _lowest(gap, points[-3][0], points[-1][0])
+        points.append((log_weight + step, next_gap))
+        scale = next_scale
+        if len(points) >= 3 and points[-3][1] > points[-2][1] <= next_gap and 0 < points[-2][1] < NEAR_ZERO:
+            lowest = _lowest(gap_at, points[-3][0], points[-1][0])
             if lowest[1] <= 0:
                 points[-2:] = [lowest]
         if change < LARGEST_CHANGE / 2:
             step = min(2 * step, LARGEST_CHANGE)
     if len(points) == 1:
         return float(np.exp(-points[0][0]))
-    return float(np.exp(-_zero(gap, *points[-2], *points[-1])))
+    return float(np.exp(-_zero(gap_at, *points[-2], *points[-1])))
 
 
 def first_mean(mean_of: Callable[[float], float], start: float, low: float, high: float) -> float:
@@ -83,26 +94,35 @@ def first_mean(mean_of: Callable[[float], float], start: float, low: float, high
     Args:
         mean_of: baseline -> the mean score under the fixed point of the loss with that baseline; never below `low` nor
             above `high`.
+        start: the baseline to begin with, such as the mean score under the reference.
+        low, high: between these the solution is.
     """
 
-    def gap(mean: float) -> float:
+    def gap_at(mean: float) -> float:
         return mean_of(mean) - mean
 
-    here, there = start, gap(start)
+    mean, gap = start, gap_at(start)
     tolerance = 1e-14 * max(abs(low), abs(high), high - low)
-    while abs(there) > tolerance:
-        following = min(max(here + there, low), high)
-        beyond = gap(following)
-        if following == here or beyond * there <= 0:
-            return here if following == here else _zero(gap, here, there, following, beyond, tolerance)
-        here, there = following, beyond
-    return here
+    while abs(gap) > tolerance:
+        next_mean = min(max(mean + gap, low), high)
+        next_gap = gap_at(next_mean)
+        if next_mean == mean:
+            return mean
+        if next_gap * gap <= 0:
+            return _zero(gap_at, mean, gap, next_mean, next_gap, tolerance)
+        mean, gap = next_mean, next_gap
+    return mean
 
 
 def _zero(
     f: Callable[[float], float], a: float, f_a: float, b: float, f_b: float, tolerance: float = ROUNDING
 ) -> float:
-    """Where f is 0 between a and b, at which it has opposite signs: the secant method, else bisection."""
+    """Where f is 0 between a and b, at which it has opposite signs, by the Illinois method (a safe secant method).
+
+    Args:
+        a, f_a, b, f_b: two points, and f there.
+        tolerance: a value of f that is taken for 0.
+    """
     for _ in range(200):
         if f_b == 0:
             return b
@@ -124,7 +144,7 @@ def _zero(
 
 
 def _lowest(f: Callable[[float], float], low: float, high: float) -> tuple[float, float]:
-    """(x, f(x)) of a minimum of f between two points, or of the first x found with f(x) <= 0, by golden section."""
+    """(x, f(x)) at a minimum of f between two points, by golden section; or at the first x found where f(x) <= 0."""
     a, b = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     f_a, f_b = f(a), f(b)
     while high - low > 1e-9 and min(f_a, f_b) > 0:

@@ -15,7 +15,7 @@ from lm_env.errors import ConfigurationError
 from lm_env.objective.rewards import score_responses
 from reward_models.preferences.records.preference import Preference, PromptText
 
-__all__ = ["PLAIN", "RowEncoder", "nested_rows", "prompt_text", "record_texts", "score_records"]
+__all__ = ["PLAIN", "RowEncoder", "prefix_groups", "prompt_text", "record_texts", "score_records"]
 
 PLAIN = "{prompt}"
 """The template that shows the prompt and nothing else."""
@@ -26,13 +26,17 @@ CHECKED = 8
 Ids = Sequence[Sequence[int] | None] | None
 
 
-def nested_rows(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Group rows such that every row of a group is a prefix of the group's first row.
+def prefix_groups(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Group rows such that every row of a group is a prefix of the group's first row, or equal to it.
 
-    A causal trunk reads a whole group in one forward over its first row.
+    A causal trunk scores a whole group by one forward over its first row.
+
+    Args:
+        rows: token ids; they may have different lengths.
 
     Returns:
-        the indices of the rows, each in exactly one group, and as few groups as possible.
+        groups of indexes into `rows`: each index in exactly one group, the longest row of a group first, and as few
+        groups as possible.
     """
     keys = [tuple(row) for row in rows]
     groups: list[list[int]] = []

@@ -25,7 +25,7 @@ from lm_env.objective.rewards import score_responses
 from lm_env.storage import write_folder
 from lm_env.validation import check_integer
 from reward_models.combine import standardizing
-from reward_models.preferences.encoding import PLAIN, RowEncoder, nested_rows
+from reward_models.preferences.encoding import PLAIN, RowEncoder, prefix_groups
 from reward_models.preferences.folder import SETTINGS_FILE, check_saved, fill_folder, read_saved
 from reward_models.preferences.network import Pooling, ScalarHeadModel
 
@@ -141,7 +141,13 @@ class RewardModel:
         response_ids: Sequence[Sequence[int]] | None = None,
         **columns: Any,
     ) -> np.ndarray:
-        """-> float32 (B,).  The network is left in eval mode."""
+        """The scores of B responses to their prompts, as a reward function gives them.
+
+        The network is left in eval mode.  For the arguments and the errors see `encode`.
+
+        Returns:
+            float32 (B,).
+        """
         return self.score_rows(self.encode(prompts, responses, prompt_ids, response_ids, columns))
 
     def encode(
@@ -152,7 +158,13 @@ class RewardModel:
         response_ids: Sequence[Sequence[int] | None] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[list[int]]:
-        """-> B rows of token ids, at most `max_length` each; see `RowEncoder.rows`.
+        """The rows that the network reads, B lists of at most `max_length` token ids; see `RowEncoder.rows`.
+
+        Args:
+            prompts, responses: B texts each.
+            prompt_ids, response_ids: the token ids that a policy has read and written, None for a text without them.
+                They are taken in the place of the texts where they are of this model's own tokenizer.
+            columns: further columns of the prompts by name, B values each, for the template.
 
         Raises:
             ConfigurationError: a row without a token, a column that the template lacks, or B prompts that do not
@@ -162,26 +174,27 @@ class RewardModel:
 
     @torch.inference_mode()
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Score rows of token ids, batched by length -> float32 (B,).
+        """The scores of rows of token ids, as `encode` makes them.  The network is left in eval mode.
 
-        With a causal trunk, a row that is a prefix of another one costs next to nothing: its score is read on the way
-        to that of the other.
+        Rows are batched by length.  A causal trunk reads a row that is a prefix of another one together with that one,
+        in a single forward over the longer row, so that it costs next to nothing.
+
+        Args:
+            rows: B rows of at least one token id each.
+
+        Returns:
+            float32 (B,), in the order of the rows.
         """
         self.network.eval()
-        groups = nested_rows(rows) if self.network.causal else [[index] for index in range(len(rows))]
+        groups = prefix_groups(rows) if self.network.causal else [[index] for index in range(len(rows))]
+        longest = [group[0] for group in groups]
         scores = torch.empty(len(rows))
-        for batch in length_batches([len(rows[group[0]]) for group in groups], self.batch_tokens):
-            read = [groups[i] for i in batch]
-            ids, _ = pad_right([rows[group[0]] for group in read], self.device)
-            texts = [index for group in read for index in group]
-            lengths, of = (
-                torch.tensor(values, device=self.device)
-                for values in (
-                    [len(rows[index]) for index in texts],
-                    [place for place, group in enumerate(read) for _ in group],
-                )
-            )
-            scores[torch.tensor(texts)] = self.network(ids, lengths, of).float().cpu()
+        for batch in length_batches([len(rows[index]) for index in longest], self.batch_tokens):
+            input_ids, _ = pad_right([rows[longest[i]] for i in batch], self.device)
+            members = [index for i in batch for index in groups[i]]
+            lengths = torch.tensor([len(rows[index]) for index in members], device=self.device)
+            read_in = torch.tensor([place for place, i in enumerate(batch) for _ in groups[i]], device=self.device)
+            scores[torch.tensor(members)] = self.network(input_ids, lengths, read_in).float().cpu()
         return scores.numpy()
 
     def normalize(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> None:

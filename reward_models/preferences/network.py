@@ -4,7 +4,7 @@ Rows are right-padded.  A trunk that reads from left to right is read at each ro
 the mean over the row; one that looks both ways (an encoder such as BERT) gets a mask, and is read as the mean over the
 row or at its first token.
 
-Shapes: B rows, L tokens of the longest row, D hidden.
+Shapes: B rows, L tokens of the longest row, N texts, each of which is the beginning of a row, D hidden.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ScalarHeadModel(nn.Module):
         Returns:
             float32 (N,).
         """
-        return self.read(self.features(input_ids, lengths, rows))
+        return self.score_features(self.features(input_ids, lengths, rows))
 
     def features(self, input_ids: Tensor, lengths: Tensor, rows: Tensor | None = None) -> Tensor:
         """What the head reads of each text, (N, D) in the head's precision; arguments as of `forward`."""
@@ -100,8 +100,8 @@ class ScalarHeadModel(nn.Module):
         real = hidden.masked_fill(mask[:, :, None] == 0, 0.0)
         return real.sum(dim=1) / lengths[:, None]
 
-    def read(self, features: Tensor) -> Tensor:
-        """(B, D) -> scores (B,)."""
+    def score_features(self, features: Tensor) -> Tensor:
+        """The scores (N,) of what `features` returns, (N, D)."""
         return self.head(features).squeeze(-1) * self.gain + self.bias
 
 

@@ -247,7 +247,7 @@ def make_scorer(model: RewardModel, groups: Sequence[Group]) -> Scorer:
     distinct = list(dict.fromkeys(tuple(row) for group in groups for row in group.rows))
     features = frozen_features(model, distinct)
     place = {row: i for i, row in enumerate(distinct)}
-    return lambda rows: network.read(features[[place[tuple(row)] for row in rows]])
+    return lambda rows: network.score_features(features[[place[tuple(row)] for row in rows]])
 
 
 @torch.no_grad()

@@ -68,18 +68,18 @@ def test_published_entries_are_ranked_by_seconds_and_by_tokens(entry, tmp_path):
     file.write_text("")
     for each in (clean, faster):
         speedrun.publish(each, file, page)
-    assert speedrun.committed(file) == [clean, faster]
+    assert speedrun.published_entries(file) == [clean, faster]
     rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")][1:]
     assert [(row[0], row[4]) for row in rows] == [("| 1", "2"), ("| 2", "1")]
     assert rows[0][1] == "`python benchmarks/speedrun.py mine.py:Mine --tokens 999`"
     assert "learning_rate=0.05" in rows[1][1] and rows[1][5].count("%") == 2
     with pytest.raises(ConfigurationError, match="commit them"):
         speedrun.publish({**clean, "commit": "abc+changes"}, file, page)
-    assert len(speedrun.committed(file)) == 2
+    assert len(speedrun.published_entries(file)) == 2
 
 
 def test_the_page_is_made_from_the_committed_entries():
-    entries = speedrun.committed()
+    entries = speedrun.published_entries()
     assert speedrun.PAGE.read_text(encoding="utf-8") == speedrun.page_of(entries), "run: python benchmarks/speedrun.py"
     assert all(each["verified"] and min(each["attained"]) >= speedrun.RACE.share for each in entries)
 
@@ -88,6 +88,18 @@ def test_somebodys_own_agent_is_known_by_its_digest(tmp_path):
     (tmp_path / "mine.py").write_text("x = 1\n")
     assert speedrun.digest_of(f"{tmp_path}/mine.py:Mine") == {"sha256": hashlib.sha256(b"x = 1\n").hexdigest()}
     assert speedrun.digest_of("rloo") == {}
+
+
+def test_a_seed_counts_as_drawn_where_the_script_has_drawn_it(tmp_path):
+    """A killed entry goes on with its own seed and may still be published; a seed that somebody chose may not."""
+    first, drawn = speedrun.seed_of(tmp_path, None)
+    assert drawn and first >= 1_000
+    assert speedrun.seed_of(tmp_path, first) == (first, False)
+    speedrun.folder_of(tmp_path, first).mkdir()
+    assert speedrun.seed_of(tmp_path, first) == (first, False)
+    (speedrun.folder_of(tmp_path, first) / speedrun.DRAWN).touch()
+    assert speedrun.seed_of(tmp_path, first) == (first, True)
+    assert speedrun.seed_of(tmp_path, first + 1) == (first + 1, False)
 
 
 def test_options_are_read_as_json_where_they_are():

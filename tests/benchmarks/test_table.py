@@ -68,7 +68,7 @@ def test_no_committed_file_is_larger_than_needed():
 
 @pytest.mark.parametrize("largest", [0, 10**9])
 def test_what_is_left_out_changes_no_figure(bench, tmp_path, largest):
-    table.take_over(bench.folder, tmp_path, largest)
+    table.copy_records(bench.folder, tmp_path, largest)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
     kept, whole = summarize_records(table.committed(tmp_path)), summarize_records(bench.records)
     assert len(kept.records) == len(whole.records)
@@ -83,12 +83,12 @@ def test_what_is_left_out_changes_no_figure(bench, tmp_path, largest):
 
 
 def test_a_task_that_is_run_again_replaces_its_own_records_alone(bench, tmp_path):
-    table.take_over(bench.folder, tmp_path / "records")
+    table.copy_records(bench.folder, tmp_path / "records")
     before = (tmp_path / "records" / "two.jsonl").read_bytes()
     (tmp_path / "again").mkdir()
     again = [{**record, "commit": "later"} for record in bench.records if record["task"] == "one"]
     (tmp_path / "again" / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in again))
-    table.take_over(tmp_path / "again", tmp_path / "records")
+    table.copy_records(tmp_path / "again", tmp_path / "records")
     assert read_records(tmp_path / "records" / "one.jsonl") == again
     assert (tmp_path / "records" / "two.jsonl").read_bytes() == before
 

@@ -39,8 +39,8 @@ def module():
 
 
 @pytest.fixture
-def made(module, text_task):
-    """`made(name, task options, **agent's options)`: an agent on a tiny task of three prompts."""
+def make_agent(module, text_task):
+    """`make_agent(name, task options, **agent's options)`: an agent on a tiny task of three prompts."""
 
     def make(name="RLOOFromTRL", changes=None, **options):
         env = TextGenerationEnv(**text_task(**{"max_new_tokens": 4, **(changes or {})}))
@@ -53,8 +53,8 @@ def weights(agent):
     return torch.cat([p.detach().ravel() for p in agent.task.model.parameters()]).clone()
 
 
-class Watching:
-    """A reward function that remembers the responses of each call; early tokens of the vocabulary score more."""
+class RecordingReward:
+    """A reward function that records the responses of each call; it pays the share of tokens with ids below 100."""
 
     def __init__(self):
         self.calls = []
@@ -65,36 +65,37 @@ class Watching:
 
     @property
     def tokens(self):
+        """The tokens of each call, and so of each rollout."""
         return [sum(map(len, call)) for call in self.calls]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_budget_is_spent_to_the_token_and_ends_with_a_rollout(name, made):
-    watching = Watching()
-    agent = made(name, {"reward": watching})
+def test_the_budget_is_spent_to_the_token_and_ends_with_a_rollout(name, make_agent):
+    reward = RecordingReward()
+    agent = make_agent(name, {"reward": reward})
     agent.learn(200)
-    assert agent.num_timesteps == sum(watching.tokens)
-    assert sum(watching.tokens[:-1]) < 200 <= sum(watching.tokens)
-    assert agent.num_updates == len(watching.calls) >= 3
-    assert {len(call) for call in watching.calls} == {16}
+    assert agent.num_timesteps == sum(reward.tokens)
+    assert sum(reward.tokens[:-1]) < 200 <= sum(reward.tokens)
+    assert agent.num_updates == len(reward.calls) >= 3
+    assert {len(call) for call in reward.calls} == {16}
     before = agent.num_timesteps
     agent.learn(1)
-    assert agent.num_timesteps - before == watching.tokens[-1] and len(watching.calls) == agent.num_updates
+    assert agent.num_timesteps - before == reward.tokens[-1] and len(reward.calls) == agent.num_updates
 
 
-def test_a_rollout_of_several_steps_is_used_to_its_end(made):
+def test_a_rollout_of_several_steps_is_used_to_its_end(make_agent):
     """Two passes over two minibatches: a budget that the first rollout spends still gives four steps."""
-    watching = Watching()
-    agent = made(changes={"reward": watching}, num_iterations=2, per_device_train_batch_size=8).learn(1)
-    assert len(watching.calls) == 1 and agent.num_updates == 4
-    agent.learn(watching.tokens[0] + 1)
-    assert agent.num_updates == 4 * len(watching.calls) == 12
+    reward = RecordingReward()
+    agent = make_agent(changes={"reward": reward}, num_iterations=2, per_device_train_batch_size=8).learn(1)
+    assert len(reward.calls) == 1 and agent.num_updates == 4
+    agent.learn(reward.tokens[0] + 1)
+    assert agent.num_updates == 4 * len(reward.calls) == 12
 
 
 @pytest.mark.parametrize(("name", "rate"), [("RLOOFromTRL", 1e-3), ("GRPOFromTRL", 1e-5)])
-def test_the_learning_rate_arrives_and_the_weights_end_in_the_tasks_model(name, rate, made):
+def test_the_learning_rate_arrives_and_the_weights_end_in_the_tasks_model(name, rate, make_agent):
     """Adam's first step moves each weight by the learning rate, where its gradient is not 0."""
-    agent = made(name, {"reward": Watching()}, learning_rate=rate)
+    agent = make_agent(name, {"reward": RecordingReward()}, learning_rate=rate)
     model, tokenizer, before = agent.task.model, agent.task.tokenizer, weights(agent)
     layout = {key: value.shape for key, value in model.state_dict().items()}
     forward = type(model).forward
@@ -105,7 +106,7 @@ def test_the_learning_rate_arrives_and_the_weights_end_in_the_tasks_model(name, 
     assert model.forward.__func__ is forward and agent.task.tokenizer is tokenizer
 
 
-def test_the_learning_rate_falls_with_the_tokens_that_are_spent(module, made):
+def test_the_learning_rate_falls_with_the_tokens_that_are_spent(module, make_agent):
     """At each step it is the initial one times the share of the budget that was left before the rollout."""
     rates = []
 
@@ -113,38 +114,38 @@ def test_the_learning_rate_falls_with_the_tokens_that_are_spent(module, made):
         def on_step_begin(self, args, state, control, optimizer, **kwargs):
             rates.append(optimizer.param_groups[0]["lr"])
 
-    watching = Watching()
-    made(changes={"reward": watching}, learning_rate=1e-3).learn(200, callbacks=[Seen()])
-    spent = np.cumsum([0, *watching.tokens[:-1]])
+    reward = RecordingReward()
+    make_agent(changes={"reward": reward}, learning_rate=1e-3).learn(200, callbacks=[Seen()])
+    spent = np.cumsum([0, *reward.tokens[:-1]])
     np.testing.assert_allclose(rates, 1e-3 * (1 - spent / 200), rtol=1e-6)
     rates.clear()
-    made(learning_rate=1e-3, lr_scheduler_type="constant").learn(200, callbacks=[Seen()])
+    make_agent(learning_rate=1e-3, lr_scheduler_type="constant").learn(200, callbacks=[Seen()])
     assert set(rates) == {1e-3} and len(rates) > 1
 
 
-def test_the_seed_decides(made):
-    found = [weights(made(seed=seed, learning_rate=1e-3).learn(60)) for seed in (3, 3, 4)]
+def test_the_seed_decides(make_agent):
+    found = [weights(make_agent(seed=seed, learning_rate=1e-3).learn(60)) for seed in (3, 3, 4)]
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
-def test_the_score_rises_and_the_penalty_is_that_against_the_tasks_reference(made):
+def test_the_score_rises_and_the_penalty_is_that_against_the_tasks_reference(make_agent):
     """Without a score there is the penalty alone, which pulls the model to a reference that it did not begin as."""
-    agent = made(changes={"reward": Watching(), "beta": 0.01}, learning_rate=1e-2)
+    agent = make_agent(changes={"reward": RecordingReward(), "beta": 0.01}, learning_rate=1e-2)
     before = evaluate_texts(agent.task, LocalBackend(agent.task)).score
     after = evaluate_texts(agent.learn(1500).task, LocalBackend(agent.task)).score
     assert after.mean > before.mean + 0.1 > before.mean + 5 * (before.se + after.se)
-    apart = made(changes={"reward": lambda prompts, responses: [0.0] * len(responses)}, learning_rate=1e-2)
-    before = evaluate_texts(apart.task, LocalBackend(apart.task)).kl.mean
-    apart.learn(1500)
-    assert evaluate_texts(apart.task, LocalBackend(apart.task)).kl.mean < 0.9 * before
+    penalized = make_agent(changes={"reward": lambda prompts, responses: [0.0] * len(responses)}, learning_rate=1e-2)
+    before = evaluate_texts(penalized.task, LocalBackend(penalized.task)).kl.mean
+    penalized.learn(1500)
+    assert evaluate_texts(penalized.task, LocalBackend(penalized.task)).kl.mean < 0.9 * before
 
 
-def test_what_the_task_decides_is_the_tasks(made):
-    agent = made("GRPOFromTRL", {"beta": 0.07, "temperature": 0.7})
+def test_what_the_task_decides_is_the_tasks(make_agent):
+    agent = make_agent("GRPOFromTRL", {"beta": 0.07, "temperature": 0.7})
     known = {"beta": 0.07, "temperature": 0.7, "max_completion_length": 4, "num_generations": 8, "top_k": 0}
     assert known.items() <= agent.options.items()
-    assert len(agent.prompts) == 3 and len(made(num_generations=2).prompts) == 9
-    assert made(beta=0.5).options["beta"] == 0.5
+    assert len(agent.prompts) == 3 and len(make_agent(num_generations=2).prompts) == 9
+    assert make_agent(beta=0.5).options["beta"] == 0.5
 
 
 def test_it_is_an_entrant_with_a_learning_rate_to_tune(module):
@@ -167,14 +168,14 @@ def test_it_is_an_entrant_with_a_learning_rate_to_tune(module):
         ({"num_generations": 0}, "num_generations"),
     ],
 )
-def test_a_bad_option_is_refused(options, message, made):
+def test_a_bad_option_is_refused(options, message, make_agent):
     with pytest.raises(ConfigurationError, match=message):
-        made(**options)
+        make_agent(**options)
 
 
 @pytest.mark.parametrize("size", [3, 32])
-def test_what_trl_refuses_is_an_error_that_changes_nothing(size, made):
-    agent = made(num_generations=size)
+def test_what_trl_refuses_is_an_error_that_changes_nothing(size, make_agent):
+    agent = make_agent(num_generations=size)
     before = weights(agent)
     with pytest.raises(ConfigurationError, match=r"TRL refuses the options of RLOOFromTRL: .*num_generations"):
         agent.learn(10)

@@ -22,7 +22,7 @@ from lm_env.models.inputs import length_batches
 from reward_models.preferences.records import Comparison
 from reward_models.preferences.records.preference import Outcome, Preference
 
-__all__ = ["JudgedBatch", "JudgedRecord", "JudgedTexts", "encode_judged"]
+__all__ = ["JudgedBatch", "JudgedRecord", "JudgedTexts", "describe_texts", "encode_judged"]
 
 NO_LIMIT = 2**31 - 1
 
@@ -162,6 +162,24 @@ def encode_judged(
         )
     episodes = text_episodes(prompts, [ids for ids, _ in texts], [given for _, given in texts])
     return JudgedTexts(episodes, found, cut, len(records) - len(found))
+
+
+def describe_texts(training: JudgedTexts, held_out: JudgedTexts | None) -> str:
+    """A few lines for a reader: how many records and comparisons there are, and what was cut or left out.
+
+    Args:
+        training: the records that are trained on.
+        held_out: those that are not; None if there are none.
+    """
+    kept = "none held out" if held_out is None else f"{len(held_out):,} more held out"
+    lines = [f"{len(training):,} records with {sum(len(r.first) for r in training.records):,} comparisons; {kept}"]
+    cut = training.cut + (held_out.cut if held_out else 0)
+    left_out = training.left_out + (held_out.left_out if held_out else 0)
+    if cut:
+        lines.append(f"{cut:,} responses are too long and lose their end")
+    if left_out:
+        lines.append(f"{left_out:,} records are left out: too long a prompt, equal responses, or nothing compared")
+    return "\n".join(lines)
 
 
 def _has_ids(record: Comparison | Preference) -> bool:

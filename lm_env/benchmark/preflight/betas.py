@@ -1,4 +1,6 @@
-"""The optimum over beta from samples of the reference, and the beta that is suggested.
+"""The optimum over beta, estimated from samples of the reference, and the beta that is suggested.
+
+The optimum at a beta is the largest J = score - beta KL that any policy has; `lm_env.theory.ceilings` estimates it.
 
 Shapes: P prompts, n samples per prompt.
 """
@@ -15,10 +17,13 @@ from lm_env.theory.ceilings import ceiling
 __all__ = ["TARGET_KL", "beta_points", "suggested_beta"]
 
 TARGET_KL = math.log(16) - 15 / 16
-"""The KL of best-of-16, nats per response; the suggested beta is the one whose optimum has it."""
+"""The KL of best-of-16, log n - (n - 1) / n nats per response; the suggested beta is the one whose optimum has it."""
 LARGEST_SHARE = 0.9
-"""Where no optimum is as far away as that, the suggested beta is the one whose optimum has this share of the largest
-KL."""
+"""Where no optimum is that far from the reference, the suggested beta is the one whose optimum has this share of the
+largest KL."""
+SEARCHED = (1e-3, 1e3)
+"""The suggested beta is searched between these multiples of the difference of the highest and the lowest score."""
+HALVINGS = 40
 FACTORS = tuple(2.0**power for power in range(4, -4, -1))
 """The betas for which the optimum is shown, as multiples of the task's."""
 
@@ -26,19 +31,22 @@ FACTORS = tuple(2.0**power for power in range(4, -4, -1))
 def suggested_beta(scores: np.ndarray) -> float | None:
     """The beta whose optimum is as far from the reference as best-of-16, 1.8 nats; None if no prompt's scores vary.
 
-    That optimum is worth a training, a short training can reach it, and the samples still show what it is.  If the best
-    texts are so frequent that no optimum is that far away, it is the beta whose optimum has nine tenths of the largest
-    KL, and so nearly the largest score.
+    Such an optimum gains enough to be worth a training, a short training can reach it, and the samples suffice to
+    estimate it.  If the best texts are so frequent that no optimum is that far away, it is the beta whose optimum has
+    nine tenths of the largest KL, and so nearly the largest score.
 
     Args:
         scores: float (P, n) of samples of the reference.
+
+    Returns:
+        score per nat, rounded to two digits.
     """
-    spread = float(scores.max() - scores.min())
-    if spread == 0 or bool((scores.max(1) == scores.min(1)).all()):
+    difference = float(scores.max() - scores.min())
+    if difference == 0 or bool((scores.max(1) == scores.min(1)).all()):
         return None
-    low, high = math.log(spread * 1e-3), math.log(spread * 1e3)
+    low, high = (math.log(difference * factor) for factor in SEARCHED)
     target = min(TARGET_KL, LARGEST_SHARE * ceiling(scores, math.exp(low)).KL.mean)
-    for _ in range(40):  # the optimum's KL falls as beta grows
+    for _ in range(HALVINGS):  # bisection of log(beta): the optimum's KL falls as beta grows
         middle = (low + high) / 2
         low, high = (middle, high) if ceiling(scores, math.exp(middle)).KL.mean > target else (low, middle)
     return float(f"{math.exp((low + high) / 2):.2g}")
@@ -49,14 +57,19 @@ def beta_points(scores: np.ndarray, beta: float, suggested: float | None) -> lis
 
     Args:
         scores: float (P, n) of samples of the reference.
-        beta: the task's; 0: the multiples are those of the suggested one.
+        beta: the task's, score per nat; if it is 0, the multiples are those of the suggested one.
+        suggested: what `suggested_beta` found.
+
+    Returns:
+        [] if the task's beta is 0 and none is suggested.
     """
-    middle = beta or suggested
-    if not middle:
+    base = beta or suggested
+    if not base:
         return []
-    betas = {middle * factor for factor in FACTORS} | ({suggested} if suggested else set())
-    found = []
+    betas = {base * factor for factor in FACTORS} | ({suggested} if suggested else set())
+    points = []
     for each in sorted(betas, reverse=True):
-        at = ceiling(scores, each)
-        found.append(BetaPoint(at.beta, at.score.mean, at.KL.mean, at.J.mean, float(np.median(at.ess))))
-    return found
+        optimum = ceiling(scores, each)
+        ess = float(np.median(optimum.ess))
+        points.append(BetaPoint(optimum.beta, optimum.score.mean, optimum.KL.mean, optimum.J.mean, ess))
+    return points

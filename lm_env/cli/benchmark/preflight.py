@@ -1,4 +1,4 @@
-"""`lm-env preflight`: a look at a task before anyone trains on it."""
+"""`lm-env preflight`: what can be known of a task before anyone trains on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH = 40
 EXAMPLE = 22
 """Characters of an example, with which the table fits into 80 columns."""
 TRUSTED = 10
-"""The effective sample size below which an optimum is a lower bound only."""
+"""The effective sample size below which the J of an optimum is a lower bound only."""
 
 
 def preflight_command(
@@ -51,11 +51,11 @@ def preflight_command(
     device: Device = "cpu",
     download: Download = False,
 ) -> None:
-    """Look at a task before training: from about 1,000 samples of the reference, with warnings in words.
+    """Look at a task before training: about 1,000 samples of the model, measured, with warnings in words.
 
-    Shows how scores are distributed and whether prompts tell texts apart, whether the reward follows length or pays
-    degenerate texts, what best-of-n and the optimum over beta would give, a suggested beta, and how long a training
-    will take.
+    Shows how scores are distributed and how often the samples of a prompt all score alike, whether the reward follows
+    length or pays degenerate texts, what best-of-n and the optimum over beta would give, a suggested beta, and how long
+    a training will take.
     """
     from agents.base import task_of
     from lm_env.benchmark.preflight import preflight
@@ -82,7 +82,7 @@ def preflight_command(
     named = task or f"{prompts}, {reward}"
     own = settings.task.registered
     called = model or (EMBEDDED_MODEL if own is None else own.model_name)
-    say("preflight", f"{named} with {called}: about {samples} samples of the reference")
+    say("preflight", f"{named} with {called}: about {samples} samples of the model before training, the reference")
     found = preflight(resolved, samples=samples, budget=settings.timesteps, seed=seed)
     if out is not None:
         write_json(out, {"task": named, "model": called, **found.as_json()})
@@ -90,9 +90,7 @@ def preflight_command(
 
 
 def _show(found: Preflight, cap: int) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
+    """Print the findings; `cap` is the task's length cap, in tokens."""
     from lm_env.runs.console import console, say
 
     for line in _scores(found):
@@ -100,32 +98,56 @@ def _show(found: Preflight, cap: int) -> None:
     console.print()
     for line in _groups_and_lengths(found, cap):
         say("", line)
-    if found.degenerate:
-        table = Table("degenerate text", "example", "mean score", "beats a sample", header_style="bold")
-        table.add_row("[dim]the samples[/dim]", "", f"{found.score:.3f}", "")
-        for text in found.degenerate:
-            table.add_row(text.name, escape(_in_short(text.example)), f"{text.mean:.3f}", f"{text.beats:.0%}")
-        console.print(table)
-    table = Table("without training", "score", "KL, nats", header_style="bold")
-    for n, score, kl in found.best_of_n:
-        table.add_row("reference" if n == 1 else f"best of {n}", f"{score:.3f}", f"{kl:.2f}")
-    console.print(table)
+    _show_degenerate(found)
+    _show_best_of_n(found)
     _show_betas(found)
-    fast, slow = map(_duration, found.training_seconds)
+    console.print()
     say(
         "",
         f"{found.tokens_per_second:,.0f} tokens/s of sampling; the reward takes {found.reward_seconds:.2g} s per 1,000"
         " texts",
     )
+    fast, slow = map(_duration, found.training_seconds)
     say(
         "",
-        f"{found.budget:,} tokens of training take about {fast} with one pass over each rollout (rloo, grpo, a2c),"
-        f" {slow} with four (ppo)",
+        f"{found.budget:,} tokens of training take about {fast} with one pass over each rollout (ppo, rloo, grpo,"
+        f" a2c), {slow} with four (ppo-penalty)",
     )
     for warning in found.warnings:
         say("warning", warning)
     if not found.warnings:
         say("", "nothing speaks against training on it")
+
+
+def _show_degenerate(found: Preflight) -> None:
+    """What degenerate texts score; nothing where none could be made."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from lm_env.runs.console import console, say
+
+    if not found.degenerate:
+        return
+    table = Table("degenerate text", "example", "mean score", "beats a sample", header_style="bold")
+    table.add_row("[dim]the samples[/dim]", "", f"{found.score:.3f}", "")
+    for text in found.degenerate:
+        table.add_row(text.name, escape(_in_short(text.example)), f"{text.mean:.3f}", f"{text.beats:.0%}")
+    console.print()
+    say("", "texts that nobody wants, and how often each beats the sample that it is made from:")
+    console.print(table)
+
+
+def _show_best_of_n(found: Preflight) -> None:
+    from rich.table import Table
+
+    from lm_env.runs.console import console, say
+
+    table = Table("without training", "score", "KL, nats", header_style="bold")
+    for n, score, kl in found.best_of_n:
+        table.add_row("reference" if n == 1 else f"best of {n}", f"{score:.3f}", f"{kl:.2f}")
+    console.print()
+    say("", "what the best of n samples gives, and its KL to the reference:")
+    console.print(table)
 
 
 def _scores(found: Preflight) -> Iterator[str]:
@@ -146,8 +168,8 @@ def _scores(found: Preflight) -> Iterator[str]:
 def _groups_and_lengths(found: Preflight, cap: int) -> Iterator[str]:
     """Where nothing can be compared; how texts end; whether length pays."""
     yield (
-        f"all samples score alike: on {found.without_variance:.0%} of the prompts, in {found.equal_groups:.0%} of"
-        " groups of 8, from which rloo and grpo learn nothing"
+        f"{found.without_variance:.0%} of the prompts have samples that all score alike; so do {found.equal_groups:.0%}"
+        " of the groups of 8 samples, from which rloo and grpo learn nothing"
     )
     yield (
         f"{found.length:.1f} tokens per text: {found.ended:.0%} end by themselves, {found.truncated:.0%} are cut off at"
@@ -160,7 +182,7 @@ def _groups_and_lengths(found: Preflight, cap: int) -> Iterator[str]:
 
 
 def _show_betas(found: Preflight) -> None:
-    """The optimum over beta; those of which the samples show next to nothing are left out."""
+    """The optimum over beta: for the task's beta, the suggested one, and all of which the samples show anything."""
     from rich.table import Table
 
     from lm_env.runs.console import console, say
@@ -175,6 +197,8 @@ def _show_betas(found: Preflight) -> None:
         J = f"{point.J:.3f}" if point.ess >= TRUSTED else f"at least {point.J:.3f}"
         table.add_row(f"{point.beta:.3g}{name}", f"{point.score:.3f}", f"{point.KL:.2f}", J)
     if shown:
+        console.print()
+        say("", 'what a training can attain, the optimum for each beta ("at least": too few samples to tell):')
         console.print(table)
     suggested = None if found.suggested_beta is None else found.at(found.suggested_beta)
     if suggested is not None:

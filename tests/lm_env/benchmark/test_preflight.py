@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from agents import AGENTS
 from lm_env import Task
 from lm_env.benchmark.measures import IndependentModel, distinct, likeness, repetition
 from lm_env.benchmark.preflight import TARGET_KL, preflight, suggested_beta
-from lm_env.benchmark.preflight.look import Speed
+from lm_env.benchmark.preflight.measuring import Speed
 from lm_env.cli import app
 from lm_env.errors import ConfigurationError, MissingDependencyError
 from lm_env.models.loading import load_causal_lm
@@ -78,7 +79,7 @@ def test_a_reward_that_pays_repetition_is_gamed(model_folder):
     told = {text.name: text for text in found.degenerate}
     assert told["one word, repeated"].beats == 1.0
     assert told["an empty text"].mean == 0.0
-    assert any("one word, repeated scores above" in warning for warning in found.warnings)
+    assert any('"one word, repeated" scores above' in warning for warning in found.warnings)
 
 
 def test_beta_too_large_or_too_small_is_said(model_folder):
@@ -168,6 +169,14 @@ def test_the_command_prints_and_writes(tmp_path):
     assert written["budget"] == get_task("lm_env/TokenMDP-v0").budget and "600,000 tokens of training" in done.output
     with pytest.raises(ConfigurationError, match="samples"):
         preflight(None, samples=10)  # type: ignore[arg-type]
+
+
+def test_the_agents_named_beside_a_time_make_so_many_passes_by_default():
+    said = run_command("lm_env/TokenMDP-v0", "--samples", "64").output
+    one, four = re.search(r"one pass over each rollout \((.+?)\), .+? with four \((.+?)\)", said).groups()
+    configs = {name: AGENTS[name].Config() for name in f"{one}, {four}".split(", ")}
+    passes = {name: getattr(config, "n_epochs", 1) for name, config in configs.items()}  # A2C's update is one pass
+    assert passes == {**dict.fromkeys(one.split(", "), 1), **dict.fromkeys(four.split(", "), 4)}
 
 
 def test_the_command_takes_the_options_of_a_task_and_of_lm_env_train(tmp_path, model_folder):

@@ -13,7 +13,7 @@ from agents import PPO
 from lm_env.errors import ConfigurationError
 from lm_env.models.loading import load_model
 from reward_models import RewardModel
-from reward_models.preferences.encoding import nested_rows
+from reward_models.preferences.encoding import prefix_groups
 from reward_models.preferences.network import ScalarHeadModel, reads_left_to_right
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -59,7 +59,7 @@ def test_rounding_does_not_decide(monkeypatch, kind, config, causal, seed):
 # -- rows that begin alike ----------------------------------------------------------------------------
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=12))
 def test_groups_hold_each_row_once_and_are_as_few_as_can_be(rows):
-    groups = nested_rows(rows)
+    groups = prefix_groups(rows)
     assert sorted(index for group in groups for index in group) == list(range(len(rows)))
     for first, *others in groups:
         assert all(rows[first][: len(rows[index])] == rows[index] for index in others)
@@ -76,11 +76,11 @@ def test_unfinished_texts_have_the_scores_that_they_have_alone(monkeypatch, pool
     rows = [row[:end] for row in [*whole, [*whole[1][:4], 5]] for end in range(1, len(row) + 1)]
     rows = [rows[i] for i in rng.permutation(len(rows))]
     alone = [float(model.score_rows([row])[0]) for row in rows]
-    read = []
+    rows_read = []
     forward = model.network.forward
-    monkeypatch.setattr(model.network, "forward", lambda ids, *rest: read.append(len(ids)) or forward(ids, *rest))
+    monkeypatch.setattr(model.network, "forward", lambda ids, *rest: rows_read.append(len(ids)) or forward(ids, *rest))
     np.testing.assert_allclose(model.score_rows(rows), alone, rtol=1e-4, atol=1e-5)
-    assert sum(read) == 4
+    assert sum(rows_read) == 4
 
 
 # -- the mean over a text -----------------------------------------------------------------------------
@@ -92,8 +92,8 @@ def test_the_mean_over_a_text_is_that_of_transformers_own_states(tmp_path):
         expected = model.network.head(states.mean(0)).item()
     assert model.score_rows([row])[0] == pytest.approx(expected, rel=1e-4)
     assert model.score_rows([row, [1, 2, 3, 4, 5, 6]])[0] == pytest.approx(expected, rel=1e-4)  # padded
-    read = RewardModel.load(model.save(tmp_path / "rm"))
-    assert read.network.pooling == "mean" and read.score_rows([row])[0] == pytest.approx(expected, rel=1e-4)
+    loaded = RewardModel.load(model.save(tmp_path / "rm"))
+    assert loaded.network.pooling == "mean" and loaded.score_rows([row])[0] == pytest.approx(expected, rel=1e-4)
     # transformers' classifiers read the last token: what they would load is the trunk alone.
     assert "ForSequenceClassification" not in (tmp_path / "rm" / "config.json").read_text()
 

@@ -1,4 +1,4 @@
-"""A look at a task from about a thousand samples of the reference: its reward, its beta, and the time of a training.
+"""What a preflight measures of a task from samples of the reference: its reward, its beta, the time of a training.
 
 Shapes: P prompts, n samples per prompt.
 """
@@ -6,15 +6,15 @@ Shapes: P prompts, n samples per prompt.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from lm_env.benchmark.preflight.betas import beta_points, suggested_beta
-from lm_env.benchmark.preflight.concerns import GROUP, concerns
 from lm_env.benchmark.preflight.findings import DegenerateText, Preflight
+from lm_env.benchmark.preflight.warning_sentences import GROUP, warning_sentences
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
 from lm_env.errors import LMEnvError
@@ -31,11 +31,11 @@ from reward_models.trust import spearman
 __all__ = ["preflight"]
 
 PER_PROMPT = 32
-"""Samples of a prompt, where there are prompts enough."""
-SIZES = (1, 2, 4, 8, 16)
+"""Samples of a prompt, where the task has prompts enough."""
+BEST_OF = (1, 2, 4, 8, 16)
 """The values of n for which best-of-n is shown."""
-BINS = 12
-"""Bars of the histogram."""
+BARS = 12
+"""Bars of the histogram, at most."""
 SLOTS = 64
 """Texts that are written at a time."""
 FORWARD_TEXTS = 128
@@ -43,14 +43,19 @@ FORWARD_TEXTS = 128
 
 
 def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: int = 0) -> Preflight:
-    """Sample the reference on some of the task's prompts, drawn at random, and look at what its scores allow.
+    """Sample the reference on some of the task's prompts, drawn at random, and measure what its scores allow.
+
+    Nothing is trained, and the task is left as it is.
 
     Args:
-        samples: texts in all, at least 64; 32 to a prompt where there are prompts enough.
+        task: its model need not be the reference: the reference is sampled in any case.
+        samples: texts in all, at least 64: 32 to a prompt if the task has `samples` / 32 prompts or more, else as many
+            to each prompt as make up about that number.
         budget: tokens that a training is to generate, for the estimate of the time.
+        seed: draws the prompts and the samples.
 
     Raises:
-        ConfigurationError: `samples` is too small.
+        ConfigurationError: `samples` is less than 64, or `seed` negative.
         RewardError, RewardValueError: the reward function failed.
     """
     check_integer("samples", samples, low=64)
@@ -67,8 +72,8 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
     groups = by_prompt[:, : n // GROUP * GROUP].reshape(-1, GROUP)
     lengths = episodes.response_lengths.astype(np.float64)
     values, counts = np.unique(scores, return_counts=True)
+    bests = [best_of_n(by_prompt, k) for k in BEST_OF if k <= n]
     suggested = suggested_beta(by_prompt)
-    judged = ended if task.missing_eos_score is not None else np.ones(len(scores), dtype=bool)
     found = Preflight(
         prompts=len(prompts),
         samples=n,
@@ -81,11 +86,11 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
         without_variance=float((by_prompt.max(1) == by_prompt.min(1)).mean()),
         equal_groups=float((groups.max(1) == groups.min(1)).mean()),
         length=float(lengths.mean()),
-        length_correlation=spearman(scores[judged], lengths[judged]),
+        length_correlation=_length_correlation(task, scores, lengths, ended),
         ended=float(ended.mean()),
         truncated=float(1 - ended.mean()),
         degenerate=_degenerate(task, prompts, episodes, scores, n),
-        best_of_n=[(best.n, best.score.mean, best.KL) for best in (best_of_n(by_prompt, k) for k in SIZES if k <= n)],
+        best_of_n=[(best.n, best.score.mean, best.KL) for best in bests],
         beta=task.kl.beta,
         suggested_beta=suggested,
         betas=beta_points(by_prompt, task.kl.beta, suggested),
@@ -94,28 +99,35 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
         training_seconds=speed.training(budget, judging / lengths.sum()),
         budget=budget,
     )
-    found.warnings.extend(concerns(found, task))
+    found.warnings.extend(warning_sentences(found, task))
     return found
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds per response token."""
+    """How long the model takes, in seconds per response token."""
 
     writing: float
+    """To sample a text."""
     forward: float
+    """To compute the logprobs of a text."""
 
     def training(self, budget: int, judging: float) -> tuple[float, float]:
-        """The seconds of a training with one pass over each rollout, and with four.
+        """The estimated seconds of a training: with one pass over each rollout, and with four.
 
-        An update costs three forwards of each token; scoring a rollout one of the policy and one of the reference.
+        It is assumed that a pass of an update costs three forwards of each token (one forward, and a backward that
+        costs two), and that a rollout costs one forward of the policy and one of the reference besides the sampling.
+
+        Args:
+            budget: response tokens that the training generates.
+            judging: seconds that the reward function takes per response token.
         """
         one, four = (budget * (self.writing + judging + (2 + 3 * passes) * self.forward) for passes in (1, 4))
         return float(one), float(four)
 
 
 def _sampled(task: Task, prompts: Sequence[Prompt], seed: int) -> tuple[Episodes, Speed]:
-    """A response of the reference to each prompt, and how fast that was."""
+    """(a response of the reference to each prompt, how fast the model wrote them and read some of them again)."""
     sampling = Sampling(torch.Generator().manual_seed(seed))
     with task.as_reference():
         started = time.perf_counter()
@@ -123,54 +135,79 @@ def _sampled(task: Task, prompts: Sequence[Prompt], seed: int) -> tuple[Episodes
         written = time.perf_counter()
         part = episodes[np.arange(min(len(episodes), FORWARD_TEXTS))]
         response_logprobs(task.reference, part, task.temperature)
-        forward = time.perf_counter() - written
-    return episodes, Speed(
-        (written - started) / int(episodes.response_lengths.sum()), forward / int(part.response_lengths.sum())
+        read = time.perf_counter()
+    speed = Speed(
+        writing=(written - started) / int(episodes.response_lengths.sum()),
+        forward=(read - written) / int(part.response_lengths.sum()),
     )
+    return episodes, speed
+
+
+def _length_correlation(task: Task, scores: np.ndarray, lengths: np.ndarray, ended: np.ndarray) -> float | None:
+    """Spearman's rank correlation of score and length, over the texts that are paid for their content.
+
+    A text that is paid `missing_eos_score` is not: its score says nothing of its length.
+
+    Args:
+        scores, lengths: float64 (B,) of B texts.
+        ended: bool (B,), True for texts that ended by themselves.
+
+    Returns:
+        None where the scores or the lengths do not vary.
+    """
+    if task.missing_eos_score is None:
+        return spearman(scores, lengths)
+    return spearman(scores[ended], lengths[ended])
 
 
 def _histogram(scores: np.ndarray) -> list[tuple[float, float, int]]:
     """(from, to, texts) of bars of equal width, or of each score if there are few different ones."""
     values, counts = np.unique(scores, return_counts=True)
-    if len(values) <= BINS:
+    if len(values) <= BARS:
         return [(float(value), float(value), int(count)) for value, count in zip(values, counts, strict=True)]
-    edges = np.histogram_bin_edges(scores, bins=BINS)
-    inside = np.histogram(scores, bins=edges)[0]
-    return [(float(a), float(b), int(count)) for a, b, count in zip(edges, edges[1:], inside, strict=False)]
+    edges = np.histogram_bin_edges(scores, bins=BARS)
+    counts = np.histogram(scores, bins=edges)[0]
+    return [(float(low), float(high), int(count)) for low, high, count in zip(edges, edges[1:], counts, strict=False)]
 
 
 def _degenerate(
     task: Task, prompts: Sequence[Prompt], episodes: Episodes, scores: np.ndarray, n: int
 ) -> list[DegenerateText]:
-    """The scores of degenerate texts, each made from the first sample of a prompt, beside the score of that sample."""
+    """The scores of degenerate texts, each made from the first sample of a prompt, beside the score of that sample.
+
+    Args:
+        prompts: P prompts.
+        episodes: P n samples, those of a prompt one after the other.
+        scores: float64 (P n,), theirs.
+        n: samples per prompt.
+
+    Returns:
+        the kinds of text that could be made for at least one prompt; [] without a tokenizer that can encode texts.
+    """
     if task.tokenizer is None or not callable(task.tokenizer):
         return []
-    rows = np.arange(len(prompts)) * n
+    firsts = np.arange(len(prompts)) * n
     responses = episodes.responses()
-    texts = [task.text_of(responses[row]) for row in rows]
+    texts = [task.text_of(responses[row]) for row in firsts]
     found = []
     for name, make in BESIDE_A_RESPONSE.items():
-        made = [_made(make, prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
-        kept = [i for i, text in enumerate(made) if text is not None]
-        ids = {i: _encoded(task, str(made[i])) for i in kept}
-        kept = [i for i in kept if ids[i]]
-        if not kept:
+        made = {i: make(prompt.text, text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))}
+        changed = {i: text for i, text in made.items() if text is not None and text != texts[i]}
+        encoded = {i: ids for i, text in changed.items() if (ids := _encoded(task, text))}
+        if not encoded:
             continue
-        theirs = raw_scores(task.reward, task, [prompts[i] for i in kept], [ids[i] for i in kept])
-        beats = float((theirs > scores[rows[kept]]).mean())
-        found.append(DegenerateText(name, float(theirs.mean()), beats, str(made[kept[0]])))
+        tried = list(encoded)
+        scores_made = raw_scores(task.reward, task, [prompts[i] for i in tried], list(encoded.values()))
+        beats = float((scores_made > scores[firsts[tried]]).mean())
+        found.append(DegenerateText(name, float(scores_made.mean()), beats, changed[tried[0]]))
     return found
 
 
-def _made(make: Callable[[str, str], str | None], prompt: str, text: str) -> str | None:
-    made = make(prompt, text)
-    return None if made is None or made == text else made
-
-
 def _encoded(task: Task, text: str) -> list[int]:
-    """The ids of a text as a response, cut at the cap; an empty text is the end-of-text token alone.
+    """The token ids of a text as a response, cut at the length cap; an empty text is the EOS alone.
 
-    [] for a text that the tokenizer cannot write.
+    Returns:
+        [] for a text that the tokenizer cannot encode, and for an empty one where the task has no EOS.
     """
     try:
         encoded = task.tokenizer(text, add_special_tokens=False)
