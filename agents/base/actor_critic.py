@@ -34,8 +34,11 @@ __all__ = ["ActorCritic", "ActorCriticConfig", "Targets"]
 VALUE_HEAD_LAMBDA = 0.95
 """Default lambda of GAE with a value head, from Schulman et al. 2017 (arXiv:1707.06347)."""
 SCORE_CRITIC_LAMBDA = 0.7
-"""Default lambda of GAE with a `ScoreCritic`: it is accurate from the first rollout on, so less of the noisy return is
-needed."""
+"""Default lambda of GAE with a `ScoreCritic` at the start of a training.
+
+The critic is accurate from the first rollout on, so that little of the noisy return is needed while the steps are
+large.  What it cannot see of a text it never learns, though, and with a lambda below 1 the policy does not learn it
+either.  So lambda rises evenly to 1 at the end, where the steps are small and average the noise away."""
 
 
 @explained
@@ -46,7 +49,8 @@ class ActorCriticConfig(AgentConfig):
     gamma: float = 1.0
     """Discount; below 1 the agent no longer maximizes E[score] - beta KL."""
     gae_lambda: float | None = None
-    """1 uses the whole return, lower values rely more on the critic; None: .7 with `critic="score"`, else .95."""
+    """1 uses the whole return, lower values rely more on the critic.  None: .95, but with `critic="score"` .7 at the
+    start of a training, rising to 1 at its end."""
     vf_coef: float = 0.1
     """Weight of the value loss beside the policy's."""
     ent_coef: float = 0.0
@@ -102,10 +106,12 @@ class ActorCritic(BatchedAgent):
 
     @property
     def gae_lambda(self) -> float:
-        """The config's, or the default for the critic at hand."""
+        """The config's, or the default for the critic at hand and the progress of the training."""
         if self.config.gae_lambda is not None:
             return self.config.gae_lambda
-        return SCORE_CRITIC_LAMBDA if self.score_critic is not None else VALUE_HEAD_LAMBDA
+        if self.score_critic is None:
+            return VALUE_HEAD_LAMBDA
+        return 1 - (1 - SCORE_CRITIC_LAMBDA) * self.remaining
 
     def targets(self, rollout: Rollout) -> Targets:
         """Advantages and returns of a rollout by generalized advantage estimation."""

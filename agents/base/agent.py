@@ -97,6 +97,8 @@ class BatchedAgent(PolicyAgent, ABC):
         self.verbose = verbose
         self.early_warning = EarlyWarning()
         self.recorder = Recorder()
+        self.remaining = 1.0
+        """The share of the training under way that is still ahead: 1 at its start, near 0 at its last rollout."""
         self.logger: Logger = make_logger(verbose, log_dir, log_to) if processes().first else make_logger(0, None)
 
     # -- what an agent defines ----------------------------------------------------------------------
@@ -156,7 +158,8 @@ class BatchedAgent(PolicyAgent, ABC):
             callbacks.on_training_start(locals(), globals())
             with ProgressLine(total_timesteps, self.num_timesteps, enabled=progress_bar and together.first) as line:
                 while run.goes_on:
-                    self.updater.schedule(1 - self.num_timesteps / total_timesteps, self.num_rollouts)
+                    self.remaining = 1 - self.num_timesteps / total_timesteps
+                    self.updater.schedule(self.remaining, self.num_rollouts)
                     rollout = self._roll_out_and_update(callbacks)
                     line.show(self.num_timesteps, rollout)
                     stops = together.any(not callbacks.on_step())

@@ -36,6 +36,20 @@ def test_a_reward_that_reads_prefixes_gives_the_critic_and_its_lambda(id_task, k
     assert other.gae_lambda == 0.95
 
 
+def test_the_lambda_of_a_score_critic_rises_evenly_to_one(id_task):
+    agent, seen = PPO(TextGenerationEnv(**id_task(reward=declared)), **SMALL), []
+
+    def note(locals_, globals_):
+        assert agent.gae_lambda == pytest.approx(0.7 + 0.3 * started[-1] / total)
+        seen.append(agent.gae_lambda)
+        started.append(agent.num_timesteps)
+        return True
+
+    total, started = 200, [0]
+    agent.learn(total, callback=note)
+    assert len(seen) > 3 and seen[0] == pytest.approx(0.7) and seen == sorted(seen)
+
+
 def test_what_is_asked_for_wins(id_task):
     shared = PPO(TextGenerationEnv(**id_task(reward=declared)), critic="shared", gae_lambda=0.5, **SMALL)
     assert shared.score_critic is None
