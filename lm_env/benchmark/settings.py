@@ -12,6 +12,7 @@ from lm_env.errors import ConfigurationError
 from lm_env.explain import explained
 from lm_env.runs.config_files import ABOUT
 from lm_env.storage.yaml_text import parse_yaml
+from lm_env.tasks import get_task
 from lm_env.validation import check_field_types, check_integer, check_integers, check_known
 
 __all__ = [
@@ -45,7 +46,7 @@ class TaskSpec:
     options: Mapping[str, Any]
     """The task's own options."""
     label: str
-    """The name of the task in the results."""
+    """The name of the task in the results, by default its id, which `lm-env evaluate` names it by as well."""
     tokens: int | None = None
     """Training tokens per run; None: the benchmark's, else the task's own budget."""
     seeds: int | None = None
@@ -54,16 +55,14 @@ class TaskSpec:
     @classmethod
     def of(cls, given: Any) -> Self:
         """From a name, or a mapping with `task`, `label`, `tokens`, `seeds` and the task's own options."""
-        if isinstance(given, str):
-            return cls(given, {}, given.removeprefix("lm_env/"))
-        rest = _mapping("a task", given)
+        rest = {"task": given} if isinstance(given, str) else _mapping("a task", given)
         name = rest.pop("task", None)
         if not isinstance(name, str):
             raise ConfigurationError(f"a task needs its name under 'task', not {given!r}")
         tokens, seeds = (
             None if (value := rest.pop(key, None)) is None else check_integer(key, value) for key in ("tokens", "seeds")
         )
-        label = _label(rest.pop("label", name.removeprefix("lm_env/")))
+        label = _label(rest.pop("label")) if "label" in rest else _task_id(name, rest)
         return cls(name, rest, label, tokens, seeds)
 
 
@@ -267,6 +266,11 @@ def quick_settings(settings: BenchSettings) -> BenchSettings:
         ceiling_most=512 if settings.ceiling_most is None else settings.ceiling_most,
         tune=0,
     )
+
+
+def _task_id(name: str, options: Mapping[str, Any]) -> str:
+    """The id of a task, without the package's own prefix; one that is a user's function has to be made for it."""
+    return (get_task(name, **options).id if ":" in name else name).removeprefix("lm_env/")
 
 
 def _label(given: Any) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
 from lm_env.benchmark import BenchSettings, read_settings, run_bench
 from lm_env.benchmark.cells import read_cell
-from lm_env.benchmark.results import summarize_records
+from lm_env.benchmark.results import merge_records, summarize_records
 from lm_env.benchmark.settings import Cell
+from lm_env.benchmark.trained_elsewhere import evaluate_model
+from lm_env.cli import app
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, RewardValueError
 from lm_env.runs import console
 from lm_env.tasks import TextTask, get_task
@@ -149,6 +152,26 @@ def test_a_task_without_a_kl_penalty_has_baselines_and_no_ceiling(tmp_path, mode
     (table,) = summarize_records(found.records).tables
     assert table.ceiling is None and [row.agent for row in table.rows][-1] == "rloo" and len(table.rows) == 5
     assert table.row("rloo").metrics["J"] == table.row("rloo").metrics["score"]
+
+
+def test_a_model_of_ones_own_task_stands_beside_its_agents(tmp_path, model_folder):
+    """`lm-env bench` and `lm-env evaluate` give a task that is a function in a file the same name, its id."""
+    (tmp_path / "own.py").write_text(
+        "from lm_env.tasks import TextTask\n"
+        "def task():\n"
+        "    return TextTask(id='me/Own-v0', summary='s', source=['a b', 'b c', 'c d', 'd e'], max_new_tokens=4,\n"
+        f"        reward=lambda prompts, responses: [len(r) / 9 for r in responses], model={str(model_folder)!r})\n"
+    )
+    name = f"{tmp_path / 'own.py'}:task"
+    records = bench(tmp_path, {"agent": "rloo", **SMALL}, tasks=[name]).records
+    elsewhere = evaluate_model(name, model_folder, label="mine", prompts=128, texts=8, ceiling_samples=None)
+    (table,) = summarize_records(merge_records([("a", records), ("b", elsewhere)])).tables
+    assert table.task == "me/Own-v0" and table.row("mine") is not None and table.row("rloo") is not None
+
+
+def test_a_model_is_not_called_like_a_baseline(tmp_path):
+    done = CliRunner().invoke(app, ["evaluate", TASK, "--model", "reviews-3m", "--label", "reference"])
+    assert isinstance(done.exception, ConfigurationError) and "--label" in str(done.exception)
 
 
 @pytest.mark.parametrize("name", ["score", "kl", "J", "distinct_1", "length"])
