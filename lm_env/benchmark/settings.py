@@ -181,7 +181,9 @@ class BenchSettings:
                 )
         for spec in self.agents:
             if spec.label in BASELINE_NAMES or slug(spec.label) == BASELINES:
-                raise ConfigurationError(f"no agent can be called {spec.label}, as a baseline is: give it another label")
+                raise ConfigurationError(
+                    f"no agent can be called {spec.label}, as a baseline is: give it another label"
+                )
 
     def seed_numbers(self, task: TaskSpec) -> range:
         """The seeds of the runs on a task."""

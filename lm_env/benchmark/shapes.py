@@ -136,8 +136,8 @@ def _problem(value: Any, shape: Any, place: str) -> str | None:
     if not isinstance(value, dict):
         return f"{place} is {_in_short(value)}, and no JSON object"
     if isinstance(shape, Each):
-        found = (_problem(part, shape.shape, _below(place, name)) for name, part in value.items())
-        return next((problem for problem in found if problem), None)
+        problems = (_problem(part, shape.shape, _below(place, name)) for name, part in value.items())
+        return next((problem for problem in problems if problem), None)
     for name, part in shape.items():
         key = name.removesuffix("?")
         if key not in value:

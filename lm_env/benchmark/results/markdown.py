@@ -151,7 +151,9 @@ def _task(table: TaskTable, compact: bool) -> list[str]:
             f"The optimum of J = score \u2212 {table.ceiling['beta']:g} KL: score {values[0]}, KL {values[1]} nats, J"
             f" {values[2]}."
         )
-        parts += [f"J is a lower bound, so the attained shares are too large: {_in_line(d)}." for d in table.ceiling["doubts"]]
+        parts += [
+            f"J is a lower bound, so the attained shares are too large: {_in_line(d)}." for d in table.ceiling["doubts"]
+        ]
     parts.append(table_of(table.rows, main))
     if table.matched_kl is not None and any(column.title == "score at KL" for column in main):
         parts.append(f"`score at KL`: at {table.matched_kl:.3g} nats, half of the optimum's KL.")

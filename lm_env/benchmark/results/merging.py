@@ -22,9 +22,7 @@ def merge_files(paths: Sequence[str | Path]) -> list[Record]:
         LogReadError: a file cannot be read, or holds something else.
     """
     names = [_name(Path(path)) for path in paths]
-    names = [
-        name if names.count(name) == 1 else _place(Path(path)) for name, path in zip(names, paths, strict=True)
-    ]
+    names = [name if names.count(name) == 1 else _place(Path(path)) for name, path in zip(names, paths, strict=True)]
     return merge_records([(name, read_records(path)) for name, path in zip(names, paths, strict=True)])
 
 
@@ -92,10 +90,10 @@ def _names(source: str, records: list[Record], seen: Mapping[_Key, Record], kind
 def _candidates(agent: str, source: str, records: list[Record]) -> Iterator[str]:
     """Names for the records of an agent, the plain one first."""
     yield agent
-    yield f"{agent} ({source})"
     paths = {record.get("path") for record in records}
     if len(paths) == 1 and isinstance(path := paths.pop(), str):
         yield f"{agent} ({path})"
+    yield f"{agent} ({source})"
     yield from (f"{agent} ({source}, {number})" for number in itertools.count(2))
 
 

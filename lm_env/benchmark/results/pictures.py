@@ -183,9 +183,18 @@ def _frontier(table: TaskTable, axis: Any, looks: dict[str, dict[str, str]]) -> 
         color = looks[spot.label]["color"] if spot.trained else GRAY
         axis.plot([spot.kl], [spot.score], "o" if spot.trained else "^", color=color, markersize=5)
         axis.annotate(
-            _as_label(spot.label), (spot.kl, spot.score), color=color, fontsize=8, xytext=(5, -9), textcoords="offset points"
+            _as_label(spot.label),
+            (spot.kl, spot.score),
+            color=color,
+            fontsize=8,
+            xytext=(5, -9),
+            textcoords="offset points",
         )
-    axis.set(xlabel="KL to the reference, nats per response", ylabel="mean score", title=f"{_as_label(table.task)}: score over KL")
+    axis.set(
+        xlabel="KL to the reference, nats per response",
+        ylabel="mean score",
+        title=f"{_as_label(table.task)}: score over KL",
+    )
 
 
 def _aggregate(found: Aggregate, axes: Any, looks: dict[str, dict[str, str]]) -> None:

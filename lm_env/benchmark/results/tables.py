@@ -122,9 +122,7 @@ def task_table(task: str, records: list[Record]) -> TaskTable:
     agents = dict.fromkeys(record["agent"] for record in records if record["kind"] != "ceiling")
     rows = [_row(agent, [r for r in records if r.get("agent") == agent], ceiling, kl) for agent in agents]
     _check_alike(task, rows)
-    baselines = [
-        row for name in BASELINE_NAMES for row in rows if row.agent == name
-    ]
+    baselines = [row for name in BASELINE_NAMES for row in rows if row.agent == name]
     trained = [row for row in rows if row.trained]
     others = [row for row in rows if not row.trained and row not in baselines]
     return TaskTable(task, ceiling, _with_tests([*baselines, *others, *trained]), kl)
@@ -188,7 +186,9 @@ def curve_shares(record: Record, ceiling: Record | None) -> list[float | None]:
     count = record["curve_prompts"]
     best, reference = (float(np.mean(np.array(ceiling[name][:count], dtype=float))) for name in CEILING_PROMPTS)
     gain = best - reference
-    return [(point["J"] - reference) / gain if point["J"] is not None and gain > 0 else None for point in record["curve"]]
+    return [
+        (point["J"] - reference) / gain if point["J"] is not None and gain > 0 else None for point in record["curve"]
+    ]
 
 
 def _matched(records: list[Record], kl: float) -> Interval | None:

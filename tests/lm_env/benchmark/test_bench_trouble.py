@@ -66,7 +66,10 @@ def bench(tmp_path, *agents, **more):
         ({"keep_policies": 1}, "keep_policies must be True or False"),
         ({"model": ["m"]}, "model must be text or None"),
         ({"device": "no-such-device"}, "device 'no-such-device' cannot be used"),
-        *(({"agents": [{"agent": "rloo", "label": label}]}, "a label is a text") for label in (None, "", " ", [1], True)),
+        *(
+            ({"agents": [{"agent": "rloo", "label": label}]}, "a label is a text")
+            for label in (None, "", " ", [1], True)
+        ),
         ({"agents": [{"agent": "rloo", "label": "x" * 300}]}, "at most 200 bytes"),
         ({"tasks": [{"task": TASK, "label": "x" * 300}]}, "at most 200 bytes"),
         ({"agents": [{"agent": "rloo", "label": "reference"}]}, "no agent can be called reference"),

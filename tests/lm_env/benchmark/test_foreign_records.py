@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from contextlib import suppress
 
 import pytest
 
@@ -66,7 +67,9 @@ def rows(records):
     """Name of each row that is no baseline -> J of its records, in a benchmark of one table."""
     (table,) = summarize_records(records).tables
     found = {row.agent: [r["by_prompt"]["J"][0] for r in row.records] for row in table.rows}
-    return {name: values for name, values in found.items() if name not in ("reference", "best-of-4", "best-of-16", "random")}
+    return {
+        name: values for name, values in found.items() if name not in ("reference", "best-of-4", "best-of-16", "random")
+    }
 
 
 def written(path, records):
@@ -99,10 +102,8 @@ def test_whatever_is_missing_or_of_another_kind_is_named(place, tmp_path):
                 assert f"line {place + 1}" in str(error)
                 refused.add(key)
                 continue
-            try:
+            with suppress(LMEnvError):  # such as records that cannot stand in one table
                 assert shown(found)
-            except LMEnvError:  # such as records that cannot stand in one table
-                pass
     optional = {"inference_tokens", "tokens_per_second"}
     assert refused >= set(benchmark()[place]) - optional
 
@@ -116,7 +117,9 @@ def test_a_line_in_a_text_does_not_cut_a_record(tmp_path):
     assert [r["samples"][0]["response"] for r in read_records(tmp_path / "x.jsonl")] == [text, text]
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, "[1]", "3", '{"schema": 1, "kind": {}}', '{"schema": true, "kind": "run"}'])
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, "[1]", "3", '{"schema": 1, "kind": {}}', '{"schema": true, "kind": "run"}']
+)
 def test_what_is_no_record_is_refused(line, tmp_path):
     (tmp_path / "x.jsonl").write_text(f"\n{line}\n")
     with pytest.raises(LogReadError, match="line 2"):
@@ -138,7 +141,12 @@ def test_two_models_of_one_name_are_two_rows():
     found = rows(merge_records([("models", [*benchmark(), *models, models[0]])]))
     assert found["policy"] == [0.3] and sorted(found.values()) == [[0.3], [0.4], [0.5, 0.6]]
     again = [measured("model", "policy", J=J, path="runs/a/policy") for J in (0.3, 0.4, 0.5)]
-    assert sorted(rows(merge_records([("models", [*benchmark(), *again])])).values()) == [[0.3], [0.4], [0.5], [0.5, 0.6]]
+    assert sorted(rows(merge_records([("models", [*benchmark(), *again])])).values()) == [
+        [0.3],
+        [0.4],
+        [0.5],
+        [0.5, 0.6],
+    ]
 
 
 @pytest.mark.parametrize("name", ["rloo", "reference", "best-of-4"])
