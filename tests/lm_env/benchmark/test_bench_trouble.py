@@ -189,7 +189,7 @@ def test_a_metric_that_fails_is_named():
         id="me/M-v0", summary="s", source=["a b"], reward=None, metrics={"mine": lambda prompts, responses: [1.0]}
     )
     prompts = list(get_task(TASK).task("test").prompts)
-    with pytest.raises(RewardValueError, match="the metric mine of me/M-v0.* 2 responses"):
+    with pytest.raises(RewardValueError, match=r"the metric mine of me/M-v0.* 2 responses"):
         text_task.measure(prompts * 2, ["x", "y"])
 
 
