@@ -80,7 +80,7 @@ MEASURED = {
     "prompts": _is_count,
     "texts": _is_count,
     "metrics": Each(ESTIMATE),
-    "by_prompt": {"score": [NUMBER], "J": [NUMBER]},
+    "by_prompt": {"score?": [NUMBER], "J": [NUMBER]},
     "samples": [{"prompt": _is_text, "response": _is_text, "score": NUMBER}],
     "success?": {"mean": _is_number, "low": _is_number, "high": _is_number},
     "inference_tokens?": NUMBER,
