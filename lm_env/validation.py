@@ -85,7 +85,7 @@ def check_known(what: str, given: Collection[str], known: Collection[str]) -> No
     """
     for name in given:
         if name not in known:
-            similar = difflib.get_close_matches(name, known, n=1)
+            similar = difflib.get_close_matches(str(name), known, n=1)
             meant = f"; did you mean {similar[0]!r}?" if similar else f": it has {', '.join(sorted(known))}"
             raise ConfigurationError(f"{what} has no option {name!r}{meant}")
 

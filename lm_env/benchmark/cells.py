@@ -7,7 +7,6 @@ holds its checkpoints, and a killed cell resumes from them.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import shutil
@@ -26,8 +25,9 @@ from lm_env.benchmark.measures.baselines import ceiling_of, without_training
 from lm_env.benchmark.measures.curve import LearningCurve
 from lm_env.benchmark.measures.independent import IndependentModel
 from lm_env.benchmark.measures.measuring import Measures, measure, plain
-from lm_env.benchmark.records import SCHEMA, environment, write_json
+from lm_env.benchmark.records import SCHEMA, environment, parsed, write_json
 from lm_env.benchmark.settings import BASELINES, AgentSpec, BenchSettings, Cell, TaskSpec
+from lm_env.benchmark.shapes import record_problem
 from lm_env.data.prompts import Prompt
 from lm_env.errors import CheckpointCorruptError
 from lm_env.generation.generate import LocalBackend
@@ -42,6 +42,8 @@ __all__ = ["RATE_FACTORS", "evaluation_prompts", "exact_optimum", "read_cell", "
 Record = dict[str, Any]
 
 RECORD = "record.json"
+CHECKPOINTS = "checkpoints"
+"""Names in the folder of a cell."""
 RATE_FACTORS = (1.0, 3.0, 1 / 3, 10.0, 0.1, 1.7, 0.6)
 """The learning rates that are tried in tuning, as multiples of the agent's default; trial i takes the i-th."""
 TRIAL_SEED = 10_000
@@ -61,12 +63,29 @@ def read_cell(out: Path, cell: Cell) -> list[Record] | None:
     """
     path = out / cell.path / RECORD
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))["records"]
+        content = parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointCorruptError(f"{path} is damaged ({error}): remove it, and the cell is run again") from error
+    records = content.get("records") if isinstance(content, dict) else None
+    if not isinstance(records, list) or not records:
+        raise CheckpointCorruptError(f"{path} is damaged (it has no records): remove it, and the cell is run again")
+    for record in records:
+        if problem := record_problem(record) or _foreign(record, cell):
+            raise CheckpointCorruptError(f"{path} is damaged ({problem}): remove it, and the cell is run again")
     return records
+
+
+def _foreign(record: Record, cell: Cell) -> str | None:
+    """Why a record is not one of this cell; None if it is."""
+    if cell.agent == BASELINES:
+        own = record["task"] == cell.task and record["kind"] in ("ceiling", "baseline")
+    else:
+        kind = "run" if cell.trial is None else "trial"
+        found = tuple(record.get(name) for name in ("kind", "task", "agent", "seed", "trial"))
+        own = found == (kind, cell.task, cell.agent, cell.seed, cell.trial)
+    return None if own else "it is the record of another cell"
 
 
 def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
@@ -108,7 +127,7 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
     records = [{**common, **plain(record), "finished": finished} for record in records]
     write_json(out / cell.path / RECORD, {"records": records})
     with suppress(OSError):
-        remove_checkpoints(out / cell.path / "checkpoints")
+        remove_checkpoints(out / cell.path / CHECKPOINTS)
     return records
 
 
@@ -160,9 +179,13 @@ def _replaced_options(settings: BenchSettings) -> dict[str, Any]:
 
 
 def _baselines(settings: BenchSettings, text_task: TextTask) -> list[Record]:
-    """The records of a task's ceiling, its reference, best-of-n and random tokens."""
+    """The records of a task's ceiling, if it has one, its reference, best-of-n and random tokens."""
     task = text_task.task("test", **_replaced_options(settings))
     prompts, n = evaluation_prompts(task, text_task.prompts("test"), settings.prompts, settings.texts)
+    rows = without_training(task, prompts, n, seed=BASELINE_SEED, measures=_measures(settings, text_task))
+    baselines = [{"kind": "baseline", "agent": name, "seed": 0, **row} for name, row in rows.items()]
+    if task.kl.beta == 0:  # the optimum is then the text with the largest score, however unlikely: no sample shows it
+        return baselines
     most = settings.ceiling_most  # samples of each prompt
     samples = max(settings.ceiling_samples, math.ceil(CEILING_TEXTS / len(prompts)))
     samples = samples if most is None else min(samples, most)
@@ -175,9 +198,7 @@ def _baselines(settings: BenchSettings, text_task: TextTask) -> list[Record]:
         highest=text_task.highest,
         optimum=exact_optimum(text_task, settings.prompts, **_replaced_options(settings)),
     )
-    rows = without_training(task, prompts, n, seed=BASELINE_SEED, measures=_measures(settings, text_task))
-    ceiling = {"kind": "ceiling", "success_threshold": text_task.success, **found}
-    return [ceiling, *({"kind": "baseline", "agent": name, "seed": 0, **row} for name, row in rows.items())]
+    return [{"kind": "ceiling", "success_threshold": text_task.success, **found}, *baselines]
 
 
 def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cell, seed: int, out: Path) -> Record:
@@ -187,7 +208,7 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
     trainee, rate = _with_rate(settings, agent_spec, cell, out)
     folder = out / cell.path
     if not trainee.resumes:  # a resumed run would end with other weights, so it begins again
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     split: Split = "validation" if cell.trial is not None else "test"
     rows = text_task.prompts(split)
     curves: list[LearningCurve] = []
@@ -203,7 +224,7 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
         curves.append(LearningCurve(task, prompts, n, every=every, seed=cell.seed))
         return curves[-1]
 
-    trained = trainee.train(make, tokens, seed, curve_of, folder / "checkpoints")
+    trained = trainee.train(make, tokens, seed, curve_of, folder / CHECKPOINTS)
     curve = curves[-1]
     task = curve.task
     prompts, n = evaluation_prompts(task, rows, settings.prompts, settings.texts)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lm_env
-from agents.base import BatchedAgent
+from agents import AGENTS
+from agents.base import ActorCritic, BatchedAgent
 from agents.base.config import make_config
 from agents.run.checkpointing import Checkpointing
 from lm_env.benchmark.measures.curve import LearningCurve
@@ -113,6 +114,8 @@ def entrant(spec: AgentSpec) -> Entrant:
     known = agent_kind(spec.name)
     check_names(spec.options, known.options, f"the agent {spec.name}")
     options = {name: known.options[name].parse(value) for name, value in spec.options.items()}
+    if spec.name in AGENTS:
+        _check_config(AGENTS[spec.name], spec.name, options)
     default = known.options["learning_rate"].default if "learning_rate" in known.options else None
 
     def train(
@@ -138,12 +141,37 @@ def _checkpoints(folder: Path, tokens: int) -> dict[str, Any]:
 def _own(spec: AgentSpec, thing: Callable[..., Any]) -> Entrant:
     """A user's class or function."""
     if not isinstance(thing, type):
+        _check_call(thing, spec, "timesteps", needed="(env, timesteps, seed)")
         return Entrant(spec, "function", _train_function(thing, spec.options), _learning_rate(thing, spec))
     if issubclass(thing, BatchedAgent):
+        if thing.__init__ is BatchedAgent.__init__ or thing.__init__ is ActorCritic.__init__:
+            _check_config(thing, spec.name, spec.options)
         return Entrant(spec, "batched", _train_batched(thing, spec.options), _learning_rate(thing.Config, spec))
     if not callable(getattr(thing, "learn", None)):
         raise ConfigurationError(f"{spec.name} has no method learn(timesteps): an agent of a benchmark needs one")
+    _check_call(thing, spec, needed="(env, seed)")
     return Entrant(spec, "class", _train_class(thing, spec.options), _learning_rate(thing, spec))
+
+
+def _check_config(agent_class: Any, name: str, options: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for an option that the agent does not have, or with an impossible value."""
+    of_class = {*inspect.signature(BatchedAgent).parameters, *inspect.signature(ActorCritic).parameters}
+    make_config(agent_class.Config, name, {key: value for key, value in options.items() if key not in of_class})
+
+
+def _check_call(thing: Callable[..., Any], spec: AgentSpec, *places: str, needed: str) -> None:
+    """Raise ConfigurationError unless a user's class or function can be called with a seed and the given options."""
+    try:
+        signature = inspect.signature(thing)
+    except (TypeError, ValueError):  # written in C: nothing is known before it is called
+        return
+    try:
+        signature.bind(None, *places, seed=0, **spec.options)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{spec.name} cannot be called with (env, {''.join(f'{place}, ' for place in places)}seed=...,"
+            f" **options): {error}; it needs {needed}, and a parameter for each of its options"
+        ) from error
 
 
 def _train_batched(agent_class: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Trained]:

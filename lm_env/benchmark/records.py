@@ -19,13 +19,11 @@ from typing import Any
 import torch
 
 import lm_env
+from lm_env.benchmark.shapes import SCHEMA, record_problem
 from lm_env.errors import CheckpointWriteError, LogReadError
 from lm_env.storage import write_file
 
-__all__ = ["SCHEMA", "Record", "comparable", "environment", "read_records", "write_json", "write_lines"]
-
-SCHEMA = 1
-"""The version of the records' layout."""
+__all__ = ["SCHEMA", "Record", "comparable", "environment", "parsed", "read_records", "write_json", "write_lines"]
 
 PACKAGES = (
     "lm-env",
@@ -100,7 +98,7 @@ def read_records(path: str | Path) -> list[Record]:
         LogReadError: it cannot be read, or a line is no record of a benchmark; the message names it.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028 within a text
     except (OSError, UnicodeDecodeError) as error:
         raise LogReadError(f"{path} cannot be read ({error}): give a results.jsonl of lm-env bench") from error
     found = []
@@ -108,16 +106,32 @@ def read_records(path: str | Path) -> list[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parsed(line)
+        except ValueError as error:
             raise LogReadError(f"{path}, line {number} is no JSON ({error}): repair or remove it") from error
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        if problem := record_problem(record):
             raise LogReadError(
-                f"{path}, line {number} is no record of lm-env bench of this version (schema {SCHEMA}): remove it, or"
-                " run that benchmark again"
+                f"{path}, line {number} is no record that this version of lm-env bench can read ({problem}): remove it,"
+                " or run that benchmark again"
             )
         found.append(record)
     return found
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, is nested too deeply, or holds NaN or Infinity, which JSON does not have.
+    """
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _write(path: Path, text: str) -> None:

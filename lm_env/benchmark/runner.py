@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lm_env.benchmark.cells import read_cell
+from lm_env.benchmark.cells import CHECKPOINTS, RECORD, read_cell
 from lm_env.benchmark.entrants import entrant
 from lm_env.benchmark.records import Record, write_lines
 from lm_env.benchmark.settings import BenchSettings, Cell, TaskSpec, read_settings
 from lm_env.benchmark.workers import Outcome, run_here, run_in_processes
 from lm_env.distributed import require_one_process
 from lm_env.errors import CheckpointWriteError, ConfigurationError, TrainingInterrupted
+from lm_env.models.inspection import usable_device
 from lm_env.runs.config_files import write_config
 from lm_env.runs.folder import command_line
 from lm_env.storage import FileLock, StopSignals, is_saved_folder
@@ -87,6 +88,7 @@ def run_bench(
     require_one_process("a benchmark runs")
     check_integer("processes", processes)
     folder = Path(out)
+    usable_device(settings.device)
     for task in settings.tasks:
         get_task(task.name, **task.options)
     for agent in settings.agents:
@@ -188,14 +190,14 @@ def _joined_with_earlier(settings: BenchSettings, folder: Path) -> BenchSettings
         for kind, ours, theirs in (("task", settings.tasks, before.tasks), ("agent", settings.agents, before.agents)):
             known: dict[str, Any] = {spec.label: spec for spec in theirs}
             for spec in ours:
-                if _fixed(known.get(spec.label, spec)) != _fixed(spec):
+                if _fixed(known.get(spec.label, spec)) != _fixed(spec) and _is_begun(folder, before, kind, spec.label):
                     raise ConfigurationError(
                         f"the {kind} {spec.label} has other options in {folder} than here: give it another label"
                     )
         settings = replace(
             settings,
             tasks=tuple(_with_seeds(task, before, settings) for task in _joined(before.tasks, settings.tasks)),
-            agents=_joined(before.agents, settings.agents),
+            agents=_joined(before.agents, settings.agents),  # of those begun, old and new are the same
             seeds=max(before.seeds, settings.seeds),
         )
     remark = "lm-env bench --config THIS_FILE --out ANOTHER_FOLDER repeats this benchmark."
@@ -205,7 +207,14 @@ def _joined_with_earlier(settings: BenchSettings, folder: Path) -> BenchSettings
 
 def _joined(before: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
     labels = {spec.label for spec in before}
-    return (*before, *(spec for spec in new if spec.label not in labels))
+    named = {spec.label: spec for spec in new}
+    return (*(named.get(spec.label, spec) for spec in before), *(spec for spec in new if spec.label not in labels))
+
+
+def _is_begun(folder: Path, settings: BenchSettings, kind: str, label: str) -> bool:
+    """Whether a cell of that task or agent has left records or checkpoints."""
+    cells = [cell for cell in settings.cells() if label == (cell.task if kind == "task" else cell.agent)]
+    return any((folder / cell.path / name).exists() for cell in cells for name in (RECORD, CHECKPOINTS))
 
 
 def _fixed(spec: Any) -> Any:

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from lm_env.benchmark.measures.baselines import BASELINE_NAMES
 from lm_env.errors import ConfigurationError
 from lm_env.explain import explained
 from lm_env.runs.config_files import ABOUT
 from lm_env.storage.yaml_text import parse_yaml
-from lm_env.validation import check_integer, check_integers, check_known
+from lm_env.tasks import get_task
+from lm_env.validation import check_field_types, check_integer, check_integers, check_known
 
 __all__ = [
     "BASELINES",
@@ -26,6 +28,8 @@ __all__ = [
 
 BASELINES = "baselines"
 MOST_TRIALS = 7
+LONGEST_LABEL = 200
+"""File systems take names of 255 bytes."""
 
 
 def slug(name: str) -> str:
@@ -42,7 +46,7 @@ class TaskSpec:
     options: Mapping[str, Any]
     """The task's own options."""
     label: str
-    """The name of the task in the results."""
+    """The name of the task in the results, by default its id, which `lm-env evaluate` names it by as well."""
     tokens: int | None = None
     """Training tokens per run; None: the benchmark's, else the task's own budget."""
     seeds: int | None = None
@@ -51,16 +55,14 @@ class TaskSpec:
     @classmethod
     def of(cls, given: Any) -> Self:
         """From a name, or a mapping with `task`, `label`, `tokens`, `seeds` and the task's own options."""
-        if isinstance(given, str):
-            return cls(given, {}, given.removeprefix("lm_env/"))
-        rest = _mapping("a task", given)
+        rest = {"task": given} if isinstance(given, str) else _mapping("a task", given)
         name = rest.pop("task", None)
         if not isinstance(name, str):
             raise ConfigurationError(f"a task needs its name under 'task', not {given!r}")
         tokens, seeds = (
             None if (value := rest.pop(key, None)) is None else check_integer(key, value) for key in ("tokens", "seeds")
         )
-        label = str(rest.pop("label", name.removeprefix("lm_env/")))
+        label = _label(rest.pop("label")) if "label" in rest else _task_id(name, rest)
         return cls(name, rest, label, tokens, seeds)
 
 
@@ -82,7 +84,7 @@ class AgentSpec:
         name = rest.pop("agent", None)
         if not isinstance(name, str):
             raise ConfigurationError(f"an agent needs its name under 'agent', not {given!r}")
-        label = str(rest.pop("label", name.rpartition(":")[2]))
+        label = _label(rest.pop("label", name.rpartition(":")[2]))
         if "seed" in rest:
             raise ConfigurationError(f"the seeds are the benchmark's: leave seed out of the options of {label}")
         return cls(name, rest, label)
@@ -156,6 +158,7 @@ class BenchSettings:
     """Keep the trained models."""
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         check_integers(self, "seeds", "evaluations", "curve_texts", "prompts", "texts", "threads")
         check_integer("ceiling_samples", self.ceiling_samples, low=16)  # best-of-16 takes as many
         if not 0 <= check_integer("tune", self.tune, low=0) <= MOST_TRIALS:
@@ -171,8 +174,16 @@ class BenchSettings:
                 raise ConfigurationError(f"a benchmark needs at least one {what}")
             if twice := next((label for label in labels if labels.count(label) > 1), None):
                 raise ConfigurationError(f"two {what}s are called {twice}: give one of them a label")
-        if any(slug(spec.label) == BASELINES for spec in self.agents):
-            raise ConfigurationError(f"no agent can be called {BASELINES}: give it another label")
+            if long := next((label for label in labels if len(label.encode()) > LONGEST_LABEL), None):
+                raise ConfigurationError(
+                    f"a label names a folder and has at most {LONGEST_LABEL} bytes: give the {what} {long[:40]}... a"
+                    " shorter one"
+                )
+        for spec in self.agents:
+            if spec.label in BASELINE_NAMES or slug(spec.label) == BASELINES:
+                raise ConfigurationError(
+                    f"no agent can be called {spec.label}, as a baseline is: give it another label"
+                )
 
     def seed_numbers(self, task: TaskSpec) -> range:
         """The seeds of the runs on a task."""
@@ -257,6 +268,18 @@ def quick_settings(settings: BenchSettings) -> BenchSettings:
         ceiling_most=512 if settings.ceiling_most is None else settings.ceiling_most,
         tune=0,
     )
+
+
+def _task_id(name: str, options: Mapping[str, Any]) -> str:
+    """The id of a task, without the package's own prefix; one that is a user's function has to be made for it."""
+    return (get_task(name, **options).id if ":" in name else name).removeprefix("lm_env/")
+
+
+def _label(given: Any) -> str:
+    """A label as it stands in a file: a text with something to read in it, or a number."""
+    if isinstance(given, bool) or not isinstance(given, str | int | float) or not str(given).strip():
+        raise ConfigurationError(f"a label is a text, not {given!r}: leave it out, or name the row of the tables")
+    return str(given)
 
 
 def _mapping(what: str, given: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from typing import Any
 from lm_env.benchmark.cells import run_cell
 from lm_env.benchmark.settings import BenchSettings, Cell
 from lm_env.errors import TrainingInterrupted
+from lm_env.storage import write_file
 
 __all__ = ["Outcome", "run_here", "run_in_processes"]
 
 SAVING_TIME = 120.0
 """Seconds that workers have after a signal to save their cells."""
+ERROR = "error.txt"
+"""The traceback of a cell that failed."""
 LOST = "its process ended without an answer, perhaps killed for memory: try fewer --processes"
 
 
@@ -108,13 +112,24 @@ def run_in_processes(
 
 
 def _attempt(settings: BenchSettings, out: Path, cell: Cell) -> Outcome:
-    """Run a cell; its error, if there is one, becomes part of the outcome.  A stop by a signal is raised."""
+    """Run a cell; its error, if there is one, becomes part of the outcome.  A stop by a signal is raised.
+
+    The traceback goes into the file `error.txt` of the cell's folder, which the next attempt removes.
+    """
+    file = out / cell.path / ERROR
+    with suppress(OSError):
+        file.unlink()
     try:
         run_cell(settings, cell, out)
     except (TrainingInterrupted, KeyboardInterrupt):
         raise
-    except Exception as error:
-        return Outcome(cell, " ".join(f"{type(error).__name__}: {error}".split()))
+    except (Exception, SystemExit) as error:  # the second where an agent calls sys.exit()
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace"))
+            line += f" (traceback: {file})"
+        return Outcome(cell, line)
     return Outcome(cell)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
+import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -100,10 +103,18 @@ def write_task(name: str, out: Path) -> tuple[Path, Path]:
     """Write NAME.py and test_NAME.py; returns their paths.
 
     Raises:
-        ConfigurationError: the name is no identifier in lower case, or one of the files is there, or cannot be written.
+        ConfigurationError: the name is no identifier in lower case, or that of a module that Python or a package has,
+            or one of the files is there, or cannot be written.
     """
-    if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name) or name != name.lower():
-        raise ConfigurationError(f"{name!r} cannot be the name of a module: write it in lower case, such as politeness")
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or keyword.issoftkeyword(name):
+        raise ConfigurationError(
+            f"{name!r} cannot be the name of a module: write it in lower case, beginning with a letter, such as"
+            " politeness"
+        )
+    if name in sys.stdlib_module_names or _is_installed(name, out):
+        raise ConfigurationError(
+            f"{name!r} is the name of a module already, and a file {name}.py would take its place: choose another name"
+        )
     paths = (out / f"{name}.py", out / f"test_{name}.py")
     for path in paths:
         if path.exists():
@@ -115,3 +126,10 @@ def write_task(name: str, out: Path) -> tuple[Path, Path]:
     except OSError as error:
         raise ConfigurationError(f"{out} cannot be written ({error}): choose another --out") from error
     return paths
+
+
+def _is_installed(name: str, out: Path) -> bool:
+    """Whether a module of this name is found elsewhere than in the working folder and the one to write to."""
+    found = importlib.util.find_spec(name)
+    here = (Path.cwd(), out.resolve())
+    return found is not None and found.origin is not None and Path(found.origin).parent not in here

@@ -9,7 +9,7 @@ from lm_env.distributed import processes
 
 __all__ = ["console", "say", "speaks_and_writes"]
 
-console = Console()
+console = Console(emoji=False)  # file.py:star: is the name of a task
 
 
 def speaks_and_writes() -> bool:

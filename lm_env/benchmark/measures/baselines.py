@@ -31,9 +31,11 @@ from lm_env.theory.ceilings import (
     sample_reference_scores,
 )
 
-__all__ = ["BEST_OF", "BETA_FACTORS", "ceiling_of", "random_texts", "without_training"]
+__all__ = ["BASELINE_NAMES", "BEST_OF", "BETA_FACTORS", "ceiling_of", "random_texts", "without_training"]
 
 BEST_OF = (4, 16)
+BASELINE_NAMES = ("random", "reference", *(f"best-of-{n}" for n in BEST_OF))
+"""The rows that every task has; no agent or model can have one of these names."""
 BETA_FACTORS = tuple(2.0**power for power in np.arange(4, -2.5, -0.5))
 """The frontier is drawn at these multiples of the task's beta."""
 

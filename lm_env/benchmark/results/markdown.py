@@ -20,11 +20,13 @@ from lm_env.benchmark.results.numbers import (
 from lm_env.benchmark.results.summary import Summary
 from lm_env.benchmark.results.tables import Row, TaskTable
 from lm_env.benchmark.statistics import Interval
+from lm_env.report.texts import visible
 
 __all__ = ["as_markdown", "circumstances", "markdown_table", "overview_of", "table_of"]
 
 ENOUGH_SEEDS = 5
 BEST_OF_ROWS = ("best-of-4", "best-of-16")
+TAG = re.compile(r"<(?=[A-Za-z/!?])")
 INTERVAL = re.compile(r"\(\S+ to \S+\)")
 
 
@@ -36,7 +38,7 @@ def as_markdown(
     Args:
         compact: one table for each task instead of three: without diversity, lengths, paired tests and the like.
     """
-    parts = [f"# {title}", *circumstances(summary)]
+    parts = [f"# {title}", *map(_in_line, circumstances(summary))]
     if command:
         parts.append(f"```\n{command}\n```")
     if summary.aggregate is not None:
@@ -50,7 +52,6 @@ def circumstances(summary: Summary) -> list[str]:
     """Budgets, seeds, versions and machines, in sentences."""
     runs = [record for record in summary.records if record["kind"] == "run"]
     trials = [record for record in summary.records if record["kind"] == "trial"]
-    any_record = summary.records[0]
     said = []
     if runs:
         budgets = sorted({record["settings"]["budget"] for record in runs})
@@ -81,7 +82,7 @@ def circumstances(summary: Summary) -> list[str]:
                 "Nothing was tuned in this benchmark: the agents have their default options, or those that its settings"
                 " name."
             )
-    versions = ", ".join(f"{name} {number}" for name, number in any_record["versions"].items())
+    versions = ", ".join(f"{name} {' and '.join(numbers)}" for name, numbers in _versions(summary).items())
     machines = sorted(
         {
             f"{r['hardware']['cpu']}, {r['hardware']['cores']} cores, {r['hardware']['threads']} thread(s)"
@@ -95,6 +96,15 @@ def circumstances(summary: Summary) -> list[str]:
         + (f" Commit: {', '.join(commits)}." if commits else "")
     )
     return said
+
+
+def _versions(summary: Summary) -> dict[str, list[str]]:
+    """The versions of each package that the records were made with; those of several machines may differ."""
+    found: dict[str, dict[str, None]] = {}
+    for record in summary.records:
+        for name, number in record["versions"].items():
+            found.setdefault(name, {})[number] = None
+    return {name: list(numbers) for name, numbers in found.items()}
 
 
 def _short(commit: str) -> str:
@@ -133,15 +143,17 @@ def overview_of(summary: Summary) -> str:
 
 def _task(table: TaskTable, compact: bool) -> list[str]:
     main, more = (compact_columns(table), []) if compact else task_columns(table)
-    parts = [f"## {table.task}"]
-    if table.ceiling is not None:
+    parts = [f"## {_in_line(table.task)}"]
+    if table.ceiling is not None and table.ceiling["J"]["mean"] is not None:
         J, score, kl = (table.ceiling[name] for name in ("J", "score", "KL"))
         values = [shown(_interval(part)) for part in (score, kl, J)]
         parts.append(
             f"The optimum of J = score \u2212 {table.ceiling['beta']:g} KL: score {values[0]}, KL {values[1]} nats, J"
             f" {values[2]}."
         )
-        parts += [f"J is a lower bound, so the attained shares are too large: {d}." for d in table.ceiling["doubts"]]
+        parts += [
+            f"J is a lower bound, so the attained shares are too large: {_in_line(d)}." for d in table.ceiling["doubts"]
+        ]
     parts.append(table_of(table.rows, main))
     if table.matched_kl is not None and any(column.title == "score at KL" for column in main):
         parts.append(f"`score at KL`: at {table.matched_kl:.3g} nats, half of the optimum's KL.")
@@ -158,7 +170,7 @@ def _aggregate(found: Aggregate) -> list[str]:
     return [
         "## All tasks",
         f"The attained share of the ceiling over {len(found.tasks)} task{'s' if len(found.tasks) > 1 else ''}:"
-        f" {', '.join(found.tasks)}.",
+        f" {_in_line(', '.join(found.tasks))}.",
         markdown_table(
             ["agent", "interquartile mean", "mean over tasks"], [list(row) for row in aggregate_rows(found)]
         ),
@@ -176,11 +188,16 @@ def _interval(estimate: dict[str, float | None]) -> Interval | None:
     return Interval(mean, mean - half, mean + half)
 
 
+def _in_line(text: str) -> str:
+    """A name from a file as one line of Markdown: no markup of HTML, and nothing that moves a terminal's cursor."""
+    return TAG.sub("&lt;", visible(text.replace("\n", " ")))
+
+
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of Markdown; bars within a cell are escaped, and narrow columns break no line within an interval."""
 
     def shown_cell(cell: str) -> str:
-        text = cell.replace("|", "\\|").replace("\n", " ").replace(" \u00b1 ", "\u00a0\u00b1\u00a0")
+        text = _in_line(cell).replace("|", "\\|").replace(" \u00b1 ", "\u00a0\u00b1\u00a0")
         return INTERVAL.sub(lambda found: found.group().replace(" ", "\u00a0"), text)
 
     def line(cells: Sequence[str]) -> str:

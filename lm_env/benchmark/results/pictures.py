@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lm_env.benchmark.results.curves import frontier_points, learning_band, spot
 from lm_env.benchmark.results.summary import Summary
 from lm_env.benchmark.results.tables import TaskTable, attained_share
 from lm_env.errors import CheckpointWriteError
+from lm_env.report.texts import visible
 
 __all__ = ["attained_figure", "plot_attained", "plot_benchmark"]
 
@@ -109,12 +111,12 @@ def _shares(table: TaskTable, axis: Any, looks: dict[str, dict[str, str]]) -> No
             continue
         axis.axvline(share, color=GRAY, linewidth=1, linestyle=style, zorder=0)
         axis.text(share, 1.02 + 0.09 * (height % 3), words, transform=top, fontsize=8, color=GRAY, ha="center")
-    axis.set_yticks(range(len(looks)), list(looks))
+    axis.set_yticks(range(len(looks)), [_as_label(agent) for agent in looks])
     for label, look in zip(axis.get_yticklabels(), looks.values(), strict=True):
         label.set_color(look["color"])
     axis.set_ylim(max(len(looks), 1) - 0.5, -0.5)
     axis.set_xlim(LEAST_SHARE if axis.get_xlim()[0] < LEAST_SHARE / 2 else -0.1, max(1.1, axis.get_xlim()[1]))
-    axis.set_title(table.task, fontsize=10, pad=34, loc="left")
+    axis.set_title(_as_label(table.task), fontsize=10, pad=34, loc="left")
     axis.set_xlabel("attained share of the ceiling", fontsize=9)
     axis.tick_params(labelsize=9)
     axis.spines[["top", "right"]].set_visible(False)
@@ -129,9 +131,17 @@ def _looks(summary: Summary) -> dict[str, dict[str, str]]:
     }
 
 
+def _as_label(name: str) -> str:
+    """A name as matplotlib shows it letter by letter: no formula between dollars, and no name that a legend hides."""
+    shown = visible(name).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
 def _save(figure: Any, path: Path, *, dpi: int) -> None:
     try:
-        figure.savefig(path, dpi=dpi)
+        with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box; the tables have it
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(path, dpi=dpi)
     except OSError as error:
         raise CheckpointWriteError(f"cannot write {path}: {error}; choose another folder") from error
 
@@ -141,7 +151,7 @@ def _learning(table: TaskTable, axis: Any, over: Any, looks: dict[str, dict[str,
         band = learning_band(table, row, over) if row.trained else None
         if band is None:
             continue
-        axis.plot(band.x, band.y, label=row.agent, **looks[row.agent])
+        axis.plot(band.x, band.y, label=_as_label(row.agent), **looks[row.agent])
         if math.isfinite(band.se[0]):
             low = [y - 1.96 * se for y, se in zip(band.y, band.se, strict=True)]
             high = [y + 1.96 * se for y, se in zip(band.y, band.se, strict=True)]
@@ -156,7 +166,7 @@ def _learning(table: TaskTable, axis: Any, over: Any, looks: dict[str, dict[str,
     axis.set(
         xlabel="generated tokens" if over == "tokens" else "seconds of training",
         ylabel="attained share of the ceiling",
-        title=f"{table.task}: over {over}",
+        title=f"{_as_label(table.task)}: over {over}",
     )
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8, framealpha=0.8, edgecolor="none")
@@ -173,9 +183,18 @@ def _frontier(table: TaskTable, axis: Any, looks: dict[str, dict[str, str]]) -> 
         color = looks[spot.label]["color"] if spot.trained else GRAY
         axis.plot([spot.kl], [spot.score], "o" if spot.trained else "^", color=color, markersize=5)
         axis.annotate(
-            spot.label, (spot.kl, spot.score), color=color, fontsize=8, xytext=(5, -9), textcoords="offset points"
+            _as_label(spot.label),
+            (spot.kl, spot.score),
+            color=color,
+            fontsize=8,
+            xytext=(5, -9),
+            textcoords="offset points",
         )
-    axis.set(xlabel="KL to the reference, nats per response", ylabel="mean score", title=f"{table.task}: score over KL")
+    axis.set(
+        xlabel="KL to the reference, nats per response",
+        ylabel="mean score",
+        title=f"{_as_label(table.task)}: score over KL",
+    )
 
 
 def _aggregate(found: Aggregate, axes: Any, looks: dict[str, dict[str, str]]) -> None:
@@ -184,10 +203,10 @@ def _aggregate(found: Aggregate, axes: Any, looks: dict[str, dict[str, str]]) ->
         interval = found.iqm[agent]
         axes[0].plot([interval.low, interval.high], [place, place], color=looks[agent]["color"], linewidth=4, alpha=0.4)
         axes[0].plot([interval.value], [place], "o", color=looks[agent]["color"])
-    axes[0].set_yticks(range(len(order)), order)
+    axes[0].set_yticks(range(len(order)), [_as_label(agent) for agent in order])
     axes[0].set(xlabel="attained share", title="All tasks: interquartile mean, 95% interval")
     for agent, points in found.profiles.items():
-        axes[1].plot(found.thresholds, [point.value for point in points], label=agent, **looks[agent])
+        axes[1].plot(found.thresholds, [point.value for point in points], label=_as_label(agent), **looks[agent])
         low, high = [point.low for point in points], [point.high for point in points]
         axes[1].fill_between(found.thresholds, low, high, color=looks[agent]["color"], alpha=0.15, linewidth=0)
     axes[1].set(xlabel="attained share", ylabel="share of runs above it", title="All tasks: performance profile")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from lm_env.benchmark.measures.baselines import BASELINE_NAMES
 from lm_env.benchmark.records import Record
 from lm_env.benchmark.statistics import Interval, Paired, bootstrap, holm, mean_over_tasks, paired_difference
 from lm_env.errors import ConfigurationError
@@ -24,6 +25,8 @@ THRESHOLD = 0.5
 """The attained share of the ceiling that tokens and seconds are counted to."""
 RIVALS = ("reference", "best-of-4")
 """The baselines that each agent is compared with, prompt by prompt."""
+CEILING_PROMPTS = ("J_by_prompt", "J_ref_by_prompt")
+"""Keys of a ceiling: the optimum, and the reference, on each prompt."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,13 @@ def attained_share(ceiling: Record | None, by_prompt: Sequence[float | None]) ->
     if ceiling is None or any(value is None for value in by_prompt):
         return None
     count = len(by_prompt)
-    best, reference = (np.array(ceiling[name][:count], dtype=float) for name in ("J_by_prompt", "J_ref_by_prompt"))
+    best, reference = (np.array(ceiling[name][:count], dtype=float) for name in CEILING_PROMPTS)
     if len(best) != count:
         raise ConfigurationError(
             f"a run on {ceiling['task']} was measured on {count} prompts and the ceiling on {len(best)}: run them with"
             " the same settings"
         )
-    if (best - reference).mean() <= 1e-9 * ceiling["beta"]:
+    if not (best - reference).mean() > 1e-9 * ceiling["beta"]:  # also where a number is not finite
         return None
     return Estimate.ratio(np.array(by_prompt, dtype=float) - reference, best - reference)
 
@@ -119,9 +122,7 @@ def task_table(task: str, records: list[Record]) -> TaskTable:
     agents = dict.fromkeys(record["agent"] for record in records if record["kind"] != "ceiling")
     rows = [_row(agent, [r for r in records if r.get("agent") == agent], ceiling, kl) for agent in agents]
     _check_alike(task, rows)
-    baselines = [
-        row for name in ("random", "reference", "best-of-4", "best-of-16") for row in rows if row.agent == name
-    ]
+    baselines = [row for name in BASELINE_NAMES for row in rows if row.agent == name]
     trained = [row for row in rows if row.trained]
     others = [row for row in rows if not row.trained and row not in baselines]
     return TaskTable(task, ceiling, _with_tests([*baselines, *others, *trained]), kl)
@@ -131,8 +132,12 @@ def _row(agent: str, records: list[Record], ceiling: Record | None, kl: float | 
     names = dict.fromkeys(name for record in records for name in record["metrics"])
     metrics = {name: _over_seeds([record["metrics"].get(name) for record in records]) for name in names}
     shares = [attained_share(ceiling, record["by_prompt"]["J"]) for record in records]
-    trained = records[0]["kind"] == "run"
-    attained = _over_seeds([{"mean": share.mean, "se": share.se} for share in shares if share is not None])
+    if len(kinds := sorted({record["kind"] for record in records})) > 1:
+        raise ConfigurationError(
+            f"{agent} names a {kinds[0]} and a {kinds[1]} on {records[0]['task']}: lm-env leaderboard tells them apart"
+        )
+    trained = kinds == ["run"]
+    attained = _over_seeds([None if share is None else {"mean": share.mean, "se": share.se} for share in shares])
     return Row(
         agent=agent,
         trained=trained,
@@ -146,10 +151,13 @@ def _row(agent: str, records: list[Record], ceiling: Record | None, kl: float | 
     )
 
 
-def _over_seeds(found: Iterable[Any]) -> Interval | None:
-    """The mean over seeds by the bootstrap; of one seed, two standard errors over prompts."""
+def _over_seeds(found: Sequence[Any]) -> Interval | None:
+    """The mean over seeds by the bootstrap; of one seed, two standard errors over prompts.
+
+    None if a number of any seed is missing or not finite: a mean without the runs that diverged would be too good.
+    """
     known = [part for part in found if part is not None and part["mean"] is not None]
-    if not known:
+    if not known or len(known) < len(found):
         return None
     means = np.array([part["mean"] for part in known])
     if len(means) > 1:
@@ -176,9 +184,11 @@ def curve_shares(record: Record, ceiling: Record | None) -> list[float | None]:
     if ceiling is None:
         return [None] * len(record["curve"])
     count = record["curve_prompts"]
-    best, reference = (float(np.mean(ceiling[name][:count])) for name in ("J_by_prompt", "J_ref_by_prompt"))
+    best, reference = (float(np.mean(np.array(ceiling[name][:count], dtype=float))) for name in CEILING_PROMPTS)
     gain = best - reference
-    return [None if point["J"] is None or gain <= 0 else (point["J"] - reference) / gain for point in record["curve"]]
+    return [
+        (point["J"] - reference) / gain if point["J"] is not None and gain > 0 else None for point in record["curve"]
+    ]
 
 
 def _matched(records: list[Record], kl: float) -> Interval | None:

@@ -55,6 +55,7 @@ def evaluate(
 
     import torch
 
+    from lm_env.benchmark.measures.baselines import BASELINE_NAMES
     from lm_env.benchmark.records import read_records, write_lines
     from lm_env.benchmark.results import as_markdown, summarize_records, write_card
     from lm_env.benchmark.trained_elsewhere import evaluate_model
@@ -65,6 +66,8 @@ def evaluate(
 
     if card and not Path(model).is_dir():
         raise ConfigurationError(f"--card writes into the model's folder, and {model} is none: leave it out")
+    if (name := label or Path(model).name) in BASELINE_NAMES:
+        raise ConfigurationError(f"every task has a row {name} without training: give the model another name (--label)")
     before = read_records(out) if out is not None and out.exists() else []
     records = evaluate_model(
         task,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm_env.errors import ConfigurationError
+from lm_env.errors import ConfigurationError, RewardError
 from lm_env.tasks.base.splits import SPLITS, Split, split_rows
 from lm_env.validation import check_choice, check_integer, check_number
 
@@ -32,6 +32,15 @@ __all__ = ["TextTask", "loaded"]
 
 INTERFACE_OPTIONS = ("flat", "render_mode", "render_values", "autoreset_mode")
 """Options of the environment's interface; all others are options of `lm_env.Task`."""
+
+MEASURED = frozenset(
+    (
+        *("score", "score_se", "gold", "J", "J_se", "attained", "attained_se", "ended", "length"),
+        *("kl", "kl_se", "kl_k1", "kl_per_token", "perplexity", "independent_perplexity", "independent_bits_per_byte"),
+        *("distinct_1", "distinct_2", "distinct_3", "repetition", "truncated", "bleu", "chrf", "rouge_1", "rouge_L"),
+    )
+)
+"""What logs and benchmarks measure of every task; a metric of that name would take its place in a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +58,7 @@ class TextTask:
         reward: a reward function, or the name of one; see `lm_env.RewardFunction`.  None: the user names it.
         model: the default model by name, or a function without arguments that makes one.
         metrics: what else is measured of a text, name -> function with the arguments of a reward function, or the name
-            of such a function.
+            of such a function.  No name can be one of `MEASURED`, what is measured of every task.
         beta: weight of the KL penalty, score per nat.
         max_new_tokens: the length cap of a response, tokens.
         temperature: divides the logits of policy and reference.
@@ -61,7 +70,8 @@ class TextTask:
         options: other options of `lm_env.Task` that the task needs, such as `stop_strings`.
 
     Raises:
-        ConfigurationError: the id is malformed, a number is out of its range, or a split is missing.
+        ConfigurationError: the id is malformed, a number is out of its range, a split is missing, or a metric has the
+            name of another number.
     """
 
     id: str
@@ -89,6 +99,8 @@ class TextTask:
         check_number("temperature", self.temperature, low=0.0, above=True)
         check_integer("max_new_tokens", self.max_new_tokens)
         check_integer("budget", self.budget)
+        if own := next((name for name in self.metrics if name in MEASURED), None):
+            raise ConfigurationError(f"{own} is measured of every task: give that metric of {self.id} another name")
         for name in ("success", "highest"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name))
@@ -190,10 +202,14 @@ class TextTask:
         texts = [prompt.text for prompt in prompts]
         names = prompts[0].columns if len(prompts) else ()
         columns = {name: [prompt.columns[name] for prompt in prompts] for name in names}
-        return {
-            name: score_responses(loaded(metric) if isinstance(metric, str) else metric, texts, responses, columns)
-            for name, metric in self.metrics.items()
-        }
+        found = {}
+        for name, metric in self.metrics.items():
+            try:
+                function = loaded(metric) if isinstance(metric, str) else metric
+                found[name] = score_responses(function, texts, responses, columns)
+            except RewardError as error:  # it speaks of a reward function, which a metric is called like
+                raise type(error)(f"the metric {name} of {self.id} cannot be measured: {error}") from error
+        return found
 
 
 @lru_cache(maxsize=8)

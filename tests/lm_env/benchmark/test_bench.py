@@ -375,7 +375,7 @@ def test_a_leaderboard_keeps_apart_what_was_measured_differently(settings, tmp_p
 
 def test_a_damaged_file_of_records_is_named(tmp_path):
     path = Path(tmp_path / "x.jsonl")
-    path.write_text('{"schema": 1}\n{"sch')
+    path.write_text('\n{"sch')
     with pytest.raises(LogReadError, match="line 2"):
         read_records(path)
     path.write_text('{"schema": 99}\n')

@@ -47,6 +47,14 @@ def test_a_name_that_is_no_module_is_refused(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["random", "json", "lm_env", "torch", "_", "__init__", "match"])
+def test_a_name_that_would_hide_another_module_is_refused(name, tmp_path):
+    """With a file random.py in the folder, `import random` of any library would run it."""
+    with pytest.raises(ConfigurationError, match=r"choose another name|beginning with a letter"):
+        write_task(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot be written"):

@@ -129,7 +129,7 @@ def test_a_named_model_is_not_loaded(model_folder):
         reward=by_text,
         model=model_folder,
         max_new_tokens=6,
-        metrics={"length": lengths},
+        metrics={"letters": lengths},
     )
     env = declared.make("test")
     bare = shutil.copytree(model_folder, f"{model_folder}-bare", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -145,7 +145,7 @@ def test_a_named_model_is_not_loaded(model_folder):
     np.testing.assert_array_equal(
         score_tokens(task, list(task.prompts) * 4, episodes.responses())[0], env.score(episodes).scores
     )
-    assert source.measured(task.prompts[0], "good") == {"length": 4.0}
+    assert source.measured(task.prompts[0], "good") == {"letters": 4.0}
     assert source.task("test") is task and source.task("train") is not task
     with pytest.raises(ModelLoadError, match="cannot load the model"):
         load_model(bare)

@@ -150,7 +150,7 @@ def test_a_task_with_splits_metrics_and_chats(answering, installed, text_lm, tok
         reward=by_text,
         model=text_lm,
         max_new_tokens=6,
-        metrics={"length": lengths},
+        metrics={"letters": lengths},
     )
     films = to_verifiers(declared, tokenizer=talking)
     address, requests = answering({"a good film": (" good ", "stop")})
@@ -160,7 +160,7 @@ def test_a_task_with_splits_metrics_and_chats(answering, installed, text_lm, tok
     assert request["messages"] == CHAT
     rendered = "<system> films\n<user> a good film\n<assistant>"
     assert trace.reward == by_text([rendered], [" good "], [1.0])[0]  # spaces and all
-    assert trace.metrics == {"length": 6.0, "ended": 1.0}
+    assert trace.metrics == {"letters": 6.0, "ended": 1.0}
     data = trace.task.data
     assert (data.split, data.prompt_index, data.name) == ("test", 0, "me/Film-v0/test/0")
     rebuilt = films.task_type()(type(data).model_validate_json(data.model_dump_json()), vf.TaskConfig())

@@ -44,7 +44,7 @@ def task(cap: int = 3, **changes) -> TextTask:
         "summary": "write letters",
         "source": [{"prompt": a + b, "wanted": a} for a, b in itertools.product("abc", repeat=2)],
         "reward": letters,
-        "metrics": {"length": lambda prompts, responses: [float(len(response)) for response in responses]},
+        "metrics": {"letters": lambda prompts, responses: [float(len(response)) for response in responses]},
         "model": model,
         "max_new_tokens": cap,
         "options": {"tokenizer": TOKENIZER},
