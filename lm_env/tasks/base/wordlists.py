@@ -27,7 +27,8 @@ CONCEPT_VERBS = tuple(CONCEPT_VERBS_LISTED.split())
 """Verbs that are frequent in film reviews."""
 
 RHYME_WORDS_LISTED = (
-    "bed book car chair crew crime day door face friend game gun hall hat heart key knife night song sun tree wall"
+    "bee bit cat crew heat hit key kid king kit knee light night queen ring screen sea shoe shot state street teen tree wit"
 )
 RHYME_WORDS = tuple(RHYME_WORDS_LISTED.split())
-"""Nouns of one syllable that the commonest words rhyme with: time, too, all, me, see, way, one, life, more, end."""
+"""Nouns of one syllable that rhyme with words which often end a clause of a film review: it, me, see, seen, thing, one,
+fun, plot, great, that, bad, way, and, less perfectly, movie, story, funny and boring."""
