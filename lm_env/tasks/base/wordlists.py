@@ -15,16 +15,11 @@ NOUNS_LISTED = """
 """
 NOUNS = tuple(NOUNS_LISTED.split())
 
-CONCEPT_NOUNS_LISTED = """
-    actor brother camera character child comedy director ending family father friend girl house idea life man money
-    mother music people place role scene story town war wife woman world year
-"""
-CONCEPT_NOUNS = tuple(CONCEPT_NOUNS_LISTED.split())
-"""Nouns that are frequent in film reviews."""
+CONCEPT_NOUNS = tuple("boy family father girl house life man mother son town woman world".split())
+"""Nouns that are frequent in film reviews, all with the article "a"."""
 
-CONCEPT_VERBS_LISTED = "begin come fall feel find get give kill leave look love play see take think try"
-CONCEPT_VERBS = tuple(CONCEPT_VERBS_LISTED.split())
-"""Verbs that are frequent in film reviews."""
+CONCEPT_VERBS = tuple("find get kill love make see take want".split())
+"""Verbs that are frequent in film reviews; no form of them is a form of one of the nouns."""
 
 RHYME_WORDS_LISTED = (
     "bee bit cat crew heat hit key kid king kit knee light night queen ring screen sea shoe shot state street teen tree wit"
