@@ -5,9 +5,9 @@ lexicon is that of the package lemminflect).  The score is coverage x fluency.  
 that are used; fluency is a rule that tells a sentence from a list: it is 1 for two other words per concept and no word
 twice.
 
-The task's own sets are two nouns and a verb that are frequent in film reviews, and their prompts begin the sentence:
-"A woman, a house, to find: a film about a".  The beginning uses none of the concepts, and only the response is judged,
-so that a concept counts where the response uses it, never because the prompt names it.
+The task's own sets are three nouns that are frequent in film reviews, and their prompts begin the sentence: "A woman, a
+house, a son: a film about a".  The beginning uses none of the concepts, and only the response is judged, so that a
+concept counts where the response uses it, never because the prompt names it.
 
 `source=` takes the sets of CommonGen: a .tsv file of "field look stand<TAB>a sentence" as the authors publish it, or a
 .jsonl file with a column `concepts`.  They may hold any words of any part of speech, so their prompts are plain lists:
@@ -28,7 +28,7 @@ from lm_env.errors import ConfigurationError, InvalidPromptError
 from lm_env.models.loading import EMBEDDED_MODEL
 from lm_env.tasks.base import TextTask, split_rows
 from lm_env.tasks.base.lexicon import distinct_share, lemmas, words_of
-from lm_env.tasks.base.wordlists import CONCEPT_NOUNS, CONCEPT_VERBS
+from lm_env.tasks.base.wordlists import CONCEPT_NOUNS
 
 __all__ = ["coverage", "coverage_and_fluency", "fluency", "own_sets", "read_sets", "task"]
 
@@ -43,12 +43,12 @@ Row = dict[str, Any]
 
 
 def own_sets() -> list[Row]:
-    """All 528 sets of two of the 12 nouns and one of the 8 verbs; which noun comes first is drawn with a fixed seed."""
+    """All 220 sets of three of 12 nouns, each once, in an order that is drawn with a fixed seed."""
     rng = np.random.default_rng(0)
     found = []
-    for pair, verb in itertools.product(itertools.combinations(CONCEPT_NOUNS, 2), CONCEPT_VERBS):
-        nouns = [pair[i] for i in rng.permutation(2)]
-        found.append({"prompt": f"A {nouns[0]}, a {nouns[1]}, to {verb}: a film about a", "concepts": [*nouns, verb]})
+    for nouns in itertools.combinations(CONCEPT_NOUNS, 3):
+        words = [nouns[i] for i in rng.permutation(3)]
+        found.append({"prompt": f"A {', a '.join(words)}: a film about a", "concepts": words})
     return found
 
 
@@ -99,7 +99,10 @@ def fluency(
     prompts: Sequence[str], responses: Sequence[str], concepts: Sequence[Sequence[str]], **columns: Any
 ) -> list[float]:
     """How far a response is from a list, 0 to 1: two words that are no concepts for each concept that is used, and the
-    share of words that are not repeated.  Words that are copied from the prompt, as in `coverage`, are no such words."""
+    share of words that are not repeated.
+
+    Words that are copied from the prompt, as `coverage` explains, are not among the two.
+    """
     found = []
     for prompt, response, wanted in zip(prompts, responses, concepts, strict=True):
         words = _own_words(prompt, response)
@@ -152,7 +155,7 @@ def task(source: str | None = None) -> TextTask:
         beta=0.1,
         max_new_tokens=TOKENS if source is None else TOKENS_OF_A_SOURCE,
         temperature=0.7,
-        budget=40_000,
+        budget=60_000,
         highest=1.0,
         options={"stop_strings": (".", "!", "?")},
     )

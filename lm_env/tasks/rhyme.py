@@ -58,7 +58,7 @@ def couplet(prompt: str, response: str) -> tuple[list[str], list[str]]:
 
 
 def rhyme(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """How well the lines rhyme: 1 for a perfect rhyme of their last words, .5 for a near rhyme ("tree" and "story",
+    """How well the lines rhyme: 1 for a perfect rhyme of their last words, .5 for a near rhyme ("tree" and "movie",
     "time" and "line"), .2 if their last syllables share the vowel or the last consonant, else 0.
 
     A word does not rhyme with itself, nor with words that end like it from the sound before the last vowel on; a

@@ -89,7 +89,7 @@ def nearly_rhymes(one: str, other: str) -> bool:
     Their last syllables have the same vowel, a different sound before it, and either
 
     - the same sounds after it, where one of the syllables is stressed and the other is not (a light rhyme, as of
-      "tree" and "story"), or
+      "tree" and "movie"), or
     - as many consonants after it, each of the same kind but not all the same, where both are stressed (a family rhyme,
       as of "time" and "line"; Pattison, Writing Better Lyrics).
 

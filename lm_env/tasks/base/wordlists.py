@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CONCEPT_NOUNS", "CONCEPT_VERBS", "NOUNS", "RHYME_WORDS"]
+__all__ = ["CONCEPT_NOUNS", "NOUNS", "RHYME_WORDS"]
 
 NOUNS_LISTED = """
     actor baby beach boat book boy brother camera car castle cat child city clock dance daughter day detective
@@ -15,15 +15,14 @@ NOUNS_LISTED = """
 """
 NOUNS = tuple(NOUNS_LISTED.split())
 
-CONCEPT_NOUNS = tuple("boy family father girl house life man mother son town woman world".split())
-"""Nouns that are frequent in film reviews, all with the article "a"."""
+CONCEPT_NOUNS_LISTED = "boy family father girl house life man mother son town woman world"
+CONCEPT_NOUNS = tuple(CONCEPT_NOUNS_LISTED.split())
+"""Nouns that are frequent in film reviews; all of them take the article "a"."""
 
-CONCEPT_VERBS = tuple("find get kill love make see take want".split())
-"""Verbs that are frequent in film reviews; no form of them is a form of one of the nouns."""
-
-RHYME_WORDS_LISTED = (
-    "bee bit cat crew heat hit key kid king kit knee light night queen ring screen sea shoe shot state street teen tree wit"
-)
+RHYME_WORDS_LISTED = """
+    bee bit cat crew heat hit key kid king kit knee light night queen ring screen sea shoe shot state street teen tree
+    wit
+"""
 RHYME_WORDS = tuple(RHYME_WORDS_LISTED.split())
-"""Nouns of one syllable that rhyme with words which often end a clause of a film review: it, me, see, seen, thing, one,
-fun, plot, great, that, bad, way, and, less perfectly, movie, story, funny and boring."""
+"""Nouns of one syllable; the words with which clauses of film reviews often end make perfect, near or half rhymes with
+them: it, see, me, seen, thing, did, do, night, great, plot, that, movie, story, boring."""
