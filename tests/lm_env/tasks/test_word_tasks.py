@@ -131,17 +131,17 @@ def test_the_second_line_begins_in_the_prompt():
     assert couplet("no comma", " see") == (["no", "comma"], ["see"]) and couplet(", and", "see")[0] == ["and"]
     assert one(rhyme_and_metre, " see", BEGUN) == 1.0
     assert one(rhyme_and_metre, " be like a movie", BEGUN) == pytest.approx(0.5 * (1 - 4 / 8))
-    assert one(rhyme, " read", BEGUN) == 0.2 and one(rhyme, " a tree", BEGUN) == one(rhyme, " do", BEGUN) == 0.0
+    assert one(rhyme, " meet", BEGUN) == 0.2 and one(rhyme, " a tree", BEGUN) == one(rhyme, " do", BEGUN) == 0.0
     assert one(rhyme_and_metre, " see, see, see", BEGUN) == pytest.approx((1 - 2 / 8) * 7 / 9)
     shoe = BEGUN.replace("tree", "shoe")
     assert one(rhyme, "", shoe) == one(rhyme, " ...", shoe) == 0.0 and one(rhyme, " do", shoe) == 1.0
 
 
 def test_each_line_of_the_task_can_be_completed():
-    """One to four syllables are missing from the second line, whose words are all in the dictionary."""
+    """One to five syllables are missing from the second line, whose words are all in the dictionary."""
     for prompt in lines():
         first, second = ({ends[-1] for ends in scansions(words) or ()} for words in couplet(prompt, ""))
-        assert first and second and 1 <= min(first) - max(second) <= max(first) - min(second) <= 4
+        assert first and second and 1 <= min(first) - max(second) <= max(first) - min(second) <= 5
 
 
 # -- haiku -------------------------------------------------------------------------------------------
