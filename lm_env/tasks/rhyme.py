@@ -105,7 +105,7 @@ def task() -> TextTask:
         reward=rhyme_and_metre,
         model=EMBEDDED_MODEL,
         metrics={"rhyme": rhyme, "metre": metre},
-        beta=0.1,
+        beta=0.05,
         max_new_tokens=20,
         temperature=0.7,
         budget=20_000,
