@@ -5,12 +5,18 @@ lexicon is that of the package lemminflect).  The score is coverage x fluency.  
 that are used; fluency is a rule that tells a sentence from a list: it is 1 for two other words per concept and no word
 twice.
 
+The task's own sets are three nouns that are frequent in film reviews, and their prompts begin the sentence: "A woman, a
+house, a son: a film about a".  The beginning uses none of the concepts, and only the response is judged, so that a
+concept counts where the response uses it, never because the prompt names it.
+
 `source=` takes the sets of CommonGen: a .tsv file of "field look stand<TAB>a sentence" as the authors publish it, or a
-.jsonl file with a column `concepts`.  Without it, sets are drawn from the package's own words.
+.jsonl file with a column `concepts`.  They may hold any words of any part of speech, so their prompts are plain lists:
+"field, look, stand:".
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,25 +28,28 @@ from lm_env.errors import ConfigurationError, InvalidPromptError
 from lm_env.models.loading import EMBEDDED_MODEL
 from lm_env.tasks.base import TextTask, split_rows
 from lm_env.tasks.base.lexicon import distinct_share, lemmas, words_of
-from lm_env.tasks.base.wordlists import CONCEPT_NOUNS, CONCEPT_VERBS
+from lm_env.tasks.base.wordlists import CONCEPT_NOUNS
 
-__all__ = ["coverage", "coverage_and_fluency", "drawn_sets", "fluency", "read_sets", "task"]
+__all__ = ["coverage", "coverage_and_fluency", "fluency", "own_sets", "read_sets", "task"]
 
-DRAWN = 2_000
 OTHERS_PER_CONCEPT = 2
+COPIED = 4
+"""Words in a row that the prompt has in the same order are copied from it."""
+TOKENS = 20
+TOKENS_OF_A_SOURCE = 28
+"""The length cap where sets are given, which may have more concepts than three."""
 
 Row = dict[str, Any]
 
 
-def drawn_sets() -> list[Row]:
-    """2,000 sets of two nouns and a verb, drawn with a fixed seed from words that are frequent in film reviews."""
+def own_sets() -> list[Row]:
+    """All 220 sets of three of 12 nouns, each once, in an order that is drawn with a fixed seed."""
     rng = np.random.default_rng(0)
-    found: dict[tuple[str, ...], None] = {}
-    while len(found) < DRAWN:
-        nouns = rng.permutation(len(CONCEPT_NOUNS))[:2]
-        words = [*(CONCEPT_NOUNS[i] for i in nouns), CONCEPT_VERBS[rng.integers(len(CONCEPT_VERBS))]]
-        found[tuple(sorted(words))] = None
-    return [_row(words) for words in found]
+    found = []
+    for nouns in itertools.combinations(CONCEPT_NOUNS, 3):
+        words = [nouns[i] for i in rng.permutation(3)]
+        found.append({"prompt": f"A {', a '.join(words)}: a film about a", "concepts": words})
+    return found
 
 
 def read_sets(source: str | Path) -> list[Row]:
@@ -62,7 +71,8 @@ def read_sets(source: str | Path) -> list[Row]:
         sets = [_concepts_of(row) for row in rows]
     if not sets or not all(sets):
         raise InvalidPromptError(f"{path} has a line without concepts, or none at all: write 'field look stand'")
-    return [_row(words) for words in dict.fromkeys(tuple(words) for words in sets)]
+    distinct = dict.fromkeys(tuple(words) for words in sets)
+    return [{"prompt": f"{', '.join(words)}:", "concepts": list(words)} for words in distinct]
 
 
 def _concepts_of(row: Any) -> list[str]:
@@ -74,28 +84,32 @@ def _concepts_of(row: Any) -> list[str]:
     return found
 
 
-def _row(words: Sequence[str]) -> Row:
-    return {"prompt": f"{', '.join(words)}:", "concepts": list(words)}
-
-
 def coverage(
     prompts: Sequence[str], responses: Sequence[str], concepts: Sequence[Sequence[str]], **columns: Any
 ) -> list[float]:
-    """The share of the concepts that a response uses, 0 to 1."""
-    return [len(_used(response, wanted)) / len(wanted) for response, wanted in zip(responses, concepts, strict=True)]
+    """The share of the concepts that a response uses, 0 to 1.
+
+    Words of the prompt do not count, nor do those that the response copies from it in a run of four or more.
+    """
+    rows = zip(prompts, responses, concepts, strict=True)
+    return [len(_used(_own_words(prompt, response), wanted)) / len(wanted) for prompt, response, wanted in rows]
 
 
 def fluency(
     prompts: Sequence[str], responses: Sequence[str], concepts: Sequence[Sequence[str]], **columns: Any
 ) -> list[float]:
     """How far a response is from a list, 0 to 1: two words that are no concepts for each concept that is used, and the
-    share of words that are not repeated."""
+    share of words that are not repeated.
+
+    Words that are copied from the prompt, as `coverage` explains, are not among the two.
+    """
     found = []
-    for response, wanted in zip(responses, concepts, strict=True):
-        words = words_of(response)
-        used = len(_used(response, wanted))
+    for prompt, response, wanted in zip(prompts, responses, concepts, strict=True):
+        words = _own_words(prompt, response)
+        used = len(_used(words, wanted))
         others = sum(not _lemmas(word) & set(wanted) for word in words)
-        found.append(distinct_share(words) * min(1.0, others / (OTHERS_PER_CONCEPT * max(used, 1))))
+        enough = min(1.0, others / (OTHERS_PER_CONCEPT * max(used, 1)))
+        found.append(distinct_share(words_of(response)) * enough)
     return found
 
 
@@ -107,8 +121,17 @@ def coverage_and_fluency(
     return [covered * fluent for covered, fluent in both]
 
 
-def _used(text: str, concepts: Sequence[str]) -> set[str]:
-    found = {lemma for word in words_of(text) for lemma in _lemmas(word)}
+def _own_words(prompt: str, response: str) -> list[str]:
+    """The words of the response that are not in a run of four or more which the prompt has, too."""
+    given, words = words_of(prompt), words_of(response)
+    runs = {tuple(given[i : i + COPIED]) for i in range(len(given) - COPIED + 1)}
+    starts = [i for i in range(len(words) - COPIED + 1) if tuple(words[i : i + COPIED]) in runs]
+    copied = {i + k for i in starts for k in range(COPIED)}
+    return [word for i, word in enumerate(words) if i not in copied]
+
+
+def _used(words: Sequence[str], concepts: Sequence[str]) -> set[str]:
+    found = {lemma for word in words for lemma in _lemmas(word)}
     return found & set(concepts)
 
 
@@ -125,14 +148,14 @@ def task(source: str | None = None) -> TextTask:
     return TextTask(
         id="lm_env/Concepts-v0",
         summary="use all of some given words in one sentence; the score is coverage x fluency",
-        source=lambda split: split_rows(drawn_sets() if source is None else read_sets(source), split),
+        source=lambda split: split_rows(own_sets() if source is None else read_sets(source), split),
         reward=coverage_and_fluency,
         model=EMBEDDED_MODEL,
         metrics={"coverage": coverage, "fluency": fluency},
         beta=0.05,
-        max_new_tokens=28,
+        max_new_tokens=TOKENS if source is None else TOKENS_OF_A_SOURCE,
         temperature=0.7,
-        budget=240_000,
+        budget=60_000,
         highest=1.0,
         options={"stop_strings": (".", "!", "?")},
     )

@@ -57,6 +57,6 @@ def task() -> TextTask:
         beta=0.1,
         max_new_tokens=24,
         temperature=0.7,
-        budget=120_000,
+        budget=60_000,
         highest=1.0,
     )

