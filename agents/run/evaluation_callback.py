@@ -94,6 +94,7 @@ class EvaluateTexts(BaseCallback):
         """All evaluations so far, the earliest first."""
         self._intervals = 0
         self._trained = False
+        self._evaluated_at: int | None = None
 
     def __repr__(self) -> str:
         if self.prompts is None:
@@ -110,8 +111,7 @@ class EvaluateTexts(BaseCallback):
         self.prompts = list(choose_texts(task, self.prompts, self.n, self.ceiling)[0])
         self._backend = LocalBackend(task)
         now = self.model.num_timesteps
-        if self.samples is not None:
-            _prepare(self.samples, now)
+        self._evaluated_at = None if self.samples is None else _prepare(self.samples, now)
         if self.ceiling is None and self._estimates_ceiling:
             self.ceiling = task_ceiling(task, self.prompts, seed=self.seed, divided=True)
             for doubt in self.ceiling.doubts():
@@ -132,7 +132,10 @@ class EvaluateTexts(BaseCallback):
         self._trained = True  # the update comes next
 
     def _on_training_end(self) -> None:
-        if self._trained:
+        # A signal may have ended an earlier process after its last update and before its last evaluation.
+        together = processes()
+        missing = together.any(together.first and self._evaluated_at != int(self.model.num_timesteps))
+        if self._trained or missing:
             self._evaluate()
             self._write_row()
 
@@ -140,7 +143,7 @@ class EvaluateTexts(BaseCallback):
     def _evaluate(self) -> None:
         agent: Any = self.model
         self._trained = False
-        timesteps = int(agent.num_timesteps)
+        self._evaluated_at = timesteps = int(agent.num_timesteps)
         try:
             found = self._measure(agent)
         except RewardError as error:
@@ -195,13 +198,17 @@ def _task_of(agent: Any) -> Task:
     )
 
 
-def _prepare(samples: Path, now: int) -> None:
+def _prepare(samples: Path, now: int) -> int | None:
     """Make the folder, and rename what an earlier run has written there; drop what a run that goes on will repeat.
 
     Args:
         now: the timesteps that the training begins at; rows of later ones were written by a process that was
             killed after its last checkpoint.
+
+    Returns:
+        the timesteps of the last texts in the file, None if it has none.
     """
+    kept: list[str] = []
     try:
         samples.parent.mkdir(parents=True, exist_ok=True)
         if now == 0:
@@ -214,6 +221,7 @@ def _prepare(samples: Path, now: int) -> None:
         samples.open("a").close()
     except OSError as error:
         raise CheckpointWriteError(f"cannot write texts to {samples}: {error}; choose another place") from error
+    return int(json.loads(kept[-1])["timesteps"]) if kept else None
 
 
 def _as_markdown(rows: list[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from agents import A2C, GRPO, PPO, RLOO, BestOfN, EvaluateTexts, PPOPenalty, Reinforce
+from agents import A2C, GRPO, PPO, RLOO, BestOfN, Checkpointing, EvaluateTexts, PPOPenalty, Reinforce
 from agents.run.evaluation import evaluate_texts
 from agents.sb3 import TextVecEnv
 from lm_env import AdaptiveKL, TextGenerationEnv, TokenMDP
-from lm_env.errors import CheckpointWriteError, ConfigurationError, InvalidPromptError, RewardError
+from lm_env.errors import CheckpointWriteError, ConfigurationError, InvalidPromptError, RewardError, TrainingInterrupted
 from lm_env.generation.backend import Sampling
 from lm_env.generation.generate import LocalBackend
 from lm_env.objective.scoring import measure_episodes, score_episodes
@@ -325,6 +326,32 @@ def test_the_texts_are_written_as_json_lines(id_task, tmp_path):
     assert len(path.with_name("samples.1.jsonl").read_text().splitlines()) == 6, "the earlier run's"
     agent.learn(10, callback=EvaluateTexts(PROMPTS, n=2, samples=path, shown=3), reset_num_timesteps=False)
     assert len(path.read_text().splitlines()) == 9, "a training that goes on adds to the file"
+
+
+def test_the_last_evaluation_is_made_up_for_after_a_signal_before_it(id_task, tmp_path):
+    """The signal comes with the last update: all of the training is done, and its evaluation is not."""
+    path = tmp_path / "samples.jsonl"
+
+    def learn(resume, stop=None):
+        agent = RLOO(TextGenerationEnv(**id_task(prompts=PROMPTS)), rollout_episodes=16)
+        callback = EvaluateTexts(PROMPTS, n=2, every=10**6, samples=path, shown=3)
+        callbacks = [callback] if stop is None else [callback, stop]
+        agent.learn(10, callback=callbacks, checkpoint=Checkpointing(tmp_path / "run"), resume=resume)
+        return agent, callback
+
+    class StopsAtOnce(BaseCallback):
+        def _on_step(self):
+            signal.raise_signal(signal.SIGTERM)
+            return True
+
+    with pytest.raises(TrainingInterrupted):
+        learn(False, StopsAtOnce())
+    assert {json.loads(line)["timesteps"] for line in path.read_text().splitlines()} == {0}
+    agent, callback = learn(True)
+    assert [made.timesteps for made in callback.history] == [agent.num_timesteps]
+    rows = [json.loads(line)["timesteps"] for line in path.read_text().splitlines()]
+    assert rows == [0] * 3 + [agent.num_timesteps] * 3
+    assert not learn(True)[1].history, "nothing is missing the next time"
 
 
 @pytest.mark.parametrize("by_callback", [False, True])
