@@ -40,6 +40,9 @@ __all__ = [
 REWARDS_BY_NAME = "reward_models:load_reward"
 """What loads a reward by its name.  It is imported when it is needed, for this package does without the other."""
 
+SPECIAL_SHARE = 0.01
+"""The largest share of token ids that may mean something else to the reference than to the model."""
+
 ActionMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -119,7 +122,9 @@ def resolve_models(
         reference = base if reference is None else reference
     facts_of(model)
     if isinstance(reference, str | os.PathLike):
-        reference = load_causal_lm(str(reference), device, download, quantization_config)[0]
+        name = str(reference)
+        reference, its_tokenizer = load_causal_lm(name, device, download, quantization_config)
+        _check_same_words(tokenizer, its_tokenizer, name)
     adapter = model if has_adapter(model) else None
     if reference is None and adapter is not None:
         inside = without_wrapper(adapter)
@@ -130,6 +135,24 @@ def resolve_models(
         _check_apart(model, reference)
     reference.requires_grad_(False).eval()
     return ResolvedModels(without_wrapper(model), without_wrapper(reference), adapter, tokenizer)
+
+
+def _check_same_words(tokenizer: Any, of_reference: Any, name: str) -> None:
+    """Raise ConfigurationError if a token id is one word to the model and another to its reference.
+
+    Some special tokens may differ, as those of a chat model differ from its base model's.
+    """
+    if not all(callable(getattr(each, "get_vocab", None)) for each in (tokenizer, of_reference)):
+        return
+    own, theirs = ({i: word for word, i in each.get_vocab().items()} for each in (tokenizer, of_reference))
+    shared = own.keys() & theirs.keys()
+    differing = [i for i in sorted(shared) if own[i] != theirs[i]]
+    if len(differing) > SPECIAL_SHARE * len(shared):
+        i = differing[len(differing) // 2]
+        raise ConfigurationError(
+            f"the reference {name!r} has another vocabulary than the model: token {i} is {theirs[i]!r} to it and"
+            f" {own[i]!r} to the model, so a KL between them means nothing; give the model that training starts from"
+        )
 
 
 def _immovable(model: nn.Module) -> bool:

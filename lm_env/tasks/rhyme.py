@@ -38,11 +38,11 @@ TEMPLATES = (
     "The people in this movie want a {}, and there is nothing they can",
 )
 NEAR_RHYME = 0.5
-HALF_RHYME = 0.2
+HALF_RHYME = 0.1
 
 
 def lines() -> list[str]:
-    """The prompts: each of 15 lines with each of 24 words at its end."""
+    """The prompts: each of 15 lines with each of 18 words at its end."""
     return [template.format(word) for template, word in itertools.product(TEMPLATES, RHYME_WORDS)]
 
 
@@ -59,7 +59,7 @@ def couplet(prompt: str, response: str) -> tuple[list[str], list[str]]:
 
 def rhyme(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
     """How well the lines rhyme: 1 for a perfect rhyme of their last words, .5 for a near rhyme ("tree" and "movie",
-    "time" and "line"), .2 if their last syllables share the vowel or the last consonant, else 0.
+    "time" and "line"), .1 if their last syllables share the vowel or the last consonant, else 0.
 
     A word does not rhyme with itself, nor with words that end like it from the sound before the last vowel on; a
     response without words does not rhyme.  The terms are explained in `lm_env.tasks.base.pronunciations`.

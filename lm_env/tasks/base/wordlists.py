@@ -19,10 +19,8 @@ CONCEPT_NOUNS_LISTED = "boy family father girl house life man mother son town wo
 CONCEPT_NOUNS = tuple(CONCEPT_NOUNS_LISTED.split())
 """Nouns that are frequent in film reviews; all of them take the article "a"."""
 
-RHYME_WORDS_LISTED = """
-    bee bit cat crew heat hit key kid king kit knee light night queen ring screen sea shoe shot state street teen tree
-    wit
-"""
+RHYME_WORDS_LISTED = "cat crew heat hit key kid king kit light night queen ring screen shoe shot state street tree"
 RHYME_WORDS = tuple(RHYME_WORDS_LISTED.split())
-"""Nouns of one syllable; the words with which clauses of film reviews often end make perfect, near or half rhymes with
-them: it, see, me, seen, thing, did, do, night, great, plot, that, movie, story, boring."""
+"""Nouns of one syllable, at most two of a sound, so that no one word rhymes with many.  The words with which clauses of
+film reviews often end make perfect, near or half rhymes with them: it, see, me, seen, thing, did, do, night, great,
+plot, that, movie, story, boring."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +28,9 @@ from lm_env.errors import (
     RewardValueError,
     UnsupportedModelError,
 )
+from lm_env.models.names import resolve
 from lm_env.objective.kl import AdaptiveKL, full_kl
-from lm_env.objective.options import resolve_reward
+from lm_env.objective.options import _check_same_words, resolve_reward
 from lm_env.objective.scoring import measure_kl, paid_scores, score_episodes
 from lm_env.objective.task import Task
 
@@ -284,6 +288,39 @@ def test_texts_that_do_not_fit_the_positions_are_an_error_at_construction(which,
 def test_model_and_reference_must_share_a_vocabulary(make_lm, id_task):
     with pytest.raises(ConfigurationError, match="61 logits and the reference 60"):
         Task(**id_task(reference=make_lm("gpt2", vocab_size=60)))
+
+
+def with_other_words(folder, rename):
+    """The embedded model of sums, under the same ids with other words."""
+    shutil.copytree(resolve("arithmetic-0.4m"), folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] = {rename(word): i for word, i in content["model"]["vocab"].items()}
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def test_a_reference_to_which_the_ids_are_other_words_is_refused(tmp_path):
+    """The sizes of the two vocabularies are the same, so the logits alone do not tell them apart."""
+    other = with_other_words(tmp_path / "other", lambda w: str((int(w) + 1) % 10) if w.isdecimal() else w)
+    options = {"model": "arithmetic-0.4m", "prompts": ["1+1="], "reward": flat_reward, "max_new_tokens": 4}
+    with pytest.raises(
+        ConfigurationError, match=r"another vocabulary .*: token \d+ is '\d' to it and '\d' to"
+    ):
+        Task(**options, reference=other)
+    assert Task(**options, reference=with_other_words(tmp_path / "same", lambda w: w)).reference is not None
+
+
+def test_a_few_special_tokens_may_differ_from_those_of_the_reference():
+    """A chat model's <|im_start|> is a reserved token of its base model."""
+
+    def words(**changed):
+        return SimpleNamespace(get_vocab=lambda: {changed.get(f"w{i}", f"w{i}"): i for i in range(300)})
+
+    _check_same_words(words(), words(w7="<|im_start|>", w8="<|im_end|>"), "base")
+    _check_same_words(words(), object(), "a tokenizer of another kind")
+    with pytest.raises(ConfigurationError, match=r"token 8 is '<\|im_end\|>' to it"):
+        _check_same_words(words(), words(w6="a", w7="b", w8="<|im_end|>", w9="c"), "base")
 
 
 def test_the_longest_prompt_sets_the_room(id_task):
