@@ -4,15 +4,16 @@ lm-env bench --config benchmarks/optimum.yaml --only 60k --out runs/optimum
 lm-env bench --config benchmarks/ablation.yaml --out runs/ablation
 python benchmarks/tuning/run.py --out runs/tuning > tuning.md
 python benchmarks/tuning/run.py --candidates benchmarks/tuning/trl.yaml --out runs/trl > trl.md
-python benchmarks/optimum.py runs/optimum runs/ablation --tuning tuning.md trl.md   # copies the records
-python benchmarks/optimum.py                                                        # only writes the page again
+python benchmarks/tuning/run.py --candidates benchmarks/tuning/lambda.yaml --out runs/lambda > lambda.md
+python benchmarks/optimum.py runs/optimum runs/ablation --tuning tuning.md trl.md --lambdas lambda.md   # copies these
+python benchmarks/optimum.py                                             # only writes the page again
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ PAGE_TEMPLATE = Path(__file__).with_name("optimum_words.md")
 """The text of the page, with a comment such as `<!-- BUDGETS -->` in the place of each table."""
 PAGE = HOME / "docs" / "optimum.md"
 PICTURE = HOME / "docs" / "frontier.png"
-TUNING = RECORDS / "tuning.md"
+PRINTED = {"TUNING": RECORDS / "tuning.md", "LAMBDA": RECORDS / "lambda.md"}
+"""The tables that other scripts have printed, by their place in the template."""
 
 BUDGETS = ("60k", "240k", "1M")
 ABLATION = "ablation"
@@ -52,6 +54,7 @@ def budgets_table(tables: dict[str, TaskTable]) -> str:
         "J = score - β KL",
         "attained",
         "smallest, largest",
+        "from the optimum, nats per response",
     ]
     rows = []
     first = next(iter(tables.values()))
@@ -59,15 +62,25 @@ def budgets_table(tables: dict[str, TaskTable]) -> str:
         for budget, table in tables.items():
             row = table.row(agent)
             if row is not None:
-                rows.append([f"`{agent}`", budget, str(row.seeds), *metric_cells(row), extremes(table, row)])
+                cells = [*metric_cells(row), extremes(table, row), distance(table, row.metrics["J"].value)]
+                rows.append([f"`{agent}`", budget, str(row.seeds), *cells])
     ceiling = first.ceiling
     assert ceiling is not None
     J_ref, gain = ceiling["J_ref"]["mean"], ceiling["J"]["mean"] - ceiling["J_ref"]["mean"]
     for best in ceiling["best_of_n"]:
         name = "reference" if best["n"] == 1 else f"best of {best['n']}"
         share = f"{(best['J'] - J_ref) / gain:.0%}"
-        rows.append([name, "", "", estimate(best["score"]), f"{best['KL']:.3g}", f"{best['J']:.3f}", share, ""])
-    rows.append(["**the optimum**", "", "", *(estimate(ceiling[key]) for key in ("score", "KL", "J")), "100%", ""])
+        cells = [
+            estimate(best["score"]),
+            f"{best['KL']:.3g}",
+            f"{best['J']:.3f}",
+            share,
+            "",
+            distance(first, best["J"]),
+        ]
+        rows.append([name, "", "", *cells])
+    found = [estimate(ceiling[key]) for key in ("score", "KL", "J")]
+    rows.append(["**the optimum**", "", "", *found, "100%", "", distance(first, ceiling["J"]["mean"])])
     return markdown_table(head, rows)
 
 
@@ -81,6 +94,12 @@ def ablation_table(table: TaskTable) -> str:
 def metric_cells(row: Row) -> list[str]:
     """The four cells of a row that hold measurements: score, KL, J and the attained share, with 95% intervals."""
     return [*(shown(row.metrics.get(name)) for name in ("score", "kl", "J")), percent(row.attained)]
+
+
+def distance(table: TaskTable, J: float) -> str:
+    """KL(policy || optimum) in nats per response, which is (J* - J) / β for every policy."""
+    assert table.ceiling is not None
+    return f"{(table.ceiling['J']['mean'] - J) / table.ceiling['beta']:.1f}"
 
 
 def extremes(table: TaskTable, row: Row) -> str:
@@ -143,17 +162,26 @@ def annotate(axis: Any, words: str, at: tuple[float, float], color: str, offset:
     axis.annotate(words, at, color=color, fontsize=9, xytext=offset, textcoords="offset points")
 
 
-def page_of(records: Sequence[Record], tuning: str) -> str:
-    """docs/optimum.md: the template, with the tables in place of its comments."""
+def page_of(records: Sequence[Record], printed: Mapping[str, str]) -> str:
+    """docs/optimum.md: the template, with the tables in place of its comments.
+
+    Args:
+        printed: the tables of `PRINTED`, by their place.
+    """
     tables = {table.task: table for table in summarize_records(records).tables}
     budgets = {name: tables[name] for name in BUDGETS if name in tables}
-    parts = {"BUDGETS": budgets_table(budgets), "TUNING": tuning.strip()}
+    parts = {"BUDGETS": budgets_table(budgets), **{place: text.strip() for place, text in printed.items()}}
     if ABLATION in tables:
         parts["ABLATION"] = ablation_table(tables[ABLATION])
     text = PAGE_TEMPLATE.read_text(encoding="utf-8")
     for name, part in parts.items():
         text = text.replace(f"<!-- {name} -->", part)
     return text
+
+
+def printed_tables() -> dict[str, str]:
+    """The committed tables of `PRINTED`, by their place."""
+    return {place: path.read_text(encoding="utf-8") for place, path in PRINTED.items()}
 
 
 def seconds_line(records: Sequence[Record]) -> str:
@@ -167,14 +195,16 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("benches", type=Path, nargs="*", help="folders of benchmarks whose records are copied first")
     p.add_argument("--tuning", type=Path, nargs="+", help="files with what benchmarks/tuning/run.py has printed")
+    p.add_argument("--lambdas", type=Path, nargs="+", help="the same of benchmarks/tuning/lambda.yaml")
     args = p.parse_args()
     RECORDS.mkdir(parents=True, exist_ok=True)
     for bench in args.benches:
         copy_records(bench, RECORDS)
-    if args.tuning is not None:
-        TUNING.write_text("\n".join(path.read_text(encoding="utf-8") for path in args.tuning), encoding="utf-8")
+    for place, given in (("TUNING", args.tuning), ("LAMBDA", args.lambdas)):
+        if given is not None:
+            PRINTED[place].write_text("\n".join(path.read_text(encoding="utf-8") for path in given), encoding="utf-8")
     records = committed(RECORDS)
-    PAGE.write_text(page_of(records, TUNING.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page_of(records, printed_tables()), encoding="utf-8")
     tables = {table.task: table for table in summarize_records(records).tables}
     plot({name: tables[name] for name in BUDGETS if name in tables}, PICTURE)
     print(f"{len(records)} records -> {PAGE}, {PICTURE}; seconds of training: {seconds_line(records)}")

@@ -108,7 +108,7 @@ def task() -> TextTask:
         beta=0.05,
         max_new_tokens=20,
         temperature=0.7,
-        budget=20_000,
+        budget=60_000,
         highest=1.0,
         options={"stop_strings": (".", ",", ";", "!", "?"), "missing_eos_score": 0.0},
     )
