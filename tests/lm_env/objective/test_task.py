@@ -304,9 +304,7 @@ def test_a_reference_to_which_the_ids_are_other_words_is_refused(tmp_path):
     """The sizes of the two vocabularies are the same, so the logits alone do not tell them apart."""
     other = with_other_words(tmp_path / "other", lambda w: str((int(w) + 1) % 10) if w.isdecimal() else w)
     options = {"model": "arithmetic-0.4m", "prompts": ["1+1="], "reward": flat_reward, "max_new_tokens": 4}
-    with pytest.raises(
-        ConfigurationError, match=r"another vocabulary .*: token \d+ is '\d' to it and '\d' to"
-    ):
+    with pytest.raises(ConfigurationError, match=r"another vocabulary .*: token \d+ is '\d' to it and '\d' to"):
         Task(**options, reference=other)
     assert Task(**options, reference=with_other_words(tmp_path / "same", lambda w: w)).reference is not None
 
