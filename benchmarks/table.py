@@ -55,8 +55,9 @@ edge."""
 SECONDS = "The seconds were measured on a machine that did other work at the same time: compare tokens, not seconds."
 CHOSEN = (
     "The default learning rates of `ppo`, `a2c`, `rloo` and `grpo` were chosen on the validation prompts of four tasks,"
-    " [among them Sentiment and Arithmetic](optimum.md#what-was-tuned-and-on-what), from three each; those of `sft`"
-    " and `dpo` from a few trials on Sentiment's. No validation prompt is used for these results."
+    " [among them Sentiment and Arithmetic](optimum.md#what-was-tuned-and-on-what), from three each, and PPO's passes"
+    " over a rollout and λ there as well; those of `sft` and `dpo` from a few trials on Sentiment's. No validation"
+    " prompt is used for these results."
 )
 OVERVIEW = "The attained share of the ceiling, with its 95% interval:"
 COLUMNS = """\
