@@ -1,6 +1,6 @@
 """The speedrun: how soon half of what can be gained on lm_env/Sentiment-v0 is attained, on two cores.
 
-    python benchmarks/speedrun.py ppo --tokens 60000 n_epochs=1
+    python benchmarks/speedrun.py ppo --tokens 60000 gae_lambda=0.7
     python benchmarks/speedrun.py mine.py:Mine --tokens 40000        # your own agent, see docs/speedrun.md
     python benchmarks/speedrun.py ppo --tokens 60000 --publish       # an entry that is verified goes into the table
     python benchmarks/speedrun.py ppo --tokens 60000 --first-seed 4711      # an entry again with the seeds it had
