@@ -18,7 +18,7 @@ PAGE = REPOSITORY / "docs" / "your_own_agent.md"
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
-    (code,) = [block.text for block in blocks_of(PAGE) if block.language == "python"]
+    code = next(block.text for block in blocks_of(PAGE) if block.language == "python")
     file = tmp_path_factory.mktemp("own") / "mine.py"
     file.write_text(code)
     return file
