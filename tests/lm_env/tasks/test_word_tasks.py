@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from lm_env.errors import ConfigurationError, InvalidPromptError
 from lm_env.tasks import get_task
-from lm_env.tasks.base.pronunciations import scansions
+from lm_env.tasks.base.pronunciations import syllables, syllables_in_all
 from lm_env.tasks.concepts import coverage, coverage_and_fluency, own_sets, read_sets
 from lm_env.tasks.descriptiveness import descriptiveness
-from lm_env.tasks.haiku import haiku, is_haiku
+from lm_env.tasks.haiku import ENDS, TOLERANCE, haiku, has_haiku_form
 from lm_env.tasks.rhyme import couplet, lines, metre, rhyme, rhyme_and_metre
 
 COMMONGEN = Path("/work/shared/data/commongen_valid.tsv")
@@ -71,6 +74,23 @@ def test_words_copied_from_the_prompt_in_a_run_of_four_do_not_count():
     assert one(coverage, " man with a house, to find a woman", prompt=prompt, concepts=concepts) == pytest.approx(1 / 3)
 
 
+def test_a_copied_run_may_begin_with_the_last_words_of_the_prompt():
+    """The prompt's last word is "a", and "a woman, a house" is in it."""
+    prompt, concepts = "A woman, a house, to find: a film about a", ["woman", "house", "find"]
+    assert one(coverage, " woman, a house, to find", prompt=prompt, concepts=concepts) == 0.0
+    assert one(coverage, " woman, a house and a dog", prompt=prompt, concepts=concepts) == 0.0
+    assert one(coverage, " woman, her house and a dog", prompt=prompt, concepts=concepts) == pytest.approx(2 / 3)
+
+
+def test_capitals_and_repetitions_among_the_concepts_make_no_difference():
+    sentence = " The dog ran to the river"
+    for reward in (coverage, coverage_and_fluency):
+        assert one(reward, sentence, concepts=["Dog", "run", "RUN", "dog"]) == one(
+            reward, sentence, concepts=["dog", "run"]
+        )
+    assert one(coverage, sentence, concepts=["Dog", "run", "RUN", "dog"]) == 1.0
+
+
 @pytest.mark.skipif(not COMMONGEN.exists(), reason="the file of CommonGen is not here")
 def test_commongen_is_a_source_of_prompts():
     task = get_task("lm_env/Concepts-v0", source=str(COMMONGEN))
@@ -99,9 +119,20 @@ def test_the_sets_of_commongen_are_read(tmp_path):
     rows = tmp_path / "sets.jsonl"
     rows.write_text('{"concepts": ["cat", "pet"]}\n{"concept_set": "dog#run"}\n')
     assert [row["prompt"] for row in read_sets(rows)] == ["cat, pet:", "dog, run:"]
-    for wrong in ('{"other": 1}\n', '{"concepts": [1]}\n'):
+    rows.write_text('{"concepts": ["Dog", "run", "dog"]}\n{"concepts": ["dog", "run"]}\n')
+    assert read_sets(rows) == [{"prompt": "dog, run:", "concepts": ["dog", "run"]}]
+    tsv.write_text("Field field LOOK\tThe player looked at the field.\n")
+    assert [row["concepts"] for row in read_sets(tsv)] == [["field", "look"]]
+    for wrong in (
+        '{"other": 1}\n',
+        '{"concepts": [1]}\n',
+        '{"concepts": ["dog", "ice cream"]}\n',
+        '{"concepts": ["well-made"]}\n',
+        '{"concepts": ["3d"]}\n',
+        '{"concepts": ["dog", ""]}\n',
+    ):
         rows.write_text(wrong)
-        with pytest.raises(InvalidPromptError, match="concepts"):
+        with pytest.raises(InvalidPromptError, match="concept"):
             read_sets(rows)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_sets(tmp_path / "missing.tsv")
@@ -137,21 +168,53 @@ def test_the_second_line_begins_in_the_prompt():
     assert one(rhyme, "", shoe) == one(rhyme, " ...", shoe) == 0.0 and one(rhyme, " do", shoe) == 1.0
 
 
+def test_consonants_before_the_last_one_make_a_rhyme():
+    for word in ("free", "three", "agree", "degree"):
+        assert one(rhyme, f" be {word}", BEGUN) == 1.0
+    assert one(rhyme, " find a tree", BEGUN) == one(rhyme, " a family tree", BEGUN) == 0.0
+
+
+def test_a_first_line_without_a_syllable_has_no_metre():
+    assert one(metre, " the hero runs", "Shh,") == one(rhyme_and_metre, " the hero runs", "Shh,") == 0.0
+
+
 def test_each_line_of_the_task_can_be_completed():
     """One to five syllables are missing from the second line, whose words are all in the dictionary."""
     for prompt in lines():
-        first, second = ({ends[-1] for ends in scansions(words) or ()} for words in couplet(prompt, ""))
+        first, second = map(syllables_in_all, couplet(prompt, ""))
         assert first and second and 1 <= min(first) - max(second) <= max(first) - min(second) <= 5
 
 
 # -- haiku -------------------------------------------------------------------------------------------
 def test_a_haiku_keeps_the_form():
     words = " my cat on the stairs looking down at all of us says nothing at night"
-    assert one(is_haiku, words) == 1.0
-    assert one(is_haiku, " my cat on the stairs\nlooking down at all of us\nsays nothing at night") == 1.0
-    assert one(is_haiku, " my cat on the stairs looking\ndown at all of us\nsays nothing at night") == 0.0
+    assert one(has_haiku_form, words) == 1.0
+    assert one(has_haiku_form, " my cat on the stairs\nlooking down at all of us\nsays nothing at night") == 1.0
+    assert one(has_haiku_form, " my cat on the stairs looking\ndown at all of us\nsays nothing at night") == 0.0
     assert one(haiku, words) == pytest.approx(14 / 15)  # "at" is there twice
-    assert one(is_haiku, words + " and day") == 0.0
+    assert one(has_haiku_form, words + " and day") == 0.0
     assert 0 < one(haiku, words + " and day") < one(haiku, words)
     assert one(haiku, " good" * 17) == pytest.approx(1 / 17)
     assert one(haiku, "") == one(haiku, " zxqv") == 0.0
+
+
+def enumerated_form(words):
+    """The best form of words without line breaks, by enumeration of all pronunciations."""
+    best = 0.0
+    for counts in itertools.product(*map(syllables, words)):
+        ends = np.cumsum(counts)
+        form = max(0.0, 1 - abs(ends[-1] - ENDS[-1]) / TOLERANCE) * (1 + len({5, 12} & set(ends.tolist())) / 2) / 2
+        best = max(best, form)
+    return best
+
+
+@given(st.lists(st.sampled_from(["family", "every", "fire", "different", "cat", "beautiful"]), min_size=4, max_size=9))
+@settings(deadline=None)  # the first example loads the dictionary
+@example(["fire", "beautiful", "beautiful", *["fire"] * 7])  # the first word has to have its two syllables
+def test_a_haiku_is_found_among_all_pronunciations(words):
+    found = one(haiku, " ".join(words)) / (len(set(words)) / len(words))
+    assert found == pytest.approx(enumerated_form(words))
+
+
+def test_repeated_words_count_against_the_reward_and_not_against_the_form():
+    assert one(has_haiku_form, " the" * 17) == 1.0 and one(haiku, " the" * 17) == pytest.approx(1 / 17)

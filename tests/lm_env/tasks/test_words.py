@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,15 +14,21 @@ from lm_env.tasks.base.pronunciations import (
     nearly_rhymes,
     pronunciations,
     rhymes,
-    scansions,
     syllables,
+    syllables_in_all,
 )
 from lm_env.tasks.base.wordlists import CONCEPT_NOUNS, NOUNS, RHYME_WORDS
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("light", "night"), ("day", "away"), ("nation", "station"), ("me", "sea"), ("afford", "board"), ("eye", "sky")],
+    [
+        *[("light", "night"), ("day", "away"), ("nation", "station"), ("me", "sea"), ("afford", "board")],
+        ("eye", "sky"),
+        # The onsets end in the same consonant.
+        *[("tree", "free"), ("tree", "three"), ("light", "flight"), ("street", "treat"), ("crew", "true")],
+        *[("screen", "green"), ("ring", "bring"), ("few", "view"), ("kit", "skit")],
+    ],
 )
 def test_perfect_rhymes(one, other):
     assert rhymes(one, other) and rhymes(other, one)
@@ -30,7 +38,11 @@ def test_perfect_rhymes(one, other):
     ("one", "other"),
     [
         ("night", "night"),
-        ("night", "knight"),  # the same sound before the vowel
+        ("night", "knight"),  # the same sounds from the onset on
+        ("night", "midnight"),  # the D is in the syllable before
+        ("state", "estate"),
+        ("due", "do"),  # one of two pronunciations is the same
+        ("new", "renew"),
         ("light", "time"),  # the vowel alone
         ("love", "move"),  # to the eye
         ("movie", "groovy".upper()),  # words are in lower case
@@ -50,6 +62,7 @@ def test_no_rhymes(one, other):
         ("time", "line"),  # two nasals
         ("hit", "stick"),  # two plosives
         ("hand", "lamp"),  # a nasal and a plosive each
+        ("tree", "story"),  # the onsets are T R and R
     ],
 )
 def test_near_rhymes(one, other):
@@ -60,7 +73,7 @@ def test_near_rhymes(one, other):
     ("one", "other"),
     [
         ("tree", "tree"),
-        ("tree", "story"),  # the same sound before the vowel
+        ("key", "rocky"),  # the same onset
         ("light", "night"),  # a perfect rhyme
         ("light", "time"),  # a plosive and a nasal
         ("day", "date"),  # one consonant more
@@ -88,18 +101,28 @@ WORDS = st.sampled_from([*NOUNS, *RHYME_WORDS, *CONCEPT_NOUNS, "movie", "funny",
 def test_rhymes_of_any_kind_are_symmetric_and_never_of_a_word_with_itself(one, other):
     for kind in (rhymes, nearly_rhymes, half_rhymes):
         assert kind(one, other) == kind(other, one)
-        if len(pronunciations(one)) == 1:  # "the" has two, which rhyme with each other
-            assert not kind(one, one)
+        assert not kind(one, one)
     if len(pronunciations(one)) == len(pronunciations(other)) == 1 and rhymes(one, other):
         assert not nearly_rhymes(one, other)
+
+
+@pytest.mark.parametrize("word", ["new", "knew", "due", "duty", "news", "the", "a", "when", "either", "tuesday"])
+def test_no_word_of_several_pronunciations_rhymes_with_itself(word):
+    assert len(pronunciations(word)) > 1
+    assert not rhymes(word, word) and not nearly_rhymes(word, word) and not half_rhymes(word, word)
 
 
 def test_syllables_are_the_vowels_of_each_pronunciation():
     assert syllables("cat") == {1} and syllables("beautiful") == {3} and syllables("zxqv") == frozenset()
     assert len(pronunciations("fire")) > 1 and syllables("fire") == {1, 2}
-    assert scansions(["cat", "fire", "cat"]) == {(1, 2, 3), (1, 3, 4)}
-    assert scansions([]) == {()} and scansions(["cat", "zxqv"]) is None
-    assert len(scansions(["fire"] * 30) or ()) <= 64
+    assert syllables_in_all(["cat", "fire", "cat"]) == {3, 4}
+    assert syllables_in_all([]) == {0} and syllables_in_all(["cat", "zxqv"]) == frozenset()
+
+
+@given(st.lists(st.sampled_from(["cat", "fire", "family", "every", "beautiful", "shh"]), max_size=8))
+def test_syllables_of_several_words_are_all_sums(words):
+    choices = itertools.product(*map(syllables, words))
+    assert syllables_in_all(words) == {sum(counts) for counts in choices}
 
 
 @given(st.text(max_size=80))
@@ -108,7 +131,7 @@ def test_words_are_found_in_any_text(text):
     assert all(words)
     assert words_of(" ".join(words)) == words
     assert 0 <= distinct_share(words) <= 1
-    scansions(words)
+    syllables_in_all(words)
 
 
 def test_words_keep_their_apostrophes_and_lose_all_else():
