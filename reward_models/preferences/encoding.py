@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ PLAIN = "{prompt}"
 """The template that shows the prompt and nothing else."""
 
 CHECKED = 8
-"""Responses of a call that are decoded, to see whether the token ids are of the reward model's own tokenizer."""
+"""Prompts and responses of a call that are decoded, to see whether their token ids are of the reward model's own
+tokenizer."""
 
 Ids = Sequence[Sequence[int] | None] | None
+"""The token ids of B texts, None for a text without them; None for a call without any."""
 
 
 def prefix_groups(rows: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -63,9 +66,13 @@ def prompt_text(prompt: PromptText, tokenizer: Any) -> str:
 class RowEncoder:
     """Prompt and response -> one row of token ids.
 
-    For a causal trunk a row is the prompt's tokens, the response's, and an EOS; for an encoder the two are set
-    between the special tokens that its tokenizer puts around a pair of texts.  A row that is too long loses the
-    BEGINNING of the prompt.
+    For a causal trunk a row is the prompt's tokens, the response's, and an EOS, which a response lacks whose ids are
+    given and say that it was cut off.  For an encoder the two texts are set between the special tokens that its
+    tokenizer puts around a pair.
+
+    A row that is too long is cut from its BEGINNING: a causal trunk's row loses the BOS and the first tokens of the
+    prompt, and if the response alone is too long, its first tokens, too.  An encoder's row keeps its special tokens and
+    loses those of the prompt, then of the response, in the same order.
 
     Attributes:
         template: what is shown before the response, with the fields {prompt} and any column.
@@ -95,57 +102,78 @@ class RowEncoder:
         """-> B rows of token ids, at most `max_length` each.
 
         Ids are taken instead of the text where they are given, a causal trunk reads them, and they are of this
-        tokenizer: a policy with another one hands over ids that mean nothing here.  The prompt's ids count only
-        where the template shows nothing but the prompt.
+        tokenizer: they decode to the texts of the prompts and the responses.  A policy with another tokenizer hands
+        over ids that mean nothing here.  The prompt's ids count only where the template shows nothing but the prompt.
+
+        A finished response is read in the same way with ids and without: one that a stop string ended, which the ids
+        hold and the text does not, is read from the text, and an EOS behind it.  Ids that end with neither are of a
+        response that was cut off, and get no EOS; a text without ids is always taken to be finished.
 
         Raises:
-            ConfigurationError: a row without a token, a column that the template lacks, or B prompts that do not
-                match B responses.
+            ConfigurationError: a row without a token, a column that the template names and the prompts lack, or B
+                prompts that do not match B responses.
         """
         for name, given in (("responses", responses), ("prompt_ids", prompt_ids), ("response_ids", response_ids)):
             if given is not None and len(given) != len(prompts):
                 raise ConfigurationError(f"{len(given)} {name} for {len(prompts)} prompts: give one each")
-        if not self.causal or not self._own(responses, response_ids):
+        if not self.causal or not self._ids_match_text(prompts, responses, prompt_ids, response_ids):
             prompt_ids = response_ids = None
         if self.template != PLAIN:
-            prompts = [self._shown(prompt, columns or {}, i) for i, prompt in enumerate(prompts)]
+            prompts = [self._filled_template(prompt, columns or {}, i) for i, prompt in enumerate(prompts)]
             prompt_ids = None
-        join = self._continued if self.causal else self._paired
+        join = self._causal_rows if self.causal else self._pair_rows
         rows = join(prompts, responses, prompt_ids, response_ids)
         if [] in rows:
             raise ConfigurationError(f"sample {rows.index([])} has neither prompt nor response tokens to score")
         return rows
 
-    def _own(self, responses: Sequence[str], ids: Ids) -> bool:
-        """Whether the ids decode to what the responses say."""
-        if ids is None:
-            return True
-        given = [(text, row) for text, row in zip(responses, ids, strict=True) if text and row is not None]
+    def _ids_match_text(
+        self, prompts: Sequence[str], responses: Sequence[str], prompt_ids: Ids, response_ids: Ids
+    ) -> bool:
+        """Whether the ids decode to what the texts say; not where there is no text with ids to tell it by."""
         try:
-            return all(
-                self.tokenizer.decode(list(row), skip_special_tokens=True).startswith(text)
-                for text, row in given[:CHECKED]
-            )
+            found = [
+                self._text_of(row).startswith(text)  # a stop string may follow
+                for text, row in _with_ids(responses, response_ids)[:CHECKED]
+            ]
+            found += [
+                self._text_of(row).strip() == text.strip() or self.tokenizer.decode(list(row)).endswith(text)
+                for text, row in _with_ids(prompts, prompt_ids)[:CHECKED]
+            ]
         except (IndexError, KeyError, OverflowError, TypeError, ValueError):  # ids beyond this tokenizer's vocabulary
             return False
+        return bool(found) and all(found)
 
-    def _shown(self, prompt: str, columns: Mapping[str, Sequence[Any]], i: int) -> str:
+    def _text_of(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _without_stopped(self, responses: Sequence[str], ids: Ids) -> Ids:
+        """The ids, None in the place of those that hold more than the text: the stop string that ended it."""
+        if ids is None:
+            return None
+        return [
+            None if row is None or len(self._text_of(row)) > len(text) else row
+            for text, row in zip(responses, ids, strict=True)
+        ]
+
+    def _filled_template(self, prompt: str, columns: Mapping[str, Sequence[Any]], i: int) -> str:
         fields = {name: values[i] for name, values in columns.items()}
         try:
             return self.template.format(**{**fields, "prompt": prompt})
-        except (AttributeError, LookupError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"the template {self.template!r} does not fit ({type(error).__name__}: {error}): its fields may be"
                 f" {', '.join(['prompt', *fields])}, so give the prompts the column that it names"
             ) from error
 
-    def _continued(
+    def _causal_rows(
         self, prompts: Sequence[str], responses: Sequence[str], prompt_ids: Ids, response_ids: Ids
     ) -> list[list[int]]:
         eos = self.tokenizer.eos_token_id
         starts = self._tokenized(prompts, prompt_ids, special=True)
+        response_ids = self._without_stopped(responses, response_ids)
         ends = self._tokenized(responses, response_ids, special=False, after=[] if eos is None else [eos])
-        keep = slice(-self.max_length, None) if self.max_length else slice(None)
+        keep = slice(None) if self.max_length is None else slice(-self.max_length, None)
         return [[*start, *end][keep] for start, end in zip(starts, ends, strict=True)]
 
     def _tokenized(
@@ -166,7 +194,7 @@ class RowEncoder:
                 rows[i] = found[texts[i]]
         return rows
 
-    def _paired(
+    def _pair_rows(
         self, prompts: Sequence[str], responses: Sequence[str], prompt_ids: Ids, response_ids: Ids
     ) -> list[list[int]]:
         before, between, behind = self._frame()
@@ -191,32 +219,56 @@ class RowEncoder:
         return ids[:first], inner, ids[last:]
 
 
+Key = tuple[str, str, str]
+"""(the prompt, the response, the columns as JSON)."""
+
+
 def record_texts(
     records: Sequence[Preference], tokenizer: Any, limit: int | None = None
 ) -> tuple[list[str], list[str], dict[str, list[Any]]]:
-    """(prompts, responses, columns) of all distinct responses of the records, in their order, at most `limit`."""
-    found: dict[tuple[str, str], Preference] = {}
+    """(prompts, responses, columns) of all distinct responses of the records, in their order, at most `limit`.
+
+    The same response to the same prompt counts once, unless the prompt has other columns.
+    """
+    found: dict[Key, dict[str, Any]] = {}
     for record in records:
-        for response in record.responses:
-            found.setdefault((prompt_text(record.prompt, tokenizer), response), record)
+        for key in _keys(record, tokenizer):
+            found.setdefault(key, _columns_of(record))
         if limit is not None and len(found) >= limit:
             break
     chosen = list(found.items())[:limit]
-    names = dict.fromkeys(name for _, record in chosen for name in record.columns)
-    columns = {
-        name: [record.columns.get(name) for _, record in chosen]
-        for name in names
-        if name.isidentifier() and name not in RESERVED_COLUMNS
-    }
-    return [prompt for (prompt, _), _ in chosen], [response for (_, response), _ in chosen], columns
+    names = dict.fromkeys(name for _, columns in chosen for name in columns)
+    columns = {name: [columns.get(name) for _, columns in chosen] for name in names}
+    return [prompt for (prompt, _, _), _ in chosen], [response for (_, response, _), _ in chosen], columns
 
 
 def score_records(reward: Callable[..., Any], records: Sequence[Preference], tokenizer: Any) -> list[np.ndarray]:
-    """The scores of each record's responses, float64 (K,) each; a response that occurs several times is scored once."""
+    """The scores of each record's responses, float64 (K,) each; what `record_texts` counts once is scored once."""
     prompts, responses, columns = record_texts(records, tokenizer)
     scores = score_responses(reward, prompts, responses, columns)
-    known = {(p, r): float(s) for p, r, s in zip(prompts, responses, scores, strict=True)}
-    return [
-        np.array([known[prompt_text(record.prompt, tokenizer), response] for response in record.responses])
-        for record in records
-    ]
+    keys = dict.fromkeys(key for record in records for key in _keys(record, tokenizer))
+    known = dict(zip(keys, map(float, scores), strict=True))
+    return [np.array([known[key] for key in _keys(record, tokenizer)]) for record in records]
+
+
+def _keys(record: Preference, tokenizer: Any) -> list[Key]:
+    """What each response of a record is scored by."""
+    prompt = prompt_text(record.prompt, tokenizer)
+    columns = json.dumps(_columns_of(record), sort_keys=True, default=_as_json)
+    return [(prompt, response, columns) for response in record.responses]
+
+
+def _columns_of(record: Preference) -> dict[str, Any]:
+    """The columns that a reward function can take as keywords."""
+    return {
+        name: value for name, value in record.columns.items() if name.isidentifier() and name not in RESERVED_COLUMNS
+    }
+
+
+def _as_json(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
+
+
+def _with_ids(texts: Sequence[str], ids: Ids) -> list[tuple[str, Sequence[int]]]:
+    """(text, its ids) of the texts that have both."""
+    return [(text, row) for text, row in zip(texts, ids or (), strict=False) if text and row is not None]

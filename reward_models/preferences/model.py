@@ -39,9 +39,10 @@ class RewardModel:
     """A `ScalarHeadModel` and its tokenizer: a reward function, trained by `train_reward_model`.
 
     What it reads is the prompt's tokens followed by the response's.  Given as ids (`prompt_ids`,
-    `response_ids`, which an environment hands over) of its own tokenizer, they are taken as they are, an EOS
-    only where there was one.  Otherwise it reads the text: the response is taken to be complete and an EOS is
-    put after it.  So it scores the texts of any policy, and those of its own tokenizer to the token.
+    `response_ids`, which an environment hands over) of its own tokenizer, they are taken as they are, and a
+    response that was cut off gets no EOS.  Otherwise it reads the text: the response is taken to be complete and
+    an EOS is put after it, also where a stop string ended it.  So it scores the texts of any policy, and those of
+    its own tokenizer to the token.
 
     Args:
         network: scores right-padded rows.
@@ -167,8 +168,8 @@ class RewardModel:
             columns: further columns of the prompts by name, B values each, for the template.
 
         Raises:
-            ConfigurationError: a row without a token, a column that the template lacks, or B prompts that do not
-                match B responses.
+            ConfigurationError: a row without a token, a column that the template names and the prompts lack, or B
+                prompts that do not match B responses.
         """
         return self.encoder.rows(prompts, responses, prompt_ids, response_ids, columns)
 

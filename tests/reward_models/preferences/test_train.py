@@ -208,14 +208,17 @@ def test_ids_are_taken_as_they_are_and_text_gets_its_eos():
     model = reward_model()
     text = model.encode(["ab", ""], ["c", ""])
     assert text == [[BOS, 0, 1, 2, EOS], [BOS, EOS]]
-    # The prompt's text is not looked at where there are ids; a response cut off keeps no eos.
-    assert model.encode(["zz"], ["bc"], [[BOS, 0]], [[1, 2]]) == [[BOS, 0, 1, 2]]
+    # A response cut off keeps no eos.
+    assert model.encode(["a"], ["bc"], [[BOS, 0]], [[1, 2]]) == [[BOS, 0, 1, 2]]
+    # A prompt without the beginning that text would get, and with special tokens that its text spells out.
+    assert model.encode(["a"], ["bc"], [[0]], [[1, 2]]) == [[0, 1, 2]]
+    assert model.encode(["</s>a"], ["bc"], [[BOS, EOS, 0]], [[1, 2]]) == [[BOS, EOS, 0, 1, 2]]
     # Some with ids, some without.
-    mixed = model.encode(["ab", "ab"], ["b", "c"], [None, [BOS, 7]], [[1], None])
-    assert mixed == [[BOS, 0, 1, 1], [BOS, 7, 2, EOS]]
+    mixed = model.encode(["ab", "h"], ["b", "c"], [None, [7]], [[1], None])
+    assert mixed == [[BOS, 0, 1, 1], [7, 2, EOS]]
     from_text = score_responses(model, ["ab"], ["c"], {})
     columns = {"prompt_ids": [[BOS, 0, 1]], "response_ids": [np.array([2, EOS])], "answer": ["unused"]}
-    np.testing.assert_array_equal(score_responses(model, ["?"], ["c"], columns), from_text)
+    np.testing.assert_array_equal(score_responses(model, ["ab"], ["c"], columns), from_text)
 
 
 def test_ids_of_another_tokenizer_are_not_read():
@@ -223,10 +226,16 @@ def test_ids_of_another_tokenizer_are_not_read():
     model = reward_model()
     text = model.encode(["ab"], ["cde"])
     for ids in ([0, 1, 2], [70, 71], [2, 3], [-1]):
-        assert model.encode(["ab"], ["cde"], [[5]], [ids]) == text
-    assert model.encode(["ab"], ["cde"], [[5]], [[2, 3, 4, EOS]]) == [[5, 2, 3, 4, EOS]]
-    # A stop string, which the ids hold and the text does not.
-    assert model.encode(["ab"], ["cd"], [[5]], [[2, 3, 4]]) == [[5, 2, 3, 4]]
+        assert model.encode(["ab"], ["cde"], [[0, 1]], [ids]) == text
+        assert model.encode(["ab"], ["cde"], None, [ids]) == text
+    assert model.encode(["ab"], ["cde"], [[0, 1]], [[2, 3, 4, EOS]]) == [[0, 1, 2, 3, 4, EOS]]
+    # The prompt's ids are another tokenizer's, whatever the response's are.
+    for ids in ([5], [0, 1, 2], [70], [-1], []):
+        assert model.encode(["ab"], ["cde"], [ids], [[2, 3, 4]]) == text
+        assert model.encode(["ab"], ["cde"], [ids]) == text
+        assert model.encode(["ab"], [""], [ids], [[EOS]]) == model.encode(["ab"], [""])
+    # There is no text that could tell whose ids they are.
+    assert model.encode([""], [""], [[5]], [[6]]) == model.encode([""], [""])
 
 
 def test_a_long_row_keeps_its_end():
@@ -240,7 +249,7 @@ def test_a_long_row_keeps_its_end():
 
 def test_a_row_needs_a_token():
     with pytest.raises(RewardError, match="sample 1 has neither"):
-        score_responses(reward_model(), ["a", "b"], ["", ""], {"prompt_ids": [[1], []], "response_ids": [[], []]})
+        score_responses(reward_model(), ["b", ""], ["", ""], {"prompt_ids": [[1], []], "response_ids": [[], []]})
     with pytest.raises(ConfigurationError, match="1 response_ids for 2 prompts"):
         reward_model().encode(["a", "b"], ["", ""], None, [[1]])
     assert reward_model()([], []).shape == (0,)
@@ -512,12 +521,13 @@ def test_accuracy_counts_ties_half():
 
 
 def test_sampled_tokens_are_what_is_trained_on():
-    # The texts say nothing; the tokens carry the preference.
+    # The texts are the same; the tokens carry the preference: one response has ended, the other was cut off.
     rng, model = np.random.default_rng(0), reward_model()
-    comparisons = [
-        Comparison("", "", "", [BOS], [*rng.integers(1, 8, 3).tolist(), 0], [*rng.integers(1, 8, 3).tolist(), 1])
-        for _ in range(200)
-    ]
+    comparisons = []
+    for _ in range(200):
+        ids = rng.integers(0, 8, 3).tolist()
+        text = "".join(LETTERS[i] for i in ids)
+        comparisons.append(Comparison("a", text, text, [BOS, 0], [*ids, EOS], ids))
     rows = [[*c.prompt_ids, *ids] for c in comparisons for ids in (c.chosen_ids, c.rejected_ids)]
     scores = torch.tensor(model.score_rows(rows)).reshape(-1, 2)
     settings = {"learning_rate": 1e-2, "epochs": 3, "batch_size": 200}
