@@ -37,7 +37,15 @@ from lm_env.storage import EndOnSignals, remove_checkpoints, write_folder
 from lm_env.tasks import Split, TextTask, get_task
 from lm_env.theory.ceilings import Ceiling
 
-__all__ = ["RATE_FACTORS", "evaluation_prompts", "exact_optimum", "read_cell", "run_cell", "tuned_rate"]
+__all__ = [
+    "RATE_FACTORS",
+    "evaluation_prompts",
+    "exact_optimum",
+    "has_best_rate",
+    "read_cell",
+    "run_cell",
+    "tuned_rate",
+]
 
 Record = dict[str, Any]
 
@@ -125,6 +133,8 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
             records = [_run(settings, text_task, spec, cell, seed, out)]
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     records = [{**common, **plain(record), "finished": finished} for record in records]
+    if cell.trial is not None:
+        _forget_begun_runs(settings, cell, out)
     write_json(out / cell.path / RECORD, {"records": records})
     with suppress(OSError):
         remove_checkpoints(out / cell.path / CHECKPOINTS)
@@ -143,6 +153,20 @@ def tuned_rate(settings: BenchSettings, out: Path, task: str, agent: str) -> flo
             J = records[0]["metrics"]["J"]["mean"]
             found.append((-math.inf if J is None else J, -trial, records[0]["learning_rate"]))
     return max(found)[2] if found else None
+
+
+def has_best_rate(settings: BenchSettings, out: Path, cell: Cell, records: list[Record] | None) -> bool:
+    """Whether a cell that is done was run with the rate that the tuning finds best by now, or was not tuned at all."""
+    rate = records[0].get("learning_rate") if records and records[0]["kind"] == "run" else None
+    best = None if rate is None else tuned_rate(settings, out, cell.task, cell.agent)
+    return best is None or rate == best
+
+
+def _forget_begun_runs(settings: BenchSettings, trial: Cell, out: Path) -> None:
+    """Remove the checkpoints of runs that began while this trial had failed: it may have the best rate."""
+    for cell in settings.cells():
+        if (cell.task, cell.agent, cell.trial) == (trial.task, trial.agent, None):
+            remove_checkpoints(out / cell.path / CHECKPOINTS)
 
 
 def evaluation_prompts(task: Task, rows: Sequence[Any], limit: int, texts: int) -> tuple[list[Prompt], int]:

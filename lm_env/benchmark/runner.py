@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lm_env.benchmark.cells import CHECKPOINTS, RECORD, read_cell
+from lm_env.benchmark.cells import CHECKPOINTS, RECORD, has_best_rate, read_cell
 from lm_env.benchmark.entrants import entrant
-from lm_env.benchmark.records import Record, write_lines
+from lm_env.benchmark.records import Record, environment, write_lines
 from lm_env.benchmark.settings import BenchSettings, Cell, TaskSpec, read_settings
 from lm_env.benchmark.workers import Outcome, run_here, run_in_processes
 from lm_env.distributed import require_one_process
@@ -68,8 +68,11 @@ def run_bench(
 ) -> Bench:
     """Run what is not done yet, and write all results.
 
-    With the folder of an earlier call, which may have been killed, it resumes that benchmark; tasks, agents and seeds
-    may then be added, and nothing else may change.  A cell that fails does not stop the others; `Bench.failed` has it.
+    With the folder of an earlier call, which may have been killed, it resumes that benchmark.  Tasks, agents and seeds
+    may then be added; `download`, `keep_policies`, and the options of a task or an agent of which no cell has begun,
+    may change; nothing else may.  A cell that fails does not stop the others; `Bench.failed` has it, and the next call
+    tries it again.  If that is a trial of the tuning, the runs take the best rate of the other trials until it is done,
+    and those whose rate it changes are then run again.
 
     Args:
         out: the folder.
@@ -78,9 +81,13 @@ def run_bench(
             call, waits.  Default: all.
         say: called with a line of text for each event, such as a cell that is done.
 
+    Returns:
+        The joined settings of all calls, the records of all cells that are done, also of earlier calls, and the cells
+        that failed in this one.
+
     Raises:
-        ConfigurationError, MissingDependencyError: a task, an agent or an option does not exist, a library is missing,
-            or the folder holds a benchmark with other settings.  Nothing has been run then.
+        ConfigurationError, MissingDependencyError: a task, an agent, an option or a label in `only` does not exist, a
+            library is missing, or the folder holds a benchmark with other settings.  Nothing has been run then.
         CheckpointWriteError: the folder cannot be written.
         RunLockedError: another process runs a benchmark in the folder.
         TrainingInterrupted: Ctrl-C or SIGTERM has come; the same call resumes the benchmark.
@@ -101,7 +108,7 @@ def run_bench(
     except OSError as error:
         raise CheckpointWriteError(f"cannot write to {folder}: {error}; choose another --out") from error
     try:
-        settings = _joined_with_earlier(settings, folder)
+        settings = _joined_with_earlier(settings, folder, only)
         return _run(settings, folder, processes, only, say)
     finally:
         lock.release()
@@ -111,20 +118,36 @@ def _run(
     settings: BenchSettings, folder: Path, processes: int, only: Collection[str] | None, say: Callable[[str], None]
 ) -> Bench:
     cells = [cell for cell in settings.cells() if only is None or cell.task in only]
-    waiting = [cell for cell in cells if read_cell(folder, cell) is None]
+    known = {cell: read_cell(folder, cell) for cell in settings.cells()}
+    waiting = [cell for cell in cells if known[cell] is None or not has_best_rate(settings, folder, cell, known[cell])]
     done = len(cells) - len(waiting)
+    # A trial that is done only now may change the rate of runs that were done without it: they are looked at again.
+    unfinished = set(waiting)
+    again = {cell for cell in cells if cell not in unfinished and _has_trials_left(waiting, cell)}
+    waiting += [cell for cell in cells if cell in again]
     say(f"{len(cells)} cells, {done} of them done; {processes} process{'es' if processes > 1 else ''}, into {folder}")
-    _collect(settings, folder)
+    if others := _other_commits(settings, known):
+        say(
+            f"records in {folder} were made at {', '.join(others)}: runs of one agent are comparable only if its"
+            " defaults have not changed since"
+        )
+    _write_results(settings, folder, known)
     failed: list[Failed] = []
     under_way: set[Cell] = set()
 
     def next_cell() -> Cell | None:
-        """The first waiting cell whose trials are all done."""
-        for cell in waiting:
-            if cell.trial is not None or not _has_trials_left(waiting, under_way, cell):
-                waiting.remove(cell)
-                under_way.add(cell)
-                return cell
+        """The first waiting cell whose trials have all ended."""
+        nonlocal done
+        for cell in list(waiting):
+            if cell.trial is None and _has_trials_left([*waiting, *under_way], cell):
+                continue
+            waiting.remove(cell)
+            if cell in again:
+                if has_best_rate(settings, folder, cell, known[cell]):
+                    continue
+                done -= 1
+            under_way.add(cell)
+            return cell
         return None
 
     with StopSignals("what is under way is saved, and the same command goes on from there") as stop:
@@ -145,38 +168,52 @@ def _run(
                 if outcome.error is not None:
                     failed.append(Failed(outcome.cell, outcome.error))
                 say(f"[{done}/{len(cells)}] {outcome.cell}" + (f"  FAILED: {outcome.error}" if outcome.error else ""))
-                _collect(settings, folder)
+                known[outcome.cell] = read_cell(folder, outcome.cell)
+                _write_results(settings, folder, known)
         except TrainingInterrupted as error:
             raise TrainingInterrupted(_interrupted("a signal", done, len(cells))) from error
         if stop.received is not None and done + len(failed) < len(cells):
             raise TrainingInterrupted(_interrupted(stop.received.name, done, len(cells)))
-    return Bench(folder, settings, _collect(settings, folder), failed)
+    return Bench(folder, settings, _write_results(settings, folder, known), failed)
 
 
 def _interrupted(what: str, done: int, cells: int) -> str:
     return f"{what} ended the benchmark with {done} of {cells} cells done; the same command goes on from there"
 
 
-def _has_trials_left(waiting: list[Cell], under_way: set[Cell], cell: Cell) -> bool:
-    """Whether a tuning trial of the cell's agent on its task is not done yet."""
+def _has_trials_left(unfinished: list[Cell], cell: Cell) -> bool:
+    """Whether a tuning trial of the cell's agent on its task is among the unfinished cells."""
     pair = (cell.task, cell.agent)
-    return any(other.trial is not None and (other.task, other.agent) == pair for other in [*waiting, *under_way])
+    return any(other.trial is not None and (other.task, other.agent) == pair for other in unfinished)
 
 
-def _collect(settings: BenchSettings, folder: Path) -> list[Record]:
+def _other_commits(settings: BenchSettings, known: dict[Cell, list[Record] | None]) -> list[str]:
+    """The versions of this package, with their commits, that made records in the folder, but for the present one."""
+    records = [record for found in known.values() for record in found or []]
+    if not records:
+        return []
+    own = environment(settings.threads, settings.device)
+    return sorted({_version_of(record) for record in records} - {_version_of(own)})
+
+
+def _version_of(record: Record) -> str:
+    version = f"lm-env {record['versions'].get('lm-env', 'of an unknown version')}"
+    commit, changed, _ = (record["commit"] or "").partition("+")
+    return f"{version}, commit {commit[:12]}{changed and ' with changes'}" if commit else version
+
+
+def _write_results(settings: BenchSettings, folder: Path, known: dict[Cell, list[Record] | None]) -> list[Record]:
     """Write the records of all cells that are done, in the order of the settings."""
-    found: list[Record] = []
-    for cell in settings.cells():
-        found += read_cell(folder, cell) or []
+    found = [record for cell in settings.cells() for record in known[cell] or []]
     write_lines(folder / RESULTS, found)
     return found
 
 
-def _joined_with_earlier(settings: BenchSettings, folder: Path) -> BenchSettings:
+def _joined_with_earlier(settings: BenchSettings, folder: Path, only: Collection[str] | None) -> BenchSettings:
     """Write the settings, joined with those of the folder: tasks, agents and seeds of earlier calls stay.
 
     Raises:
-        ConfigurationError: another option differs; the message names it.
+        ConfigurationError: another option differs, or `only` has a label that no task has; the message names it.
     """
     path = folder / SETTINGS
     if path.exists():
@@ -200,6 +237,9 @@ def _joined_with_earlier(settings: BenchSettings, folder: Path) -> BenchSettings
             agents=_joined(before.agents, settings.agents),  # of those begun, old and new are the same
             seeds=max(before.seeds, settings.seeds),
         )
+    labels = [task.label for task in settings.tasks]
+    if unknown := [label for label in only or () if label not in labels]:
+        raise ConfigurationError(f"no task is called {unknown[0]!r}: only= takes some of {', '.join(labels)}")
     remark = "lm-env bench --config THIS_FILE --out ANOTHER_FOLDER repeats this benchmark."
     write_config(path, settings.as_options(), {"command": command_line()}, remark=remark)
     return settings

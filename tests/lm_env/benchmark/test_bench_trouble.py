@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 from typer.testing import CliRunner
 
 from lm_env.benchmark import BenchSettings, read_settings, run_bench
-from lm_env.benchmark.cells import read_cell
+from lm_env.benchmark.cells import read_cell, run_cell
 from lm_env.benchmark.results import merge_records, summarize_records
 from lm_env.benchmark.settings import Cell
 from lm_env.benchmark.trained_elsewhere import evaluate_model
 from lm_env.cli import app
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, RewardValueError
 from lm_env.runs import console
+from lm_env.storage import write_folder
 from lm_env.tasks import TextTask, get_task
 
 TASK = "lm_env/TokenMDP-v0"
@@ -29,6 +33,7 @@ TINY = {
 }
 BROKEN = """
 import sys
+from pathlib import Path
 
 class Learn:
     def __init__(self, env, seed, rate=0.1): pass
@@ -41,6 +46,16 @@ class Exit(Learn):
 class NoSeed:
     def __init__(self, env): pass
     def learn(self, timesteps): pass
+
+class Spoils(Learn):
+    # With its own rate it spoils the model; with a larger one it does not, but fails as long as there is a file.
+    def __init__(self, env, seed, learning_rate=0.1):
+        self.model, self.rate = env.unwrapped.task.model, learning_rate
+    def learn(self, timesteps):
+        if self.rate > 0.2 and Path(__file__).with_name("fails").exists():
+            raise RuntimeError("out of memory")
+        for p in self.model.parameters():
+            p.data.mul_(50.0 if self.rate < 0.2 else 1.0)
 
 def train(env, timesteps, seed): pass
 def no_seed(env, timesteps): pass
@@ -99,6 +114,62 @@ def test_an_agent_that_fails_leaves_its_traceback_and_stops_no_other(broken, tmp
     assert "in deep" in file.read_text() and any(str(file) in failed.error for failed in found.failed)
     (tmp_path / "broken.py").write_text(BROKEN.replace("self.deep()", "pass"))
     assert not bench(tmp_path, f"{broken}:Learn").failed and not file.exists()
+
+
+def test_a_trial_that_is_done_later_changes_the_runs_that_took_another_rate(broken, tmp_path):
+    """Trial 1 fails at first, so the run takes the rate of trial 0; in the second call it turns out to be better."""
+    (tmp_path / "fails").touch()
+    agents = [{"agent": f"{broken}:Spoils", "label": "spoils"}]
+
+    def rates(found):
+        return {(r["kind"], r["trial"]): r["learning_rate"] for r in found.records if r["kind"] in ("run", "trial")}
+
+    first = bench(tmp_path, *agents, tune=2)
+    assert [failure.cell.trial for failure in first.failed] == [1]
+    assert rates(first) == {("trial", 0): 0.1, ("run", None): 0.1}
+    still = bench(tmp_path, *agents, tune=2)
+    assert rates(still) == rates(first) and still.records == first.records and len(still.failed) == 1
+    (tmp_path / "fails").unlink()
+    said = []
+    second = run_bench(first.settings, tmp_path / "out", say=said.append)
+    assert not second.failed and said[-1].startswith("[4/4]")
+    best = pytest.approx(0.3)
+    assert rates(second) == {("trial", 0): 0.1, ("trial", 1): best, ("run", None): best}
+    trials = [r["metrics"]["J"]["mean"] for r in second.records if r["kind"] == "trial"]
+    assert trials[0] < trials[1]
+    assert bench(tmp_path, *agents, tune=2).records == second.records
+
+
+def test_a_run_that_began_without_a_trial_begins_again(tmp_path):
+    settings = BenchSettings.of({**TINY, "agents": [{"agent": "rloo", **SMALL}, "reinforce"], "tune": 1})
+    cells = [Cell(settings.tasks[0].label, agent) for agent in ("rloo", "reinforce")]
+    begun = [tmp_path / cell.path / "checkpoints" / "000000008" for cell in cells]
+    for folder in begun:
+        write_folder(folder, lambda new: (new / "weights").write_text("of another rate"))
+    run_cell(settings, replace(cells[0], trial=0), tmp_path)
+    assert not begun[0].exists() and begun[1].exists()
+
+
+def test_a_label_that_no_task_has_is_named(tmp_path):
+    settings = BenchSettings.of({**TINY, "agents": [{"agent": "rloo", **SMALL}]})
+    with pytest.raises(ConfigurationError, match=r"no task is called 'Other': .*TokenMDP-v0"):
+        run_bench(settings, tmp_path / "out", only=["Other"])
+    assert not (tmp_path / "out" / "bench.yaml").exists()
+
+
+def test_records_of_another_commit_are_told(broken, tmp_path):
+    agent = f"{broken}:Learn"
+    (tmp_path / "broken.py").write_text(BROKEN.replace("self.deep()", "pass"))
+    found = bench(tmp_path, agent)
+    said = []
+    run_bench(found.settings, tmp_path / "out", say=said.append)
+    assert not any("comparable" in line for line in said)
+    path = tmp_path / "out" / Cell(found.settings.tasks[0].label, "Learn").path / "record.json"
+    content = json.loads(path.read_text())
+    content["records"][0]["commit"] = "0123456789abcdef"
+    path.write_text(json.dumps(content))
+    run_bench(found.settings, tmp_path / "out", say=said.append)
+    assert any("commit 0123456789ab: runs of one agent" in line for line in said)
 
 
 def test_options_may_change_until_the_agent_has_begun(broken, tmp_path):
