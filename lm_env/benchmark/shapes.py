@@ -1,7 +1,7 @@
 """What a record of a benchmark must hold, checked wherever records are read: files may come from anybody.
 
-A shape is a function that tells whether a value fits, a list with the shape of all items, a mapping with the shapes of
-keys (a key with `?` at its end may be missing), or `Each(shape)` for a mapping with any keys.
+A shape is a `Leaf` for a value that is no list and no mapping, a list with the shape of all items, a mapping with the
+shapes of keys (a key with `?` at its end may be missing), or `Each(shape)` for a mapping with any keys.
 """
 
 from __future__ import annotations
@@ -15,6 +15,22 @@ __all__ = ["SCHEMA", "record_problem"]
 SCHEMA = 1
 """The version of the records' layout."""
 LARGEST = 1.7e308
+"""Just below the largest float.  Numbers are compared with it because `math.isfinite` fails for an integer above it."""
+INTEGERS_BELOW = 2**62
+"""Integers of a file end here, so that sums of a few still fit an int64."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A value that is no list and no mapping."""
+
+    fits: Callable[[Any], bool]
+    words: str
+    """What it must be, for messages."""
+
+    def or_none(self) -> Leaf:
+        """The same, or null."""
+        return Leaf(lambda value: value is None or self.fits(value), f"{self.words} or null")
 
 
 @dataclass(frozen=True)
@@ -22,91 +38,79 @@ class Each:
     """A mapping from any text to values of one shape."""
 
     shape: Any
+    needed: tuple[str, ...] = ()
+    """Keys that have to be there."""
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+def _integer_from(low: int) -> Leaf:
+    return Leaf(
+        lambda value: type(value) is int and low <= value < INTEGERS_BELOW, f"an integer from {low} to 2^62 - 1"
+    )
 
 
-def _is_count(value: Any) -> bool:
-    return _is_integer(value) and value > 0
-
-
-def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    def fits_or_is_none(value: Any) -> bool:
-        return value is None or fits(value)
-
-    fits_or_is_none.__name__ = f"{fits.__name__}_or_none"
-    return fits_or_is_none
-
-
-NUMBER = _or_none(_is_number)
+TEXT = Leaf(lambda value: isinstance(value, str), "a text")
+FINITE = Leaf(_is_finite, "a finite number")
+NONNEGATIVE = _integer_from(0)
+COUNT = _integer_from(1)
+NUMBER = FINITE.or_none()
 """A number that was not finite is null in the file."""
 ESTIMATE = {"mean": NUMBER, "se?": NUMBER}
 COMMON = {
-    "task": _is_text,
-    "model": _or_none(_is_text),
-    "beta": _is_number,
-    "versions": Each(_is_text),
+    "task": TEXT,
+    "model": TEXT.or_none(),
+    "beta": FINITE,
+    "versions": Each(TEXT),
     "hardware": {
-        "cpu": _is_text,
-        "cores": _or_none(_is_integer),
-        "threads": _is_integer,
-        "device": _is_text,
-        "gpu?": _is_text,
+        "cpu": TEXT,
+        "cores": NONNEGATIVE.or_none(),
+        "threads": NONNEGATIVE,
+        "device": TEXT,
+        "gpu?": TEXT,
     },
-    "commit": _or_none(_is_text),
+    "commit": TEXT.or_none(),
 }
 CEILING = {
     **COMMON,
     **dict.fromkeys(("J", "J_ref", "score", "KL"), ESTIMATE),
     "J_by_prompt": [NUMBER],
     "J_ref_by_prompt": [NUMBER],
-    "doubts": [_is_text],
+    "doubts": [TEXT],
     "frontier": [{"KL": NUMBER, "score": NUMBER}],
 }
 MEASURED = {
     **COMMON,
-    "agent": _is_text,
-    "seed": _is_integer,
-    "prompts": _is_count,
-    "texts": _is_count,
+    "agent": TEXT,
+    "seed": NONNEGATIVE,
+    "prompts": COUNT,
+    "texts": COUNT,
     "metrics": Each(ESTIMATE),
     "by_prompt": {"score?": [NUMBER], "J": [NUMBER]},
-    "samples": [{"prompt": _is_text, "response": _is_text, "score": NUMBER}],
-    "success?": {"mean": _is_number, "low": _is_number, "high": _is_number},
+    "samples": [{"prompt": TEXT, "response": TEXT, "score": NUMBER}],
+    "success?": {"mean": FINITE, "low": FINITE, "high": FINITE},
     "inference_tokens?": NUMBER,
 }
+COMPARED = {**MEASURED, "metrics": Each(ESTIMATE, needed=("J",))}
+"""What is measured against the reference: only a model without one has no J."""
 RUN = {
-    **MEASURED,
-    "settings": {"agent": _is_text, "budget": _is_integer},
-    "tokens": _is_integer,
-    "seconds": _is_number,
+    **COMPARED,
+    "settings": {"agent": TEXT, "budget": NONNEGATIVE},
+    "tokens": NONNEGATIVE,
+    "seconds": FINITE,
     "tokens_per_second?": NUMBER,
     "learning_rate?": NUMBER,
-    "curve": [{"tokens": _is_number, "seconds": _is_number, "score": NUMBER, "kl": NUMBER, "J": NUMBER}],
-    "curve_prompts": _is_count,
+    "curve": [{"tokens": FINITE, "seconds": FINITE, "score": NUMBER, "kl": NUMBER, "J": NUMBER}],
+    "curve_prompts": COUNT,
 }
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "ceiling": CEILING,
-    "baseline": MEASURED,
+    "baseline": COMPARED,
     "model": MEASURED,
     "run": RUN,
-    "trial": {**RUN, "trial": _is_integer},
-}
-WORDS = {
-    "_is_text": "a text",
-    "_is_number": "a finite number",
-    "_is_integer": "an integer of at least 0",
-    "_is_count": "an integer of at least 1",
+    "trial": {**RUN, "trial": NONNEGATIVE, "learning_rate": NUMBER},
 }
 
 
@@ -127,15 +131,18 @@ def record_problem(record: Any) -> str | None:
 
 
 def _problem(value: Any, shape: Any, place: str) -> str | None:
-    if callable(shape):
-        return None if shape(value) else f"{place} is {_in_short(value)}, and not {_words(shape.__name__)}"
+    if isinstance(shape, Leaf):
+        return None if shape.fits(value) else f"{place} is {_in_short(value)}, and not {shape.words}"
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"{place} is {_in_short(value)}, and no list"
-        return next((found for item in value if (found := _problem(item, shape[0], f"an item of {place}"))), None)
+        problems = (_problem(item, shape[0], f"{place}[{i}]") for i, item in enumerate(value))
+        return next((problem for problem in problems if problem), None)
     if not isinstance(value, dict):
         return f"{place} is {_in_short(value)}, and no JSON object"
     if isinstance(shape, Each):
+        if missing := next((name for name in shape.needed if name not in value), None):
+            return f"{_below(place, missing)} is missing"
         problems = (_problem(part, shape.shape, _below(place, name)) for name, part in value.items())
         return next((problem for problem in problems if problem), None)
     for name, part in shape.items():
@@ -152,17 +159,15 @@ def _contradiction(record: dict[str, Any]) -> str | None:
     if record["kind"] == "ceiling":
         if not len(record["J_by_prompt"]) == len(record["J_ref_by_prompt"]) > 0:
             return "J_by_prompt and J_ref_by_prompt have different lengths, or none"
-    elif len(record["by_prompt"]["J"]) != record["prompts"]:
-        return f"by_prompt.J has {len(record['by_prompt']['J'])} numbers for {record['prompts']} prompts"
+        return None
+    for name, values in record["by_prompt"].items():
+        if name in ("score", "J") and len(values) != record["prompts"]:
+            return f"by_prompt.{name} has {len(values)} numbers for {record['prompts']} prompts"
     return None
 
 
 def _below(place: str, key: str) -> str:
     return f"{place}.{key}" if place else key
-
-
-def _words(name: str) -> str:
-    return WORDS[name.removesuffix("_or_none")] + (" or null" if name.endswith("_or_none") else "")
 
 
 def _in_short(value: Any) -> str:

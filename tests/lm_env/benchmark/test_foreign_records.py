@@ -13,6 +13,7 @@ from lm_env.benchmark import read_records
 from lm_env.benchmark.records import write_lines
 from lm_env.benchmark.results import as_markdown, merge_files, merge_records, render_page, summarize_records
 from lm_env.benchmark.results.pictures import plot_benchmark
+from lm_env.benchmark.shapes import record_problem
 from lm_env.errors import ConfigurationError, LMEnvError, LogReadError
 
 COMMON = {
@@ -106,6 +107,40 @@ def test_whatever_is_missing_or_of_another_kind_is_named(place, tmp_path):
                 assert shown(found)
     optional = {"inference_tokens", "tokens_per_second"}
     assert refused >= set(benchmark()[place]) - optional
+
+
+def trial():
+    return {**run(), "kind": "trial", "trial": 0, "learning_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("record", "change", "problem"),
+    [
+        (trial(), {"metrics": {}}, "metrics.J is missing"),
+        (run(), {"metrics": {"score": estimate(1.0)}}, "metrics.J is missing"),
+        (measured("baseline", "random"), {"metrics": {}}, "metrics.J is missing"),
+        (trial(), {"learning_rate": ...}, "learning_rate is missing"),
+        (run(), {"by_prompt": {"score": [1.0], "J": [1.0, 1.0]}}, "by_prompt.score has 1 numbers for 2 prompts"),
+        (run(), {"by_prompt": {"score": [1.0, 1.0], "J": [1.0]}}, "by_prompt.J has 1 numbers for 2 prompts"),
+        (run(), {"seed": 2**62}, "seed is 4611686018427387904, and not an integer from 0 to 2^62 - 1"),
+        (run(), {"seed": True}, "seed is True, and not an integer from 0 to 2^62 - 1"),
+        (run(), {"texts": 0}, "texts is 0, and not an integer from 1 to 2^62 - 1"),
+        (run(), {"beta": 10**400}, "beta is 1000000000000000000000000000000000000..., and not a finite number"),
+        (run(), {"model": 3}, "model is 3, and not a text or null"),
+        (ceiling(), {"J_by_prompt": [1.0, "x"]}, "J_by_prompt[1] is 'x', and not a finite number or null"),
+        (run(), {"samples": [3]}, "samples[0] is 3, and no JSON object"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(record, change, problem):
+    changed = {name: value for name, value in {**record, **change}.items() if value is not ...}
+    assert record_problem(record) is None and record_problem(changed) == problem
+
+
+def test_a_model_without_a_reference_has_no_J():
+    record = measured(
+        "model", "m", metrics={"score": estimate(1.0)}, by_prompt={"score": [1.0, 1.0], "J": [None, None]}
+    )
+    assert record_problem(record) is None
 
 
 def test_a_line_in_a_text_does_not_cut_a_record(tmp_path):
