@@ -1,8 +1,8 @@
 """Statistics of a few seeds: robust means with intervals, probabilities of improvement, paired tests over prompts.
 
 The aggregates are those of Agarwal et al. 2021 (arXiv:2108.13264), "Deep Reinforcement Learning at the Edge of the
-Statistical Precipice", and equal those of its package rliable where every task has the same number of runs.  If tasks
-have different numbers of runs, all tasks have the same weight, so a run of a task with more runs has less.
+Statistical Precipice", and equal those of the paper's package rliable where every task has the same number of runs.  If
+tasks have different numbers of runs, all tasks have the same weight, so a run of a task with more runs has less.
 
 Shapes: M tasks, n runs (seeds) of a task, R bootstrap replicates, P prompts.
 """
@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 REPLICATES = 2000
+SIGNS_AT_ONCE = 2**20
+"""Random signs that are floats in memory at a time; as they are drawn each takes a byte."""
 TRIMMED = 0.25
 EXACT_FLIPS = 14
 """With at most this many prompts, all 2^P sign flips are enumerated."""
@@ -106,7 +108,7 @@ def bootstrap(
     """
     rows = _checked(runs)
     rng = np.random.default_rng(check_integer("seed", seed, low=0))
-    drawn = [row[rng.integers(len(row), size=(check_integer("replicates", replicates), len(row)))] for row in rows]
+    drawn = [_resampled(row, check_integer("replicates", replicates), rng) for row in rows]
     if estimate is None:
         value = interquartile_mean(rows)
         found = _trimmed(np.concatenate(drawn, 1), _weights(rows))
@@ -140,8 +142,7 @@ def probability_of_improvement(runs: Runs, others: Runs, *, replicates: int = RE
     value = float(np.mean([_wins(x[None], y[None])[0] for x, y in zip(ours, theirs, strict=True)]))
     found = np.zeros(check_integer("replicates", replicates))
     for x, y in zip(ours, theirs, strict=True):
-        drawn = [row[rng.integers(len(row), size=(replicates, len(row)))] for row in (x, y)]
-        found += _wins(*drawn) / len(ours)
+        found += _wins(_resampled(x, replicates, rng), _resampled(y, replicates, rng)) / len(ours)
     return _percentiles(value, found)
 
 
@@ -155,10 +156,14 @@ def performance_profile(
 
     Args:
         thresholds: any numbers on the scale of the scores.
+        replicates: R.
+
+    Raises:
+        ConfigurationError: as `interquartile_mean`.
     """
     rows = _checked(runs)
     rng = np.random.default_rng(check_integer("seed", seed, low=0))
-    drawn = [row[rng.integers(len(row), size=(check_integer("replicates", replicates), len(row)))] for row in rows]
+    drawn = [_resampled(row, check_integer("replicates", replicates), rng) for row in rows]
     found = []
     for threshold in thresholds:
         value = float(np.mean([(row > threshold).mean() for row in rows]))
@@ -179,6 +184,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, replicates: int = 10_000,
 
     Args:
         a, b: float (P,), the measurements on P >= 2 shared prompts, in the same order.
+        replicates: random assignments of signs, where there are too many to enumerate; the interval takes as many
+            bootstrap replicates, but at most 2,000.
 
     Raises:
         ConfigurationError: they have different lengths, or fewer than 2 prompts, or a number is not finite.
@@ -196,10 +203,13 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, replicates: int = 10_000,
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(a))))
         p = float((np.abs(signs @ differences) / len(a) >= limit).mean())
     else:
-        signs = rng.integers(2, size=(check_integer("replicates", replicates), len(a)), dtype=np.int8) * 2.0 - 1.0
-        p = float((1 + (np.abs(signs @ differences) / len(a) >= limit).sum()) / (1 + replicates))
-    drawn = differences[rng.integers(len(a), size=(min(replicates, REPLICATES), len(a)))].mean(1)
-    interval = _percentiles(mean, drawn)
+        flipped = rng.integers(2, size=(check_integer("replicates", replicates), len(a)), dtype=np.int8)
+        extreme, at_once = 0, max(1, SIGNS_AT_ONCE // len(a))
+        for start in range(0, replicates, at_once):
+            signs = flipped[start : start + at_once] * 2.0 - 1.0
+            extreme += int((np.abs(signs @ differences) / len(a) >= limit).sum())
+        p = (1 + extreme) / (1 + replicates)
+    interval = _percentiles(mean, _resampled(differences, min(replicates, REPLICATES), rng).mean(1))
     return Paired(mean, interval.low, interval.high, p, len(a))
 
 
@@ -227,6 +237,11 @@ def _checked(runs: Runs) -> list[np.ndarray]:
     if not rows or any(row.ndim != 1 or not len(row) or not np.isfinite(row).all() for row in rows):
         raise ConfigurationError("runs must be one array of finite scores for each task, with at least one run each")
     return rows
+
+
+def _resampled(row: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:
+    """Bootstrap replicates (R, n) of the values of a row (n,), drawn with replacement."""
+    return row[rng.integers(len(row), size=(replicates, len(row)))]
 
 
 def _weights(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -106,6 +106,15 @@ def test_the_sampled_sign_flips_agree_with_the_normal_limit():
     assert found.low < differences.mean() < found.high
 
 
+def test_the_sign_flip_test_counts_all_its_replicates():
+    """So many prompts that the signs are multiplied in parts, against all at once."""
+    differences = np.random.default_rng(3).normal(0.02, 1, size=2000)
+    signs = np.random.default_rng(0).integers(2, size=(1201, 2000), dtype=np.int8) * 2.0 - 1.0
+    extreme = (np.abs((signs * differences).mean(1)) >= abs(differences.mean())).sum()
+    assert 10 < extreme < 1150
+    assert paired_difference(differences, np.zeros(2000), replicates=1201).p == (1 + extreme) / 1202
+
+
 def test_the_sign_flip_test_keeps_its_level():
     """Without a difference p is at most .05 in about one case of twenty."""
     rng = np.random.default_rng(2)
