@@ -40,9 +40,6 @@ __all__ = [
 REWARDS_BY_NAME = "reward_models:load_reward"
 """What loads a reward by its name.  It is imported when it is needed, for this package does without the other."""
 
-SPECIAL_SHARE = 0.01
-"""The largest share of token ids that may mean something else to the reference than to the model."""
-
 ActionMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -103,7 +100,13 @@ def resolve_models(
     """A model given by name is loaded once and shared while frozen; a model object is used as it is.
 
     Without a `reference`, a peft model's own base is the reference, and a quantized model without
-    anything to train is its own.
+    anything to train is its own.  The reference is frozen and put into eval mode, also a live one that the caller gave.
+
+    Raises:
+        ConfigurationError: options that do not fit together; a reference that shares weights with the model; or one,
+            given by name, whose tokenizer has other words under the same ids.  The words of a live reference are not
+            known and not checked.
+        ModelLoadError, UnsupportedModelError, MissingDependencyError: a model cannot be had or used.
     """
     check_flag("download", download)
     if isinstance(tokenizer, str | os.PathLike):
@@ -140,19 +143,25 @@ def resolve_models(
 def _check_same_words(tokenizer: Any, of_reference: Any, name: str) -> None:
     """Raise ConfigurationError if a token id is one word to the model and another to its reference.
 
-    Some special tokens may differ, as those of a chat model differ from its base model's.
+    Special and added tokens may differ, as those of a chat model differ from its base model's.  A tokenizer that cannot
+    list its vocabulary is not checked.
     """
     if not all(callable(getattr(each, "get_vocab", None)) for each in (tokenizer, of_reference)):
         return
     own, theirs = ({i: word for word, i in each.get_vocab().items()} for each in (tokenizer, of_reference))
-    shared = own.keys() & theirs.keys()
-    differing = [i for i in sorted(shared) if own[i] != theirs[i]]
-    if len(differing) > SPECIAL_SHARE * len(shared):
-        i = differing[len(differing) // 2]
+    ordinary = (own.keys() & theirs.keys()) - _special_ids(tokenizer) - _special_ids(of_reference)
+    if differing := [i for i in ordinary if own[i] != theirs[i]]:
+        i = min(differing)
         raise ConfigurationError(
             f"the reference {name!r} has another vocabulary than the model: token {i} is {theirs[i]!r} to it and"
             f" {own[i]!r} to the model, so a KL between them means nothing; give the model that training starts from"
         )
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    """The ids of a tokenizer's special tokens, and of all that were added to its vocabulary."""
+    added = getattr(tokenizer, "get_added_vocab", dict)()
+    return {*getattr(tokenizer, "all_special_ids", ()), *added.values()}
 
 
 def _immovable(model: nn.Module) -> bool:

@@ -51,8 +51,9 @@ class Task:
         reward: a `RewardFunction`, or where one is: `"reward_models:LexiconSentiment"` or
             `"file.py:function"`, of which a class is called without arguments; `"lexicon"`; a folder with a
             saved reward model or a sequence classifier; or the address of a reward server, `"http://..."`.
-        reference: the frozen model of the KL penalty.  Default: a frozen copy of `model`; for a peft
-            model its own base, the adapter switched off, without a second copy of the weights.
+        reference: the frozen model of the KL penalty; a live one is frozen and put into eval mode.  Default: a
+            frozen copy of `model`; for a peft model its own base, the adapter switched off, without a second copy
+            of the weights.
         beta: weight of the KL penalty (reward per nat), or a controller of it.
         max_prompt_tokens: default: the longest prompt.  Longer prompts are an error, or cut, as `overflow`
             says.

@@ -309,16 +309,25 @@ def test_a_reference_to_which_the_ids_are_other_words_is_refused(tmp_path):
     assert Task(**options, reference=with_other_words(tmp_path / "same", lambda w: w)).reference is not None
 
 
-def test_a_few_special_tokens_may_differ_from_those_of_the_reference():
+@pytest.mark.parametrize("size", [20, 300, 2000])
+def test_special_tokens_may_differ_from_those_of_the_reference_and_no_others(size):
     """A chat model's <|im_start|> is a reserved token of its base model."""
 
-    def words(**changed):
-        return SimpleNamespace(get_vocab=lambda: {changed.get(f"w{i}", f"w{i}"): i for i in range(300)})
+    def words(special=(), added=(), **changed):
+        vocabulary = {changed.get(f"w{i}", f"w{i}"): i for i in range(size)}
+        extra = {word: i for word, i in vocabulary.items() if i in added}
+        return SimpleNamespace(
+            get_vocab=lambda: vocabulary, all_special_ids=list(special), get_added_vocab=lambda: extra
+        )
 
-    _check_same_words(words(), words(w7="<|im_start|>", w8="<|im_end|>"), "base")
+    chat = {"w7": "<|im_start|>", "w8": "<|im_end|>"}
+    _check_same_words(words(), words(special=[7, 8], **chat), "base")
+    _check_same_words(words(**chat, added=[7, 8]), words(), "base")
+    _check_same_words(words(), words(special=[7], added=[8], **chat), "base")
+    _check_same_words(words(), SimpleNamespace(get_vocab=words().get_vocab), "base")
     _check_same_words(words(), object(), "a tokenizer of another kind")
-    with pytest.raises(ConfigurationError, match=r"token 8 is '<\|im_end\|>' to it"):
-        _check_same_words(words(), words(w6="a", w7="b", w8="<|im_end|>", w9="c"), "base")
+    with pytest.raises(ConfigurationError, match=r"token 8 is '<\|im_end\|>' to it and 'w8' to the model"):
+        _check_same_words(words(), words(special=[7], w9="c", **chat), "base")
 
 
 def test_the_longest_prompt_sets_the_room(id_task):
