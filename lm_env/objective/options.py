@@ -160,7 +160,7 @@ def _check_same_words(tokenizer: Any, of_reference: Any, name: str) -> None:
 
 def _special_ids(tokenizer: Any) -> set[int]:
     """The ids of a tokenizer's special tokens, and of all that were added to its vocabulary."""
-    added = getattr(tokenizer, "get_added_vocab", dict)()
+    added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
     return {*getattr(tokenizer, "all_special_ids", ()), *added.values()}
 
 
