@@ -28,7 +28,7 @@ from lm_env.theory.ceilings.estimate import Estimate
 from lm_env.theory.ceilings.tilting import Ceiling
 from lm_env.validation import check_integer, check_number
 
-__all__ = ["Evaluation", "MoreMeasures", "choose_texts", "evaluate_texts", "summarize", "write_samples"]
+__all__ = ["Evaluation", "MoreMeasures", "choose_texts", "evaluate_texts", "over_prompts", "summarize", "write_samples"]
 
 TEXTS = 256
 """Texts of an evaluation by default: at most 256 prompts, and as many texts per prompt as make at least 256."""
@@ -209,14 +209,10 @@ def summarize(
     tokens = episodes.response_lengths.astype(np.float64)
     by_prompt = J.reshape(-1, n).mean(1)
 
-    def clusters(values: np.ndarray) -> np.ndarray:
-        """The means of the prompts, (P,); or the texts themselves where there is one prompt."""
-        return values if len(values) == n else values.reshape(-1, n).mean(1)
-
     def mean(values: np.ndarray) -> Estimate:
-        return Estimate.of(clusters(values.astype(np.float64)))
+        return over_prompts(values, n)
 
-    log_perplexity = Estimate.ratio(clusters(surprise), clusters(tokens))
+    log_perplexity = Estimate.ratio(_clusters(surprise, n), _clusters(tokens, n))
     perplexity = float(np.exp(log_perplexity.mean))
     texts = zip(episodes.prompts, episodes.responses(), scores.tolist(), kl.tolist(), strict=True)
     return Evaluation(
@@ -225,7 +221,7 @@ def summarize(
         texts=len(episodes),
         score=mean(scores),
         kl=mean(kl),
-        kl_per_token=Estimate.ratio(clusters(kl), clusters(tokens)),
+        kl_per_token=Estimate.ratio(_clusters(kl, n), _clusters(tokens, n)),
         J=mean(J),
         perplexity=Estimate(perplexity, perplexity * log_perplexity.se),
         length=mean(tokens),
@@ -238,6 +234,16 @@ def summarize(
         ],
         more={name: mean(values) for name, values in (more or {}).items()},
     )
+
+
+def over_prompts(values: np.ndarray, n: int) -> Estimate:
+    """The mean of values (P n,) with its error over prompts; over texts where there is one prompt."""
+    return Estimate.of(_clusters(values.astype(np.float64), n))
+
+
+def _clusters(values: np.ndarray, n: int) -> np.ndarray:
+    """The means of the prompts, (P,); or the texts themselves where there is one prompt."""
+    return values if len(values) == n else values.reshape(-1, n).mean(1)
 
 
 def write_samples(path: Path, samples: Sequence[dict[str, Any]], timesteps: int) -> None:

@@ -208,6 +208,14 @@ class Task:
         beginnings = [n for stop in self.stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])]
         return text[: len(text) - max(beginnings, default=0)]
 
+    def until_end(self, response: Sequence[int] | np.ndarray) -> list[int]:
+        """The tokens of a response up to where it ends: an EOS, a stop string, or the length cap."""
+        ids = [int(token) for token in response[: self.max_new_tokens]]
+        ids = ids[: next((count for count, token in enumerate(ids, 1) if token in self.eos_token_ids), len(ids))]
+        if self.stop_strings and self.holds_stop_string(ids):
+            ids = next(ids[:count] for count in range(1, len(ids) + 1) if self.holds_stop_string(ids[:count]))
+        return ids
+
     def is_eos(self, tokens: np.ndarray) -> np.ndarray:
         """bool, the shape of `tokens`: which of them end a text."""
         return self._is_eos[tokens]

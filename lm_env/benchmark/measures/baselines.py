@@ -6,7 +6,6 @@ Shapes: P prompts, n texts per prompt, B = P n texts.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -36,6 +35,8 @@ __all__ = ["BASELINE_NAMES", "BEST_OF", "BETA_FACTORS", "ceiling_of", "random_te
 BEST_OF = (4, 16)
 BASELINE_NAMES = ("random", "reference", *(f"best-of-{n}" for n in BEST_OF))
 """The rows that every task has; no agent or model can have one of these names."""
+POOL_SIZES = (1, 2, 4, 8, 16)
+"""The n of the best-of-n that stands in the record of a ceiling, estimated from all its samples."""
 BETA_FACTORS = tuple(2.0**power for power in np.arange(4, -2.5, -0.5))
 """The frontier is drawn at these multiples of the task's beta."""
 
@@ -64,9 +65,9 @@ def ceiling_of(
         progress: the label of a progress bar; None shows none.
 
     Returns:
-        a record with `beta`; `exact`; `J`, `J_ref`, `score` and `KL` of the optimum and the reference as {mean, se};
-        `J_by_prompt` and `J_ref_by_prompt`; `doubts`, sentences that say why J is only a lower bound; `frontier`; and
-        `best_of_n`, estimated without bias.
+        a record with `beta`; `exact`; `samples`, of the reference for each prompt; `J`, `J_ref`, `score` and `KL` of the
+        optimum and the reference as {mean, se}; `J_by_prompt` and `J_ref_by_prompt`; `doubts`, sentences that say why J
+        is only a lower bound; `frontier`; and `best_of_n`, estimated without bias.
     """
     beta = task.kl.beta
     if optimum is None:
@@ -89,7 +90,7 @@ def ceiling_of(
         "frontier": [asdict(point) for point in points],
         "best_of_n": [
             {"n": best.n, "score": asdict(best.score), "KL": best.KL, "J": best.J(beta)}
-            for best in (best_of_n(scores, n) for n in (1, 2, 4, 8, 16) if n <= scores.shape[1])
+            for best in (best_of_n(scores, n) for n in POOL_SIZES if n <= scores.shape[1])
         ],
     }
     return dict(plain(record))
@@ -104,10 +105,8 @@ def without_training(
     first four, so these rows share their texts.
 
     Returns:
-        name -> what `measure_texts` gives, with `inference_tokens`, the generated tokens that one response costs, and
-        `seconds`.
+        name -> what `measure_texts` gives, with `inference_tokens`, the generated tokens that one response costs.
     """
-    started = time.perf_counter()
     drawn = [prompt for prompt in prompts for _ in range(n * max(BEST_OF))]
     sampling = Sampling(torch.Generator().manual_seed(seed))
     with task.as_reference():
@@ -121,25 +120,27 @@ def without_training(
         row = measure_texts(task, _rows(everything, chosen, kl), n, measures)
         tokens = episodes.response_lengths.reshape(-1, max(BEST_OF))[:, :size].sum(1).mean()
         name = "reference" if size == 1 else f"best-of-{size}"
-        found[name] = {**row, "inference_tokens": plain(float(tokens)), "seconds": time.perf_counter() - started}
+        found[name] = {**row, "inference_tokens": plain(float(tokens))}
     row = measure_texts(task, random_texts(task, prompts, n, seed=seed), n, measures)
-    found["random"] = {**row, "inference_tokens": row["metrics"]["length"]["mean"], "seconds": 0.0}
+    found["random"] = {**row, "inference_tokens": row["metrics"]["length"]["mean"]}
     return found
 
 
 def random_texts(task: Task, prompts: Sequence[Prompt], n: int, *, seed: int) -> SampledTexts:
     """Texts whose every token is drawn uniformly from the vocabulary; the KL is the k1 estimate of that policy.
 
-    Tokens to which the reference gives no probability make it infinite.
+    Where the task has an `action_mask`, tokens are drawn from those that it allows.  Tokens to which the reference
+    gives no probability make the KL infinite.
     """
     rng = np.random.default_rng(seed)
-    rows, given, owners = [], [], []
+    rows, given, owners, drawn_at = [], [], [], []
     for prompt in prompts:
         for _ in range(n):
-            response = rng.integers(task.vocab_size, size=task.max_new_tokens)
-            rows.append([*prompt.ids.tolist(), *_until_the_end(task, prompt, response)])
+            response, logprob = _random_response(task, prompt, rng)
+            rows.append([*prompt.ids.tolist(), *response])
             given.append(len(prompt.ids))
             owners.append(prompt)
+            drawn_at.append(logprob)
     episodes = text_episodes(owners, rows, given)
     scores, ended = episode_scores(task, episodes)
     with task.as_reference():
@@ -147,18 +148,23 @@ def random_texts(task: Task, prompts: Sequence[Prompt], n: int, *, seed: int) ->
         surprise = _surprise(task, episodes)
     mask = episodes.response_mask()
     reference = np.where(mask, logprobs, 0.0).astype(np.float64).sum(1)
-    k1 = -math.log(task.vocab_size) * episodes.response_lengths - reference
+    k1 = np.array(drawn_at) - reference
     return SampledTexts(episodes, scores, k1, k1, surprise, ended)
 
 
-def _until_the_end(task: Task, prompt: Prompt, response: np.ndarray) -> list[int]:
-    """The tokens up to the first that ends the text."""
-    whole = np.concatenate([prompt.ids, response])
-    for size in range(1, len(response) + 1):
-        length = np.array([len(prompt.ids) + size])
-        if task.ends(whole[None, : int(length[0])], np.array([len(prompt.ids)]), length)[0][0]:
-            return response[:size].tolist()
-    return response.tolist()
+def _random_response(task: Task, prompt: Prompt, rng: np.random.Generator) -> tuple[list[int], float]:
+    """(the tokens of a random response, the logprob with which it was drawn)."""
+    if task.action_mask is None:
+        response = task.until_end(rng.integers(task.vocab_size, size=task.max_new_tokens))
+        return response, -math.log(task.vocab_size) * len(response)
+    response, logprob = [], 0.0
+    while len(response) < task.max_new_tokens:
+        allowed = np.flatnonzero(task.allowed_next(prompt.ids, np.array(response, dtype=np.int64)))
+        response.append(int(rng.choice(allowed)))
+        logprob -= math.log(len(allowed))
+        if response[-1] in task.eos_token_ids or (task.stop_strings and task.holds_stop_string(response)):
+            break
+    return response, logprob
 
 
 def _best(texts: SampledTexts, n: int, prompts: int, size: int) -> tuple[np.ndarray, np.ndarray]:

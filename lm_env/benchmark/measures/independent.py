@@ -12,7 +12,6 @@ import numpy as np
 
 from lm_env.data.episodes import text_episodes
 from lm_env.data.prompts import Prompt
-from lm_env.errors import ConfigurationError
 from lm_env.models.inspection import evaluating, facts_of
 from lm_env.models.loading import load_model, load_tokenizer
 from lm_env.models.logprobs import response_logprobs
@@ -40,29 +39,32 @@ class IndependentModel:
     def measure(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, float]:
         """The perplexity of the responses, each read after its prompt.
 
+        A prompt that does not fit into the model's positions together with its response loses its beginning.  A
+        response that does not fit is read in parts of half as many tokens as there are positions, each after the
+        tokens that fit before it.
+
         Returns:
             `independent_perplexity` per token of this model, and `independent_bits_per_byte`, which compares models
             with different tokenizers.  {} if all responses are empty.
-
-        Raises:
-            ConfigurationError: a response is longer than the model's positions.
         """
         limit = facts_of(self.model).max_positions or 2**31
-        rows, given, lengths = [], [], []
+        rows: list[list[int]] = []
+        given: list[int] = []
+        byte_counts = []
         for prompt, response in zip(prompts, responses, strict=True):
             written = self.tokenizer(response, add_special_tokens=False)["input_ids"]
             if not written:
                 continue
+            # The first token of a text is not measured.  Where neither a prompt nor a BOS gives one, the response's first
+            # is read twice, so that it is measured at all; its probability then says little.
             before = self.tokenizer(prompt)["input_ids"] or [written[0]]
-            if len(written) >= limit:
-                raise ConfigurationError(
-                    f"a response has {len(written)} tokens and {self.name} only {limit} positions: choose another"
-                    " independent model"
-                )
-            before = before[-(limit - len(written)) :]  # the end of a prompt that is too long
-            rows.append([*before, *written])
-            given.append(len(before))
-            lengths.append(len(response.encode()))
+            at_once = len(written) if len(written) < limit else limit // 2
+            for start in range(0, len(written), at_once):
+                part = written[start : start + at_once]
+                context = [*before, *written[:start]][-(limit - len(part)) :]
+                rows.append([*context, *part])
+                given.append(len(context))
+            byte_counts.append(len(response.encode()))
         if not rows:
             return {}
         tokenized = [
@@ -75,5 +77,5 @@ class IndependentModel:
         tokens = float(episodes.response_lengths.sum())
         return {
             "independent_perplexity": math.exp(nats / tokens),
-            "independent_bits_per_byte": nats / math.log(2) / sum(lengths),
+            "independent_bits_per_byte": nats / math.log(2) / sum(byte_counts),
         }

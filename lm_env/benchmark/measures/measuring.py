@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.run.evaluation import summarize
+from agents.run.evaluation import over_prompts, summarize
 from lm_env.benchmark.measures.independent import IndependentModel
 from lm_env.benchmark.measures.text_metrics import distinct, likeness, repetition
 from lm_env.data.episodes import Episodes
@@ -21,13 +21,13 @@ from lm_env.errors import MissingDependencyError
 from lm_env.generation.backend import GenerationBackend, Sampling
 from lm_env.objective.scoring import episode_scores, measure_episodes, raw_scores
 from lm_env.objective.task import Task
-from lm_env.theory.ceilings.estimate import Estimate
 from lm_env.validation import check_integer
 from reward_models.trust import wilson
 
 __all__ = ["Measures", "SampledTexts", "measure", "measure_texts", "plain", "sample_texts"]
 
 SHOWN = 8
+"""Texts that a record keeps."""
 REFERENCE_COLUMNS = ("reference", "target")
 """Columns of the prompts in which a good answer may stand."""
 
@@ -58,7 +58,7 @@ class SampledTexts:
     """The KL to the reference, summed over the tokens of the text and exactly over the vocabulary at each.  For
     best-of-n the analytic KL, for random tokens the k1 estimate: they have no model to compute it with."""
     k1: np.ndarray
-    """log pi - log pi_ref of the text that was texts."""
+    """log pi - log pi_ref of the text that was sampled."""
     surprise: np.ndarray
     """-log pi_ref at temperature 1."""
     ended: np.ndarray
@@ -104,7 +104,8 @@ def measure_texts(task: Task, texts: SampledTexts, n: int, measures: Measures | 
     Returns:
         `beta`, `prompts`, `texts`; `metrics`: name -> {mean, se}, the standard error over prompts where there is one;
         `success` {mean, low, high, count} with Wilson's 95% interval, where a success is defined; `by_prompt`:
-        `score` and `J` (P,); `samples`: some texts.
+        `score` and `J` (P,); `samples`: the first text of each of the first 8 prompts, or the first 8 texts of a single
+        prompt.
 
     Raises:
         RewardError, RewardValueError: the gold reward or another measure failed.
@@ -124,19 +125,19 @@ def measure_texts(task: Task, texts: SampledTexts, n: int, measures: Measures | 
     estimates = {
         "score": found.score,
         "kl": found.kl,
-        "kl_k1": _over_prompts(texts.k1, n),
+        "kl_k1": over_prompts(texts.k1, n),
         "kl_per_token": found.kl_per_token,
         "J": found.J,
         "perplexity": found.perplexity,
         "length": found.length,
-        "truncated": _over_prompts(1.0 - texts.ended, n),
+        "truncated": over_prompts(1.0 - texts.ended, n),
     }
     if asked.gold is not None:
         gold = raw_scores(asked.gold, task, texts.episodes.prompts, texts.episodes.responses())
-        estimates["gold"] = _over_prompts(gold, n)
+        estimates["gold"] = over_prompts(gold, n)
     if asked.more is not None:
         for name, values in asked.more(texts.episodes.prompts, responses).items():
-            estimates[name] = _over_prompts(values, n)
+            estimates[name] = over_prompts(values, n)
     metrics: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
     single = {f"distinct_{size}": distinct(responses, size) for size in (1, 2, 3)}
     single["repetition"] = repetition(responses)
@@ -170,12 +171,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     return value
-
-
-def _over_prompts(values: np.ndarray, n: int) -> Estimate:
-    """The mean with its error over prompts; over texts where there is one prompt."""
-    values = values.astype(np.float64)
-    return Estimate.of(values if len(values) == n else values.reshape(-1, n).mean(1))
 
 
 def _successes(scores: np.ndarray, least: float | None) -> np.ndarray | None:

@@ -19,8 +19,10 @@ from lm_env.benchmark.results import summarize_records
 from lm_env.benchmark.settings import Cell
 from lm_env.benchmark.trained_elsewhere import evaluate_model
 from lm_env.cli import app
+from lm_env.envs import TextGenerationEnv
 from lm_env.errors import ConfigurationError, LogReadError, RunLockedError
 from lm_env.generation import LocalBackend
+from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import measure_episodes
 from lm_env.storage import FileLock, checkpoints_in
 from lm_env.tasks import get_task
@@ -326,6 +328,23 @@ def test_random_tokens_end_where_the_task_says(own_task):
     ended, capped = task.ends(written.episodes.input_ids, written.episodes.prompt_lengths, written.episodes.lengths)
     assert (ended | capped).all()
     assert math.isfinite(written.kl.mean())
+
+
+def test_random_tokens_are_those_that_the_task_allows(id_task):
+    """Three tokens may come first and five later; the k1 estimate is of the policy that draws among these."""
+
+    def allowed(prompt, response):
+        return np.arange(61) < (3 if len(response) == 0 else 5)
+
+    task = TextGenerationEnv(**id_task(action_mask=allowed, max_new_tokens=4)).task
+    written = random_texts(task, list(task.prompts)[:1], 60, seed=0)
+    responses = written.episodes.responses()
+    assert {r[0] for r in responses} == {0, 1, 2} and {i for r in responses for i in r[1:]} == {0, 1, 2, 3, 4}
+    assert all(0 not in r[:-1] and (len(r) == 4 or r[-1] == 0) for r in responses)
+    drawn = np.array([-math.log(3) - math.log(5) * (len(r) - 1) for r in responses])
+    reference = response_logprobs(task.reference, written.episodes, task.temperature)
+    expected = drawn - np.where(written.episodes.response_mask(), reference, 0).sum(1)
+    np.testing.assert_allclose(written.k1, expected, rtol=1e-5)
 
 
 # -- the commands -----------------------------------------------------------------------------------------

@@ -244,6 +244,30 @@ def test_the_independent_perplexity_is_that_of_one_text_after_the_other(model_fo
     assert IndependentModel(str(model_folder)).measure(["a"], [""]) == {}
 
 
+def test_a_response_longer_than_the_positions_is_read_in_parts(model_folder):
+    """Every token once, each after at least half as many tokens as there are positions, where there are so many."""
+    other = IndependentModel(str(model_folder))
+    limit = other.model.config.max_position_embeddings
+    before = other.tokenizer("a good")["input_ids"]
+    response = " story of a film" * limit
+    after = other.tokenizer(response, add_special_tokens=False)["input_ids"]
+    assert len(after) > 2 * limit
+    ids = [*before, *after]
+    nats = 0.0
+    for i in range(len(before), len(ids)):
+        part = (i - len(before)) // (limit // 2) * (limit // 2)  # where the part of this token starts in the response
+        size = min(limit // 2, len(after) - part)
+        seen = torch.tensor([ids[max(0, len(before) + part + size - limit) : i]])
+        assert min(i, limit // 2) <= seen.shape[1] < limit
+        with torch.no_grad():
+            logits = other.model(input_ids=seen).logits[:, -1:]
+        nats -= float(token_logprobs(logits, torch.tensor([[ids[i]]])).sum())
+    found = other.measure(["a good"], [response])
+    assert found["independent_perplexity"] == pytest.approx(math.exp(nats / len(after)), rel=1e-4)
+    size = len(response.encode())
+    assert found["independent_bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+
+
 def test_histogram_edges_are_in_order(model_folder):
     found = preflight(make(model_folder, lambda prompts, responses: [float(sum(map(ord, r)) % 997) for r in responses]))
     assert len(found.histogram) == 12
