@@ -65,7 +65,7 @@ def ceiling_of(
         progress: the label of a progress bar; None shows none.
 
     Returns:
-        a record with `beta`; `exact`; `samples`, of the reference for each prompt; `J`, `J_ref`, `score` and `KL` of the
+        a record with `beta`; `exact`; `samples` of the reference per prompt; `J`, `J_ref`, `score` and `KL` of the
         optimum and the reference as {mean, se}; `J_by_prompt` and `J_ref_by_prompt`; `doubts`, sentences that say why J
         is only a lower bound; `frontier`; and `best_of_n`, estimated without bias.
     """

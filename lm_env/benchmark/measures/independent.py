@@ -55,7 +55,7 @@ class IndependentModel:
             written = self.tokenizer(response, add_special_tokens=False)["input_ids"]
             if not written:
                 continue
-            # The first token of a text is not measured.  Where neither a prompt nor a BOS gives one, the response's first
+            # The first token of a text is not measured.  Where no prompt and no BOS gives one, the response's first
             # is read twice, so that it is measured at all; its probability then says little.
             before = self.tokenizer(prompt)["input_ids"] or [written[0]]
             at_once = len(written) if len(written) < limit else limit // 2
