@@ -57,7 +57,9 @@ CHOSEN = (
     "The default learning rates of `ppo`, `a2c`, `rloo` and `grpo` were chosen on the validation prompts of four tasks,"
     " [among them Sentiment and Arithmetic](optimum.md#what-was-tuned-and-on-what), from three each, and PPO's passes"
     " over a rollout and λ there as well; those of `sft` and `dpo` from a few trials on Sentiment's. No validation"
-    " prompt is used for these results."
+    " prompt is used for these results.\n\nThe test prompts of Arithmetic and Sentiment are held out: no agent was"
+    " trained on them. The prompts of RandomWalks are the whole task and the same in all splits, so its results are on"
+    " the prompts of the training."
 )
 OVERVIEW = "The attained share of the ceiling, with its 95% interval:"
 COLUMNS = """\

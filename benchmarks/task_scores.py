@@ -77,8 +77,8 @@ def row(found: dict[str, Any]) -> str:
 
 
 HEAD = (
-    "| task | prompts: train / validation / test | budget, tokens | beta | random | reference | best of 4 | best of 16"
-    " | optimum of score - beta KL |"
+    "| task | prompts: train / validation / test | budget, tokens | beta | random: score | reference: score"
+    " | best of 4: score | best of 16: score | optimum: J = score - beta KL |"
 )
 
 

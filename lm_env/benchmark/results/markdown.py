@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from lm_env.benchmark.results.aggregate import Aggregate
 from lm_env.benchmark.results.numbers import (
     COSTS,
+    IMPROVEMENT,
     Column,
     aggregate_rows,
     compact_columns,
@@ -174,8 +175,7 @@ def _aggregate(found: Aggregate) -> list[str]:
         markdown_table(
             ["agent", "interquartile mean", "mean over tasks"], [list(row) for row in aggregate_rows(found)]
         ),
-        "The probability that a run of the row's agent beats one of the column's on a task drawn at random. If the"
-        " interval contains 50%, the runs do not show which agent is better.",
+        IMPROVEMENT,
         markdown_table(["", *order], [[agent, *cells] for agent, cells in zip(order, rows, strict=True)]),
     ]
 

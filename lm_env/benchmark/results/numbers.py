@@ -14,6 +14,7 @@ from lm_env.report.chart import short_number, tokens_in_words
 __all__ = [
     "COLUMNS",
     "COSTS",
+    "IMPROVEMENT",
     "Column",
     "aggregate_rows",
     "compact_columns",
@@ -202,6 +203,14 @@ def aggregate_rows(found: Aggregate) -> list[tuple[str, str, str]]:
     """(agent, interquartile mean, mean over tasks) of the attained share, the best first."""
     order = sorted(found.iqm, key=lambda agent: -found.iqm[agent].value)
     return [(agent, percent(found.iqm[agent]), percent(found.mean[agent])) for agent in order]
+
+
+IMPROVEMENT = (
+    "The probability that a run of the row's agent beats one of the column's on a task drawn at random. If the interval"
+    " contains 50%, the runs do not show which agent is better. A number without an interval is the same in every draw"
+    " of the runs, as 100% is where every run of the one agent beats every run of the other."
+)
+"""What the table of `improvement_rows` says."""
 
 
 def improvement_rows(found: Aggregate) -> tuple[list[str], list[list[str]]]:

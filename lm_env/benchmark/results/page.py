@@ -14,6 +14,7 @@ from lm_env.benchmark.results.curves import frontier_points, learning_band, spot
 from lm_env.benchmark.results.markdown import circumstances
 from lm_env.benchmark.results.numbers import (
     COSTS,
+    IMPROVEMENT,
     Column,
     aggregate_rows,
     cost_rows,
@@ -75,6 +76,7 @@ def render_page(summary: Summary, *, title: str, command: str, task_commands: di
             "tasks": summary.aggregate.tasks,
             "rows": aggregate_rows(summary.aggregate),
             "order": order,
+            "improvement_note": IMPROVEMENT,
             "improvement": list(zip(order, rows, strict=True)),
             "profile": _profile(summary.aggregate, looks),
         }
