@@ -1,7 +1,8 @@
 """Tasks for other libraries: a task, an environment or episodes in the form that each of them takes.
 
-What is exported has the prompts and the scores that it has in this package.  Each module of the folder needs the
-library that it is named after, and is imported only when one of its functions is looked up.
+What is exported has the prompts and the scores that it has in this package.  The modules `minari`, `openenv`, `torchrl`
+and `verifiers` need the libraries that they are named after, and `trl` none but `datasets`; each is imported only when
+one of its functions is looked up.  `source`, `unloaded` and `judging` are what they share.
 """
 
 from __future__ import annotations

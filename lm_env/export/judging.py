@@ -16,19 +16,7 @@ from lm_env.objective.rewards import call_reward
 from lm_env.objective.scoring import episode_scores, reward_columns
 from lm_env.objective.task import Task
 
-__all__ = ["cut_at_stop_string", "score_texts", "score_tokens", "until_end"]
-
-
-def until_end(task: Task, response: Sequence[int]) -> list[int]:
-    """The tokens of a response up to where the environment ends it: an EOS, a stop string, or the length cap."""
-    ids = [int(token) for token in response[: task.max_new_tokens]]
-    for count, token in enumerate(ids, start=1):
-        if token in task.eos_token_ids:
-            ids = ids[:count]
-            break
-    if task.stop_strings and task.holds_stop_string(ids):
-        ids = next(ids[:count] for count in range(1, len(ids) + 1) if task.holds_stop_string(ids[:count]))
-    return ids
+__all__ = ["cut_at_stop_string", "score_texts", "score_tokens"]
 
 
 def score_tokens(
@@ -46,6 +34,7 @@ def score_tokens(
     Raises:
         ConfigurationError: a response is empty, or holds a token outside the vocabulary.
         RewardError, RewardValueError: see `lm_env.objective.score_responses`.
+        ValueError: the lists have different lengths.
     """
     for response in responses:
         if not len(response) or not 0 <= min(response) <= max(response) < task.vocab_size:
@@ -53,7 +42,7 @@ def score_tokens(
                 f"a response to score has the tokens {list(response)[:8]}: there must be at least one, each below the"
                 f" vocabulary of {task.vocab_size}; let the trainer use the task's own tokenizer"
             )
-    whole = [[*prompt.ids.tolist(), *until_end(task, ids)] for prompt, ids in zip(prompts, responses, strict=True)]
+    whole = [[*prompt.ids.tolist(), *task.until_end(ids)] for prompt, ids in zip(prompts, responses, strict=True)]
     return episode_scores(task, text_episodes(prompts, whole, [len(prompt.ids) for prompt in prompts]))
 
 
@@ -76,6 +65,7 @@ def score_texts(
 
     Raises:
         RewardError, RewardValueError: see `lm_env.objective.score_responses`.
+        ValueError: the lists have different lengths.
     """
     cut = [cut_at_stop_string(task, text, bool(over)) for text, over in zip(responses, ended, strict=True)]
     texts = [text for text, _ in cut]
@@ -85,6 +75,7 @@ def score_texts(
     ids = [_encoded(task, text, eos) for text, eos in zip(texts, by_eos, strict=True)]
     finished = done | (not task.cap_truncates)
     columns = reward_columns(task, prompts, ids)
+    texts = [text if whole else task.settled(text) for text, whole in zip(texts, finished, strict=True)]
     scores = call_reward(task.reward, [p.text for p in prompts], texts, columns, finished, warn=False).totals()
     if task.missing_eos_score is not None:
         scores[~done] = task.missing_eos_score

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -56,7 +57,8 @@ def to_minari(
         env: the environment, or the `lm_env.Task`, that the episodes are of.
         episodes: what `agent.generate_episodes(n=...)` returns, or `agent.collect_rollout().episodes`.
         dataset_id: Minari's name for the data set, "namespace/name-v0".
-        scored: the rewards of these episodes, as `env.score` gives them; None: they are scored now.
+        scored: the rewards of these episodes, as `env.score` gives them; None: they are scored now.  Rewards of other
+            episodes are refused where their lengths, ends or logprobs show it.
         description: what Minari keeps of the data set's origin: `algorithm_name`, `author`, `author_email`,
             `code_permalink`, `description`, `requirements`, `data_format` ("hdf5", "arrow", "parquet").
 
@@ -73,10 +75,9 @@ def to_minari(
     if not len(episodes):
         raise ConfigurationError("there are no episodes to write: give at least one")
     scored = score_episodes(task, episodes) if scored is None else scored
-    if len(scored.scores) != len(episodes):
-        raise ConfigurationError(f"scored holds {len(scored.scores)} episodes, and there are {len(episodes)}")
+    _check_scored(task, episodes, scored)
     flat = bool(getattr(getattr(env, "unwrapped", env), "flat", False))
-    folder = _free_place(dataset_id)
+    folder = _unused_folder(dataset_id)
     try:
         with warnings.catch_warnings():  # Minari reminds of each thing that was left out; the docstring has named them
             warnings.filterwarnings("ignore", r".*is set to None|env_spec is None", UserWarning)
@@ -112,7 +113,27 @@ def _recoverable(env: Any) -> gymnasium.Env | None:
     return env
 
 
-def _free_place(dataset_id: str) -> Any:
+def _check_scored(task: Task, episodes: Episodes, scored: ScoredEpisodes) -> None:
+    """Raise ConfigurationError where it shows that the scores are those of other episodes."""
+    if len(scored.scores) != len(episodes):
+        raise ConfigurationError(f"scored holds {len(scored.scores)} episodes, and there are {len(episodes)}")
+    ended, _ = task.ends(episodes.input_ids, episodes.prompt_lengths, episodes.lengths)
+    width = scored.logprobs.shape[1]
+    padding = np.arange(width) >= episodes.response_lengths[:, None]
+    other = (
+        int(episodes.response_lengths.max()) > width or scored.logprobs[padding].any() or (ended != scored.ended).any()
+    )
+    if not other and episodes.logprobs is not None:  # then they are those of the scores as well
+        mask = episodes.response_mask()
+        other = (scored.logprobs[:, : mask.shape[1]][mask] != episodes.logprobs[mask]).any()
+    if other:
+        raise ConfigurationError(
+            "scored is of other episodes, which have other lengths, ends or logprobs: give what env.score(episodes)"
+            " returns, or leave scored out"
+        )
+
+
+def _unused_folder(dataset_id: str) -> Path:
     """The folder that Minari will write, which does not exist yet."""
     try:
         parse_dataset_id(dataset_id)
@@ -126,7 +147,7 @@ def _free_place(dataset_id: str) -> Any:
             f"there is a Minari data set {dataset_id!r} already, in {folder}: choose another name or version, or remove"
             f" it with minari.delete_dataset({dataset_id!r})"
         )
-    return folder
+    return Path(folder)
 
 
 def _buffers(task: Task, episodes: Episodes, scored: ScoredEpisodes, flat: bool) -> Iterator[EpisodeBuffer]:

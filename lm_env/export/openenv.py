@@ -18,7 +18,7 @@ import numpy as np
 
 from lm_env.data.prompts import LONGEST_TEXT
 from lm_env.errors import ConfigurationError, MissingDependencyError, ResetNeeded
-from lm_env.export.judging import cut_at_stop_string, score_texts, score_tokens, until_end
+from lm_env.export.judging import cut_at_stop_string, score_texts, score_tokens
 from lm_env.export.source import Source, check_samplable_elsewhere, tokenizer_of
 from lm_env.validation import check_integer
 
@@ -133,6 +133,7 @@ class TextEnvironment(Environment[TextAction, TextObservation, TextState]):
 
         Args:
             seed: reseeds the draw of prompts; the same seed draws what `env.reset(seed=...)` of lm_env draws.
+            episode_id: the name of the episode in `state`; None: a random one.
             split: which prompts.
             index: the position of the prompt; None: it is drawn.
 
@@ -157,6 +158,11 @@ class TextEnvironment(Environment[TextAction, TextObservation, TextState]):
     def step(self, action: TextAction, timeout_s: float | None = None, **unused: Any) -> TextObservation:
         """Score a response; the episode is over then.
 
+        Args:
+            action: the response.
+            timeout_s: OpenEnv passes it; a reward function has no such limit, and it is not looked at.
+            unused: what OpenEnv's server adds to a request, such as its id; not looked at either.
+
         Raises:
             ResetNeeded: there is no prompt that waits for a response.
             ConfigurationError: the action has both a text and tokens, or neither, or tokens outside the vocabulary.
@@ -173,7 +179,7 @@ class TextEnvironment(Environment[TextAction, TextObservation, TextState]):
             if written is None:
                 ids: list[int] = action.token_ids or []
                 scores, done = score_tokens(task, [prompt], [ids])
-                text, ended = task.text_of(until_end(task, ids)), bool(done[0])
+                text, ended = task.text_of(task.until_end(ids)), bool(done[0])
             else:
                 scores, _ = score_texts(task, [prompt], [written], [action.ended])
                 text, ended = cut_at_stop_string(task, written, action.ended)

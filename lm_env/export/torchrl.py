@@ -115,10 +115,10 @@ class TorchRLTextEnv(EnvBase):
         self._mdp.reset(slots, seeds=[self._seeds[slot] for slot in slots])
         for slot in slots:
             self._seeds[slot] = None  # a seed holds for the first draw; the later ones follow from it
-        zeros = torch.zeros(*self.batch_size, 1)
-        flags = {name: zeros.bool() for name in ("terminated", "truncated")}
+        flags = {name: torch.zeros(*self.batch_size, 1, dtype=torch.bool) for name in ("terminated", "truncated")}
+        info = {name: torch.zeros(*self.batch_size, 1) for name in INFO}  # a tensor each, for they are written in place
         done = torch.from_numpy(~self._mdp.running)[:, None]
-        return self._outcome({**dict.fromkeys(INFO, zeros), **flags, "done": done})
+        return self._outcome({**info, **flags, "done": done})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         mdp = self._mdp

@@ -90,6 +90,9 @@ class TRLTask:
     def dataset(self, split: str = "train", *, on_mismatch: Literal["error", "drop"] = "error") -> Dataset:
         """The prompts of a split: `prompt` (a text, or a chat), their further columns, `split` and `prompt_index`.
 
+        A column whose name TRL gives a meaning of its own, such as `completion` or `tools`, is not in the data set; the
+        task's reward function gets it all the same, for `reward` takes the columns from the task.
+
         Args:
             on_mismatch: what to do with prompts that TRL tokenizes otherwise than the environment, which may happen to
                 those given as token ids and to truncated ones: "error" raises, "drop" leaves them out.

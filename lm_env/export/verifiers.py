@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
-from lm_env.errors import ConfigurationError, MissingDependencyError
+from lm_env.errors import MissingDependencyError
 from lm_env.export.judging import cut_at_stop_string, score_texts
 from lm_env.export.source import Source, check_samplable_elsewhere, tokenizer_of
 
@@ -118,7 +118,7 @@ def to_verifiers(source: Any, **options: Any) -> type[Any]:
 
         def load(self) -> list[ReplyTask]:
             """A task for each prompt."""
-            split = self.config.split if self.config.split in found.splits else _only(found, self.config.split)
+            split = _default_split(found, self.config.split)
             task = found.task(split)
             tokenizer_of(task, "verifiers")
             check_samplable_elsewhere(task, "verifiers")
@@ -162,15 +162,9 @@ def _reply(trace: Any) -> str:
     return (replies[-1].content or "") if replies else ""
 
 
-def _only(source: Source, split: str) -> str:
-    """The one split of a source without others, for verifiers' default; any other name is an error.
-
-    Raises:
-        ConfigurationError: there is no such split.
-    """
-    if len(source.splits) == 1 and split == TextTasksetConfig().split:
-        return source.splits[0]
-    raise ConfigurationError(f"{source.name} has no split {split!r}: it has {' and '.join(map(repr, source.splits))}")
+def _default_split(source: Source, split: str) -> str:
+    """The split that is asked for; in the place of verifiers' default, the one split of a source without others."""
+    return source.splits[0] if len(source.splits) == 1 and split == TextTasksetConfig().split else split
 
 
 def _data(source: Source, split: str, index: int) -> Any:

@@ -202,8 +202,10 @@ class Task:
     def text_so_far(self, response: Sequence[int]) -> str:
         """The settled part of an unfinished response: no partial character, no start of a stop string."""
         text = self.text_of(response)
-        if self.tokenizer is None:
-            return text
+        return text if self.tokenizer is None else self.settled(text)
+
+    def settled(self, text: str) -> str:
+        """The part of an unfinished text that later tokens cannot change, see `text_so_far`."""
         text = text.rstrip("\ufffd")
         beginnings = [n for stop in self.stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])]
         return text[: len(text) - max(beginnings, default=0)]

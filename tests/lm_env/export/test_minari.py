@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -101,6 +103,14 @@ def test_scores_that_are_known_are_not_asked_for_again(text_task):
     np.testing.assert_array_equal(
         [sum(found.rewards) for found in dataset.iterate_episodes()], [sum(row) for row in scored.rewards]
     )
+    assert episodes.logprobs is not None
+    for changed in (
+        scored[np.arange(4)[::-1]],
+        replace(scored, ended=~scored.ended),
+        replace(scored, logprobs=scored.logprobs[:, :-1]),
+    ):
+        with pytest.raises(ConfigurationError, match="scored is of other episodes"):
+            to_minari(env, episodes, "known-v2", scored=changed)
     with pytest.raises(ConfigurationError, match="scored holds 3 episodes, and there are 4"):
         to_minari(env, episodes, "known-v1", scored=scored[np.arange(3)])
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import lm_env.export
-from lm_env import Causal, TextGenerationEnv, load_model
+from lm_env import Causal, Span, TextGenerationEnv, load_model
 from lm_env.errors import ConfigurationError, MissingDependencyError, ModelLoadError
-from lm_env.export.judging import cut_at_stop_string, score_texts, score_tokens, until_end
+from lm_env.export.judging import cut_at_stop_string, score_texts, score_tokens
 from lm_env.export.source import Source
 from lm_env.generation import LocalBackend, Sampling
 from lm_env.tasks import SPLITS, TextTask
@@ -83,6 +83,25 @@ def test_texts_are_paid_as_the_environment_pays_their_tokens(env):
     np.testing.assert_array_equal(score_texts(env.task, episodes.prompts, cut, list(paid.ended))[0], paid.scores)
 
 
+@Causal
+def per_character(prompts, responses, response_finished=None):
+    """A point for each character: what is half written is paid later, or never."""
+    return [[Span(i, i + 1, 1.0) for i in range(len(text))] for text in responses]
+
+
+@pytest.mark.parametrize(("text", "points"), [("film a", 4), ("film ag", 7), ("film an", 4), ("good\ufffd", 4)])
+def test_a_text_that_the_cap_truncates_is_paid_for_what_is_settled(text_task, text, points):
+    """The beginning of a stop string, " and", and half a character may become something else."""
+    options = {"reward": per_character, "stop_strings": [" and"], "cap_truncates": True, "eos_token_id": ()}
+    task = TextGenerationEnv(**text_task(prompts=["a good film"], **options)).task
+    assert score_texts(task, task.prompts[:1], [text], [False])[0].tolist() == [points]
+    assert score_texts(task, task.prompts[:1], [text], [True])[0].tolist() == [len(text)]
+    ids = task.tokenizer([text], add_special_tokens=False)["input_ids"][0]
+    if "\ufffd" not in text:
+        exactly = TextGenerationEnv(**text_task(prompts=["a good film"], max_new_tokens=len(ids), **options))
+        assert score_tokens(exactly.task, task.prompts[:1], [ids])[0].tolist() == [points]
+
+
 def test_the_first_stop_string_in_a_text_ends_it(text_task):
     task = TextGenerationEnv(**text_task(stop_strings=["e", " a"])).task
     for text, wanted in {"film ace": "film", "fine a": "fin", "good": "good", "": ""}.items():
@@ -111,7 +130,7 @@ def test_a_response_ends_where_step_ends_it(env, rng):
             taken.append(token)
             if terminated or truncated:
                 break
-        assert until_end(env.task, tokens) == taken
+        assert env.task.until_end(tokens) == taken
 
 
 def test_no_tokens_and_foreign_tokens_are_refused(env):

@@ -125,6 +125,15 @@ def test_the_same_seed_and_actions_bring_the_same_as_the_vector_environment(opti
     assert any((ids != drawn[0]).any() for ids in drawn)
 
 
+def test_what_reset_returns_shares_no_memory(options):
+    """Who writes into one entry of a tensordict, as transforms do, changes no other."""
+    found = to_torchrl(TextGenerationEnv(**options), 2).reset()
+    names = ("score", "logprob", "ref_logprob", "kl", "terminated", "truncated", "done")
+    assert len({found[name].data_ptr() for name in names}) == len(names)
+    found["score"].add_(1.0)
+    assert not found["kl"].any() and not found["logprob"].any()
+
+
 def test_slots_are_stepped_and_reset_by_themselves(options):
     """A rollout up to the end of all: slots that have ended wait, and a part of them is reset."""
     env = to_torchrl(TextGenerationEnv(**options), 3, seed=0)
