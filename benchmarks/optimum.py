@@ -28,7 +28,7 @@ from lm_env.benchmark.results.tables import Row, TaskTable, attained_share
 
 HOME = Path(__file__).resolve().parents[1]
 RECORDS = HOME / "benchmarks" / "results" / "optimum"
-PAGE_TEMPLATE = Path(__file__).with_name("optimum_words.md")
+PAGE_TEMPLATE = Path(__file__).with_name("optimum_page.md")
 """The text of the page, with a comment such as `<!-- BUDGETS -->` in the place of each table."""
 PAGE = HOME / "docs" / "optimum.md"
 PICTURE = HOME / "docs" / "frontier.png"
