@@ -5,8 +5,9 @@ lm-env bench --config benchmarks/ablation.yaml --out runs/ablation
 python benchmarks/tuning/run.py --out runs/tuning > tuning.md
 python benchmarks/tuning/run.py --candidates benchmarks/tuning/trl.yaml --out runs/trl > trl.md
 python benchmarks/tuning/run.py --candidates benchmarks/tuning/lambda.yaml --out runs/lambda > lambda.md
-python benchmarks/optimum.py runs/optimum runs/ablation --tuning tuning.md trl.md --lambdas lambda.md   # copies these
-python benchmarks/optimum.py                                             # only writes the page again
+python benchmarks/tuning/run.py --candidates benchmarks/tuning/longer.yaml --out runs/longer > longer.md
+python benchmarks/optimum.py runs/optimum runs/ablation --tuning tuning.md trl.md --lambdas lambda.md longer.md # copies
+python benchmarks/optimum.py                                                          # only writes the page again
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("benches", type=Path, nargs="*", help="folders of benchmarks whose records are copied first")
     p.add_argument("--tuning", type=Path, nargs="+", help="files with what benchmarks/tuning/run.py has printed")
-    p.add_argument("--lambdas", type=Path, nargs="+", help="the same of benchmarks/tuning/lambda.yaml")
+    p.add_argument("--lambdas", type=Path, nargs="+", help="the same of lambda.yaml and longer.yaml")
     args = p.parse_args()
     RECORDS.mkdir(parents=True, exist_ok=True)
     for bench in args.benches:
