@@ -25,13 +25,16 @@ from lm_env.benchmark.measures.baselines import ceiling_of, without_training
 from lm_env.benchmark.measures.curve import LearningCurve
 from lm_env.benchmark.measures.independent import IndependentModel
 from lm_env.benchmark.measures.measuring import Measures, measure, plain
-from lm_env.benchmark.records import SCHEMA, environment, parsed, write_json
+from lm_env.benchmark.process_settings import keep_process_settings
+from lm_env.benchmark.records import SCHEMA, environment, given_options, parsed, write_json
 from lm_env.benchmark.settings import BASELINES, AgentSpec, BenchSettings, Cell, TaskSpec
 from lm_env.benchmark.shapes import record_problem
 from lm_env.data.prompts import Prompt
-from lm_env.errors import CheckpointCorruptError
+from lm_env.errors import CheckpointCorruptError, ConfigurationError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.export import export_language_model
+from lm_env.objective.fingerprint import task_fingerprint
+from lm_env.objective.kl import FixedKL
 from lm_env.objective.task import Task
 from lm_env.storage import EndOnSignals, remove_checkpoints, write_folder
 from lm_env.tasks import Split, TextTask, get_task
@@ -96,6 +99,7 @@ def _foreign(record: Record, cell: Cell) -> str | None:
     return None if own else "it is the record of another cell"
 
 
+@keep_process_settings()
 def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
     """Train and measure the agent of a cell, or measure the baselines of its task, and write the records.
 
@@ -111,6 +115,7 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
 
     Raises:
         LMEnvError: whatever the task, the agent or its reward function raises.
+        ConfigurationError: also where the agent has changed more of its task than the model that it trains.
         TrainingInterrupted: SIGINT or SIGTERM has come.  A training with checkpoints has finished its rollout and is
             saved; anything else has ended at once, and what it had not saved begins again in the next call.
     """
@@ -124,6 +129,7 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
         "schema": SCHEMA,
         "task": cell.task,
         "model": settings.model or text_task.model_name,
+        **given_options(spec.options),
         **environment(settings.threads, settings.device),
     }
     with EndOnSignals(f"work on {cell}"):  # a training with checkpoints notes signals by itself, and saves first
@@ -133,6 +139,8 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
             records = [_run(settings, text_task, spec, cell, seed, out)]
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     records = [{**common, **plain(record), "finished": finished} for record in records]
+    if problem := next(filter(None, map(record_problem, records)), None):
+        raise ConfigurationError(f"the results of {cell} make no record ({problem})")
     if cell.trial is not None:
         _forget_begun_runs(settings, cell, out)
     write_json(out / cell.path / RECORD, {"records": records})
@@ -230,12 +238,13 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
     agent_spec = settings.agent(cell.agent)
     tokens = spec.tokens or settings.tokens or text_task.budget
     trainee, rate = _with_rate(settings, agent_spec, cell, out)
-    folder = out / cell.path
+    folder = (out / cell.path).absolute()  # an agent may change the working directory
     if not trainee.resumes:  # a resumed run would end with other weights, so it begins again
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     split: Split = "validation" if cell.trial is not None else "test"
     rows = text_task.prompts(split)
     curves: list[LearningCurve] = []
+    fixed: dict[str, Any] = {}
 
     def make(num_envs: int) -> Any:
         if num_envs == 1:
@@ -246,11 +255,17 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
         prompts, n = evaluation_prompts(task, rows, min(settings.prompts, settings.curve_texts), settings.curve_texts)
         every = tokens + 1 if cell.trial is not None else max(1, tokens // settings.evaluations)
         curves.append(LearningCurve(task, prompts, n, every=every, seed=cell.seed))
+        fixed.update(_what_stays(task))
         return curves[-1]
 
     trained = trainee.train(make, tokens, seed, curve_of, folder / CHECKPOINTS)
     curve = curves[-1]
     task = curve.task
+    if changed := [name for name, value in _what_stays(task).items() if value != fixed[name]]:
+        raise ConfigurationError(
+            f"{cell.agent} has changed {' and '.join(changed)} of its task, so its numbers say nothing: an agent trains"
+            " env.unwrapped.task.model, and leaves the rest as it is"
+        )
     prompts, n = evaluation_prompts(task, rows, settings.prompts, settings.texts)
     measured = measure(task, LocalBackend(task), prompts, n, seed=cell.seed, measures=_measures(settings, text_task))
     if settings.keep_policies and cell.trial is None:
@@ -272,6 +287,13 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
         "curve_prompts": len(curve.prompts),
         **measured,
     }
+
+
+def _what_stays(task: Task) -> dict[str, Any]:
+    """What an agent must leave as it is, by name: all of its task but the model and an adaptive beta."""
+    fingerprint = {name: value for name, value in task_fingerprint(task).items() if not name.startswith("model.")}
+    beta = {"beta": task.kl.beta} if isinstance(task.kl, FixedKL) else {}
+    return {**fingerprint, "reward": task.reward, **beta}
 
 
 def _with_rate(settings: BenchSettings, spec: AgentSpec, cell: Cell, out: Path) -> tuple[Any, float | None]:

@@ -24,6 +24,7 @@ from agents.base.config import make_config
 from agents.run.checkpointing import Checkpointing
 from lm_env.benchmark.measures.curve import LearningCurve
 from lm_env.benchmark.offline import OFFLINE
+from lm_env.benchmark.process_settings import keep_process_settings
 from lm_env.benchmark.settings import AgentSpec
 from lm_env.errors import ConfigurationError, MissingDependencyError
 from lm_env.objective.functions import load_named
@@ -88,6 +89,7 @@ class Entrant:
         return self.kind == "batched"
 
 
+@keep_process_settings()  # the module of a user's agent may change some while it is imported
 def entrant(spec: AgentSpec) -> Entrant:
     """The entrant of a name, its options checked.
 
@@ -103,7 +105,7 @@ def entrant(spec: AgentSpec) -> Entrant:
     if spec.name in OFFLINE:
         learner = OFFLINE[spec.name]
         make_config(learner.Config, spec.name, spec.options)
-        return Entrant(spec, "class", _train_class(learner, spec.options), _learning_rate(learner.Config, spec))
+        return Entrant(spec, "class", _train_class(learner, spec), _learning_rate(learner.Config, spec))
     if ":" in spec.name:
         return _own(spec, load_named(spec.name, "train(env, timesteps, seed)"))
     names = [*agent_names(), *OFFLINE, *EXAMPLES]
@@ -142,6 +144,7 @@ def _own(spec: AgentSpec, thing: Callable[..., Any]) -> Entrant:
     """A user's class or function."""
     if not isinstance(thing, type):
         _check_call(thing, spec, "timesteps", needed="(env, timesteps, seed)")
+        _check_runs_at_once(thing, spec.name)
         return Entrant(spec, "function", _train_function(thing, spec.options), _learning_rate(thing, spec))
     if issubclass(thing, BatchedAgent):
         if thing.__init__ is BatchedAgent.__init__ or thing.__init__ is ActorCritic.__init__:
@@ -150,7 +153,8 @@ def _own(spec: AgentSpec, thing: Callable[..., Any]) -> Entrant:
     if not callable(getattr(thing, "learn", None)):
         raise ConfigurationError(f"{spec.name} has no method learn(timesteps): an agent of a benchmark needs one")
     _check_call(thing, spec, needed="(env, seed)")
-    return Entrant(spec, "class", _train_class(thing, spec.options), _learning_rate(thing, spec))
+    _check_learn(thing, spec.name)
+    return Entrant(spec, "class", _train_class(thing, spec), _learning_rate(thing, spec))
 
 
 def _check_config(agent_class: Any, name: str, options: Mapping[str, Any]) -> None:
@@ -174,6 +178,36 @@ def _check_call(thing: Callable[..., Any], spec: AgentSpec, *places: str, needed
         ) from error
 
 
+def _check_learn(agent_class: Any, name: str) -> None:
+    """Raise ConfigurationError unless `learn` can be called with a number of tokens, and then learns."""
+    try:
+        inspect.signature(agent_class.learn).bind(None, 1)
+    except TypeError as error:
+        raise ConfigurationError(f"{name}.learn cannot be called with a number of tokens: {error}") from error
+    except ValueError:  # written in C: nothing is known before it is called
+        return
+    _check_runs_at_once(agent_class.learn, f"{name}.learn")
+
+
+def _check_runs_at_once(function: Callable[..., Any], name: str) -> None:
+    """Raise ConfigurationError for a generator or a coroutine: a call of one runs nothing, so nothing is trained."""
+    kinds = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    if any(is_kind(function) for is_kind in kinds):
+        raise ConfigurationError(f"{name} has a yield or an async, and does not run when it is called: leave it out")
+
+
+def _tokens_of(agent: Any, name: str, asked: int) -> int:
+    """The tokens that an agent has counted in `num_timesteps`, or those that it was asked for."""
+    counted = getattr(agent, "num_timesteps", asked)
+    try:
+        tokens = int(counted)
+    except (TypeError, ValueError, OverflowError):
+        tokens = -1
+    if tokens < 0:
+        raise ConfigurationError(f"num_timesteps of {name} is {counted!r}, and counts tokens: leave it out, or count")
+    return tokens
+
+
 def _train_batched(agent_class: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Trained]:
     def train(make: Callable[[int], Any], tokens: int, seed: int, curve_of: Any, folder: Path) -> Trained:
         agent = agent_class(make(1), seed=seed, **options)
@@ -183,15 +217,16 @@ def _train_batched(agent_class: Callable[..., Any], options: Mapping[str, Any]) 
     return train
 
 
-def _train_class(agent_class: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Trained]:
+def _train_class(agent_class: Callable[..., Any], spec: AgentSpec) -> Callable[..., Trained]:
     def train(make: Callable[[int], Any], tokens: int, seed: int, curve_of: Any, folder: Path) -> Trained:
         env = make(1)
-        agent = agent_class(env, seed=seed, **options)
         curve = curve_of(env.unwrapped.task)
         curve.add_point(0)
-        curve.start_clock()
-        agent.learn(tokens)
-        done = int(getattr(agent, "num_timesteps", tokens))
+        with keep_process_settings():
+            agent = agent_class(env, seed=seed, **spec.options)
+            curve.start_clock()
+            agent.learn(tokens)
+        done = _tokens_of(agent, spec.name, tokens)
         curve.add_point(done)
         return Trained(agent, done)
 
@@ -206,7 +241,8 @@ def _train_function(function: Callable[..., Any], options: Mapping[str, Any]) ->
         curve = curve_of(env.unwrapped.task)
         curve.add_point(0)
         curve.start_clock()
-        function(env, tokens, seed=seed, **{**quiet, **options})
+        with keep_process_settings():
+            function(env, tokens, seed=seed, **{**quiet, **options})
         curve.add_point(tokens)
         return Trained(None, tokens)
 

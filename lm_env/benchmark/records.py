@@ -23,7 +23,18 @@ from lm_env.benchmark.shapes import SCHEMA, record_problem
 from lm_env.errors import CheckpointWriteError, LogReadError
 from lm_env.storage import write_file
 
-__all__ = ["SCHEMA", "Record", "comparable", "environment", "parsed", "read_records", "write_json", "write_lines"]
+__all__ = [
+    "SCHEMA",
+    "Record",
+    "comparable",
+    "environment",
+    "given_options",
+    "options_in_words",
+    "parsed",
+    "read_records",
+    "write_json",
+    "write_lines",
+]
 
 PACKAGES = (
     "lm-env",
@@ -62,6 +73,20 @@ def environment(threads: int, device: str) -> Record:
     if torch.device(device).type == "cuda" and torch.cuda.is_available():
         hardware["gpu"] = torch.cuda.get_device_name(device)
     return {"versions": _versions(), "hardware": hardware, "commit": _commit()}
+
+
+def given_options(options: Mapping[str, Any]) -> Record:
+    """The options that a task was made with, as `task_options` of its records; {} without any.
+
+    With other options it is another task, whatever its name.
+    """
+    return {"task_options": json.loads(json.dumps(dict(options), default=str))} if options else {}
+
+
+def options_in_words(record: Record) -> str:
+    """The options of a record's task, such as `level 3`; "" without any."""
+    options = sorted(record.get("task_options", {}).items())
+    return ", ".join(f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in options)
 
 
 def comparable(value: Any) -> Any:

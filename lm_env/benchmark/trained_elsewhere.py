@@ -12,7 +12,7 @@ from lm_env.benchmark.cells import CEILING_SEED, CEILING_TEXTS, evaluation_promp
 from lm_env.benchmark.measures.baselines import ceiling_of
 from lm_env.benchmark.measures.independent import IndependentModel
 from lm_env.benchmark.measures.measuring import Measures, measure, plain
-from lm_env.benchmark.records import SCHEMA, Record, environment
+from lm_env.benchmark.records import SCHEMA, Record, environment, given_options
 from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError
 from lm_env.generation.generate import LocalBackend
@@ -45,6 +45,7 @@ def evaluate_model(
     download: bool = False,
     threads: int = 1,
     progress: bool = False,
+    eos_token_id: Sequence[int] | None = None,
     **task_options: Any,
 ) -> list[Record]:
     """Measure a model on the test prompts of a task.
@@ -63,6 +64,7 @@ def evaluate_model(
         independent: a language model for a perplexity of its own.
         threads: of torch, as the record names them; this function does not set them.
         progress: show progress bars.
+        eos_token_id: ids that end a text, `()` for none; None: what the task says, or the tokenizer.
         task_options: options of the task itself, such as `level=`.
 
     Returns:
@@ -74,7 +76,10 @@ def evaluate_model(
         RewardError: the reward function failed.
     """
     text_task = get_task(task, **task_options)
-    resolved, has_reference = _resolved(text_task, str(model), reference, device, download)
+    over: dict[str, Any] = {"device": device, "download": download}
+    if eos_token_id is not None:
+        over["eos_token_id"] = list(eos_token_id)
+    resolved, has_reference = _resolved(text_task, str(model), reference, over)
     chosen, n = evaluation_prompts(resolved, text_task.prompts("test"), prompts, texts)
     other = None if independent is None else IndependentModel(independent, device=device, download=download)
     more = text_task.measure if text_task.metrics else None
@@ -84,9 +89,11 @@ def evaluate_model(
     own: Record = {"kind": "model", "agent": name, "seed": seed, "path": str(model), "trained": _training_of(model)}
     records = [{**own, **(measured if has_reference else _without_reference(measured))}]
     if ceiling_samples is not None and has_reference and resolved.kl.beta > 0:
-        optimum = exact_optimum(text_task, prompts, model=reference or _own_model(text_task), device=device)
+        optimum = exact_optimum(text_task, prompts, **over, model=reference or _own_model(text_task))
         records.insert(0, _ceiling(text_task, resolved, chosen, ceiling_samples, ceiling_texts, optimum, progress))
-    return _completed(records, text_task, reference or text_task.model_name, environment(threads, device))
+    ends = {} if eos_token_id is None else {"eos_token_id": over["eos_token_id"]}
+    circumstances = {**given_options({**task_options, **ends}), **environment(threads, device)}
+    return _completed(records, text_task, reference or text_task.model_name, circumstances)
 
 
 def _without_reference(measured: Record) -> Record:
@@ -154,9 +161,13 @@ def _training_of(model: str | Path) -> Record | None:
     return found if known else None
 
 
-def _resolved(text_task: TextTask, model: str, reference: str | None, device: str, download: bool) -> tuple[Task, bool]:
-    """(the task with the model as its policy, whether it has a reference with the same vocabulary)."""
-    over: dict[str, Any] = {"model": model, "device": device, "download": download}
+def _resolved(text_task: TextTask, model: str, reference: str | None, over: dict[str, Any]) -> tuple[Task, bool]:
+    """(the task with the model as its policy, whether it has a reference with the same vocabulary).
+
+    Args:
+        over: options of `lm_env.Task` that replace the task's own.
+    """
+    over = {**over, "model": model}
     own = text_task.options.get("reference")
     if reference is not None or own is None:
         over["reference"] = reference or _own_model(text_task)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,8 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lm_env.errors import CheckpointWriteError
 from lm_env.objective.task import Task
+from lm_env.storage import check_file_destination
 from lm_env.tasks import make_named
 from lm_env.theory.ceilings.best_of_n import best_of_n
 from lm_env.theory.ceilings.task_ceiling import GROWTH, enough_reference_scores
@@ -26,6 +25,8 @@ __all__ = ["CeilingReport", "measure_ceiling", "plot_ceiling", "run_ceiling", "s
 
 BETA_FACTORS = tuple(2.0**power for power in np.arange(4, -2.5, -0.5))
 """The frontier is drawn at these multiples of the task's beta."""
+
+JSON_FILE = "ceiling.json"
 
 CeilingReport = dict[str, Any]
 """JSON: `ceiling`, `frontier`, `best_of_n`, `doubts`, `seconds`, and the settings."""
@@ -50,7 +51,7 @@ def run_ceiling(
     """
     task = make_named(env_id, **options).unwrapped.task  # type: ignore[attr-defined]
     if out is not None:
-        _prepare(out)
+        check_file_destination(out / JSON_FILE, "choose another --out")
     report = measure_ceiling(
         task,
         task.kl.beta,
@@ -65,18 +66,8 @@ def run_ceiling(
     show_ceiling(report)
     if out is not None:
         plot_ceiling(report, out / "ceiling.png")
-        (out / "ceiling.json").write_text(json.dumps(report, indent=2) + "\n")
+        (out / JSON_FILE).write_text(json.dumps(report, indent=2) + "\n")
     return report
-
-
-def _prepare(out: Path) -> None:
-    """Make the folder; an unwritable one is an error now, and not after the sampling."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise CheckpointWriteError(f"cannot write to {out}: {error}; choose another --out") from error
 
 
 def measure_ceiling(

@@ -11,7 +11,19 @@ from typing import Annotated
 
 import typer
 
-from lm_env.cli.options import Device, Download, EnvOption, JudgeOption, Model, Prompts, Resume, Seed
+from lm_env.cli.options import (
+    Device,
+    Download,
+    Env,
+    EnvOption,
+    JudgeOption,
+    Model,
+    Prompts,
+    Resume,
+    Seed,
+    TaskArgument,
+    named_task,
+)
 
 __all__ = ["ceiling", "check_agent", "demo", "envs", "sample", "sft", "train"]
 
@@ -151,6 +163,7 @@ def train(ctx: typer.Context) -> None:
 
 
 def sample(
+    task: TaskArgument = None,
     model: Annotated[
         str | None, typer.Option(help="The model, as in lm-env train.  [default: the task's, else reviews-3m]")
     ] = None,
@@ -188,7 +201,7 @@ def sample(
 
     print_samples(
         model=model,
-        env=env,
+        env=named_task(task, env),
         env_option=env_option or (),
         reference=reference,
         prompts=prompts,
@@ -247,8 +260,12 @@ def check_agent(
 
 def ceiling(
     task: Annotated[
-        str, typer.Argument(help="A registered environment, or a task of your own, 'file.py:function'.")
-    ] = "lm_env/Sentiment-v0",
+        str | None,
+        typer.Argument(
+            help="A registered environment, or a task of your own, 'file.py:function'.  [default: lm_env/Sentiment-v0]"
+        ),
+    ] = None,
+    env: Env = None,
     model: Annotated[str | None, typer.Option(help="The reference; default: the task's own model.")] = None,
     env_option: EnvOption = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the KL penalty.  [default: the task's]")] = None,
@@ -274,7 +291,7 @@ def ceiling(
     options = {"model": model, "beta": beta, "split": split}
     given = {name: value for name, value in options.items() if value is not None}
     run_ceiling(
-        task,
+        named_task(task, env) or "lm_env/Sentiment-v0",
         {**named_values(env_option or ()), **given, "device": device, "download": download},
         samples=samples,
         most=most,

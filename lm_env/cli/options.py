@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Device", "Download", "EnvOption", "JudgeOption", "Model", "Prompts", "Resume", "Seed"]
+from lm_env.errors import ConfigurationError
+
+__all__ = [
+    "Device",
+    "Download",
+    "Env",
+    "EnvOption",
+    "JudgeOption",
+    "Model",
+    "Prompts",
+    "Resume",
+    "Seed",
+    "TaskArgument",
+    "named_task",
+]
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Model = Annotated[
@@ -19,6 +33,11 @@ Model = Annotated[
 Prompts = Annotated[
     str | None, typer.Option(help="A .txt or .jsonl file, or a hub id.  [default: openings of film reviews]")
 ]
+TaskArgument = Annotated[
+    str | None,
+    typer.Argument(help="A registered task, or your own 'file.py:function'; the same as --env."),
+]
+Env = Annotated[str | None, typer.Option(help="The task, for those who would rather name it by a flag.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Download = Annotated[bool, typer.Option("--download", help="Allow fetching hub ids; nothing is downloaded otherwise.")]
 EnvOption = Annotated[
@@ -38,3 +57,14 @@ JudgeOption = Annotated[
         " folder or hub id, or the address of a reward server, http://..."
     ),
 ]
+
+
+def named_task(task: str | None, env: str | None) -> str | None:
+    """The task that was named, as an argument or by `--env`; None if it was not.
+
+    Raises:
+        ConfigurationError: it was named twice, and differently.
+    """
+    if task is not None and env is not None and task != env:
+        raise ConfigurationError(f"the task is named twice, {task} and --env {env}: leave one of them out")
+    return env if task is None else task

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from lm_env.cli.options import TaskArgument, named_task
 from lm_env.errors import ConfigurationError
 from lm_env.runs.agents import agent_kind, agent_names
 from lm_env.runs.config_files import read_config
@@ -68,12 +69,30 @@ def call(args: Sequence[str], docstring: str | None) -> None:
 def _function(panels: Mapping[str, Mapping[str, Option]], docstring: str | None) -> Callable[..., None]:
     """A function with a keyword for every flag, as typer takes one."""
 
-    def command(ctx: typer.Context, *, out: Path, config: Path | None, resume: bool, table: bool, **flags: Any) -> None:
+    def command(
+        ctx: typer.Context,
+        *,
+        task: str | None,
+        out: Path,
+        config: Path | None,
+        resume: bool,
+        table: bool,
+        **flags: Any,
+    ) -> None:
         known = {name: option for options in panels.values() for name, option in options.items()}
         given = _given(ctx, known, flags)
+        if task is not None:
+            given["env"] = named_task(task, given.get("env"))
         run_train(given, out=out, config=config, resume=resume, table=table)
 
-    fixed: dict[str, Any] = {"ctx": typer.Context, "out": Out, "config": Config, "resume": Resume, "table": AsTable}
+    fixed: dict[str, Any] = {
+        "ctx": typer.Context,
+        "task": TaskArgument,
+        "out": Out,
+        "config": Config,
+        "resume": Resume,
+        "table": AsTable,
+    }
     made: dict[str, Any] = {}
     for panel, options in panels.items():
         for option in options.values():

@@ -211,7 +211,8 @@ def resolve_eos(given: int | Iterable[int] | None, tokenizer: Any, vocab_size: i
         given = getattr(tokenizer, "eos_token_id", None)
         if given is None:
             raise ConfigurationError(
-                "no EOS: the tokenizer has no eos_token_id; pass eos_token_id=ID, or () to always run to the length cap"
+                "no EOS: the tokenizer has no eos_token_id; pass eos_token_id=ID (--eos-token-id ID), or () to always"
+                " run to the length cap"
             )
     try:
         ids = frozenset(map(operator.index, given if isinstance(given, Iterable) else [given]))

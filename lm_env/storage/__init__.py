@@ -19,7 +19,7 @@ A training run has a folder of such folders (`CheckpointFolder`).  A signal lets
 from __future__ import annotations
 
 from lm_env.storage.checkpoints import CheckpointFolder, Checkpointing, checkpoints_in, remove_checkpoints
-from lm_env.storage.files import write_file
+from lm_env.storage.files import check_file_destination, write_file
 from lm_env.storage.interruption import EndOnSignals, StopSignals
 from lm_env.storage.lock import FileLock
 from lm_env.storage.reading import folder_of, is_saved_folder, read_folder, read_json, verify_folder
@@ -32,6 +32,7 @@ __all__ = [
     "FileLock",
     "StopSignals",
     "check_destination",
+    "check_file_destination",
     "checkpoints_in",
     "folder_of",
     "is_saved_folder",

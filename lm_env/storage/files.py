@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["write_file"]
+from lm_env.errors import CheckpointWriteError
+
+__all__ = ["check_file_destination", "write_file"]
+
+
+def check_file_destination(path: str | Path, remedy: str) -> None:
+    """Make the folder of a file that is to be written, and see that it can be: before the work, and not after it.
+
+    Args:
+        remedy: what the message ends with, such as "choose another --out".
+
+    Raises:
+        CheckpointWriteError: it cannot be written; what is there is untouched.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CheckpointWriteError(f"cannot write {path}: {error}; {remedy}") from error
 
 
 def write_file(path: str | Path, content: str | bytes) -> Path:

@@ -5,6 +5,7 @@ Shapes: P prompts, n samples per prompt.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from lm_env.benchmark.preflight.findings import DegenerateText, Preflight
 from lm_env.benchmark.preflight.warning_sentences import GROUP, warning_sentences
 from lm_env.data.episodes import Episodes
 from lm_env.data.prompts import Prompt
-from lm_env.errors import LMEnvError
+from lm_env.errors import LMEnvError, RewardValueError
 from lm_env.generation.backend import Sampling
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.logprobs import response_logprobs
@@ -38,6 +39,10 @@ BARS = 12
 """Bars of the histogram, at most."""
 SLOTS = 64
 """Texts that are written at a time."""
+LARGEST_SCORE = 1e12
+"""The largest score, and one over it the smallest difference of scores, that is compared with a KL in nats."""
+SMALLEST_SCALED = 1e-300
+"""What is smaller has no finite inverse, or hardly one."""
 FORWARD_TEXTS = 128
 """Texts whose logprobs are computed to see how long a forward takes."""
 
@@ -57,6 +62,7 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
     Raises:
         ConfigurationError: `samples` is less than 64, or `seed` negative.
         RewardError, RewardValueError: the reward function failed.
+        RewardValueError: the scores, or their differences, are too large or too small to be compared with a KL.
     """
     check_integer("samples", samples, low=64)
     check_integer("seed", seed, low=0)
@@ -68,6 +74,7 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
     started = time.perf_counter()
     scores, ended = episode_scores(task, episodes)
     judging = time.perf_counter() - started
+    _check_scale(scores)
     by_prompt = scores.reshape(len(prompts), n)
     groups = by_prompt[:, : n // GROUP * GROUP].reshape(-1, GROUP)
     lengths = episodes.response_lengths.astype(np.float64)
@@ -101,6 +108,23 @@ def preflight(task: Task, *, samples: int = 1024, budget: int = 100_000, seed: i
     )
     found.warnings.extend(warning_sentences(found, task))
     return found
+
+
+def _check_scale(scores: np.ndarray) -> None:
+    """Refuse scores (B,) of a size at which a penalty of some nats means nothing, or at which arithmetic ends.
+
+    Raises:
+        RewardValueError: the message says by how much to scale them.
+    """
+    half = float(scores.max() / 2 - scores.min() / 2)  # of their largest difference, which may exceed all numbers
+    size = half if half > 0 else float(np.abs(scores).max())
+    if size <= LARGEST_SCORE and (half == 0 or half >= 1 / LARGEST_SCORE):
+        return
+    factor = f"{10.0 ** -math.floor(math.log10(size)):.0e}" if size > SMALLEST_SCALED else "a large number"
+    raise RewardValueError(
+        f"the scores lie between {scores.min():g} and {scores.max():g}, where no penalty of some nats can be compared"
+        f" with them: multiply the reward by {factor}, so that scores differ by about 1"
+    )
 
 
 @dataclass(frozen=True)

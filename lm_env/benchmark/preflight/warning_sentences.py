@@ -32,6 +32,12 @@ def warning_sentences(found: Preflight, task: Task) -> list[str]:
     if found.std == 0:
         alike = f"all {found.prompts * found.samples} samples score {found.score:g}: nothing can be learned from them"
         return [alike, *gamed]
+    if found.without_variance == 1:
+        alike = (
+            "the samples of each prompt all score alike, so nothing can be learned from them: a score that depends on"
+            " the prompt alone tells no responses apart"
+        )
+        return [alike, *gamed, *_about_endings(found, task)]
     return [*_about_scores(found), *_about_length(found), *gamed, *_about_endings(found, task), *_about_beta(found)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lm_env.benchmark.results.card import card_text, write_card
+from lm_env.benchmark.results.card import CARD, card_text, check_card, write_card
 from lm_env.benchmark.results.markdown import as_markdown, overview_of
 from lm_env.benchmark.results.merging import merge_files, merge_records
 from lm_env.benchmark.results.page import render_page
@@ -12,12 +12,14 @@ from lm_env.benchmark.results.tables import TaskTable, attained_share
 from lm_env.benchmark.results.writing import Files, write_results
 
 __all__ = [
+    "CARD",
     "Files",
     "Summary",
     "TaskTable",
     "as_markdown",
     "attained_share",
     "card_text",
+    "check_card",
     "merge_files",
     "merge_records",
     "overview_of",

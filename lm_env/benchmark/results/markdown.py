@@ -39,7 +39,7 @@ def as_markdown(
     Args:
         compact: one table for each task instead of three: without diversity, lengths, paired tests and the like.
     """
-    parts = [f"# {title}", *map(_in_line, circumstances(summary))]
+    parts = [f"# {_in_line(title)}", *map(_in_line, circumstances(summary))]
     if command:
         parts.append(f"```\n{command}\n```")
     if summary.aggregate is not None:

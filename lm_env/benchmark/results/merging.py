@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lm_env.benchmark.measures.baselines import BASELINE_NAMES
-from lm_env.benchmark.records import Record, comparable, read_records
+from lm_env.benchmark.records import Record, comparable, options_in_words, read_records
 
 __all__ = ["merge_files", "merge_records"]
 
@@ -31,8 +31,8 @@ def merge_records(parts: Iterable[tuple[str, list[Record]]]) -> list[Record]:
 
     Equal records, and ceilings of the same settings, are kept once.  If there are different results of one agent with
     one seed, or a model has the name of an agent or of a baseline, the name of the later one gets something behind it:
-    its source, or, for two models of one source, their paths.  Runs of a task that were measured differently (another
-    model, beta, or number of prompts or texts) make tables of their own.
+    its source, or, for two models of one source, their paths.  Runs of a task that were measured differently (other
+    options of the task, another model, beta, or number of prompts or texts) make tables of their own.
 
     Args:
         parts: (name of the source, records).
@@ -98,7 +98,7 @@ def _candidates(agent: str, source: str, records: list[Record]) -> Iterator[str]
 
 
 def _key(record: Record) -> _Key:
-    alike = (record["task"], record["model"], record["beta"], _prompts(record))
+    alike = (record["task"], *_setting(record))
     if record["kind"] == "ceiling":
         return ("ceiling", *alike)
     return (record["kind"], *alike, record["texts"], record["agent"], record["seed"])
@@ -119,8 +119,10 @@ def _apart(records: list[Record]) -> list[Record]:
     ways: dict[str, dict[tuple[object, ...], str]] = {}
     for record in records:
         if record["kind"] != "ceiling":
-            way: tuple[object, ...] = (record["model"], record["beta"], record["prompts"], record["texts"])
+            way = (*_setting(record), record["texts"])
+            options = options_in_words(record)
             words = f"{record['model']}, beta {record['beta']:g}, {record['prompts']} prompts, {record['texts']} texts"
+            words = f"{options}, {words}" if options else words
             ways.setdefault(record["task"], {})[way] = words
     found = []
     for record in records:
@@ -129,10 +131,14 @@ def _apart(records: list[Record]) -> list[Record]:
             found.append(record)
             continue
         for known_way, words in known.items():
-            own = (record["model"], record["beta"], _prompts(record))
-            if own == known_way[:3] and record.get("texts", known_way[3]) == known_way[3]:
+            if _setting(record) == known_way[:-1] and record.get("texts", known_way[-1]) == known_way[-1]:
                 found.append({**record, "task": f"{record['task']} ({words})"})
     return found
+
+
+def _setting(record: Record) -> tuple[object, ...]:
+    """What runs and ceilings in one table have in common."""
+    return (options_in_words(record), record["model"], record["beta"], _prompts(record))
 
 
 def _prompts(record: Record) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lm_env.benchmark.measures.baselines import BASELINE_NAMES
-from lm_env.benchmark.records import Record
+from lm_env.benchmark.records import Record, options_in_words
 from lm_env.benchmark.statistics import Interval, Paired, bootstrap, holm, mean_over_tasks, paired_difference
 from lm_env.errors import ConfigurationError
 from lm_env.theory.ceilings import Estimate
@@ -220,6 +220,12 @@ def _check_alike(task: str, rows: list[Row]) -> None:
                 f"the records of {task} differ in {key} ({', '.join(sorted(map(str, found)))}), and cannot stand in"
                 " one table: give only those that were made with the same settings"
             )
+    if len(found := {options_in_words(record) for row in rows for record in row.records}) > 1:
+        named = "; ".join(sorted(words or "none" for words in found))
+        raise ConfigurationError(
+            f"the records of {task} differ in the task's options ({named}), and so are of different tasks: lm-env"
+            " leaderboard puts them into different tables"
+        )
 
 
 def _with_tests(rows: list[Row]) -> list[Row]:

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from lm_env.cli.options import Device, Download, EnvOption, Seed
+from lm_env.cli.options import Device, Download, Env, EnvOption, Seed, TaskArgument, named_task
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    task: Annotated[str, typer.Argument(help="A registered task, or your own 'file.py:function'.")],
     model: Annotated[str, typer.Option(help="A folder in transformers' layout, a hub id, or 'reviews-3m'.")],
+    task: TaskArgument = None,
+    env: Env = None,
     label: Annotated[
         str | None, typer.Option(help="The model's name in the table.  [default: the folder's name]")
     ] = None,
@@ -30,6 +31,13 @@ def evaluate(
         int, typer.Option(help="Texts of the reference, from which the optimum is estimated, at most.", min=2)
     ] = 8192,
     env_option: EnvOption = None,
+    eos_token_id: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An id that ends a text; may be given several times.  'none': the length cap alone ends texts. "
+            " [default: the tokenizer's]"
+        ),
+    ] = None,
     gold: Annotated[
         str | None,
         typer.Option(help="Another reward, which the model was not trained on; as --reward of lm-env train."),
@@ -56,21 +64,29 @@ def evaluate(
     import torch
 
     from lm_env.benchmark.measures.baselines import BASELINE_NAMES
-    from lm_env.benchmark.records import read_records, write_lines
-    from lm_env.benchmark.results import as_markdown, summarize_records, write_card
+    from lm_env.benchmark.records import options_in_words, read_records, write_lines
+    from lm_env.benchmark.results import CARD, as_markdown, check_card, summarize_records, write_card
     from lm_env.benchmark.trained_elsewhere import evaluate_model
     from lm_env.errors import ConfigurationError
     from lm_env.runs.config_files import named_values
     from lm_env.runs.console import say
     from lm_env.runs.judges import make_judge
+    from lm_env.storage import check_file_destination
 
+    if (named := named_task(task, env)) is None:
+        raise ConfigurationError("name the task that the model is measured on, such as lm_env/Sentiment-v0")
     if card and not Path(model).is_dir():
         raise ConfigurationError(f"--card writes into the model's folder, and {model} is none: leave it out")
     if (name := label or Path(model).name) in BASELINE_NAMES:
         raise ConfigurationError(f"every task has a row {name} without training: give the model another name (--label)")
+    if card:
+        check_card(Path(model))
+        check_file_destination(Path(model) / CARD, "leave out --card")
+    if out is not None:
+        check_file_destination(out, "choose another --out")
     before = read_records(out) if out is not None and out.exists() else []
     records = evaluate_model(
-        task,
+        named,
         model,
         label=label,
         reference=reference,
@@ -85,11 +101,31 @@ def evaluate(
         download=download,
         threads=torch.get_num_threads(),
         progress=sys.stderr.isatty(),
+        eos_token_id=_ids(eos_token_id),
         **named_values(env_option or ()),
     )
-    print(as_markdown(summarize_records(records), title=f"{records[-1]['agent']} on {records[-1]['task']}"))
+    options = options_in_words(records[-1])
+    title = f"{records[-1]['agent']} on {records[-1]['task']}{f' ({options})' if options else ''}"
+    print(as_markdown(summarize_records(records), title=title))
+    if "kl" not in records[-1]["metrics"]:
+        say("", "KL, J and perplexity are left out: the reference has another vocabulary; --reference names another")
     if out is not None:
         write_lines(out, [*before, *records])
         say("written", str(out))
     if card:
         say("written", str(write_card(Path(model), records[-1], records)))
+
+
+def _ids(given: list[str] | None) -> list[int] | None:
+    """The ids that end a text; None where nothing was given, [] for 'none'.
+
+    Raises:
+        ConfigurationError: one is no integer.
+    """
+    from lm_env.errors import ConfigurationError
+
+    if not given or given == ["none"]:
+        return None if not given else []
+    if wrong := next((text for text in given if not text.isdecimal()), None):
+        raise ConfigurationError(f"--eos-token-id takes the ids of tokens, or none, not {wrong!r}")
+    return [int(text) for text in given]

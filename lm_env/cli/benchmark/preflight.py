@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lm_env.cli.options import Device, Download, EnvOption, Seed
+from lm_env.cli.options import Device, Download, Env, EnvOption, Seed, named_task
 
 if TYPE_CHECKING:
     from lm_env.benchmark.preflight import BetaPoint, Preflight
@@ -28,6 +29,7 @@ def preflight_command(
         str | None,
         typer.Argument(help="A registered task, or your own 'file.py:function'; or give --prompts and --reward."),
     ] = None,
+    env: Env = None,
     model: Annotated[str | None, typer.Option(help="The model to be trained.  [default: the task's]")] = None,
     prompts: Annotated[
         str | None, typer.Option(help="Prompts of your own, as in lm-env train.  [default: the task's]")
@@ -64,7 +66,11 @@ def preflight_command(
     from lm_env.runs.console import say
     from lm_env.runs.settings import TrainSettings
     from lm_env.runs.task import make_env
+    from lm_env.storage import check_file_destination
 
+    task = named_task(task, env)
+    if out is not None:
+        check_file_destination(out, "choose another --out")
     given = {
         "env": task,
         "model": model,
@@ -128,10 +134,11 @@ def _show_degenerate(found: Preflight) -> None:
 
     if not found.degenerate:
         return
+    score = _score_format(found)
     table = Table("degenerate text", "example", "mean score", "beats a sample", header_style="bold")
-    table.add_row("[dim]the samples[/dim]", "", f"{found.score:.3f}", "")
+    table.add_row("[dim]the samples[/dim]", "", score(found.score), "")
     for text in found.degenerate:
-        table.add_row(text.name, escape(_in_short(text.example)), f"{text.mean:.3f}", f"{text.beats:.0%}")
+        table.add_row(text.name, escape(_in_short(text.example)), score(text.mean), f"{text.beats:.0%}")
     console.print()
     say("", "texts that nobody wants, and how often each beats the sample that it is made from:")
     console.print(table)
@@ -142,9 +149,10 @@ def _show_best_of_n(found: Preflight) -> None:
 
     from lm_env.runs.console import console, say
 
+    score = _score_format(found)
     table = Table("without training", "score", "KL, nats", header_style="bold")
-    for n, score, kl in found.best_of_n:
-        table.add_row("reference" if n == 1 else f"best of {n}", f"{score:.3f}", f"{kl:.2f}")
+    for n, mean, kl in found.best_of_n:
+        table.add_row("reference" if n == 1 else f"best of {n}", score(mean), f"{kl:.2f}")
     console.print()
     say("", "what the best of n samples gives, and its KL to the reference:")
     console.print(table)
@@ -153,14 +161,15 @@ def _show_best_of_n(found: Preflight) -> None:
 def _scores(found: Preflight) -> Iterator[str]:
     """Mean and range of the scores, and their histogram."""
     value, share = found.commonest
-    commonest = f"; {share:.0%} of them are {value:.3g}" if share >= 0.1 else ""
+    score, edge = _score_format(found), _edge_format(found)
+    commonest = f"; {share:.0%} of them are {edge(value)}" if share >= 0.1 else ""
     yield (
-        f"scores of {found.prompts} prompts x {found.samples} samples: mean {found.score:.3f}, standard deviation"
-        f" {found.std:.3f}, from {found.lowest:.3g} to {found.highest:.3g}{commonest}"
+        f"scores of {found.prompts} prompts x {found.samples} samples: mean {score(found.score)}, standard deviation"
+        f" {score(found.std)}, from {edge(found.lowest)} to {edge(found.highest)}{commonest}"
     )
     most = max(count for _, _, count in found.histogram)
     for low, high, count in found.histogram:
-        span = f"{low:>21.3g}" if low == high else f"{low:>9.3g} to {high:>8.3g}"
+        span = f"{edge(low):>21}" if low == high else f"{edge(low):>9} to {edge(high):>8}"
         bar = "#" * round(WIDTH * count / most) or ("." if count else "")
         yield f"{span}  {bar:<{WIDTH}} {count}"
 
@@ -190,12 +199,13 @@ def _show_betas(found: Preflight) -> None:
     named = {found.suggested_beta: "suggested"} | {found.beta: "the task's"}
     if found.beta == found.suggested_beta:
         named = {found.beta: "the task's, and suggested"}
+    score = _score_format(found)
     table = Table("beta", "score of the optimum", "KL, nats", "score - beta KL", header_style="bold")
     shown = [point for point in found.betas if point.ess >= 2 or point.beta in named]
     for point in shown:
         name = f" ({named[point.beta]})" if point.beta in named else ""
-        J = f"{point.J:.3f}" if point.ess >= TRUSTED else f"at least {point.J:.3f}"
-        table.add_row(f"{point.beta:.3g}{name}", f"{point.score:.3f}", f"{point.KL:.2f}", J)
+        J = score(point.J) if point.ess >= TRUSTED else f"at least {score(point.J)}"
+        table.add_row(f"{point.beta:.3g}{name}", score(point.score), f"{point.KL:.2f}", J)
     if shown:
         console.print()
         say("", 'what a training can attain, the optimum for each beta ("at least": too few samples to tell):')
@@ -211,6 +221,24 @@ def _reason(suggested: BetaPoint) -> str:
     if suggested.KL > 0.9 * TARGET_KL:
         return f"whose optimum has the KL of best of 16, {TARGET_KL:.1f} nats"
     return f"below which there is little to gain: at {suggested.KL:.2g} nats nearly the largest score is reached"
+
+
+def _score_format(found: Preflight) -> Callable[[float], str]:
+    """How scores are written: with three decimals, or, where they differ by much more or much less, others."""
+    if found.std == 0 or 0.1 <= found.std < 1000:
+        decimals = 3
+    elif found.std < 1e-6:
+        return lambda score: f"{score:.4g}"
+    else:
+        decimals = max(0, 2 - math.floor(math.log10(found.std)))
+    return lambda score: f"{score:,.{decimals}f}"
+
+
+def _edge_format(found: Preflight) -> Callable[[float], str]:
+    """How single scores and the edges of bars are written: with as many digits as tell two bars apart, at least 3."""
+    largest, bar = max(abs(found.lowest), abs(found.highest)), (found.highest - found.lowest) / len(found.histogram)
+    digits = 3 if bar == 0 else max(3, 1 + math.ceil(math.log10(largest / bar)))
+    return lambda score: f"{score:.{digits}g}"
 
 
 def _in_short(text: str) -> str:
