@@ -1,5 +1,7 @@
 """Agents of the benchmark that sample from the model before it is trained, and then learn from these samples alone.
 
+In a benchmark each learns once.  Whoever calls `learn` again has a further round, with samples of the trained model.
+
 Both sample as many tokens as every other agent of the benchmark generates.  Their updates generate none.
 
 - `sft`: supervised fine-tuning on the best of k samples of each prompt, also called rejection-sampling fine-tuning
@@ -130,9 +132,10 @@ class _Offline(TextAgent):
     def learn(self, total_timesteps: int) -> Self:
         """Sample at least `total_timesteps` tokens, and train on the samples; the errors are those of `draw` and `fit`.
 
-        An agent learns once: tokens that it has sampled before count as well.
+        A further call is a further round: it samples from the model that the earlier one has trained.
         """
-        self.fit(self.draw(total_timesteps))
+        check_integer("total_timesteps", total_timesteps)
+        self.fit(self.draw(self.num_timesteps + total_timesteps))
         return self
 
     def draw(self, tokens: int) -> list[list[Sample]]:
@@ -196,6 +199,20 @@ class OfflineDPO(_Offline):
             raise ConfigurationError(
                 "dpo has no optimum at beta 0: give the task a beta above 0, or dpo one of its own with the option beta"
             )
+
+    def learn(self, total_timesteps: int) -> Self:
+        """As in the base class.
+
+        Raises:
+            ConfigurationError: also for a second round of a task that trains an adapter: the reference of the loss
+                would be the model as the first round has left it.
+        """
+        if self.num_timesteps and self.task.reference is self.task.model:
+            raise ConfigurationError(
+                "dpo with an adapter learns once, since its reference is the model as it was before: make another agent"
+                " on an environment with reference=, or call learn once with all tokens"
+            )
+        return super().learn(total_timesteps)
 
     def comparisons(self, groups: list[list[Sample]]) -> list[Comparison]:
         """The comparisons of each group: of its first and second sample, its third and fourth, and so on.

@@ -75,6 +75,8 @@ def to_minari(
     if not len(episodes):
         raise ConfigurationError("there are no episodes to write: give at least one")
     scored = score_episodes(task, episodes) if scored is None else scored
+    if not isinstance(scored, ScoredEpisodes):
+        raise ConfigurationError(f"scored is what env.score returns, not {type(scored).__name__}")
     _check_scored(task, episodes, scored)
     flat = bool(getattr(getattr(env, "unwrapped", env), "flat", False))
     folder = _unused_folder(dataset_id)
@@ -92,8 +94,9 @@ def to_minari(
             made.storage.update_episode_metadata(list(_metadata(task, episodes, scored)))
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, TypeError | ValueError):
-            raise ConfigurationError(f"Minari does not take this: {error}") from error
+        if isinstance(error, TypeError | ValueError | AssertionError):  # Minari asserts the types of its arguments
+            reason = str(error) or f"one of {', '.join(description)} is of another type than it asks for"
+            raise ConfigurationError(f"Minari does not take this: {reason}") from error
         if isinstance(error, ImportError):
             raise MissingDependencyError(f"{error} -- or pip install 'lm-env[minari]'") from error
         if isinstance(error, OSError):

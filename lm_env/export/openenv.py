@@ -183,9 +183,9 @@ class TextEnvironment(Environment[TextAction, TextObservation, TextState]):
             else:
                 scores, _ = score_texts(task, [prompt], [written], [action.ended])
                 text, ended = cut_at_stop_string(task, written, action.ended)
+            measured = self._source.measured(prompt, text)
         self._waiting = False
         self._state = self._state.model_copy(update={"step_count": 1})
-        measured = self._source.measured(prompt, text)
         return self._observation(response=text, ended=ended, reward=float(scores[0]), done=True, metadata=measured)
 
     @property

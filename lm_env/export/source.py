@@ -41,6 +41,11 @@ class Source:
     """
 
     def __init__(self, given: Any, options: Mapping[str, Any]) -> None:
+        if "split" in options:
+            raise ConfigurationError(
+                "an exported task has all of its splits: leave split out here, and name it where the prompts are asked"
+                " for"
+            )
         self._given, self._options = _resolved(given, options)
         self.lock = threading.RLock()
         self._tasks: dict[str, Task] = {}

@@ -66,6 +66,11 @@ class TRLTask:
                 f"TRL needs a tokenizer of transformers, and the task's is a {type(self.tokenizer).__name__}: give the"
                 " task another one, tokenizer="
             )
+        if self.tokenizer.eos_token_id is None:
+            raise ConfigurationError(
+                "TRL ends texts at the tokenizer's EOS, and this one has none: give the task a tokenizer with an"
+                " eos_token, tokenizer="
+            )
         if self.tokenizer.eos_token_id not in task.eos_token_ids:
             raise ConfigurationError(
                 f"TRL ends texts at the tokenizer's EOS, {self.tokenizer.eos_token_id}, and the task at"
@@ -147,6 +152,11 @@ class TRLTask:
             raise ConfigurationError(
                 "the data set has no columns split and prompt_index, which tell the prompts apart: train and evaluate"
                 " on those of .dataset(split)"
+            )
+        if not len(completion_ids) == len(split) == len(prompt_index):
+            raise ConfigurationError(
+                f"{len(completion_ids)} completions, {len(split)} splits and {len(prompt_index)} prompt_indexes: give"
+                " one of each for every completion"
             )
         scores = [0.0] * len(completion_ids)
         for name in dict.fromkeys(split):

@@ -243,6 +243,8 @@ def _finite(value: Any) -> float:
             number = float(value)
         except OverflowError:
             number = math.nan
+    if isinstance(value, bool | np.bool_):
+        raise ValueError("True and False are no scores: write float(...) around what is true or false")
     if not math.isfinite(number):
         raise ValueError("each score must be a finite number, an array of one per response token, or a list of Spans")
     return number

@@ -52,6 +52,24 @@ def test_sft_on_the_best_of_k_becomes_the_best_of_k():
     assert best_of_4 - probs @ scores > 0.5
 
 
+def test_a_second_call_is_a_second_round():
+    """The best of 2 of the best of 2 is the best of 4; samples of the untrained model would end at the best of 2."""
+    mdp = TokenMDP.t0()
+    agent = made(OfflineSFT, samples=2, epochs=15, learning_rate=0.1, batch_size=256, rollout_episodes=256, slots=256)
+    probs, scores = np.exp(mdp.trajectory_logprobs(mdp.reference_model())), mdp.scores()
+    levels = np.unique(scores)
+    below = np.array([probs[scores <= level].sum() for level in levels])
+    best_of = {n: levels @ np.diff(np.concatenate([[0.0], below**n])) for n in (2, 4)}
+    spent = []
+    for n in (2, 4):
+        agent.learn(4_000)
+        spent.append(agent.num_timesteps)
+        error = 4 * np.ptp(scores) / 2 / np.sqrt(4_000 / LONGEST / 2)
+        assert abs(mdp.evaluate(agent.task.model, agent.task.kl.beta).R - best_of[n]) < error
+    assert 4_000 <= spent[0] < 4_000 + 256 * LONGEST and 4_000 <= spent[1] - spent[0] < 4_000 + 256 * LONGEST
+    assert best_of[4] - best_of[2] > error, "the test can tell the two apart"
+
+
 @pytest.mark.parametrize("learner", [OfflineSFT, OfflineDPO])
 def test_both_come_nearer_to_the_enumerated_optimum(learner):
     mdp = TokenMDP.t0()
