@@ -43,6 +43,9 @@ class IndependentModel:
         response that does not fit is read in parts of half as many tokens as there are positions, each after the
         tokens that fit before it.
 
+        After a prompt without tokens they are read after the model's BOS, or else its EOS, as at the beginning of a
+        document; of a model that has neither, the first token of a response is then not counted.
+
         Returns:
             `independent_perplexity` per token of this model, and `independent_bits_per_byte`, which compares models
             with different tokenizers.  {} if all responses are empty.
@@ -55,9 +58,11 @@ class IndependentModel:
             written = self.tokenizer(response, add_special_tokens=False)["input_ids"]
             if not written:
                 continue
-            # The first token of a text is not measured.  Where no prompt and no BOS gives one, the response's first
-            # is read twice, so that it is measured at all; its probability then says little.
-            before = self.tokenizer(prompt)["input_ids"] or [written[0]]
+            before = self.tokenizer(prompt)["input_ids"] or self._beginning()
+            if not before:  # there is nothing to predict the first token from
+                before, written = written[:1], written[1:]
+            if not written:
+                continue
             at_once = len(written) if len(written) < limit else limit // 2
             for start in range(0, len(written), at_once):
                 part = written[start : start + at_once]
@@ -79,3 +84,8 @@ class IndependentModel:
             "independent_perplexity": math.exp(nats / tokens),
             "independent_bits_per_byte": nats / math.log(2) / sum(byte_counts),
         }
+
+    def _beginning(self) -> list[int]:
+        """The token that a text without a prompt is read after; [] if the tokenizer has none."""
+        ids = (getattr(self.tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
+        return next(([int(token)] for token in ids if token is not None), [])

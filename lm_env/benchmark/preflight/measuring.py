@@ -117,6 +117,7 @@ def _check_scale(scores: np.ndarray) -> None:
         RewardValueError: the message says by how much to scale them.
     """
     half = float(scores.max() / 2 - scores.min() / 2)  # of their largest difference, which may exceed all numbers
+    half = half or float(scores.max() - scores.min())  # and the smallest number has no half
     size = half if half > 0 else float(np.abs(scores).max())
     if size <= LARGEST_SCORE and (half == 0 or half >= 1 / LARGEST_SCORE):
         return

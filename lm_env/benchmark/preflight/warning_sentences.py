@@ -37,7 +37,7 @@ def warning_sentences(found: Preflight, task: Task) -> list[str]:
             "the samples of each prompt all score alike, so nothing can be learned from them: a score that depends on"
             " the prompt alone tells no responses apart"
         )
-        return [alike, *gamed, *_about_endings(found, task)]
+        return [alike, *gamed, *_about_endings(found, task), *_about_beta(found)]
     return [*_about_scores(found), *_about_length(found), *gamed, *_about_endings(found, task), *_about_beta(found)]
 
 

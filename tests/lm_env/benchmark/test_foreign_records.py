@@ -231,3 +231,21 @@ def test_no_name_and_no_text_is_markup(tmp_path):
 def test_versions_of_all_machines_are_told():
     other = {**run(seed=1, J=0.6), "versions": {"torch": "3"}}
     assert "torch 2 and 3" in as_markdown(summarize_records([*benchmark()[:-1], other]))
+
+
+def test_a_task_with_other_options_is_another_task():
+    """One name, two levels: each has a table with its own ceiling, and one table of both is refused."""
+    records = []
+    for level, best in ((1, 1.0), (3, 2.0)):
+        own = {"task_options": {"level": level}}
+        records += [{**ceiling(), "J_by_prompt": [best, best], **own}, {**measured("model", "a"), **own}]
+    with pytest.raises(ConfigurationError, match=r"options \(level 1; level 3\)"):
+        summarize_records(records)
+    tables = summarize_records(merge_records([("one", records[:2]), ("other", records[2:])])).tables
+    assert [table.task.partition(",")[0] for table in tables] == ["T (level 1", "T (level 3"]
+    assert [table.rows[0].attained.value for table in tables] == [pytest.approx(0.5), pytest.approx(0.25)]
+    assert [row.agent for table in tables for row in table.rows] == ["a", "a"]
+    together = merge_records(
+        [("one", records[:2]), ("two", [{**measured("model", "b"), "task_options": {"level": 1}}])]
+    )
+    assert [row.agent for row in summarize_records(together).tables[0].rows] == ["a", "b"]

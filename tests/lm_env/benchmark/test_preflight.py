@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -20,7 +21,8 @@ from lm_env.benchmark.measures import IndependentModel, distinct, likeness, repe
 from lm_env.benchmark.preflight import TARGET_KL, preflight, suggested_beta
 from lm_env.benchmark.preflight.measuring import Speed
 from lm_env.cli import app
-from lm_env.errors import ConfigurationError, MissingDependencyError
+from lm_env.cli.benchmark.preflight import _scores
+from lm_env.errors import ConfigurationError, MissingDependencyError, RewardValueError
 from lm_env.models.loading import load_causal_lm
 from lm_env.models.logprobs import token_logprobs
 from lm_env.tasks import get_task
@@ -272,3 +274,54 @@ def test_histogram_edges_are_in_order(model_folder):
     found = preflight(make(model_folder, lambda prompts, responses: [float(sum(map(ord, r)) % 997) for r in responses]))
     assert len(found.histogram) == 12
     assert all(a[1] == b[0] for a, b in pairwise(found.histogram))
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e308, 1e-30, 5e-324])
+def test_scores_of_a_size_that_no_beta_fits_are_told_by_how_much_to_scale_them(scale, model_folder):
+    def reward(prompts, responses):
+        return [scale * ((sum(map(ord, response)) % 7 - 3) / 3) for response in responses]
+
+    with pytest.raises(RewardValueError) as caught:
+        preflight(make(model_folder, reward), samples=64)
+    (factor,) = re.findall(r"multiply the reward by (\S+| a large number),", str(caught.value).replace("by a", "by  a"))
+    assert 0.1 <= float(factor) * scale <= 10 if scale > 1e-300 else factor == " a large number"
+
+
+def test_scores_that_differ_little_for_their_size_are_shown_with_digits_that_tell_them_apart(model_folder):
+    def far(prompts, responses):
+        return [1e9 + sum(map(ord, response)) % 17 / 17 for response in responses]
+
+    found = preflight(make(model_folder, far), samples=64)
+    text, *bars = _scores(found)
+    spans = [bar.partition("  #")[0].split(" to ") for bar in bars]
+    edges = [[float(edge) for edge in span] for span in spans]
+    assert all(low < high for low, high in edges) and len({low for low, _ in edges}) == len(bars) == 12
+    assert f"mean {found.score:,.3f}" in text
+    small = preflight(make(model_folder, lambda prompts, responses: [(v - 1e9) / 1e4 for v in far(prompts, responses)]))
+    mean, spread = re.search(r"mean (\S+), standard deviation (\S+),", next(iter(_scores(small)))).groups()
+    assert float(mean) == pytest.approx(small.score, rel=0.05) and float(spread) == pytest.approx(small.std, rel=0.05)
+
+
+def test_a_score_of_the_prompt_alone_cannot_be_learned(model_folder):
+    found = preflight(make(model_folder, lambda prompts, responses: [float(p[-1]) for p in prompts]), samples=64)
+    assert found.std > 0 and found.without_variance == 1
+    assert found.warnings[0].startswith("the samples of each prompt all score alike, so nothing can be learned")
+    assert not any("GRPO and RLOO learn from the rest" in warning for warning in found.warnings)
+
+
+def test_the_first_token_after_no_prompt_is_predicted_from_the_beginning_of_a_text(model_folder):
+    model, tokenizer = load_causal_lm(str(model_folder))
+    after = tokenizer(" film", add_special_tokens=False)["input_ids"]
+
+    def nats(ids, start):
+        with torch.no_grad():
+            return -float(token_logprobs(model(input_ids=ids[:, :-1]).logits, ids[:, 1:])[0, start:].sum())
+
+    independent = IndependentModel(str(model_folder))
+    found = independent.measure([""], [" film"])["independent_perplexity"]
+    whole = nats(torch.tensor([[tokenizer.eos_token_id, *after]]), 0)
+    assert found == pytest.approx(math.exp(whole / len(after)), rel=1e-4)
+    independent.tokenizer = copy.deepcopy(tokenizer)
+    independent.tokenizer.eos_token = None
+    found = independent.measure(["", ""], [" film", "a"])["independent_perplexity"]
+    assert found == pytest.approx(math.exp(nats(torch.tensor([after]), 0) / (len(after) - 1)), rel=1e-4)

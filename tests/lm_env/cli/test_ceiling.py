@@ -45,7 +45,11 @@ def test_samples_are_doubled_as_long_as_the_number_cannot_be_trusted(options, sa
     [
         (["ceiling", "lm_env/Nothing-v0"], ConfigurationError, "cannot be made"),
         (["ceiling", "lm_env/TokenMDP-v0", "--split", "dev"], ConfigurationError, "split must be one of"),
-        (["ceiling", "lm_env/TokenMDP-v0", "--out", "/proc/nothing"], CheckpointWriteError, "cannot write /proc/nothing"),
+        (
+            ["ceiling", "lm_env/TokenMDP-v0", "--out", "/proc/nothing"],
+            CheckpointWriteError,
+            "cannot write /proc/nothing",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(command, error, words):

@@ -14,7 +14,7 @@ from lm_env import TextGenerationEnv
 from lm_env.data.prompts import LONGEST_TEXT
 from lm_env.errors import ConfigurationError, ResetNeeded, RewardError
 from lm_env.generation import LocalBackend, Sampling
-from lm_env.tasks import get_task
+from lm_env.tasks import TextTask, get_task
 
 pytest.importorskip("openenv")
 
@@ -109,6 +109,30 @@ def test_errors_change_nothing(text_task):
     assert served.step(TextAction(text="x")).reward == 1.0
     with pytest.raises(ResetNeeded):
         served.step(TextAction(text="x"))
+
+
+def test_a_metric_that_fails_leaves_the_prompt_waiting(model_folder):
+    broken = [True]
+
+    def length(prompts, responses):
+        return [1 / 0 if broken else float(len(response)) for response in responses]
+
+    served = to_openenv(
+        TextTask(
+            id="me/Measured-v0",
+            summary="all texts score 1",
+            source=["a", "b", "c"],
+            reward=lambda prompts, responses: [1.0] * len(responses),
+            metrics={"characters": length},
+            model=model_folder,
+        )
+    )
+    served.reset(seed=0)
+    with pytest.raises(RewardError, match="the metric characters"):
+        served.step(TextAction(text="abc"))
+    broken.clear()
+    found = served.step(TextAction(text="abc"))
+    assert found.reward == 1.0 and found.metadata == {"characters": 3.0}
 
 
 def test_what_openenv_cannot_do_is_refused(text_task, id_task):

@@ -222,6 +222,8 @@ def test_what_cannot_be_exported_is_named(text_task):
         Source(env, {"beta": 1})
     with pytest.raises(ConfigurationError, match="no task of this name"):
         Source("lm_env/Nothing-v0", {})
+    with pytest.raises(ConfigurationError, match="leave split out here"):
+        Source("lm_env/TokenMDP-v0", {"split": "test"})
 
 
 def test_chats_stay_chats(text_lm, tokenizer):

@@ -159,6 +159,12 @@ def test_what_trl_cannot_do_is_refused(text_task, id_task):
         films.reward(prompts=["bad"], completions=["x"], completion_ids=[[5]])
     with pytest.raises(ConfigurationError, match="the task's own tokenizer"):
         films.reward(completion_ids=[[10_000]], split=["train"], prompt_index=[0])
+    with pytest.raises(ConfigurationError, match="2 completions, 1 splits and 1 prompt_indexes"):
+        films.reward(completion_ids=[[5], [6]], split=["train"], prompt_index=[0])
+    endless = copy.deepcopy(text_task()["tokenizer"])
+    endless.eos_token = None
+    with pytest.raises(ConfigurationError, match="this one has none"):
+        to_trl(TextGenerationEnv(**text_task(tokenizer=endless, eos_token_id=())))
     failing = to_trl(TextGenerationEnv(**text_task(reward=lambda prompts, responses: 1 / 0)))
     with pytest.raises(RewardError, match="ZeroDivisionError"):
         failing.reward(completion_ids=[[5]], split=["train"], prompt_index=[0])
