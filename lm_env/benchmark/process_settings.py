@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -36,7 +36,7 @@ def keep_process_settings() -> Iterator[None]:
         for name, value in _settings().items():
             if value != before[name]:
                 _SETTERS[name](before[name])
-        np.seterr(**numpy_errors)  # type: ignore[arg-type]
+        np.seterr(**numpy_errors)
         sys.stdout, sys.stderr = streams
         if list(warnings.filters) != filters:  # `warnings.catch_warnings` would show every warning once more per cell
             warnings.resetwarnings()
@@ -61,7 +61,7 @@ def _settings() -> dict[str, Any]:
     }
 
 
-_SETTERS = {
+_SETTERS: dict[str, Callable[[Any], object]] = {
     "dtype": torch.set_default_dtype,
     "device": lambda device: torch.set_default_device(None if device.type == "cpu" else device),
     "threads": torch.set_num_threads,

@@ -90,7 +90,7 @@ def calls_of(counting):
 
 
 def test_a_model_without_an_end_of_text_is_measured_to_the_cap(counting, text_lm, tokenizer, tmp_path):
-    """The reference has an EOS and the other model none: it is said that they have other words, and the ids that end."""
+    """The task's own model has an EOS, and the one that is measured has none."""
     text_lm("gpt2").save_pretrained(tmp_path / "endless")
     tokenizer.save_pretrained(tmp_path / "endless")
     config = json.loads((tmp_path / "endless" / "tokenizer_config.json").read_text())

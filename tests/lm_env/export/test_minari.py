@@ -121,7 +121,7 @@ def test_what_cannot_be_written_leaves_nothing(text_task, place, monkeypatch):
     for name in ("no id", "", None, "../../out-v0"):
         with pytest.raises(ConfigurationError, match="is no id of a Minari data set"):
             to_minari(env, episodes, name)
-    with pytest.raises(ConfigurationError, match="scored is what env.score returns, not list"):
+    with pytest.raises(ConfigurationError, match=r"scored is what env\.score returns, not list"):
         to_minari(env, episodes, "films-v0", scored=[1.0, 2.0])
     for wrong in ({"data_format": "tar"}, {"nonsense": 1}, {"author": 3}):
         with pytest.raises(ConfigurationError, match="Minari does not take this"):
