@@ -114,8 +114,7 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
         The records, as they are in the file: one run or trial; or, of baselines, the ceiling and each baseline.
 
     Raises:
-        LMEnvError: whatever the task, the agent or its reward function raises.
-        ConfigurationError: also where the agent has changed more of its task than the model that it trains.
+        LMEnvError: what the task, agent or reward function raises, and where the agent changes its task, not its model.
         TrainingInterrupted: SIGINT or SIGTERM has come.  A training with checkpoints has finished its rollout and is
             saved; anything else has ended at once, and what it had not saved begins again in the next call.
     """
@@ -291,9 +290,8 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
 
 def _what_stays(task: Task) -> dict[str, Any]:
     """What an agent must leave as it is, by name: all of its task but the model and an adaptive beta."""
-    fingerprint = {name: value for name, value in task_fingerprint(task).items() if not name.startswith("model.")}
-    beta = {"beta": task.kl.beta} if isinstance(task.kl, FixedKL) else {}
-    return {**fingerprint, "reward": task.reward, **beta}
+    fixed = {name: value for name, value in task_fingerprint(task).items() if not name.startswith("model.")}
+    return fixed | {"reward": task.reward} | ({"beta": task.kl.beta} if isinstance(task.kl, FixedKL) else {})
 
 
 def _with_rate(settings: BenchSettings, spec: AgentSpec, cell: Cell, out: Path) -> tuple[Any, float | None]:

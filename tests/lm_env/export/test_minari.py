@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import gymnasium
@@ -132,6 +133,7 @@ def test_what_cannot_be_written_leaves_nothing(text_task, place, monkeypatch):
     def fails(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
+    importlib.import_module("minari.dataset._storages.arrow_storage")  # minari imports it when it is first needed
     with monkeypatch.context() as full:  # a disk that fills up after the first episodes
         full.setattr(minari.dataset._storages.arrow_storage.ArrowStorage, "update_episode_metadata", fails)
         with pytest.raises(CheckpointWriteError, match="No space left"):
