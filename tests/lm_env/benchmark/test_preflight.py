@@ -311,17 +311,18 @@ def test_a_score_of_the_prompt_alone_cannot_be_learned(model_folder):
 
 def test_the_first_token_after_no_prompt_is_predicted_from_the_beginning_of_a_text(model_folder):
     model, tokenizer = load_causal_lm(str(model_folder))
-    after = tokenizer(" film", add_special_tokens=False)["input_ids"]
+    after = tokenizer(" film xyz", add_special_tokens=False)["input_ids"]
 
     def nats(ids, start):
         with torch.no_grad():
             return -float(token_logprobs(model(input_ids=ids[:, :-1]).logits, ids[:, 1:])[0, start:].sum())
 
+    assert len(after) > 1 and len(tokenizer("a")["input_ids"]) == 1
     independent = IndependentModel(str(model_folder))
-    found = independent.measure([""], [" film"])["independent_perplexity"]
+    found = independent.measure([""], [" film xyz"])["independent_perplexity"]
     whole = nats(torch.tensor([[tokenizer.eos_token_id, *after]]), 0)
     assert found == pytest.approx(math.exp(whole / len(after)), rel=1e-4)
     independent.tokenizer = copy.deepcopy(tokenizer)
     independent.tokenizer.eos_token = None
-    found = independent.measure(["", ""], [" film", "a"])["independent_perplexity"]
+    found = independent.measure(["", ""], [" film xyz", "a"])["independent_perplexity"]
     assert found == pytest.approx(math.exp(nats(torch.tensor([after]), 0) / (len(after) - 1)), rel=1e-4)
