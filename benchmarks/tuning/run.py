@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from lm_env.benchmark import BenchSettings, read_settings
-from lm_env.benchmark.cells import evaluation_prompts, exact_optimum, read_cell
+from lm_env.benchmark.cells import read_cell
+from lm_env.benchmark.measures.baselines import exact_optimum
+from lm_env.benchmark.measures.measuring import evaluation_prompts
 from lm_env.benchmark.results.markdown import markdown_table
 from lm_env.benchmark.settings import Cell
 from lm_env.benchmark.workers import run_here, run_in_processes

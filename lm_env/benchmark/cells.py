@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,15 +20,20 @@ import numpy as np
 import torch
 
 from lm_env.benchmark.entrants import entrant
-from lm_env.benchmark.measures.baselines import ceiling_of, without_training
+from lm_env.benchmark.measures.baselines import (
+    CEILING_SEED,
+    CEILING_TEXTS,
+    ceiling_of,
+    exact_optimum,
+    without_training,
+)
 from lm_env.benchmark.measures.curve import LearningCurve
 from lm_env.benchmark.measures.independent import IndependentModel
-from lm_env.benchmark.measures.measuring import Measures, measure, plain
+from lm_env.benchmark.measures.measuring import Measures, evaluation_prompts, measure, plain
 from lm_env.benchmark.process_settings import keep_process_settings
 from lm_env.benchmark.records import SCHEMA, environment, given_options, parsed, write_json
 from lm_env.benchmark.settings import BASELINES, AgentSpec, BenchSettings, Cell, TaskSpec
 from lm_env.benchmark.shapes import record_problem
-from lm_env.data.prompts import Prompt
 from lm_env.errors import CheckpointCorruptError, ConfigurationError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.export import export_language_model
@@ -38,12 +42,9 @@ from lm_env.objective.kl import FixedKL
 from lm_env.objective.task import Task
 from lm_env.storage import EndOnSignals, remove_checkpoints, write_folder
 from lm_env.tasks import Split, TextTask, get_task
-from lm_env.theory.ceilings import Ceiling
 
 __all__ = [
     "RATE_FACTORS",
-    "evaluation_prompts",
-    "exact_optimum",
     "has_best_rate",
     "read_cell",
     "run_cell",
@@ -61,9 +62,6 @@ TRIAL_SEED = 10_000
 """The seed of every trial of the tuning, far from those of the runs."""
 BASELINE_SEED = 0
 """The seed of the texts of the reference, of best-of-n and of random tokens."""
-CEILING_TEXTS = 4096
-"""The ceiling is estimated from at least so many samples of the reference, over all prompts together."""
-CEILING_SEED = 1_000_003
 
 
 def read_cell(out: Path, cell: Cell) -> list[Record] | None:
@@ -174,33 +172,6 @@ def _forget_begun_runs(settings: BenchSettings, trial: Cell, out: Path) -> None:
     for cell in settings.cells():
         if (cell.task, cell.agent, cell.trial) == (trial.task, trial.agent, None):
             remove_checkpoints(out / cell.path / CHECKPOINTS)
-
-
-def evaluation_prompts(task: Task, rows: Sequence[Any], limit: int, texts: int) -> tuple[list[Prompt], int]:
-    """The prompts that an evaluation uses, and how many texts it samples for each.
-
-    Args:
-        rows: the prompts of a split, as a task gives them; at most the first `limit` are used.
-        texts: the least number of texts in all.
-
-    Returns:
-        (prompts, texts per prompt), whose product is at least `texts`.
-    """
-    prompts = list(task.load_prompts(list(rows)[:limit], any_length=True))
-    return prompts, math.ceil(texts / len(prompts))
-
-
-def exact_optimum(text_task: TextTask, limit: int, **options: Any) -> Callable[[], Ceiling] | None:
-    """A function that computes the exact ceiling on the first test prompts; None where it can only be estimated.
-
-    Args:
-        limit: the largest number of prompts.
-        options: of the task, which replace its own.
-    """
-    exact = text_task.optimum
-    if exact is None:
-        return None
-    return lambda: exact(text_task.task("test", **options, prompts=list(text_task.prompts("test"))[:limit]))
 
 
 def _replaced_options(settings: BenchSettings) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lm_env.benchmark.cells import CEILING_SEED, CEILING_TEXTS, evaluation_prompts, exact_optimum
-from lm_env.benchmark.measures.baselines import ceiling_of
+from lm_env.benchmark.measures.baselines import CEILING_SEED, CEILING_TEXTS, ceiling_of, exact_optimum
 from lm_env.benchmark.measures.independent import IndependentModel
-from lm_env.benchmark.measures.measuring import Measures, measure, plain
+from lm_env.benchmark.measures.measuring import Measures, evaluation_prompts, measure, plain
 from lm_env.benchmark.records import SCHEMA, Record, environment, given_options
 from lm_env.data.prompts import Prompt
 from lm_env.errors import ConfigurationError

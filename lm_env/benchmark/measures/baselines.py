@@ -21,6 +21,7 @@ from lm_env.generation.generate import LocalBackend
 from lm_env.models.logprobs import response_logprobs
 from lm_env.objective.scoring import episode_scores
 from lm_env.objective.task import Task
+from lm_env.tasks import TextTask
 from lm_env.theory.ceilings import (
     Ceiling,
     best_of_n,
@@ -30,13 +31,26 @@ from lm_env.theory.ceilings import (
     sample_reference_scores,
 )
 
-__all__ = ["BASELINE_NAMES", "BEST_OF", "BETA_FACTORS", "ceiling_of", "random_texts", "without_training"]
+__all__ = [
+    "BASELINE_NAMES",
+    "BEST_OF",
+    "BETA_FACTORS",
+    "CEILING_SEED",
+    "CEILING_TEXTS",
+    "ceiling_of",
+    "exact_optimum",
+    "random_texts",
+    "without_training",
+]
 
 BEST_OF = (4, 16)
 BASELINE_NAMES = ("random", "reference", *(f"best-of-{n}" for n in BEST_OF))
 """The rows that every task has; no agent or model can have one of these names."""
 POOL_SIZES = (1, 2, 4, 8, 16)
 """The n of the best-of-n that stands in the record of a ceiling, estimated from all its samples."""
+CEILING_TEXTS = 4096
+"""The ceiling is estimated from at least so many samples of the reference, over all prompts together."""
+CEILING_SEED = 1_000_003
 BETA_FACTORS = tuple(2.0**power for power in np.arange(4, -2.5, -0.5))
 """The frontier is drawn at these multiples of the task's beta."""
 
@@ -94,6 +108,19 @@ def ceiling_of(
         ],
     }
     return dict(plain(record))
+
+
+def exact_optimum(text_task: TextTask, limit: int, **options: Any) -> Callable[[], Ceiling] | None:
+    """A function that computes the exact ceiling on the first test prompts; None where it can only be estimated.
+
+    Args:
+        limit: the largest number of prompts.
+        options: of the task, which replace its own.
+    """
+    exact = text_task.optimum
+    if exact is None:
+        return None
+    return lambda: exact(text_task.task("test", **options, prompts=list(text_task.prompts("test"))[:limit]))
 
 
 def without_training(

@@ -24,7 +24,7 @@ from lm_env.objective.task import Task
 from lm_env.validation import check_integer
 from reward_models.trust import wilson
 
-__all__ = ["Measures", "SampledTexts", "measure", "measure_texts", "plain", "sample_texts"]
+__all__ = ["Measures", "SampledTexts", "evaluation_prompts", "measure", "measure_texts", "plain", "sample_texts"]
 
 SHOWN = 8
 """Texts that a record keeps."""
@@ -63,6 +63,20 @@ class SampledTexts:
     """-log pi_ref at temperature 1."""
     ended: np.ndarray
     """bool: an EOS or a stop string ended the text."""
+
+
+def evaluation_prompts(task: Task, rows: Sequence[Any], limit: int, texts: int) -> tuple[list[Prompt], int]:
+    """The prompts that an evaluation uses, and how many texts it samples for each.
+
+    Args:
+        rows: the prompts of a split, as a task gives them; at most the first `limit` are used.
+        texts: the least number of texts in all.
+
+    Returns:
+        (prompts, texts per prompt), whose product is at least `texts`.
+    """
+    prompts = list(task.load_prompts(list(rows)[:limit], any_length=True))
+    return prompts, math.ceil(texts / len(prompts))
 
 
 def sample_texts(

@@ -12,8 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from lm_env.benchmark import BenchSettings, comparable, quick_settings, read_records, read_settings, run_bench
-from lm_env.benchmark.cells import exact_optimum
-from lm_env.benchmark.measures.baselines import ceiling_of, random_texts, without_training
+from lm_env.benchmark.measures.baselines import ceiling_of, exact_optimum, random_texts, without_training
 from lm_env.benchmark.measures.measuring import measure
 from lm_env.benchmark.results import summarize_records
 from lm_env.benchmark.settings import Cell
