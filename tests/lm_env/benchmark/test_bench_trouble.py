@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from tiny_bench import TINY
 from typer.testing import CliRunner
 
 from lm_env.benchmark import BenchSettings, read_settings, run_bench
@@ -21,16 +22,6 @@ from lm_env.tasks import TextTask, get_task
 
 TASK = "lm_env/TokenMDP-v0"
 SMALL = {"rollout_episodes": 8, "batch_size": 8}
-TINY = {
-    "tasks": [TASK],
-    "seeds": 1,
-    "tokens": 30,
-    "evaluations": 1,
-    "curve_texts": 4,
-    "texts": 8,
-    "ceiling_samples": 16,
-    "ceiling_most": 16,
-}
 BROKEN = """
 import sys
 from pathlib import Path

@@ -9,22 +9,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from tiny_bench import TINY
 
 from lm_env.benchmark import BenchSettings, run_bench
 from lm_env.benchmark.process_settings import keep_process_settings
 from lm_env.benchmark.records import comparable
 from lm_env.errors import ConfigurationError
 
-TINY = {
-    "tasks": ["lm_env/TokenMDP-v0"],
-    "seeds": 1,
-    "tokens": 30,
-    "evaluations": 1,
-    "curve_texts": 4,
-    "texts": 8,
-    "ceiling_samples": 16,
-    "ceiling_most": 16,
-}
 RLOO = {"agent": "rloo", "rollout_episodes": 8, "batch_size": 8}
 CARELESS = """
 import os, sys, warnings

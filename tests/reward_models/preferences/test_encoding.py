@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from letters import letter_tokenizer
 
 from lm_env.errors import ConfigurationError
 from reward_models.preferences.encoding import RowEncoder, record_texts, score_records
@@ -16,17 +15,7 @@ LETTERS = "abcdefgh."
 BOS, EOS = 9, 10
 
 
-def letter_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a letter; prompts begin with <s>."""
-    vocabulary = {letter: i for i, letter in enumerate(LETTERS)} | {"<s>": BOS, "</s>": EOS}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-
-
-TOKENIZER = letter_tokenizer()
+TOKENIZER = letter_tokenizer(LETTERS)
 ENCODER = RowEncoder(TOKENIZER, causal=True, max_length=None)
 
 

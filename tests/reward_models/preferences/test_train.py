@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from letters import letter_tokenizer
 from saved_folders import edit_json, files_of, flip, sign
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
     GPT2Config,
@@ -19,7 +19,6 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from lm_env.errors import (
@@ -49,17 +48,7 @@ LETTERS = "abcdefgh"
 BOS, EOS = 8, 9  # the eos is the pad too
 
 
-def letter_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a letter; prompts begin with <s>, and the pad is </s>."""
-    vocabulary = {letter: i for i, letter in enumerate(LETTERS)} | {"<s>": BOS, "</s>": EOS}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-
-
-TOKENIZER = letter_tokenizer()
+TOKENIZER = letter_tokenizer(LETTERS, pad_token="</s>")
 IDS = {"vocab_size": 10, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
 
 
