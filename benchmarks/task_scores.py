@@ -5,8 +5,8 @@
 
 Prints the rows of the table in docs/tasks.md.  All are on the test prompts, sampled as the task says: "random" writes
 uniformly random tokens; "reference" is the supervised model, from which every training starts; the optimum is that of
-score - beta KL, exact where the task has it, else estimated from the same samples ("at least", where these do not
-suffice for an estimate).
+J = score - beta KL, exact where the task has it, else estimated from the same samples ("at least", where these do not
+suffice for an estimate).  The first number of a column is a score; J of the reference is its score.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from lm_env.data.prompts import Prompt
 from lm_env.tasks import SPLITS, TextTask, get_task, task_names
-from lm_env.theory.ceilings import Estimate, best_of_n, ceiling, sample_reference_scores
+from lm_env.theory.ceilings import BestOfN, Estimate, best_of_n, ceiling, sample_reference_scores
 
 UNIFORM = 1e9
 """A temperature at which every token is as likely as any other."""
@@ -52,7 +52,7 @@ def measured(task: TextTask, prompts: int, samples: int, seed: int) -> dict[str,
         "beta": task.beta,
         "random": _as_json(Estimate.of(random.mean(1))),
         "reference": _as_json(Estimate.of(scores.mean(1))),
-        **{f"best_of_{n}": _as_json(best_of_n(scores, n).score) for n in (4, 16)},
+        **{f"best_of_{n}": _of_best(best_of_n(scores, n), task.beta) for n in (4, 16)},
         "J_star": {**_as_json(best.J), "exact": exact, "trusted": exact or best.trusted},
         "score_star": _as_json(best.score),
         "KL_star": _as_json(best.KL),
@@ -70,16 +70,21 @@ def row(found: dict[str, Any]) -> str:
         sizes,
         f"{found['budget']:,}",
         f"{found['beta']:g}",
-        *(f"{found[name]['mean']:.3f}" for name in ("random", "reference", "best_of_4", "best_of_16")),
-        f"{prefix}{star['mean']:.3f}{' (exact)' if star['exact'] else ''}",
+        *(f"{found[name]['mean']:.3f}" for name in ("random", "reference")),
+        *(f"{found[name]['mean']:.3f}, J {found[name]['J']:.3f}" for name in ("best_of_4", "best_of_16")),
+        f"{found['score_star']['mean']:.3f}, J {prefix}{star['mean']:.3f}{' (exact)' if star['exact'] else ''}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
 HEAD = (
-    "| task | prompts: train / validation / test | budget, tokens | beta | random: score | reference: score"
-    " | best of 4: score | best of 16: score | optimum: J = score - beta KL |"
+    "| task | prompts: train / validation / test | budget, tokens | beta | random | reference | best of 4 | best of 16"
+    " | optimum |"
 )
+
+
+def _of_best(best: BestOfN, beta: float) -> dict[str, float | None]:
+    return {**_as_json(best.score), "KL": best.KL, "J": best.J(beta)}
 
 
 def _as_json(estimate: Estimate) -> dict[str, float | None]:
