@@ -74,10 +74,6 @@ class RewardProtocolError(RewardError):
     """What a remote reward answered is not what its protocol says, or is larger than allowed."""
 
 
-class UnsafePathError(LMEnvError, ValueError):
-    """A path found in data leaves the folder it belongs to."""
-
-
 class CheckpointError(LMEnvError):
     """Base of the checkpoint errors."""
 

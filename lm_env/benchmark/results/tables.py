@@ -84,11 +84,6 @@ class TaskTable:
         """The row of an agent."""
         return next((row for row in self.rows if row.agent == agent), None)
 
-    @property
-    def is_lower_bound(self) -> bool:
-        """Whether the ceiling is no more than a lower bound, so that attained shares are too large."""
-        return self.ceiling is not None and bool(self.ceiling["doubts"])
-
 
 def attained_share(ceiling: Record | None, by_prompt: Sequence[float | None]) -> Estimate | None:
     """(J - J_ref) / (J* - J_ref) with its standard error over prompts; None if J* is no larger than J_ref.
