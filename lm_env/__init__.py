@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from lm_env.models.loading import load_model, load_tokenizer
     from lm_env.objective.kl import AdaptiveKL, FixedKL
     from lm_env.objective.patience import PatientReward
-    from lm_env.objective.rewards import Causal
     from lm_env.objective.scores import Span
     from lm_env.objective.task import Task
+    from lm_env.objective.wrapping import Causal
     from lm_env.runs.train import train
     from lm_env.theory.check_agent import check_agent
     from lm_env.theory.loss import check_loss

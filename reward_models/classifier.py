@@ -97,6 +97,11 @@ class SequenceClassifierReward:
         model = f"{type(self.model).__name__} with {parameters_in_words(self.model)}"
         return f"SequenceClassifierReward({model}, label {label!r}, {self.output})"
 
+    @property
+    def fingerprint(self) -> str:
+        """Its settings, for checkpoints; see `RewardFunction`."""
+        return f"{self.output} of label {self.label}, at most {self.max_length} tokens of {self.template!r}"
+
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Sequence[Any]) -> np.ndarray:
         """-> float32 (B,).  The model is left in eval mode."""

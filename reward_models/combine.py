@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from lm_env.objective.rewards import (
     score_responses,
 )
 from lm_env.objective.scores import Scores
+from lm_env.objective.wrapping import WrappedReward
 from lm_env.validation import check_number
 
 __all__ = ["Affine", "Clipped", "WeightedSum", "effective_beta", "normalize"]
@@ -80,6 +81,11 @@ class WeightedSum:
         return f"WeightedSum({terms.removeprefix('+ ')})"
 
     @property
+    def fingerprint(self) -> str:
+        """Its settings, for checkpoints; see `RewardFunction`."""
+        return f"weights {self.weights}"
+
+    @property
     def causal(self) -> bool:
         """Whether any part is: then the sum is asked about texts under way, and the other parts are not."""
         return any(is_causal(part) for part in self.rewards.values())
@@ -110,7 +116,7 @@ class WeightedSum:
 
 
 @dataclass(frozen=True)
-class Affine:
+class Affine(WrappedReward):
     """gain * reward + bias; the ranking of the responses stays the same, beta counts as beta / gain.
 
     Where the reward scores tokens, each number is multiplied, and the bias is paid once, at the end of the text.
@@ -132,16 +138,6 @@ class Affine:
     def causal(self) -> bool:
         """As the reward inside."""
         return is_causal(self.reward)
-
-    @property
-    def last_parts(self) -> Mapping[str, np.ndarray]:
-        """Those of the reward inside, neither scaled nor shifted."""
-        return getattr(self.reward, "last_parts", {})
-
-    @property
-    def reads_prefixes(self) -> bool:
-        """As the reward inside."""
-        return reads_prefixes(self.reward)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray | Scores:
         """-> float64 (B,), or `Scores` where the reward scores tokens."""
@@ -171,7 +167,7 @@ def normalize(reward: RewardFunction, prompts: Sequence[str], responses: Sequenc
 
 
 @dataclass(frozen=True)
-class Clipped:
+class Clipped(WrappedReward):
     """The reward, held between `low` and `high`; beta stays, the optimum is that of the clipped reward.
 
     All texts beyond a bound score the same, so outliers of the reward are not exploited.  trlX clips at -10 and
@@ -199,16 +195,6 @@ class Clipped:
                 f"{name_of(self.reward)} scores tokens as they come, and only the score of a whole text can be clipped:"
                 " clip its numbers inside it"
             )
-
-    @property
-    def last_parts(self) -> Mapping[str, np.ndarray]:
-        """Those of the reward inside, not clipped."""
-        return getattr(self.reward, "last_parts", {})
-
-    @property
-    def reads_prefixes(self) -> bool:
-        """As the reward inside."""
-        return reads_prefixes(self.reward)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
         """-> float64 (B,); a score that is NaN or infinite is an error, not a bound."""

@@ -35,8 +35,8 @@ class TextGenerationEnv(gymnasium.Env[Any, Any]):
 
     - Observation: `Dict(input_ids: Box int64 (L,), length: Box int64 (1,))`, right-padded.
     - Action: `Discrete(V)`, the next token.
-    - Reward: -beta (log pi - log pi_ref) of the token just taken, nats times beta; plus the reward
-      function's score when the text ends.
+    - Reward: minus beta times the log-ratio log pi - log pi_ref (nats) of the token just taken, plus the score that is
+      paid at this token: by default that of the whole text, at its last token.
     - `terminated`: an EOS, a stop string, or the length cap (the score is paid there too, so nothing
       is left to bootstrap).  `truncated`: the cap, with `cap_truncates`.  A `TimeLimit` is not needed, and cuts
       texts whose score is then never paid; choose the length with `max_new_tokens`.

@@ -39,7 +39,7 @@ _COLOR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def render_state(state: SlotState, tokenizer: Tokenizer | None, values: str = "kl") -> str:
-    """An episode up to now, each token colored by `"kl"` (log-ratio to the reference) or `"reward"`; see there."""
+    """An episode up to now as `render_episode` shows it, colored by `"kl"` (the log-ratio) or by `"reward"`."""
     start = len(state.prompt.ids)
     return render_episode(
         state.prompt.text,

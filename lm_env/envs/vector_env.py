@@ -193,7 +193,7 @@ class TextGenerationVectorEnv(VectorEnv[Any, Any, Any]):
         self.mdp.behavior.bind(logprob_fn)
 
     def score(self, episodes: Episodes) -> ScoredEpisodes:
-        """Per-token rewards of whole episodes, equal to stepping through them; see `Task.score`."""
+        """Per-token rewards of whole episodes, equal to stepping through them; see `score_episodes`."""
         return score_episodes(self.task, episodes)
 
     # -- save, restore, fork --------------------------------------------------------------------------

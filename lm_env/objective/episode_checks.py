@@ -82,7 +82,7 @@ def _check_logprobs(episodes: Episodes) -> None:
         return
     mask = episodes.response_mask()
     given = np.where(mask, episodes.logprobs, 0.0)
-    _refuse((~np.isfinite(given) | (given > 1e-3)).any(1), "has a logprob that is not finite and at most 0")
+    _refuse((~np.isfinite(given) | (given > 1e-3)).any(1), "has a logprob that is not a finite number of at most 0")
 
 
 def _refuse(bad: Any, problem: str) -> None:

@@ -5,7 +5,7 @@ With x = log pi(a|s) - log pi_ref(a|s) of tokens sampled from pi, in nats:
 | name | formula | bias | in this package |
 |---|---|---|---|
 | k1 | x | none | the reward of every step |
-| k2 | x^2 / 2 | O(KL^2) | metric |
+| k2 | x^2 / 2 | O(KL^1.5) | metric |
 | k3 | exp(-x) - 1 + x | none, never negative | metric; a loss in GRPO |
 | full | sum_a pi(a) (log pi(a) - log pi_ref(a)) | exact | metric |
 """
@@ -35,7 +35,7 @@ def k1(logprobs: Array, ref_logprobs: Array) -> Array:
 
 
 def k2(logprobs: Array, ref_logprobs: Array) -> Array:
-    """Half the squared log-ratio: low variance, biased by O(KL^2)."""
+    """Half the squared log-ratio: low variance, biased by O(KL^1.5)."""
     return (logprobs - ref_logprobs) ** 2 / 2
 
 

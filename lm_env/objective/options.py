@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -196,6 +197,12 @@ def resolve_reward(reward: Any, *, device: str | None = None) -> Callable[..., A
     ):
         return load_function(REWARDS_BY_NAME, "name")(reward, device=device)
     if isinstance(reward, str):
+        if ":" not in reward:
+            meant = "did you mean 'lexicon'?  " if difflib.get_close_matches(reward, ["lexicon"]) else ""
+            raise ConfigurationError(
+                f"{reward!r} is no folder and names no function: {meant}write 'package.module:function' or"
+                " 'file.py:function', or give the folder of a reward model, 'lexicon' or the address of a reward server"
+            )
         return load_function(reward, "prompts, responses, **columns")
     if not callable(reward):
         raise ConfigurationError(

@@ -25,8 +25,9 @@ from lm_env.errors import (
     RewardUnavailableError,
     RewardValueError,
 )
-from lm_env.objective.rewards import ask_reward, name_of, parts_of
+from lm_env.objective.rewards import ask_reward, lengths_of, name_of, parts_of
 from lm_env.objective.scores import Scores, checked_rows, checked_scores
+from lm_env.objective.wrapping import WrappedReward
 from lm_env.validation import check_choice, check_integer, check_number
 
 __all__ = ["OnRewardError", "PatientReward", "SkippingReward", "patient"]
@@ -45,7 +46,7 @@ MAX_HANGING = 64
 """How many calls may hang at a time.  Beyond it none is made, so that a dead function does not fill the memory."""
 
 
-class PatientReward:
+class PatientReward(WrappedReward):
     """The same reward function, given up after a deadline, and asked again where it fails.
 
     A call that hangs cannot be ended from outside: it is left to itself in its thread, and what it
@@ -75,18 +76,9 @@ class PatientReward:
         self._hanging: list[threading.Thread] = []
 
     @property
-    def __name__(self) -> str:
-        return name_of(self.reward)
-
-    @property
     def causal(self) -> bool:
         """What the reward function says of itself; AttributeError where it says nothing."""
-        return self.reward.causal  # type: ignore[attr-defined]
-
-    @property
-    def last_parts(self) -> Mapping[str, Any]:
-        """The parts of the scores of the last call, where the reward function is a sum of others."""
-        return getattr(self.reward, "last_parts", None) or {}
+        return self.reward.causal  # type: ignore[union-attr]
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> Scores:
         """The scores of the reward function, checked.
@@ -108,7 +100,7 @@ class PatientReward:
         """One call, checked."""
         try:
             raw = self._raw(prompts, responses, columns)
-            return checked_scores(name_of(self), raw, prompts, responses, _lengths(columns))
+            return checked_scores(name_of(self), raw, prompts, responses, lengths_of(columns))
         except RewardError:
             self.errors += 1
             raise
@@ -191,10 +183,10 @@ class SkippingReward(PatientReward):
             self.errors += 1
             raise
         try:
-            return checked_scores(name_of(self), raw, prompts, responses, _lengths(columns))
+            return checked_scores(name_of(self), raw, prompts, responses, lengths_of(columns))
         except RewardValueError as error:
             self.errors += 1
-            scores = checked_rows(name_of(self), raw, prompts, responses, _lengths(columns))
+            scores = checked_rows(name_of(self), raw, prompts, responses, lengths_of(columns))
             log.warning("%s", error)
             return scores
 
@@ -211,11 +203,6 @@ def patient(reward: Callable[..., Any], on_error: OnRewardError, deadline: float
     if on_error == "skip":
         return SkippingReward(reward, deadline=deadline)
     return PatientReward(reward, deadline=deadline, attempts=3 if on_error == "retry" else 1)
-
-
-def _lengths(columns: Mapping[str, Sequence[Any]]) -> list[int] | None:
-    ids = columns.get("response_ids")
-    return None if ids is None else [len(row) for row in ids]
 
 
 def _in_thread(call: Callable[[], T], seconds: float) -> tuple[Callable[[], T] | None, threading.Thread]:

@@ -8,23 +8,23 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from lm_env.errors import ConfigurationError, RewardError, RewardValueError
+from lm_env.errors import RewardError, RewardValueError
 from lm_env.objective.scores import Scores, checked_scores, short_repr
 
 __all__ = [
-    "Causal",
     "RewardFunction",
+    "accepted_columns",
     "ask_reward",
     "call_reward",
     "compose_rewards",
     "final_scores",
     "is_causal",
+    "lengths_of",
     "name_of",
     "no_reward",
     "parts_of",
@@ -72,40 +72,16 @@ class RewardFunction(Protocol):
     A function that is cheap, and whose score of an unfinished text foretells that of the whole, may say so by an
     attribute `reads_prefixes = True`: agents with a critic then make their values of it (`ScoreCritic`).
 
-    A function whose weights are not in it, because they are on another machine, may have an attribute `fingerprint`, a
-    text that differs where its scores may: checkpoints remember it.
+    A function whose scores depend on more than the weights in it, such as a setting, or weights on another machine, may
+    have an attribute `fingerprint`, a text that differs where its scores may: checkpoints remember it.
+
+    A function with a state of its own may have `state_dict()`, which returns JSON, and `load_state_dict(state)`:
+    checkpoints save and restore it.
     """
 
     def __call__(
         self, prompts: list[str], responses: list[str], **columns: Any
     ) -> Sequence[Any] | np.ndarray | torch.Tensor | Scores: ...
-
-
-@dataclass(frozen=True)
-class Causal:
-    """The same reward function, declared to score each token by the text up to it alone; see `RewardFunction`."""
-
-    reward: RewardFunction | Callable[..., Any]
-    causal: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not callable(self.reward):
-            raise ConfigurationError(
-                f"Causal wraps a reward function f(prompts, responses, **columns), not {self.reward!r:.60}"
-            )
-
-    @property
-    def __name__(self) -> str:
-        return name_of(self.reward)
-
-    @property
-    def last_parts(self) -> Mapping[str, np.ndarray]:
-        """Those of the reward inside."""
-        return getattr(self.reward, "last_parts", {})
-
-    def __call__(self, prompts: list[str], responses: list[str], **columns: Any) -> Any:
-        """What the reward function returns, given the columns that it takes."""
-        return self.reward(prompts=prompts, responses=responses, **_accepted(self.reward, columns))
 
 
 def is_causal(reward: object) -> bool:
@@ -187,7 +163,7 @@ def call_reward(
     done = np.ones(len(responses), dtype=bool) if finished is None else finished
     if is_causal(reward):
         scores = _asked(reward, prompts, responses, {**columns, "response_finished": done.tolist()})
-        return replace(scores, at_end=np.where(done, scores.at_end, 0.0))
+        return scores.without_ends(np.flatnonzero(~done))
     rows = np.flatnonzero(done).tolist()
     at_end = np.zeros(len(responses))
     if not len(rows) and len(responses):
@@ -217,7 +193,7 @@ def ask_reward(
         RewardError: it raised (chained).
     """
     try:
-        return reward(prompts=list(prompts), responses=list(responses), **_accepted(reward, columns))
+        return reward(prompts=list(prompts), responses=list(responses), **accepted_columns(reward, columns))
     except RewardError:
         raise
     except (Exception, SystemExit) as error:  # a function that ends the program is as wrong as one that raises
@@ -235,8 +211,13 @@ def _asked(
 ) -> Scores:
     """What the function returned, checked."""
     raw = ask_reward(reward, prompts, responses, columns)
+    return checked_scores(name_of(reward), raw, prompts, responses, lengths_of(columns))
+
+
+def lengths_of(columns: Mapping[str, Sequence[Any]]) -> list[int] | None:
+    """(B,), the response tokens of each text, from the column `response_ids`; None where it is not there."""
     ids = columns.get("response_ids")
-    return checked_scores(name_of(reward), raw, prompts, responses, None if ids is None else [len(row) for row in ids])
+    return None if ids is None else [len(row) for row in ids]
 
 
 def final_scores(token_scores: Array, last: Array, keep: Array, missing_eos_score: float | None) -> Array:
@@ -272,7 +253,7 @@ def compose_rewards(token_scores: Array, logprobs: Array, ref_logprobs: Array, b
     return beta * (ref_logprobs - logprobs) + token_scores  # this way round, no KL is +0.0
 
 
-def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+def accepted_columns(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     """Those columns that the function's signature can take."""
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -10,7 +10,7 @@ import numbers
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -73,6 +73,7 @@ class Scores:
             gain * self.at_end,
             {row: gain * values for row, values in self.tokens.items()},
             {row: tuple(Span(s.start, s.end, gain * s.score) for s in spans) for row, spans in self.spans.items()},
+            self.failed,
         )
 
     def plus(self, other: Scores) -> Scores:
@@ -81,7 +82,7 @@ class Scores:
         for row, values in other.tokens.items():
             tokens[row] = tokens[row] + values if row in tokens else values
         spans = {row: (*self.spans.get(row, ()), *other.spans.get(row, ())) for row in {*self.spans, *other.spans}}
-        return Scores(self.at_end + other.at_end, tokens, spans)
+        return Scores(self.at_end + other.at_end, tokens, spans, self.failed | other.failed)
 
     def placed(self, rows: Sequence[int], other: Scores) -> Scores:
         """These scores, with those of `other` at the given texts; `failed` stays as it is here."""
@@ -98,6 +99,15 @@ class Scores:
         at_end[sorted(gone)] = 0.0
         tokens = {i: values for i, values in self.tokens.items() if i not in gone}
         return Scores(at_end, tokens, {i: some for i, some in self.spans.items() if i not in gone}, self.failed | gone)
+
+    def without_ends(self, unfinished: Iterable[int]) -> Scores:
+        """These scores, without what belongs to the end of a text for texts that have none yet."""
+        at_end = self.at_end.copy()
+        spans = dict(self.spans)
+        for row in unfinished:
+            at_end[row] = 0.0
+            spans[row] = tuple(span for span in spans.pop(row, ()) if span.end is not None)
+        return Scores(at_end, self.tokens, {row: some for row, some in spans.items() if some}, self.failed)
 
     def simplest(self) -> np.ndarray | Scores:
         """float64 (B,) where every score is paid at the end of its text, else the scores as they are."""
@@ -135,14 +145,11 @@ def checked_scores(
         RewardValueError: a score is missing, not a finite number, or belongs to no token or character; the
             message shows the sample.
     """
-    if not isinstance(raw, Scores):
-        # A set has a length too, but no order in which its scores belong to the samples.
-        flat = isinstance(raw, Sized) and isinstance(raw, Iterable) and getattr(raw, "ndim", 1) == 1
-        if not flat or isinstance(raw, str | bytes | Mapping | Set):
-            raise RewardValueError(
-                f"reward function {name} returned {short_repr(raw)}: return a flat list of {len(responses)} numbers,"
-                f" or a list of {len(responses)} arrays of one number per response token"
-            )
+    if not isinstance(raw, Scores) and not (isinstance(raw, Sized) and _is_flat(raw)):
+        raise RewardValueError(
+            f"reward function {name} returned {short_repr(raw)}: return a flat list of {len(responses)} numbers,"
+            f" or a list of {len(responses)} arrays of one number per response token"
+        )
     assert isinstance(raw, Sized)
     if len(raw) != len(responses):
         raise RewardValueError(
@@ -182,7 +189,7 @@ def checked_rows(
     Raises:
         RewardValueError: it cannot be told which score belongs to which text.
     """
-    if isinstance(raw, Scores) or not isinstance(raw, Iterable) or isinstance(raw, str | bytes | Mapping | Set):
+    if isinstance(raw, Scores) or not _is_flat(raw):
         return checked_scores(name, raw, prompts, responses, lengths)
     rows = list(raw)
     failed = []
@@ -194,6 +201,12 @@ def checked_rows(
                 failed.append(i)
                 rows[i] = 0.0
     return checked_scores(name, rows, prompts, responses, lengths).without(failed)
+
+
+def _is_flat(raw: object) -> TypeGuard[Iterable[Any]]:
+    """Whether the entries of this are one for each text, in their order, which those of a set or of a grid are not."""
+    has_order = isinstance(raw, Iterable) and not isinstance(raw, str | bytes | Mapping | Set)
+    return has_order and getattr(raw, "ndim", 1) == 1
 
 
 def _numbers_of(name: str, raw: torch.Tensor) -> list[Any]:

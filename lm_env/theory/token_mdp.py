@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from lm_env.errors import ConfigurationError
-from lm_env.objective.rewards import Causal, call_reward, final_scores
+from lm_env.objective.rewards import call_reward, final_scores
+from lm_env.objective.wrapping import Causal
 from lm_env.theory.prefix_tree import (
     TableLM,
     Trajectories,

@@ -52,6 +52,11 @@ class RewardEnsemble:
     def __repr__(self) -> str:
         return f"RewardEnsemble({self.combine} of {len(self.members)}: {self.members[0]!r})"
 
+    @property
+    def fingerprint(self) -> str:
+        """Its settings, for checkpoints; see `RewardFunction`."""
+        return f"{self.combine} of {len(self.members)}, penalty {self.penalty}"
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> np.ndarray:
         """-> float32 (B,)."""
         scores = self.scores(prompts, responses, **columns)

@@ -86,6 +86,11 @@ class RewardModel:
         """What is shown before the response."""
         return self.encoder.template
 
+    @property
+    def fingerprint(self) -> str:
+        """Its settings, for checkpoints; see `RewardFunction`."""
+        return f"{self.network.pooling} state of at most {self.max_length} tokens of {self.template!r}"
+
     @classmethod
     def from_causal_lm(
         cls,

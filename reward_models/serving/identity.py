@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lm_env.objective.description import reward_in_words
-from lm_env.objective.fingerprint import weights_digest
+from lm_env.objective.fingerprint import model_digest, model_settings
 from lm_env.objective.rewards import is_causal, name_of, reads_prefixes
 from reward_models.serving.schema import LONGEST_NAME, RewardInfo
 
@@ -73,8 +73,8 @@ def _facts(value: Any, depth: int) -> Iterator[str]:
     elif isinstance(value, torch.Tensor):
         yield _tensor_digest(value)
     elif isinstance(value, nn.Module):
-        yield weights_digest(value)
-        yield from (f"{name} {_tensor_digest(buffer)}" for name, buffer in sorted(value.named_buffers()))
+        yield model_digest(value)
+        yield repr(model_settings("model", value))
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             yield str(name)

@@ -23,7 +23,7 @@ __all__ = ["LearningPoint", "OverOptimization", "best_of_n_curve", "learning_cur
 
 @dataclass(frozen=True)
 class LearningPoint:
-    """The accuracy on the held-out records of a reward model trained on the first `records` of the others."""
+    """The accuracy on the held-out records of a reward model trained on so many training records."""
 
     records: int
     accuracy: Share

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_env.objective.degenerate import BESIDE_A_RESPONSE, NO_TEXT
+from lm_env.objective.degenerate_texts import BESIDE_A_RESPONSE, NO_TEXT
 from lm_env.objective.rewards import score_responses
 from reward_models.preferences.encoding import prompt_text, record_texts
 from reward_models.preferences.records.preference import Preference
@@ -24,7 +24,8 @@ class Degenerate:
         name: of the kind.
         count: prompts on which it was tried.
         beats: the share of them in which it scores above the real response that it was made of.
-        percentile: the mean over prompts of the share of ALL real responses that score below it.
+        percentile: the mean over prompts of the share of the real responses, of up to four times as many texts, that
+            score below it.
         example: the first of them.
     """
 
@@ -50,7 +51,7 @@ def rank_degenerate(
         made = [make(prompt, text) for prompt, text in zip(shown, texts, strict=True)]
         rows = [i for i, text in enumerate(made) if text is not None and text != texts[i]]
         if name == NO_TEXT:  # of an encoder without a prompt nothing is left but special tokens: scored all the same
-            rows = [i for i in rows if shown[i] or getattr(tokenizer, "cls_token", None) or _ends(tokenizer)]
+            rows = [i for i in rows if shown[i] or getattr(tokenizer, "cls_token", None) or _has_eos(tokenizer)]
         if not rows:
             continue
         bad = [str(made[i]) for i in rows]
@@ -61,7 +62,7 @@ def rank_degenerate(
     return found
 
 
-def _ends(tokenizer: Any) -> bool:
+def _has_eos(tokenizer: Any) -> bool:
     return getattr(tokenizer, "eos_token", None) is not None
 
 

@@ -161,7 +161,7 @@ def evaluate_reward(
     scale = fitted_scale(log_odds) if len(margins) else None
     facts = inspect_preferences(compared)
     best = [
-        (int(np.argmax(s)) == r.best, 1 / len(s))
+        (_share_of_first(s, r.best), 1 / len(s))
         for r, s in zip(compared, scores, strict=True)
         if r.best is not None and len(s) > 2
     ]
@@ -175,7 +175,7 @@ def evaluate_reward(
         ties=len(gaps),
         tie_gap=float(np.mean(gaps)) if gaps else None,
         decided_gap=float(np.mean(np.abs(margins))) if len(margins) else None,
-        best_of=wilson([float(hit) for hit, _ in best]),
+        best_of=wilson([hit for hit, _ in best]),
         best_of_chance=float(np.mean([chance for _, chance in best])) if best else None,
         calibration=calibration_bins(log_odds),
         ece=expected_calibration_error(log_odds) if len(margins) else None,
@@ -195,7 +195,13 @@ def _gain(reward: Any) -> float:
     network = getattr(reward, "network", None)
     if network is None and hasattr(reward, "members"):
         return float(np.mean([float(member.network.gain) for member in reward.members]))
-    return 1.0 if network is None else float(network.gain)
+    return float(getattr(network, "gain", 1.0))
+
+
+def _share_of_first(scores: np.ndarray, best: int) -> float:
+    """1 where response `best` alone has the highest score, 1/n where n responses share it, else 0."""
+    highest = scores == scores.max()
+    return float(highest[best] / highest.sum())
 
 
 def _baseline(score: Callable[[Sequence[str]], np.ndarray] | None, decided: Sequence[Any]) -> Share | None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lm_env.errors import CheckpointWriteError
+from lm_env.storage import write_file
 from reward_models.trust.evaluation import Trust
 from reward_models.trust.statistics import Share
 
-__all__ = ["write_page"]
+__all__ = ["or_dash", "write_page"]
 
 BLUE, GREEN, RED, GRAY = "#2a6fb0", "#2e8b57", "#c0392b", "#8a8f98"
 STYLE = """
@@ -69,7 +70,7 @@ def write_page(trust: Trust, path: str | Path, *, title: str, facts: Sequence[tu
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_file(path, text.encode())
     except OSError as error:
         raise CheckpointWriteError(f"cannot write {path}: {error}; choose another place") from error
     return path
@@ -106,7 +107,7 @@ def _numbers(trust: Trust) -> list[tuple[str, str, str]]:
         rows.append(("the longer one wins", f"{trust.longer_wins:.3f}", "as people judged"))
     if trust.rating_correlation is not None:
         pearson, rank = trust.rating_correlation
-        rows.append(("score and rating", f"{_or_dash(pearson)}, {_or_dash(rank)}", "Pearson's and rank correlation"))
+        rows.append(("score and rating", f"{or_dash(pearson)}, {or_dash(rank)}", "Pearson's and rank correlation"))
     if trust.leaked is not None:
         rows.append(("records of training prompts", f"{trust.leaked:,}", "must be 0"))
     return rows
@@ -116,7 +117,8 @@ def _share(share: Share | None) -> str:
     return "-" if share is None else f"{share.mean:.3f} ({share.low:.3f} to {share.high:.3f})"
 
 
-def _or_dash(value: float | None) -> str:
+def or_dash(value: float | None) -> str:
+    """A signed number, or a dash where there is none."""
     return "-" if value is None else f"{value:+.3f}"
 
 

@@ -86,16 +86,20 @@ def expected_calibration_error(margins: np.ndarray, bins: int = 10) -> float:
 def fitted_scale(margins: np.ndarray) -> float:
     """The factor by which margins must be multiplied for the log-likelihood of the choices to be highest.
 
-    1 is calibrated, below 1 the model is too sure, above 1 not sure enough.  The likelihood is concave in it; where no
-    choice is wrong it grows for ever, and 100 is returned.
+    1 is calibrated, below 1 the model is too sure, above 1 not sure enough.  The likelihood is concave in it.  Where no
+    choice is wrong it grows for ever; the factor is then the largest that is searched, which brings the mean absolute
+    margin to 100.  If all margins are 0, every factor is as good, and it is 1.
     """
     margins = np.asarray(margins, dtype=np.float64)
+    unit = float(np.abs(margins).mean())
+    if unit == 0:
+        return 1.0
     low, high = 0.0, 100.0
     for _ in range(60):
         middle = (low + high) / 2
-        slope = float(np.sum(margins * sigmoid(-middle * margins)))
+        slope = float(np.sum(margins / unit * sigmoid(-middle * margins / unit)))
         low, high = (middle, high) if slope > 0 else (low, middle)
-    return (low + high) / 2
+    return (low + high) / 2 / unit
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float | None:

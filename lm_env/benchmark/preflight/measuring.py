@@ -22,7 +22,7 @@ from lm_env.errors import LMEnvError, RewardValueError
 from lm_env.generation.backend import Sampling
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.logprobs import response_logprobs
-from lm_env.objective.degenerate import BESIDE_A_RESPONSE
+from lm_env.objective.degenerate_texts import BESIDE_A_RESPONSE
 from lm_env.objective.scoring import episode_scores, raw_scores
 from lm_env.objective.task import Task
 from lm_env.theory.ceilings import best_of_n

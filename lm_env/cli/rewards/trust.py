@@ -34,6 +34,7 @@ from reward_models.trust import (
     write_page,
 )
 from reward_models.trust.baselines import load_baselines
+from reward_models.trust.page import or_dash
 
 __all__ = ["TrustOptions", "fitted_baselines", "held_out_sentence", "run_evaluation"]
 
@@ -134,7 +135,9 @@ def _curve(
         )
     assert options.training is not None
     recipe = dataclasses.replace(Recipe(**kept), device=options.device, pair_ratings=difference)
-    read = read_preferences(options.training, format=options.format, skip_bad=options.skip_bad)
+    read = read_preferences(
+        options.training, format=options.format, skip_bad=options.skip_bad, download=options.download
+    )
     training, _ = split_records(list(read), recipe.held_out_fraction, np.random.default_rng(recipe.seed))
     console.print("[bold]learning curve[/bold]")
     return learning_curve(training, held_out, recipe, say=lambda text: say("", text))
@@ -202,7 +205,7 @@ def _show(trust: Trust) -> None:
         row("score and length", f"{trust.length_correlation:+.3f}", "rank correlation")
     if trust.rating_correlation is not None:
         pearson, rank = trust.rating_correlation
-        row("score and rating", f"{pearson or 0:+.3f}, {rank or 0:+.3f}", "Pearson's and rank correlation")
+        row("score and rating", f"{or_dash(pearson)}, {or_dash(rank)}", "Pearson's and rank correlation")
     for b in trust.by_length:
         row("... by length", b.accuracy, f"where the better one is {b.low} to {b.high} characters longer")
     for kind in trust.degenerate:

@@ -26,8 +26,8 @@ def task_problems(task: TextTask, rows: int = 8) -> list[str]:
     """What is wrong with a task, in sentences; [] if nothing was found.
 
     Every split must have prompts, and no prompt may be in two of them, unless all three are the same.  The reward and
-    the metrics must give a finite number to each text of `lm_env.objective.degenerate.DEGENERATE` as the response to
-    the first prompts of each split, and no score may exceed `TextTask.highest`.
+    the metrics must give a finite number to each text of `lm_env.objective.degenerate_texts.DEGENERATE` as the response
+    to the first prompts of each split, and no score may exceed `TextTask.highest`.
 
     Args:
         rows: prompts of each split that are scored.
@@ -70,7 +70,7 @@ def score_rows(function: Callable[..., Any], rows: Sequence[Any], responses: Seq
 
 
 def _score_problems(task: TextTask, rows: Sequence[Any], split: str) -> list[str]:
-    from lm_env.objective.degenerate import DEGENERATE
+    from lm_env.objective.degenerate_texts import DEGENERATE
 
     functions = {"the reward": task.reward, **{f"the metric {name}": f for name, f in task.metrics.items()}}
     problems = []

@@ -102,6 +102,11 @@ class SpanRewardModel:
         self.encoder = RowEncoder(tokenizer, network.causal, self.max_length, template)
 
     @property
+    def fingerprint(self) -> str:
+        """Its settings, for checkpoints; see `RewardFunction`."""
+        return f"{self.weights}, at most {self.max_length} tokens of {self.encoder.template!r}"
+
+    @property
     def causal(self) -> bool:
         """Whether a segment's score depends on the text up to its end alone, so that an environment can pay it there.
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError
-from lm_env.objective.fingerprint import check_fingerprint, compare_fingerprints, task_fingerprint, weights_digest
-from lm_env.objective.rewards import Causal
+from lm_env.objective.fingerprint import check_fingerprint, compare_fingerprints, model_digest, task_fingerprint
 from lm_env.objective.task import Task
+from lm_env.objective.wrapping import Causal
+from reward_models import WeightedSum
 
 
 def other_reward(prompts, responses):
@@ -36,7 +39,7 @@ def saved(task: Task) -> dict:
 
 
 def test_the_same_task_made_anew_has_the_same_fingerprint(text_task):
-    assert compare_fingerprints(saved(Task(**text_task())), task_fingerprint(Task(**text_task()))) == []
+    assert compare_fingerprints(saved(Task(**text_task())), task_fingerprint(Task(**text_task()))) == {}
 
 
 CHANGES = {
@@ -55,7 +58,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_differs_is_named(text_task, name):
     differences = compare_fingerprints(saved(Task(**text_task())), task_fingerprint(Task(**text_task(**CHANGES[name]))))
-    assert [d.split()[0] for d in differences] == [name]
+    assert list(differences) == [name]
 
 
 def test_one_weight_of_the_reference(text_task, text_lm):
@@ -63,8 +66,8 @@ def test_one_weight_of_the_reference(text_task, text_lm):
     reference = text_lm(seed=1)
     with torch.no_grad():
         reference.transformer.h[1].mlp.c_fc.weight[3, 5] += 1e-6
-    (difference,) = compare_fingerprints(before, task_fingerprint(Task(**text_task(reference=reference))))
-    assert difference.startswith("reference differs")
+    differences = compare_fingerprints(before, task_fingerprint(Task(**text_task(reference=reference))))
+    assert list(differences) == ["reference"]
 
 
 def test_the_weights_under_training_do_not_count(text_task, text_lm):
@@ -74,7 +77,7 @@ def test_the_weights_under_training_do_not_count(text_task, text_lm):
 def test_the_weights_of_a_reward_count(text_task):
     prints = [task_fingerprint(Task(**text_task(reward=Network(seed)))) for seed in (0, 0, 1)]
     assert prints[0] == prints[1]
-    assert [d.split()[0] for d in compare_fingerprints(prints[0], prints[2])] == ["reward_weights"]
+    assert list(compare_fingerprints(prints[0], prints[2])) == ["reward_weights"]
 
 
 def another_reward(prompts, responses):
@@ -93,7 +96,7 @@ def another_reward(prompts, responses):
 )
 def test_what_a_causal_reward_wraps_counts(text_task, a, b, name):
     prints = [task_fingerprint(Task(**text_task(reward=reward))) for reward in (a, b)]
-    assert [d.split()[0] for d in compare_fingerprints(*prints)] == ([] if name is None else [name])
+    assert list(compare_fingerprints(*prints)) == ([] if name is None else [name])
 
 
 @pytest.mark.parametrize("change", [{"n_head": 2}, {"activation_function": "relu"}], ids=str)
@@ -124,7 +127,86 @@ def test_what_is_no_fingerprint_is_corrupt(text_task, edit):
 
 def test_settings_of_a_newer_transformers_are_passed_over(text_task):
     task = Task(**text_task())
-    assert compare_fingerprints(saved(task), {**task_fingerprint(task), "model.new_in_6": 1}) == []
+    assert compare_fingerprints(saved(task), {**task_fingerprint(task), "model.new_in_6": 1}) == {}
+
+
+def test_a_setting_that_a_newer_transformers_adds_leaves_the_digests(text_task, text_lm):
+    old, new = text_lm(), text_lm()
+    new.config.new_in_6 = 1
+    reward = Network(0)
+    prints = []
+    for reference in (old, new):
+        reward.model = reference
+        prints.append(task_fingerprint(Task(**text_task(reference=reference, reward=reward))))
+    assert compare_fingerprints(*prints) == {}
+
+
+def test_settings_of_the_reference_count(text_task, text_lm):
+    prints = []
+    for activation in ("relu", "gelu_new"):
+        prints.append(task_fingerprint(Task(**text_task(reference=text_lm(activation_function=activation)))))
+    assert list(compare_fingerprints(*prints)) == ["reference.activation_function"]
+
+
+class Networks:
+    """A reward function that holds networks in a list and in a dict, and counts its calls."""
+
+    def __init__(self, first: int, second: int) -> None:
+        self.calls = 0
+        self.members = [Network(first)]
+        self.others = {"other": partial(Network(second), [])}
+        self.itself = self
+
+    def __call__(self, prompts, responses):
+        self.calls += 1
+        return [0.0] * len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("weights", "differ"), [((0, 0), []), ((1, 0), ["reward_weights"]), ((0, 1), ["reward_weights"])]
+)
+def test_networks_deep_in_a_reward_count(text_task, weights, differ):
+    before = task_fingerprint(Task(**text_task(reward=Networks(0, 0))))
+    reward = Networks(*weights)
+    reward(["a"], ["b"])
+    assert list(compare_fingerprints(before, task_fingerprint(Task(**text_task(reward=reward))))) == differ
+
+
+def test_a_saved_buffer_of_a_reward_counts(text_task):
+    prints = []
+    for gain in (1.0, 2.0):
+        reward = Network(0)
+        reward.layer.register_buffer("gain", torch.tensor(gain))
+        reward.layer.register_buffer("cache", torch.rand(2), persistent=False)
+        prints.append(task_fingerprint(Task(**text_task(reward=reward))))
+    assert list(compare_fingerprints(*prints)) == ["reward_weights"]
+
+
+@dataclass(frozen=True)
+class Long:
+    """A reward function with a setting."""
+
+    by: float = 1.0
+
+    def __call__(self, prompts, responses):
+        return [self.by * len(response) for response in responses]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (Long(1.0), Long(2.0)),
+        (Causal(Long(1.0)), Causal(Long(2.0))),
+        (WeightedSum([(1.0, Long()), (0.5, other_reward)]), WeightedSum([(1.0, Long()), (0.6, other_reward)])),
+        (WeightedSum([(1.0, Long(1.0))]), WeightedSum([(1.0, Long(2.0))])),
+        (partial(Long(1.0).__call__), partial(Long(2.0).__call__)),
+    ],
+    ids=lambda reward: repr(reward)[:40],
+)
+def test_settings_of_a_reward_count(text_task, a, b):
+    prints = [task_fingerprint(Task(**text_task(reward=reward))) for reward in (a, b, copy.deepcopy(a))]
+    assert list(compare_fingerprints(prints[0], prints[1])) == ["reward_settings"]
+    assert prints[0] == prints[2]
 
 
 def test_an_adapter_is_no_part_of_the_reference(text_task, text_lm):
@@ -145,10 +227,10 @@ def test_large_weights_are_sampled_and_the_digest_says_so(text_lm):
     """At three times the limit every third weight counts: one of them is noticed, its neighbor is not."""
     model = text_lm()
     limit = -(-sum(p.numel() * p.element_size() for p in model.parameters()) // 3)
-    before = weights_digest(model, limit)
+    before = model_digest(model, limit)
     assert before.startswith("a sample of 1 weight in 3")
     bias = model.transformer.ln_f.bias.data
     bias[1] += 1
-    assert weights_digest(model, limit) == before
+    assert model_digest(model, limit) == before
     bias[3] += 1
-    assert weights_digest(model, limit) != before
+    assert model_digest(model, limit) != before

@@ -16,7 +16,8 @@ import lm_env
 from lm_env import Causal, PatientReward, Span
 from lm_env.errors import ConfigurationError, RewardError, RewardTimeoutError, RewardValueError
 from lm_env.objective.patience import MAX_CALLS, MAX_HANGING, SkippingReward, patient
-from lm_env.objective.rewards import call_reward
+from lm_env.objective.rewards import call_reward, name_of, parts_of, reads_prefixes
+from reward_models import Affine, Clipped
 
 logging.getLogger("lm_env.objective.patience").addHandler(logging.NullHandler())
 
@@ -95,6 +96,40 @@ def test_it_is_transparent():
 
     ask(PatientReward(columns), ["a"], answer=[7], other=[8])
     assert seen == {"answer": [7]}
+
+
+class Told:
+    """Says all that a reward function may say of itself, and has a state."""
+
+    reads_prefixes = True
+
+    def __init__(self) -> None:
+        self.last_parts = {"part": np.ones(1)}
+        self.state = 0
+
+    def __call__(self, prompts, responses):
+        return lengths(prompts, responses)
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+@pytest.mark.parametrize(
+    "wrap", [PatientReward, SkippingReward, Causal, Affine, lambda reward: Clipped(reward, -1.0, 1.0)]
+)
+def test_what_a_reward_says_of_itself_holds_in_every_wrapping(wrap):
+    told, silent = Told(), lengths
+    wrapped, other = wrap(told), wrap(silent)
+    assert name_of(wrapped) == name_of(told) and name_of(other) == "lengths"
+    assert reads_prefixes(wrapped) and not reads_prefixes(other)
+    assert not hasattr(other, "state_dict") and not hasattr(other, "load_state_dict")
+    wrapped.load_state_dict(3)
+    assert told.state == wrapped.state_dict() == 3
+    call_reward(wrapped, ["p"], ["text"], {})
+    assert parts_of(wrapped, 1) == told.last_parts and parts_of(other, 1) == {}
 
 
 @pytest.mark.parametrize("options", [{"deadline": 0}, {"deadline": math.inf}, {"attempts": 0}, {"pause": -1}])

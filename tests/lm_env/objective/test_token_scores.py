@@ -11,11 +11,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lm_env import Causal, Span
+from lm_env import Causal, Span, TextGenerationEnv
 from lm_env.data.pieces import piece_ends
 from lm_env.errors import RewardValueError
 from lm_env.objective.rewards import call_reward, is_causal, name_of, score_responses
-from lm_env.objective.scores import Scores
+from lm_env.objective.scores import Scores, checked_rows
 from lm_env.objective.scoring import paid_scores
 from lm_env.objective.task import Task
 
@@ -136,6 +136,13 @@ def test_a_padded_array_is_refused_for_its_padding_has_no_mark(value):
         judged(value)
 
 
+@pytest.mark.parametrize("value", [np.zeros((3, 3)), torch.zeros(3, 3)])
+def test_a_padded_array_is_no_matter_of_single_texts(value):
+    """Rows of as many numbers as their text happens to have tokens must not be kept while the others are left out."""
+    with pytest.raises(RewardValueError, match="3 arrays of one number per response token"):
+        checked_rows("padded", value, ["p"] * 3, TEXTS, LENGTHS)
+
+
 def test_the_numbers_of_one_texts_tokens_are_one_entry():
     with pytest.raises(RewardValueError, match=r"3 scores for 1 responses.*one entry, an array"):
         call_reward(Fixed([1.0, 2.0, 3.0]), ["p"], ["r"], {"response_ids": [[5, 6, 7]]})
@@ -220,6 +227,48 @@ def test_only_causal_functions_are_asked_about_texts_under_way():
     assert seen == [(["first text", ""], None), (TEXTS, [True, False, True])]
     # One number for a whole text belongs to its end, which the second has not reached.
     assert plain.totals().tolist() == causal.totals().tolist() == [1, 0, 1] and none.totals().tolist() == [0, 0, 0]
+
+
+def test_a_span_at_the_end_of_the_text_waits_for_it():
+    """As one number for a whole text does; spans inside the text, and other texts, are paid as they are."""
+    entries = [[Span(0, 3, 2.0), Span(0, None, 5.0)], [Span(1, 4, 3.0), Span(0, None, 7.0)], 11.0]
+
+    @Causal
+    def reward(prompts, responses):
+        return entries
+
+    def after(finished):
+        return call_reward(reward, ["p"] * 3, TEXTS, {"response_ids": IDS}, np.array(finished)).totals().tolist()
+
+    assert after([True, True, True]) == [7, 10, 11]
+    assert after([True, False, True]) == [7, 3, 11]
+    assert after([False, True, False]) == [2, 10, 0]
+
+
+def test_a_span_at_the_end_is_paid_once_and_stepwise_as_episode_wise(id_task):
+    """The texts end at the cap, so that none is finished where the cap truncates, and each one where it ends a text."""
+
+    @Causal
+    def reward(prompts, responses):
+        return [[Span(0, None, 1.0)] for _ in responses]
+
+    for truncates, score in ((False, 1.0), (True, 0.0)):
+        env = TextGenerationEnv(**id_task(reward=reward, beta=0.0, max_new_tokens=3, cap_truncates=truncates))
+        env.reset(seed=0)
+        paid = []
+        over = False
+        while not over:
+            _, given, terminated, truncated, _ = env.step(5)
+            paid.append(given)
+            over = terminated or truncated
+        assert paid == [0.0, 0.0, score]
+
+
+def test_failed_texts_stay_failed_in_multiples_and_sums():
+    failed = Scores(np.zeros(3), failed=frozenset([1]))
+    other = Scores(np.ones(3), failed=frozenset([2]))
+    assert failed.scaled(2.0).failed == {1}
+    assert failed.plus(other).failed == other.plus(failed).failed == {1, 2}
 
 
 def test_a_missing_eos_takes_back_what_the_tokens_were_paid(id_task):

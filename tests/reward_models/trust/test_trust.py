@@ -67,6 +67,10 @@ def test_a_calibrated_score_has_no_error_and_is_scaled_by_one(rng):
     assert expected_calibration_error(3 * chosen) > 0.1
     assert fitted_scale(3 * chosen) == pytest.approx(1 / 3, abs=0.01)
     assert fitted_scale(-chosen) == pytest.approx(0.0, abs=1e-6)
+    # In another unit, as if the scores were given in thousandths or in thousands.
+    for unit in (1e-3, 1e4):
+        assert fitted_scale(unit * chosen) == pytest.approx(fitted_scale(chosen) / unit, rel=1e-6)
+    assert fitted_scale(np.zeros(5)) == 1.0
     assert sum(count for _, _, count in calibration_bins(chosen)) == 40_000
 
 
@@ -126,6 +130,18 @@ def test_the_truth_is_right_and_the_opposite_is_wrong(rng):
     constant = evaluate_reward(lambda prompts, responses: [0.0] * len(responses), records)
     assert constant.accuracy.mean == 0.5 and constant.length_correlation is None
     assert any("chance" in doubt for doubt in constant.doubts())
+
+
+def test_a_score_without_difference_finds_the_best_as_often_as_chance(rng):
+    """Though the best response stands first, as in many files."""
+    records = []
+    for record in film_records(rng, 60, k=4):
+        texts = tuple(sorted(record.responses, key=lambda text: -text.split().count("good")))
+        records.append(Preference(record.prompt, texts, ratings=tuple(goods([], texts))))
+    records = [record for record in records if record.best is not None]
+    assert len(records) > 20 and all(record.best == 0 for record in records)
+    found = evaluate_reward(lambda prompts, responses: [0.0] * len(responses), records)
+    assert found.best_of.mean == pytest.approx(found.best_of_chance)
 
 
 def test_a_score_of_the_length_is_seen_through(rng):

@@ -14,7 +14,7 @@ DEGENERATE: dict[str, Callable[[str], str]] = {
     "the prompt copied": lambda prompt: prompt,
     "one word, repeated": lambda prompt: " ".join(["good"] * 30),
     "line breaks": lambda prompt: "\n" * 20,
-    "no letters": lambda prompt: "\u2603 \U0001f600 \u00e9\u0301 \u4f60\u597d !?.,;:",
+    "other scripts and signs": lambda prompt: "\u2603 \U0001f600 \u00e9\u0301 \u4f60\u597d !?.,;:",
     "a number": lambda prompt: " 1,234.50",
     "a long text": lambda prompt: "the film is about the film, " * 200,
 }
@@ -37,5 +37,5 @@ BESIDE_A_RESPONSE: dict[str, Callable[[str, str], str | None]] = {
     "the text twice": lambda prompt, text: f"{text} {text}" if text.strip() else None,
     "words in reverse": lambda prompt, text: " ".join(reversed(text.split())) if len(text.split()) > 3 else None,
 }
-"""Those that are compared with a real response, by name: a function of the prompt and the response, or None where what
-it makes would be no different."""
+"""Name -> a function of a prompt and a response that makes a text to be compared with the response; it returns None
+where the text would be the same."""
