@@ -206,13 +206,12 @@ def _settings_of(reward: Any) -> str:
     Other attributes may be counters and caches, which change while a run goes on.
     """
     found = []
-    for part in _parts_of(reward):
-        if dataclasses.is_dataclass(part) and not isinstance(part, type) and part.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    for part in filter(callable, _parts_of(reward)):
+        if dataclasses.is_dataclass(part) and part.__dataclass_params__.frozen:  # type: ignore[attr-defined]
             values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
             plain = [f"{name}={value!r}" for name, value in values.items() if _is_plain(value)]
             found += [f"{type(part).__name__}({', '.join(plain)})"] if plain else []
-        given = None if isinstance(part, type) else getattr(part, "fingerprint", None)
-        if isinstance(given, str):
+        if isinstance(given := getattr(part, "fingerprint", None), str):
             found.append(given)
     words = "; ".join(dict.fromkeys(found)) or "none"
     return words if len(words) <= 300 else f"{words[:300]}... with digest {_digest(words)}"

@@ -413,7 +413,10 @@ def test_a_run_is_not_resumed_with_another_served_reward(text_task, tmp_path):
     with served(Length(unit="characters")) as remote:
         run(remote, False)
         run(remote, True)
-    with served(Length(unit="words")) as remote, pytest.raises(CheckpointMismatchError, match="reward_weights differs"):
+    with (
+        served(Length(unit="words")) as remote,
+        pytest.raises(CheckpointMismatchError, match="reward_settings differs"),
+    ):
         run(remote, True)
 
 
