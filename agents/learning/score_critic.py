@@ -120,7 +120,8 @@ def prefix_scores(task: Task, rollout: Rollout, reward: Callable[..., Any] | Non
     share = together.share(len(prefixes))
     own = np.zeros(0)
     if prefixes[share]:
-        own = raw_scores(task.reward if reward is None else reward, task, prompts[share], prefixes[share])
+        asked = task.reward if reward is None else reward
+        own = raw_scores(asked, task, prompts[share], prefixes[share], finished=False)
     result = np.zeros(mask.shape)
     result[mask] = together.gather_rows({"scores": own}, len(own))["scores"]
     return result

@@ -70,7 +70,8 @@ class RewardFunction(Protocol):
     its last call.  They are logged as `rollout/score/NAME`, and nothing is computed twice.
 
     A function that is cheap, and whose score of an unfinished text foretells that of the whole, may say so by an
-    attribute `reads_prefixes = True`: agents with a critic then make their values of it (`ScoreCritic`).
+    attribute `reads_prefixes = True`: agents with a critic then make their values of it (`ScoreCritic`).  About such
+    texts it is asked with `response_finished`, False for each.
 
     A function whose scores depend on more than the weights in it, such as a setting, or weights on another machine, may
     have an attribute `fingerprint`, a text that differs where its scores may: checkpoints remember it.

@@ -69,19 +69,29 @@ class PaidScores:
 
 
 def raw_scores(
-    reward: Callable[..., Any], task: Task, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]
+    reward: Callable[..., Any],
+    task: Task,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[int]],
+    *,
+    finished: bool = True,
 ) -> np.ndarray:
-    """What a reward function gives to finished responses of a task, float64 (B,).
+    """What a reward function gives to responses of a task, float64 (B,).
 
     Args:
         reward: any reward function; the task's own, or another one that scores the same texts.
         responses: the token ids of each response, its EOS included.
+        finished: whether they are whole; the beginnings of texts that are still being written are not, and the reward
+            function is told so.
 
     Raises:
         RewardError, RewardValueError: see `score_responses`.
     """
     texts = [task.text_of(response) for response in responses]
-    return score_responses(reward, [prompt.text for prompt in prompts], texts, reward_columns(task, prompts, responses))
+    columns: dict[str, Any] = reward_columns(task, prompts, responses)
+    if not finished:
+        columns["response_finished"] = [False] * len(responses)
+    return score_responses(reward, [prompt.text for prompt in prompts], texts, columns)
 
 
 def paid_scores(

@@ -66,8 +66,8 @@ def prompt_text(prompt: PromptText, tokenizer: Any) -> str:
 class RowEncoder:
     """Prompt and response -> one row of token ids.
 
-    For a causal trunk a row is the prompt's tokens, the response's, and an EOS, which a response lacks whose ids are
-    given and say that it was cut off.  For an encoder the two texts are set between the special tokens that its
+    For a causal trunk a row is the prompt's tokens, the response's, and an EOS; only a response that is still being
+    written has none.  For an encoder the two texts are set between the special tokens that its
     tokenizer puts around a pair.
 
     A row that is too long is cut from its BEGINNING: a causal trunk's row loses the BOS and the first tokens of the
@@ -98,6 +98,7 @@ class RowEncoder:
         prompt_ids: Ids = None,
         response_ids: Ids = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
+        finished: Sequence[bool] | None = None,
     ) -> list[list[int]]:
         """-> B rows of token ids, at most `max_length` each.
 
@@ -105,9 +106,14 @@ class RowEncoder:
         tokenizer: they decode to the texts of the prompts and the responses.  A policy with another tokenizer hands
         over ids that mean nothing here.  The prompt's ids count only where the template shows nothing but the prompt.
 
-        A finished response is read in the same way with ids and without: one that a stop string ended, which the ids
-        hold and the text does not, is read from the text, and an EOS behind it.  Ids that end with neither are of a
-        response that was cut off, and get no EOS; a text without ids is always taken to be finished.
+        A response is read in the same way with ids and without, whatever has ended it.  One that a stop string ended,
+        which the ids hold and the text does not, is read from the text.  One that the length cap has cut gets an EOS
+        like all others: people have compared it as it is, and the last state of a row without an EOS is one that
+        training on texts has never seen.
+
+        Args:
+            finished: False for responses that are still being written: their ids get no EOS, so that all beginnings
+                of a text can be read in one forward.  Default: all are finished.
 
         Raises:
             ConfigurationError: a row without a token, a column that the template names and the prompts lack, or B
@@ -122,7 +128,7 @@ class RowEncoder:
             prompts = [self._filled_template(prompt, columns or {}, i) for i, prompt in enumerate(prompts)]
             prompt_ids = None
         join = self._causal_rows if self.causal else self._pair_rows
-        rows = join(prompts, responses, prompt_ids, response_ids)
+        rows = join(prompts, responses, prompt_ids, self._whole(responses, response_ids, finished))
         if [] in rows:
             raise ConfigurationError(f"sample {rows.index([])} has neither prompt nor response tokens to score")
         return rows
@@ -147,14 +153,24 @@ class RowEncoder:
     def _text_of(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _without_stopped(self, responses: Sequence[str], ids: Ids) -> Ids:
-        """The ids, None in the place of those that hold more than the text: the stop string that ended it."""
+    def _whole(self, responses: Sequence[str], ids: Ids, finished: Sequence[bool] | None) -> Ids:
+        """The ids of finished responses with one EOS behind the text, None where they hold a stop string as well."""
         if ids is None:
             return None
-        return [
-            None if row is None or len(self._text_of(row)) > len(text) else row
-            for text, row in zip(responses, ids, strict=True)
-        ]
+        special, after = set(self.tokenizer.all_special_ids), self._eos()
+        whole: list[Sequence[int] | None] = list(ids)
+        for i, (text, row) in enumerate(zip(responses, ids, strict=True)):
+            if row is None or (finished is not None and not finished[i]):
+                continue
+            end = len(row)
+            while end and row[end - 1] in special:
+                end -= 1
+            whole[i] = None if len(self._text_of(row)) > len(text) else [*row[:end], *after]
+        return whole
+
+    def _eos(self) -> list[int]:
+        eos = self.tokenizer.eos_token_id
+        return [] if eos is None else [eos]
 
     def _filled_template(self, prompt: str, columns: Mapping[str, Sequence[Any]], i: int) -> str:
         fields = {name: values[i] for name, values in columns.items()}
@@ -169,10 +185,8 @@ class RowEncoder:
     def _causal_rows(
         self, prompts: Sequence[str], responses: Sequence[str], prompt_ids: Ids, response_ids: Ids
     ) -> list[list[int]]:
-        eos = self.tokenizer.eos_token_id
         starts = self._tokenized(prompts, prompt_ids, special=True)
-        response_ids = self._without_stopped(responses, response_ids)
-        ends = self._tokenized(responses, response_ids, special=False, after=[] if eos is None else [eos])
+        ends = self._tokenized(responses, response_ids, special=False, after=self._eos())
         keep = slice(None) if self.max_length is None else slice(-self.max_length, None)
         return [[*start, *end][keep] for start, end in zip(starts, ends, strict=True)]
 

@@ -38,11 +38,10 @@ UNLIMITED = 10**9
 class RewardModel:
     """A `ScalarHeadModel` and its tokenizer: a reward function, trained by `train_reward_model`.
 
-    What it reads is the prompt's tokens followed by the response's.  Given as ids (`prompt_ids`,
-    `response_ids`, which an environment hands over) of its own tokenizer, they are taken as they are, and a
-    response that was cut off gets no EOS.  Otherwise it reads the text: the response is taken to be complete and
-    an EOS is put after it, also where a stop string ended it.  So it scores the texts of any policy, and those of
-    its own tokenizer to the token.
+    What it reads is the prompt's tokens followed by the response's and an EOS, whether an EOS, a stop string or the
+    length cap has ended the response.  Ids of its own tokenizer (`prompt_ids`, `response_ids`, which an environment
+    hands over) are taken in the place of the text.  So it scores the texts of any policy, those of its own tokenizer
+    to the token, and the same text alike in both ways.
 
     Args:
         network: scores right-padded rows.
@@ -145,16 +144,22 @@ class RewardModel:
         responses: Sequence[str],
         prompt_ids: Sequence[Sequence[int]] | None = None,
         response_ids: Sequence[Sequence[int]] | None = None,
+        response_finished: Sequence[bool] | None = None,
         **columns: Any,
     ) -> np.ndarray:
         """The scores of B responses to their prompts, as a reward function gives them.
 
         The network is left in eval mode.  For the arguments and the errors see `encode`.
 
+        Args:
+            response_finished: False for a response that is still being written, which is read without an EOS.
+
         Returns:
             float32 (B,).
         """
-        return self.score_rows(self.encode(prompts, responses, prompt_ids, response_ids, columns))
+        return self.score_rows(
+            self.encode(prompts, responses, prompt_ids, response_ids, columns, finished=response_finished)
+        )
 
     def encode(
         self,
@@ -163,6 +168,7 @@ class RewardModel:
         prompt_ids: Sequence[Sequence[int] | None] | None = None,
         response_ids: Sequence[Sequence[int] | None] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
+        finished: Sequence[bool] | None = None,
     ) -> list[list[int]]:
         """The rows that the network reads, B lists of at most `max_length` token ids; see `RowEncoder.rows`.
 
@@ -171,12 +177,13 @@ class RewardModel:
             prompt_ids, response_ids: the token ids that a policy has read and written, None for a text without them.
                 They are taken in the place of the texts where they are of this model's own tokenizer.
             columns: further columns of the prompts by name, B values each, for the template.
+            finished: False for responses that are still being written, which get no EOS; default: all are finished.
 
         Raises:
             ConfigurationError: a row without a token, a column that the template names and the prompts lack, or B
                 prompts that do not match B responses.
         """
-        return self.encoder.rows(prompts, responses, prompt_ids, response_ids, columns)
+        return self.encoder.rows(prompts, responses, prompt_ids, response_ids, columns, finished)
 
     @torch.inference_mode()
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:

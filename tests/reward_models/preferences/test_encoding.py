@@ -26,15 +26,18 @@ def ids_of(text):
 # -- ids and texts -----------------------------------------------------------------------------------
 @settings(deadline=None)
 @given(st.text(LETTERS, min_size=1, max_size=4), st.text(LETTERS, max_size=4), st.text(LETTERS, max_size=3))
-def test_a_finished_response_is_read_in_the_same_way_as_text_and_as_ids(prompt, text, stop):
-    """An EOS ended it, or a stop string, which the ids hold and the text does not."""
-    ids = [*ids_of(text), *(ids_of(stop) or [EOS])]
-    as_ids = ENCODER.rows([prompt], [text], [[BOS, *ids_of(prompt)]], [ids])
-    assert as_ids == ENCODER.rows([prompt], [text]) == [[BOS, *ids_of(prompt + text), EOS]]
+def test_a_response_is_read_in_the_same_way_as_text_and_as_ids(prompt, text, stop):
+    """An EOS ended it, or a stop string, which the ids hold and the text does not, or the length cap."""
+    whole = [[BOS, *ids_of(prompt + text), EOS]]
+    for end in ([EOS], [EOS, EOS], ids_of(stop)):
+        ids = [*ids_of(text), *end]
+        assert ENCODER.rows([prompt], [text], [[BOS, *ids_of(prompt)]], [ids]) == whole
+    assert ENCODER.rows([prompt], [text]) == whole
 
 
-def test_a_response_that_was_cut_off_gets_no_eos():
-    assert ENCODER.rows(["ab"], ["c."], [[BOS, 0, 1]], [ids_of("c.")]) == [[BOS, 0, 1, *ids_of("c.")]]
+def test_a_response_that_is_still_being_written_has_no_eos():
+    rows = ENCODER.rows(["ab"] * 2, ["c."] * 2, [[BOS, 0, 1]] * 2, [ids_of("c.")] * 2, finished=[False, True])
+    assert rows == [[BOS, 0, 1, *ids_of("c.")], [BOS, 0, 1, *ids_of("c."), EOS]]
 
 
 @pytest.mark.parametrize(("given", "left"), [(4, [2, 3, 4, EOS]), (2, [4, EOS]), (9, [BOS, 0, 1, 2, 3, 4, EOS])])

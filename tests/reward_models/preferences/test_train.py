@@ -197,14 +197,15 @@ def test_ids_are_taken_as_they_are_and_text_gets_its_eos():
     model = reward_model()
     text = model.encode(["ab", ""], ["c", ""])
     assert text == [[BOS, 0, 1, 2, EOS], [BOS, EOS]]
-    # A response cut off keeps no eos.
-    assert model.encode(["a"], ["bc"], [[BOS, 0]], [[1, 2]]) == [[BOS, 0, 1, 2]]
+    # A response that the length cap has cut, and one that is still being written.
+    assert model.encode(["a"], ["bc"], [[BOS, 0]], [[1, 2]]) == [[BOS, 0, 1, 2, EOS]]
+    assert model.encode(["a"], ["bc"], [[BOS, 0]], [[1, 2]], finished=[False]) == [[BOS, 0, 1, 2]]
     # A prompt without the beginning that text would get, and with special tokens that its text spells out.
-    assert model.encode(["a"], ["bc"], [[0]], [[1, 2]]) == [[0, 1, 2]]
-    assert model.encode(["</s>a"], ["bc"], [[BOS, EOS, 0]], [[1, 2]]) == [[BOS, EOS, 0, 1, 2]]
+    assert model.encode(["a"], ["bc"], [[0]], [[1, 2]]) == [[0, 1, 2, EOS]]
+    assert model.encode(["</s>a"], ["bc"], [[BOS, EOS, 0]], [[1, 2]]) == [[BOS, EOS, 0, 1, 2, EOS]]
     # Some with ids, some without.
     mixed = model.encode(["ab", "h"], ["b", "c"], [None, [7]], [[1], None])
-    assert mixed == [[BOS, 0, 1, 1], [7, 2, EOS]]
+    assert mixed == [[BOS, 0, 1, 1, EOS], [7, 2, EOS]]
     from_text = score_responses(model, ["ab"], ["c"], {})
     columns = {"prompt_ids": [[BOS, 0, 1]], "response_ids": [np.array([2, EOS])], "answer": ["unused"]}
     np.testing.assert_array_equal(score_responses(model, ["ab"], ["c"], columns), from_text)
@@ -237,8 +238,10 @@ def test_a_long_row_keeps_its_end():
 
 
 def test_a_row_needs_a_token():
+    ids = {"prompt_ids": [[1], []], "response_ids": [[], []]}
     with pytest.raises(RewardError, match="sample 1 has neither"):
-        score_responses(reward_model(), ["b", ""], ["", ""], {"prompt_ids": [[1], []], "response_ids": [[], []]})
+        score_responses(reward_model(), ["b", ""], ["", ""], {**ids, "response_finished": [False] * 2})
+    assert len(score_responses(reward_model(), ["b", ""], ["", ""], ids)) == 2  # an EOS is a token
     with pytest.raises(ConfigurationError, match="1 response_ids for 2 prompts"):
         reward_model().encode(["a", "b"], ["", ""], None, [[1]])
     assert reward_model()([], []).shape == (0,)
@@ -510,14 +513,14 @@ def test_accuracy_counts_ties_half():
 
 
 def test_sampled_tokens_are_what_is_trained_on():
-    # The texts are the same; the tokens carry the preference: one response has ended, the other was cut off.
+    # The texts are the same; the tokens carry the preference: one response has a special token in it.
     rng, model = np.random.default_rng(0), reward_model()
     comparisons = []
     for _ in range(200):
         ids = rng.integers(0, 8, 3).tolist()
         text = "".join(LETTERS[i] for i in ids)
-        comparisons.append(Comparison("a", text, text, [BOS, 0], [*ids, EOS], ids))
-    rows = [[*c.prompt_ids, *ids] for c in comparisons for ids in (c.chosen_ids, c.rejected_ids)]
+        comparisons.append(Comparison("a", text, text, [BOS, 0], [*ids[:2], BOS, *ids[2:]], ids))
+    rows = [[*c.prompt_ids, *ids, EOS] for c in comparisons for ids in (c.chosen_ids, c.rejected_ids)]
     scores = torch.tensor(model.score_rows(rows)).reshape(-1, 2)
     settings = {"learning_rate": 1e-2, "epochs": 3, "batch_size": 200}
     report = train_reward_model(model, comparisons, held_out_fraction=0.0, **settings)
