@@ -36,12 +36,12 @@ from agents.ppo_penalty import PPOPenalty, PPOPenaltyConfig
 from agents.ppo_ptx import PPOPtx
 from agents.reinforce import Reinforce, ReinforceConfig, ReinforceValue, ReinforceValueConfig
 from agents.rloo import RLOO, RLOOConfig
-from agents.run.checkpointing import Checkpointing
 from agents.run.evaluation import Evaluation
 from agents.run.evaluation_callback import EvaluateTexts
 from agents.sft import SFTConfig, SFTReport, supervised_finetune
 from lm_env.distributed import processes
 from lm_env.namesake import namesake_problem
+from lm_env.storage import Checkpointing
 
 if _problem := namesake_problem(Path(__file__).parent):
     warnings.warn(_problem, stacklevel=2)

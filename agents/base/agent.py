@@ -27,12 +27,12 @@ from agents.learning.options import Updating
 from agents.learning.rollout import Rollout, collect
 from agents.run.callbacks import CallbackLike, TrainingEnv, as_callback
 from agents.run.checkpoint import Checkpoint
-from agents.run.checkpointing import Checkpointing, open_run
 from agents.run.early_warning import EarlyWarning
 from agents.run.progress import ProgressLine
 from agents.run.records import Recorder
 from agents.run.trackers import LogTo
 from agents.run.training_log import make_logger, rollout_metrics
+from agents.run.training_run import open_run
 from lm_env.data.prompts import Prompt
 from lm_env.distributed import processes
 from lm_env.errors import ConfigurationError
@@ -40,7 +40,7 @@ from lm_env.generation.backend import Decoding, Sampling
 from lm_env.models.inputs import shuffled_batches
 from lm_env.objective.fingerprint import check_same_task
 from lm_env.objective.patience import OnRewardError, patient
-from lm_env.storage import read_folder
+from lm_env.storage import Checkpointing, read_folder
 from lm_env.validation import check_number
 
 __all__ = ["BatchedAgent"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from agents.run.callbacks import TrainingEnv, as_callback
 from agents.run.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from agents.run.checkpointing import Checkpointing
 from agents.run.early_warning import EarlyWarning
 from agents.run.evaluation import Evaluation, evaluate_texts
 from agents.run.evaluation_callback import EvaluateTexts
@@ -12,6 +11,7 @@ from agents.run.records import RunFiles, RunWriter
 from agents.run.samples import Sample
 from agents.run.trackers import MLflowWriter, WandbWriter
 from agents.run.training_log import make_logger, rollout_metrics
+from lm_env.storage import Checkpointing
 
 __all__ = [
     "Checkpoint",

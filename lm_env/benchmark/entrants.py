@@ -21,7 +21,6 @@ import lm_env
 from agents import AGENTS
 from agents.base import ActorCritic, BatchedAgent
 from agents.base.config import make_config
-from agents.run.checkpointing import Checkpointing
 from lm_env.benchmark.measures.curve import LearningCurve
 from lm_env.benchmark.offline import OFFLINE
 from lm_env.benchmark.process_settings import keep_process_settings
@@ -31,7 +30,7 @@ from lm_env.objective.functions import load_named
 from lm_env.objective.task import Task
 from lm_env.runs.agents import agent_kind, agent_names
 from lm_env.runs.options import check_names
-from lm_env.storage import checkpoints_in
+from lm_env.storage import Checkpointing, checkpoints_in
 
 __all__ = ["EXAMPLES", "Entrant", "Trained", "entrant"]
 

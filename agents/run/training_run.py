@@ -27,7 +27,7 @@ from lm_env.distributed import processes
 from lm_env.errors import CheckpointCorruptError, ConfigurationError, TrainingInterrupted
 from lm_env.storage import CheckpointFolder, Checkpointing, StopSignals
 
-__all__ = ["Checkpointing", "Resumable", "TrainingRun", "open_run"]
+__all__ = ["Resumable", "TrainingRun", "open_run"]
 
 
 class Resumable(Protocol):
