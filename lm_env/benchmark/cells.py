@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm_env.benchmark.entrants import entrant
+from lm_env.benchmark.entrants import Entrant, entrant
 from lm_env.benchmark.measures.baselines import (
     CEILING_SEED,
     CEILING_TEXTS,
@@ -31,7 +31,7 @@ from lm_env.benchmark.measures.curve import LearningCurve
 from lm_env.benchmark.measures.independent import IndependentModel
 from lm_env.benchmark.measures.measuring import Measures, evaluation_prompts, measure, plain
 from lm_env.benchmark.process_settings import keep_process_settings
-from lm_env.benchmark.records import SCHEMA, environment, given_options, parsed, write_json
+from lm_env.benchmark.records import SCHEMA, Record, environment, given_options, parsed, write_json
 from lm_env.benchmark.settings import BASELINES, AgentSpec, BenchSettings, Cell, TaskSpec
 from lm_env.benchmark.shapes import record_problem
 from lm_env.errors import CheckpointCorruptError, ConfigurationError
@@ -51,10 +51,8 @@ __all__ = [
     "tuned_rate",
 ]
 
-Record = dict[str, Any]
-
 RECORD = "record.json"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS_FOLDER = "checkpoints"
 """Names in the folder of a cell."""
 RATE_FACTORS = (1.0, 3.0, 1 / 3, 10.0, 0.1, 1.7, 0.6)
 """The learning rates that are tried in tuning, as multiples of the agent's default; trial i takes the i-th."""
@@ -112,7 +110,8 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
         The records, as they are in the file: one run or trial; or, of baselines, the ceiling and each baseline.
 
     Raises:
-        LMEnvError: what the task, agent or reward function raises, and where the agent changes its task, not its model.
+        LMEnvError: what the task, agent or reward function raises; or the agent has changed something of its task
+            other than the model.
         TrainingInterrupted: SIGINT or SIGTERM has come.  A training with checkpoints has finished its rollout and is
             saved; anything else has ended at once, and what it had not saved begins again in the next call.
     """
@@ -142,7 +141,7 @@ def run_cell(settings: BenchSettings, cell: Cell, out: Path) -> list[Record]:
         _forget_begun_runs(settings, cell, out)
     write_json(out / cell.path / RECORD, {"records": records})
     with suppress(OSError):
-        remove_checkpoints(out / cell.path / CHECKPOINTS)
+        remove_checkpoints(out / cell.path / CHECKPOINTS_FOLDER)
     return records
 
 
@@ -171,11 +170,11 @@ def _forget_begun_runs(settings: BenchSettings, trial: Cell, out: Path) -> None:
     """Remove the checkpoints of runs that began while this trial had failed: it may have the best rate."""
     for cell in settings.cells():
         if (cell.task, cell.agent, cell.trial) == (trial.task, trial.agent, None):
-            remove_checkpoints(out / cell.path / CHECKPOINTS)
+            remove_checkpoints(out / cell.path / CHECKPOINTS_FOLDER)
 
 
 def _replaced_options(settings: BenchSettings) -> dict[str, Any]:
-    """The options of a task that the settings of the whole benchmark set in place of the task's own."""
+    """The options that the benchmark's own settings (model, device, download) replace in every task."""
     options: dict[str, Any] = {"device": settings.device, "download": settings.download}
     return options if settings.model is None else {"model": settings.model, **options}
 
@@ -210,7 +209,7 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
     trainee, rate = _with_rate(settings, agent_spec, cell, out)
     folder = (out / cell.path).absolute()  # an agent may change the working directory
     if not trainee.resumes:  # a resumed run would end with other weights, so it begins again
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
     split: Split = "validation" if cell.trial is not None else "test"
     rows = text_task.prompts(split)
     curves: list[LearningCurve] = []
@@ -228,7 +227,8 @@ def _run(settings: BenchSettings, text_task: TextTask, spec: TaskSpec, cell: Cel
         fixed.update(_what_stays(task))
         return curves[-1]
 
-    trained = trainee.train(make, tokens, seed, curve_of, folder / CHECKPOINTS)
+    with keep_process_settings():  # what follows is measured alike for all agents
+        trained = trainee.train(make, tokens, seed, curve_of, folder / CHECKPOINTS_FOLDER)
     curve = curves[-1]
     task = curve.task
     if changed := [name for name, value in _what_stays(task).items() if value != fixed[name]]:
@@ -265,7 +265,7 @@ def _what_stays(task: Task) -> dict[str, Any]:
     return fixed | {"reward": task.reward} | ({"beta": task.kl.beta} if isinstance(task.kl, FixedKL) else {})
 
 
-def _with_rate(settings: BenchSettings, spec: AgentSpec, cell: Cell, out: Path) -> tuple[Any, float | None]:
+def _with_rate(settings: BenchSettings, spec: AgentSpec, cell: Cell, out: Path) -> tuple[Entrant, float | None]:
     """(the entrant of a cell, its learning rate): in a trial the rate to be tried, in a run that of the best trial.
 
     Without tuning it is the agent's own rate, and None for an agent that has no learning rate.

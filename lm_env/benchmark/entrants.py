@@ -36,8 +36,7 @@ __all__ = ["EXAMPLES", "Entrant", "Trained", "entrant"]
 
 SLOTS = 32
 """Slots of the environment that a function trains on: so many texts are written at a time."""
-CHECKPOINTS = 8
-"""Checkpoints per run."""
+CHECKPOINTS_PER_RUN = 8
 
 
 class Example(NamedTuple):
@@ -134,7 +133,7 @@ def entrant(spec: AgentSpec) -> Entrant:
 def _checkpoints(folder: Path, tokens: int) -> dict[str, Any]:
     """Arguments of `learn`: checkpoints as it goes, and the newest one to go on from where there is one."""
     return {
-        "checkpoint": Checkpointing(folder, max(1, tokens // CHECKPOINTS), 1),
+        "checkpoint": Checkpointing(folder, max(1, tokens // CHECKPOINTS_PER_RUN), 1),
         "resume": bool(checkpoints_in(folder)),
     }
 
@@ -233,7 +232,7 @@ def _train_class(agent_class: Callable[..., Any], spec: AgentSpec) -> Callable[.
 
 
 def _train_function(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Trained]:
-    quiet = {"verbose": False} if "verbose" in inspect.signature(function).parameters else {}
+    quiet = {"verbose": False} if "verbose" in _parameters(function) else {}
 
     def train(make: Callable[[int], Any], tokens: int, seed: int, curve_of: Any, folder: Path) -> Trained:
         env = make(SLOTS)
@@ -250,9 +249,17 @@ def _train_function(function: Callable[..., Any], options: Mapping[str, Any]) ->
 
 def _learning_rate(of: Callable[..., Any], spec: AgentSpec) -> float | None:
     """The value or the default of an option `learning_rate`."""
-    parameter = inspect.signature(of).parameters.get("learning_rate")
+    parameter = _parameters(of).get("learning_rate")
     default = None if parameter is None or not isinstance(parameter.default, float) else parameter.default
     return spec.options.get("learning_rate", default)
+
+
+def _parameters(of: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class or function by name; none of one that is written in C and does not tell them."""
+    try:
+        return inspect.signature(of).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def _example(name: str) -> Callable[..., Any]:

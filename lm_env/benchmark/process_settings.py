@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, cast
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
 __all__ = ["keep_process_settings"]
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -20,61 +23,96 @@ def keep_process_settings() -> Iterator[None]:
     """Put back, at its end, the settings that agents of other people's set and forget.
 
     These are PyTorch's default dtype and device, its threads, gradient mode, anomaly detection, deterministic
-    algorithms and precision of matrix products; NumPy's floating-point errors; the filters of warnings; the working
-    directory; `sys.stdout` and `sys.stderr`.  Random generators are not among them: each cell seeds them.
+    algorithms and the precision of matrix products and convolutions; cuDNN's benchmark mode; NumPy's floating-point
+    errors; the filters of warnings; the working directory; `sys.stdout` and `sys.stderr`.  One that cannot be put back
+    is a line in the log.  Environment variables are not among them, nor are random generators: each cell seeds them.
 
     It is a decorator as well.
     """
-    before = _settings()
-    folder = _working_directory()
-    streams = sys.stdout, sys.stderr
-    numpy_errors = np.geterr()
-    filters = list(warnings.filters)
-    try:
+    with ExitStack() as stack:
+        for setting in _SETTINGS:
+            stack.callback(_put_back, setting, _value(setting))
         yield
-    finally:
-        for name, value in _settings().items():
-            if value != before[name]:
-                _SETTERS[name](before[name])
-        np.seterr(**numpy_errors)
-        sys.stdout, sys.stderr = streams
-        if list(warnings.filters) != filters:  # `warnings.catch_warnings` would show every warning once more per cell
-            warnings.resetwarnings()
-            cast("list[Any]", warnings.filters)[:] = filters
-        if folder is not None and _working_directory() != folder:
-            with suppress(OSError):  # it has been removed meanwhile
-                os.chdir(folder)
 
 
-def _settings() -> dict[str, Any]:
-    return {
-        "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
-        "threads": torch.get_num_threads(),
-        "gradients": torch.is_grad_enabled(),
-        "anomalies": (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
-        "deterministic": (
+class _Setting(NamedTuple):
+    name: str
+    get: Callable[[], Any]
+    set: Callable[[Any], object]
+
+
+_UNREADABLE = object()
+"""Stands for the value of a setting that cannot be asked for."""
+
+
+def _value(setting: _Setting) -> Any:
+    """The value that a setting has; PyTorch refuses to tell a precision that was set in its older and newer ways."""
+    try:
+        return setting.get()
+    except (RuntimeError, OSError):  # the second: the working directory has been removed
+        return _UNREADABLE
+
+
+def _put_back(setting: _Setting, before: Any) -> None:
+    if before is _UNREADABLE or _value(setting) == before:
+        return
+    try:
+        setting.set(before)
+    except Exception as error:  # the others are put back in any case, and an error of the cell itself is not hidden
+        log.warning("%s cannot be put back as it was before the cell: %s", setting.name, error)
+
+
+def _attribute(name: str, owner: Any, attribute: str) -> _Setting:
+    return _Setting(name, lambda: getattr(owner, attribute), lambda value: setattr(owner, attribute, value))
+
+
+def _set_filters(filters: list[Any]) -> None:
+    """Set the filters of warnings; `warnings.catch_warnings` would show each warning again in every cell."""
+    warnings.resetwarnings()
+    cast("list[Any]", warnings.filters)[:] = filters
+
+
+_BACKENDS: Any = torch.backends
+
+_SETTINGS = (
+    # The last one is put back first.  A precision in PyTorch's older way sets those of the newer way, and one of a
+    # whole library sets those of its operations, so the order is from the most special to the most general.
+    _attribute("the precision of cuBLAS", _BACKENDS.cuda.matmul, "fp32_precision"),
+    *(_attribute(f"the precision of cuDNN's {op}", getattr(_BACKENDS.cudnn, op), "fp32_precision") for op in ("conv", "rnn")),
+    *(
+        _attribute(f"the precision of oneDNN's {op}", getattr(_BACKENDS.mkldnn, op), "fp32_precision")
+        for op in ("matmul", "conv", "rnn")
+    ),
+    _attribute("the precision of cuDNN", _BACKENDS.cudnn, "fp32_precision"),
+    _attribute("the precision of all libraries", _BACKENDS, "fp32_precision"),
+    _attribute("TF32 in cuDNN", _BACKENDS.cudnn, "allow_tf32"),
+    _Setting("the precision of products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    _attribute("cuDNN's benchmark mode", _BACKENDS.cudnn, "benchmark"),
+    _attribute("cuDNN's deterministic mode", _BACKENDS.cudnn, "deterministic"),
+    _Setting("PyTorch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    _Setting(
+        "PyTorch's default device",
+        torch.get_default_device,
+        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
+    ),
+    _Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
+    _Setting("gradient mode", torch.is_grad_enabled, torch.set_grad_enabled),
+    _Setting(
+        "anomaly detection",
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda values: torch.autograd.set_detect_anomaly(*values),
+    ),
+    _Setting(
+        "deterministic algorithms",
+        lambda: (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ),
-        "matmul": torch.get_float32_matmul_precision(),
-    }
-
-
-_SETTERS: dict[str, Callable[[Any], object]] = {
-    "dtype": torch.set_default_dtype,
-    "device": lambda device: torch.set_default_device(None if device.type == "cpu" else device),
-    "threads": torch.set_num_threads,
-    "gradients": torch.set_grad_enabled,
-    "anomalies": lambda values: torch.autograd.set_detect_anomaly(*values),
-    "deterministic": lambda values: torch.use_deterministic_algorithms(values[0], warn_only=values[1]),
-    "matmul": torch.set_float32_matmul_precision,
-}
-"""Setting -> what sets it to a value of `_settings`."""
-
-
-def _working_directory() -> str | None:
-    try:
-        return os.getcwd()
-    except OSError:  # it has been removed
-        return None
+        lambda values: torch.use_deterministic_algorithms(values[0], warn_only=values[1]),
+    ),
+    _Setting("NumPy's floating-point errors", np.geterr, lambda errors: np.seterr(**errors)),
+    _Setting("the filters of warnings", lambda: list(warnings.filters), _set_filters),
+    _Setting("the working directory", os.getcwd, os.chdir),
+    _attribute("sys.stdout", sys, "stdout"),
+    _attribute("sys.stderr", sys, "stderr"),
+)

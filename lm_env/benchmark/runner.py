@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lm_env.benchmark.cells import CHECKPOINTS, RECORD, has_best_rate, read_cell
+from lm_env.benchmark.cells import CHECKPOINTS_FOLDER, RECORD, has_best_rate, read_cell
 from lm_env.benchmark.entrants import entrant
 from lm_env.benchmark.records import Record, environment, write_lines
 from lm_env.benchmark.settings import BenchSettings, Cell, TaskSpec, read_settings
@@ -254,7 +254,7 @@ def _joined(before: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
 def _is_begun(folder: Path, settings: BenchSettings, kind: str, label: str) -> bool:
     """Whether a cell of that task or agent has left records or checkpoints."""
     cells = [cell for cell in settings.cells() if label == (cell.task if kind == "task" else cell.agent)]
-    return any((folder / cell.path / name).exists() for cell in cells for name in (RECORD, CHECKPOINTS))
+    return any((folder / cell.path / name).exists() for cell in cells for name in (RECORD, CHECKPOINTS_FOLDER))
 
 
 def _fixed(spec: Any) -> Any:

@@ -1,6 +1,6 @@
 """What a record of a benchmark must hold, checked wherever records are read: files may come from anybody.
 
-A shape is a `Leaf` for a value that is no list and no mapping, a list with the shape of all items, a mapping with the
+A shape is a `Leaf` for a value that is checked as a whole, a list with the shape of all items, a mapping with the
 shapes of keys (a key with `?` at its end may be missing), or `Each(shape)` for a mapping with any keys.
 """
 
@@ -22,7 +22,7 @@ INTEGERS_BELOW = 2**62
 
 @dataclass(frozen=True)
 class Leaf:
-    """A value that is no list and no mapping."""
+    """A value that is checked as a whole."""
 
     fits: Callable[[Any], bool]
     words: str
@@ -159,7 +159,7 @@ def _problem(value: Any, shape: Any, place: str) -> str | None:
 def _contradiction(record: dict[str, Any]) -> str | None:
     if record["kind"] == "ceiling":
         if not len(record["J_by_prompt"]) == len(record["J_ref_by_prompt"]) > 0:
-            return "J_by_prompt and J_ref_by_prompt have different lengths, or none"
+            return "J_by_prompt and J_ref_by_prompt have different lengths, or are empty"
         return None
     for name, values in record["by_prompt"].items():
         if name in ("score", "J") and len(values) != record["prompts"]:

@@ -53,13 +53,18 @@ def write_card(folder: Path, record: Record, records: Sequence[Record]) -> Path:
 
 
 def check_card(folder: Path) -> None:
-    """Raise ConfigurationError if the folder has a README.md that was not written by this function."""
+    """See that no README.md in the folder would be lost.
+
+    Raises:
+        ConfigurationError: there is one that `write_card` has not written.
+        CheckpointWriteError: there is one that cannot be read.
+    """
     path = folder / CARD
     try:
-        others = path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace")
+        by_hand = path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise CheckpointWriteError(f"cannot read {path}: {error}") from error
-    if others:
+    if by_hand:
         raise ConfigurationError(f"{path} was not written by this command: move it away for a model card")
 
 

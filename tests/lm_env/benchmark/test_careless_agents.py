@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import sys
 import warnings
@@ -12,8 +14,10 @@ import torch
 from tiny_bench import TINY
 
 from lm_env.benchmark import BenchSettings, run_bench
+from lm_env.benchmark.entrants import entrant
 from lm_env.benchmark.process_settings import keep_process_settings
 from lm_env.benchmark.records import comparable
+from lm_env.benchmark.settings import AgentSpec
 from lm_env.errors import ConfigurationError
 
 RLOO = {"agent": "rloo", "rollout_episodes": 8, "batch_size": 8}
@@ -21,6 +25,7 @@ CARELESS = """
 import os, sys, warnings
 import numpy as np
 import torch
+from agents import RLOO
 
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(3)
@@ -40,6 +45,11 @@ class Process(Agent):
         np.seterr(all="raise")
         os.chdir("/")
         sys.stdout = None
+
+class Batched(RLOO):
+    def learn(self, timesteps, **how):
+        super().learn(timesteps, **how)
+        torch.set_default_device("meta")
 
 class Reference(Agent):
     def learn(self, timesteps):
@@ -96,7 +106,21 @@ def bench(folder, *agents):
     return run_bench(BenchSettings.of({**TINY, "agents": list(agents)}), folder)
 
 
+PRECISIONS = (
+    torch.backends,
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn,
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.mkldnn,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.rnn,
+)
+
+
 def settings_of_the_process():
+    """All of them; a precision that cannot be asked for, being set in PyTorch's older and newer ways, is an error."""
     return (
         torch.get_default_dtype(),
         torch.get_default_device(),
@@ -105,6 +129,10 @@ def settings_of_the_process():
         torch.are_deterministic_algorithms_enabled(),
         torch.is_anomaly_enabled(),
         torch.get_float32_matmul_precision(),
+        *(getattr(backend, "fp32_precision") for backend in PRECISIONS),
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
         np.geterr(),
         list(warnings.filters),
         os.getcwd(),
@@ -123,6 +151,21 @@ def test_the_next_agent_ends_as_it_would_have_without_the_careless_one(careless,
     assert comparable(own[0]) == comparable(own[1])
 
 
+def test_what_is_measured_after_a_careless_batched_agent_is_measured_as_always(careless, tmp_path):
+    before = settings_of_the_process()
+    options = {name: value for name, value in RLOO.items() if name != "agent"}
+    careful = bench(tmp_path / "careful", RLOO).records[-1]
+    found = bench(tmp_path / "careless", {"agent": f"{careless}:Batched", **options})
+    assert [failed.error for failed in found.failed] == [] and settings_of_the_process() == before
+    assert found.records[-1]["metrics"] == careful["metrics"]
+
+
+def test_a_function_that_does_not_tell_its_parameters_can_be_an_agent():
+    with pytest.raises(ValueError, match="no signature"):
+        inspect.signature(min)
+    assert entrant(AgentSpec.of("builtins:min")).learning_rate is None
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -133,6 +176,10 @@ def test_the_next_agent_ends_as_it_would_have_without_the_careless_one(careless,
         lambda: torch.autograd.set_detect_anomaly(True),
         lambda: torch.use_deterministic_algorithms(True, warn_only=True),
         lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+        lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+        lambda: setattr(torch.backends.cudnn, "benchmark", True),
+        lambda: setattr(torch.backends.cudnn, "deterministic", True),
         lambda: np.seterr(all="raise"),
         lambda: warnings.simplefilter("ignore"),
         lambda: warnings.resetwarnings(),
@@ -149,6 +196,47 @@ def test_each_setting_is_put_back_also_after_an_error(change):
         raise KeyError
     assert settings_of_the_process() == before
     assert changed != before
+
+
+@pytest.mark.parametrize("backend", PRECISIONS, ids=lambda backend: getattr(backend, "__name__", "operation"))
+def test_a_precision_in_pytorchs_newer_way_is_put_back_and_hides_no_error(backend):
+    """With some of these PyTorch refuses to tell the precision in its older way."""
+    before = settings_of_the_process()
+    for value in ("tf32", "bf16"):
+        with pytest.raises(KeyError), keep_process_settings():
+            torch.set_default_dtype(torch.float64)
+            with contextlib.suppress(RuntimeError):  # not every library has bf16
+                backend.fp32_precision = value
+            raise KeyError
+        assert settings_of_the_process() == before
+
+
+def test_the_block_can_begin_while_a_precision_cannot_be_asked_for():
+    before = settings_of_the_process()
+    with keep_process_settings():
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        with keep_process_settings():
+            torch.set_default_dtype(torch.float64)
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32" and torch.get_default_dtype() == torch.float32
+    assert settings_of_the_process() == before
+
+
+def test_a_setting_that_cannot_be_put_back_is_told_and_the_others_are_put_back(tmp_path, monkeypatch, caplog):
+    before = settings_of_the_process()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    with pytest.raises(KeyError), keep_process_settings():
+        os.chdir(before[-2])
+        gone.rmdir()
+        torch.set_default_dtype(torch.float64)
+        sys.stdout = None
+        raise KeyError
+    assert settings_of_the_process() == before
+    assert "the working directory cannot be put back" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["Reference", "Beta", "Reward", "Temperature"])
