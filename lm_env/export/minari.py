@@ -69,7 +69,7 @@ def to_minari(
         MissingDependencyError: minari, or what its format needs, is not installed.
         ConfigurationError: the id is malformed or taken, there are no episodes, one of them does not fit the
             environment, or an option is unknown.
-        CheckpointWriteError: the data set could not be written; nothing is left of it.
+        CheckpointWriteError: the data set could not be written; no part of it is left, but a namespace that is new stays.
     """
     task = live_task(env, {})
     if not len(episodes):
@@ -93,9 +93,12 @@ def to_minari(
             )
             made.storage.update_episode_metadata(list(_metadata(task, episodes, scored)))
     except BaseException as error:
+        if isinstance(error, FileExistsError) or "cannot be overridden" in str(error):  # it has come meanwhile
+            raise _taken(dataset_id, folder) from error
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, TypeError | ValueError | AssertionError):  # Minari asserts the types of its arguments
-            reason = str(error) or f"one of {', '.join(description)} is of another type than it asks for"
+            named = f"one of {', '.join(description)}" if description else "an argument"
+            reason = str(error) or f"{named} is of another type than it asks for"
             raise ConfigurationError(f"Minari does not take this: {reason}") from error
         if isinstance(error, ImportError):
             raise MissingDependencyError(f"{error} -- or pip install 'lm-env[minari]'") from error
@@ -146,11 +149,15 @@ def _unused_folder(dataset_id: str) -> Path:
             f"{dataset_id!r} is no id of a Minari data set ({error}): write 'namespace/name-v0'"
         ) from error
     if folder.exists():
-        raise ConfigurationError(
-            f"there is a Minari data set {dataset_id!r} already, in {folder}: choose another name or version, or remove"
-            f" it with minari.delete_dataset({dataset_id!r})"
-        )
+        raise _taken(dataset_id, folder)
     return Path(folder)
+
+
+def _taken(dataset_id: str, folder: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"there is a Minari data set {dataset_id!r} already, in {folder}: choose another name or version, or remove it"
+        f" with minari.delete_dataset({dataset_id!r})"
+    )
 
 
 def _buffers(task: Task, episodes: Episodes, scored: ScoredEpisodes, flat: bool) -> Iterator[EpisodeBuffer]:

@@ -35,6 +35,7 @@ __all__ = ["TextAction", "TextEnvironment", "TextObservation", "TextState", "ope
 class TextAction(Action):
     """A whole response: `text`, or `token_ids` of the task's own tokenizer, its EOS included.
 
+    Tokens after the length cap are left out.  A text is scored as it is: stop at `max_new_tokens` tokens yourself.
     `ended` is read with a `text` only: True if an EOS or a stop string ended it, False if the length cap cut it.  From
     `token_ids` the environment sees that itself.
     """

@@ -144,3 +144,19 @@ def test_what_cannot_be_written_leaves_nothing(text_task, place, monkeypatch):
     with pytest.raises(ConfigurationError, match="there is a Minari data set 'films-v0' already"):
         to_minari(env, episodes, "films-v0", data_format="arrow")
     assert before == {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+
+
+def test_a_data_set_that_another_process_makes_meanwhile_is_refused_and_kept(text_task):
+    env = TextGenerationEnv(**text_task())
+    episodes = written(env.task, 2)
+
+    class Meanwhile(gymnasium.Wrapper):
+        @property
+        def spec(self):  # it is asked for between the check of the name and the writing
+            if "films/sampled-v0" not in minari.list_local_datasets():
+                to_minari(env, episodes, "films/sampled-v0", data_format="arrow", author="the first")
+
+    with pytest.raises(ConfigurationError, match="there is a Minari data set 'films/sampled-v0' already"):
+        to_minari(Meanwhile(env), episodes, "films/sampled-v0", data_format="arrow", author="the second")
+    found = minari.load_dataset("films/sampled-v0")
+    assert found.storage.metadata["author"] == "the first" and found.total_episodes == 2
