@@ -159,4 +159,4 @@ def test_a_data_set_that_another_process_makes_meanwhile_is_refused_and_kept(tex
     with pytest.raises(ConfigurationError, match="there is a Minari data set 'films/sampled-v0' already"):
         to_minari(Meanwhile(env), episodes, "films/sampled-v0", data_format="arrow", author="the second")
     found = minari.load_dataset("films/sampled-v0")
-    assert found.storage.metadata["author"] == "the first" and found.total_episodes == 2
+    assert found.storage.metadata["author"] == {"the first"} and found.total_episodes == 2
