@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,14 +36,14 @@ def check_file_destination(path: str | Path, remedy: str) -> None:
 def write_file(path: str | Path, content: str | bytes) -> Path:
     """Have the file hold this content from one moment to the next; text is written in UTF-8.
 
-    Whoever reads meanwhile, or after a kill, finds the earlier file or the new one.  If several processes write, one of
-    them wins.
+    Whoever reads meanwhile, or after a kill, finds the earlier file or the new one.  If several processes or threads
+    write, one of them wins.
 
     Raises:
         OSError: it cannot be written; what was there before is still there.
     """
     path = Path(path)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    new = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     try:
         with new.open("wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)

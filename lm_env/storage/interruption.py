@@ -62,7 +62,7 @@ class EndOnSignals(StopSignals):
     """Inside `with`, the first SIGINT or SIGTERM ends the work at once: for work that has nothing to save.
 
     The signal raises KeyboardInterrupt, which even code that catches SystemExit lets through, such as the call of a
-    reward function; out of the block comes TrainingInterrupted.  A `StopSignals` inside the block, such as that of a
+    reward function; out of the block comes TrainingInterrupted, whatever the code inside makes of it.  A `StopSignals` inside the block, such as that of a
     training with checkpoints, comes first: there the first signal is only noted, and a second one ends the work.
 
     Args:
@@ -76,8 +76,9 @@ class EndOnSignals(StopSignals):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, traceback)
-        if self.received is not None and isinstance(error, KeyboardInterrupt):
-            raise TrainingInterrupted(f"{self.received.name}: {self.promise}") from None
+        if self.received is not None:  # also if the work has caught the KeyboardInterrupt and gone on
+            cause = None if isinstance(error, KeyboardInterrupt) else error
+            raise TrainingInterrupted(f"{self.received.name}: {self.promise}") from cause
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import weakref
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from lm_env.errors import CheckpointWriteError, RunLockedError
@@ -16,6 +18,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FileLock", "try_lock"]
+
+log = logging.getLogger(__name__)
 
 _MARK = b"lock of lm_env"
 _BEYOND = 2**30  # Windows locks bytes, and nobody else can read a locked one.
@@ -58,7 +62,10 @@ class FileLock:
 
 
 def try_lock(handle: int, *, shared: bool = False) -> bool:
-    """Lock an open file or folder without waiting; False if somebody else holds it."""
+    """Lock an open file or folder without waiting; False if somebody else holds it.
+
+    On a file system without locks it is True for everybody, and the log says so.
+    """
     try:
         if fcntl is not None:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -70,9 +77,16 @@ def try_lock(handle: int, *, shared: bool = False) -> bool:
             os.lseek(handle, 0, os.SEEK_SET)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError:  # a file system without locks: nothing can be known
-        return True
+    except OSError as error:  # a file system without locks: nothing can be known
+        if not shared:
+            _tell_without_locks(str(error))
     return True
+
+
+@cache
+def _tell_without_locks(reason: str) -> None:
+    """Once in a process."""
+    log.warning("this file system has no locks (%s): see to it that no two runs write to the same folder", reason)
 
 
 def _open_locked(path: Path, place: Path) -> int:

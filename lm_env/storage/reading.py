@@ -204,23 +204,36 @@ def _opened(folder: Path) -> Iterator[int | None]:
 
 @contextmanager
 def _links_beside(real: Path) -> Iterator[Path | None]:
-    """An empty folder beside `real` for links to its files; None where it cannot be made."""
-    while True:
-        try:
-            links = Path(tempfile.mkdtemp(prefix=_links_prefix(real), dir=real.parent))
-        except OSError:
-            yield None
-            return
-        with suppress(FileNotFoundError):
-            handle = os.open(links, os.O_RDONLY)
-            try_lock(handle, shared=True)  # while it is held, no save sweeps the links away
-            if links.exists():
-                break
-            os.close(handle)
+    """An empty folder beside `real` for links to its files; None where it cannot be made, or not be locked."""
+    made = _locked_folder_beside(real)
+    if made is None:
+        yield None
+        return
+    links, handle = made
     try:
         yield links
     finally:
         shutil.rmtree(links, ignore_errors=True)
+        os.close(handle)
+
+
+def _locked_folder_beside(real: Path) -> tuple[Path, int] | None:
+    """(a new folder for links, its handle); while the handle is open, no save sweeps the folder away."""
+    while True:
+        try:
+            links = Path(tempfile.mkdtemp(prefix=_links_prefix(real), dir=real.parent))
+        except OSError:
+            return None
+        try:
+            handle = os.open(links, os.O_RDONLY)
+        except FileNotFoundError:  # a save has swept it away already
+            continue
+        except OSError:  # Windows opens no folders
+            links.rmdir()
+            return None
+        try_lock(handle, shared=True)
+        if links.exists():
+            return links, handle
         os.close(handle)
 
 

@@ -87,7 +87,8 @@ def remove_folder(path: str | Path) -> None:
         RunLockedError: another writer is at work there.
     """
     real = real_place(path)
-    with _wrapped(real), _workplace(real) as work:
+    consequence = "some of its files may be gone, and the next attempt deletes the rest"
+    with _wrapped(real, "delete", consequence), _workplace(real) as work:
         old = work / OLD
         if real.exists():
             read_manifest(real)
@@ -97,13 +98,15 @@ def remove_folder(path: str | Path) -> None:
 
 
 @contextmanager
-def _wrapped(real: Path) -> Iterator[None]:
+def _wrapped(
+    real: Path, what: str = "write", consequence: str = "what was there before is untouched"
+) -> Iterator[None]:
     try:
         yield
     except LMEnvError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointWriteError(f"cannot write {real}: {error}; what was there before is untouched") from error
+        raise CheckpointWriteError(f"cannot {what} {real}: {error}; {consequence}") from error
 
 
 def _check_replaceable(real: Path) -> None:

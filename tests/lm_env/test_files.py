@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -36,6 +37,13 @@ def test_what_cannot_be_written_leaves_the_earlier_file(tmp_path, monkeypatch):
     with pytest.raises(UnicodeEncodeError):
         write_file(path, "\ud800")
     assert path.read_text() == "earlier" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_threads_that_write_one_file_leave_the_content_of_one_of_them(tmp_path):
+    contents = [f"{number}" * 1000 for number in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda content: [write_file(tmp_path / "a.txt", content) for _ in range(30)], contents))
+    assert (tmp_path / "a.txt").read_text() in contents and os.listdir(tmp_path) == ["a.txt"]
 
 
 # -- YAML --------------------------------------------------------------------------------------------

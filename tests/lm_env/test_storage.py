@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -23,7 +24,16 @@ from lm_env.errors import (
     CheckpointWriteError,
     RunLockedError,
 )
-from lm_env.storage import FileLock, check_destination, is_saved_folder, read_folder, verify_folder, write_folder
+from lm_env.storage import (
+    FileLock,
+    check_destination,
+    is_saved_folder,
+    lock,
+    read_folder,
+    remove_folder,
+    verify_folder,
+    write_folder,
+)
 
 
 def fill_with(number: int, names: tuple[str, ...] = ("a.json", "part/b.json")):
@@ -318,6 +328,18 @@ def test_a_disk_too_small_is_found_before_the_work(place):
     assert os.listdir(place.parent) == ["agent"]
 
 
+def test_what_cannot_be_deleted_is_not_said_to_be_untouched_and_is_deleted_by_the_next_attempt(place, monkeypatch):
+    def refuses(path, **how):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as held:  # a file that a virus scanner holds, on Windows
+        held.setattr(Path, "unlink", refuses)
+        with pytest.raises(CheckpointWriteError, match="cannot delete .*agent: .*; some of its files may be gone"):
+            remove_folder(place)
+    remove_folder(place)
+    assert not os.listdir(place.parent)
+
+
 def test_a_place_inside_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     for write in (lambda path: write_folder(path, fill_with(1)), check_destination):
@@ -381,6 +403,21 @@ def test_another_process_holds_the_lock_until_it_is_killed(place):
         write_folder(place, fill_with(2))
     assert read_folder(place, numbers) == {2}
     assert os.listdir(place.parent) == ["agent"]
+
+
+def test_a_file_system_without_locks_is_told_once(tmp_path, monkeypatch, caplog):
+    fcntl = pytest.importorskip("fcntl")
+
+    def has_none(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    lock._tell_without_locks.cache_clear()
+    with monkeypatch.context() as network:
+        network.setattr(fcntl, "flock", has_none)
+        held = [FileLock(tmp_path / name, tmp_path) for name in ("a", "a", "b")]
+        for one in held:
+            one.release()
+    assert caplog.text.count("this file system has no locks ([Errno 37] No locks available)") == 1
 
 
 def test_a_lock_ends_with_its_object(tmp_path):
@@ -494,6 +531,20 @@ def test_links_of_a_killed_reader_are_swept(place):
         return numbers(folder)
 
     assert read_folder(place, read) == {1}
+
+
+def test_where_a_folder_cannot_be_opened_a_save_is_read_in_place(place, monkeypatch):
+    """As on Windows."""
+    opens = os.open
+
+    def opens_files(path, *how, **more):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opens(path, *how, **more)
+
+    monkeypatch.setattr(os, "open", opens_files)
+    assert read_folder(place, numbers) == {1}
+    assert os.listdir(place.parent) == ["agent"]
 
 
 def test_an_error_of_the_reader_itself_is_its_own(place):

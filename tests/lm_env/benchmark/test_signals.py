@@ -151,3 +151,15 @@ def test_inside_a_training_the_first_signal_is_noted_and_the_second_one_raises()
             assert stop.received is signal.SIGINT
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("the signal was only noted")
+
+
+@pytest.mark.parametrize("after", [None, ValueError("the work goes on, and fails")])
+def test_work_that_catches_the_interruption_is_interrupted_at_its_end(after):
+    with pytest.raises(TrainingInterrupted, match="SIGINT: the work ends at once") as caught, EndOnSignals("the work"):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException:
+            pass
+        if after is not None:
+            raise after
+    assert caught.value.__cause__ is after
