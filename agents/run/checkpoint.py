@@ -132,7 +132,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
     version = settings.get("format")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointCorruptError(
-            f"state.json is not what an agent writes (its format is {version!r:.60}): take another one"
+            f"state.json is not what an agent writes (its format is {version!r:.60}): use another checkpoint"
         )
     if settings["format"] > FORMAT:
         raise CheckpointMismatchError(
@@ -142,4 +142,6 @@ def _check_settings(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
             shown = "missing" if name not in settings else f"{value!r:.60}"
-            raise CheckpointCorruptError(f"{name} in state.json is {shown}, and not what an agent writes")
+            raise CheckpointCorruptError(
+                f"{name} in state.json is {shown}, and not what an agent writes: use another checkpoint"
+            )

@@ -46,8 +46,6 @@ class EarlyWarning:
         scored = rollout.scored
         mask = rollout.mask
         kl = scored.kl.mean()
-        # At beta 0 the reference may give a token probability 0, and the KL is infinite.
-        error = scored.kl.std() / math.sqrt(len(scored.kl)) if np.isfinite(kl) else math.inf
         entropy = float(-scored.logprobs[mask].mean())
         surprise = float(-scored.ref_logprobs[mask].mean())
         first = {
@@ -55,10 +53,11 @@ class EarlyWarning:
             for k, v in (("entropy", entropy), ("surprise", surprise), ("score", scored.scores.mean()))
         }
         found = {}
-        if kl < -4 * error - 1e-3:
+        if _is_negative(scored.kl):
             found["kl"] = (
-                f"KL is negative ({kl:.3f} +- {error:.3f} nats): the logprobs are not those of the distribution"
-                " sampled from; look for top-k, top-p, a temperature, or a dropout that only one of the two has"
+                f"KL is negative ({kl:.3f} +- {_error(scored.kl):.3f} nats): the logprobs are not those of the"
+                " distribution sampled from; look for top-k, top-p, a temperature, or a dropout that only one of the"
+                " two has"
             )
         if rollout.mismatch is not None and len(rollout.mismatch) and rollout.mismatch.max() > 0.5:
             found["mismatch"] = (
@@ -102,3 +101,21 @@ class EarlyWarning:
                 " groups"
             )
         return found
+
+
+def _is_negative(kl: np.ndarray) -> bool:
+    """Whether texts with these log-ratios log pi - log pi_ref, nats (B,), can hardly have been sampled from pi.
+
+    The sum must be below -log(1000): the reference then finds the texts 1000 times as likely as the policy does, and
+    of texts that the policy has written this is true in at most one rollout of 1000, whatever the two distributions
+    and however few the texts are, since E_pi[pi_ref / pi] <= 1 (Markov's inequality).  The mean must also be 4
+    standard errors below 0, which rounding that differs between the two logprobs never makes it.
+    """
+    if len(kl) < 2 or not np.isfinite(kl).all():  # at beta 0 the reference may give a token probability 0
+        return False
+    return bool(kl.sum() < -math.log(1000) and kl.mean() < -4 * _error(kl))
+
+
+def _error(kl: np.ndarray) -> float:
+    """The standard error of the mean of at least two log-ratios."""
+    return float(kl.std(ddof=1) / math.sqrt(len(kl)))

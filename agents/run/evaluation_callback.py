@@ -5,7 +5,6 @@ It serves the agents of this package and, where their policy is one of `agents.s
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,14 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from agents.learning.policy import ValueHeadPolicy
 from agents.run.aside import put_files_aside
 from agents.run.evaluation import Evaluation, MoreMeasures, choose_texts, evaluate_texts, write_samples
+from agents.run.records import rewind_lines, row_of
+from agents.run.samples import as_shown
 from lm_env.distributed import processes
 from lm_env.errors import CheckpointWriteError, ConfigurationError, RewardError
 from lm_env.generation.generate import LocalBackend
 from lm_env.models.adapters import without_wrapper
 from lm_env.objective.patience import SkippingReward
 from lm_env.objective.task import Task
-from lm_env.storage import write_file
 from lm_env.theory.ceilings.task_ceiling import task_ceiling
 from lm_env.theory.ceilings.tilting import Ceiling
 from lm_env.validation import check_integer
@@ -59,9 +59,11 @@ class EvaluateTexts(BaseCallback):
             training begins, which takes about as long as 100 evaluations with one text per prompt; it is then
             in the attribute `ceiling`, and can be given to the callbacks of further runs.
         samples: a file of JSON lines that some of the texts are added to: `timesteps`, `prompt`, `response`, `score`
-            and `kl`.  A file of an earlier run is renamed when a training begins at 0 timesteps.
+            and `kl`.  A file of an earlier run is renamed when a training begins at 0 timesteps, and a file with other
+            lines always.
         more: measures the texts further, see `agents.run.evaluation.evaluate_texts`; the log gets `eval/NAME`.
-        shown: how many texts of each evaluation go there, and to TensorBoard: the first text of as many prompts.
+        shown: how many texts of each evaluation go into `samples`, and to TensorBoard: the first one of each of as many
+            prompts.
         seed: of the uniform numbers.
     """
 
@@ -199,7 +201,7 @@ def _task_of(agent: Any) -> Task:
 
 
 def _prepare(samples: Path, now: int) -> int | None:
-    """Make the folder, and rename what an earlier run has written there; drop what a run that goes on will repeat.
+    """Make the folder, and rename a file of an earlier run or with other lines; drop what a resumed run will repeat.
 
     Args:
         now: the timesteps that the training begins at; rows of later ones were written by a process that was
@@ -208,26 +210,30 @@ def _prepare(samples: Path, now: int) -> int | None:
     Returns:
         the timesteps of the last texts in the file, None if it has none.
     """
-    kept: list[str] = []
+    kept: list[dict[str, Any]] = []
     try:
         samples.parent.mkdir(parents=True, exist_ok=True)
-        if now == 0:
+        if now == 0 or _has_other_lines(samples):
             put_files_aside(samples.parent, [samples.name])
         elif samples.exists():
-            lines = samples.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["timesteps"] <= now]
-            if kept != lines:
-                write_file(samples, "".join(kept))
+            kept = rewind_lines(samples, now)
         samples.open("a").close()
     except OSError as error:
         raise CheckpointWriteError(f"cannot write texts to {samples}: {error}; choose another place") from error
-    return int(json.loads(kept[-1])["timesteps"]) if kept else None
+    return int(kept[-1]["timesteps"]) if kept else None
+
+
+def _has_other_lines(samples: Path) -> bool:
+    """Whether the file holds lines of somebody else; half a line at its end is that of a run that was killed."""
+    whole = samples.read_bytes().split(b"\n")[:-1] if samples.exists() else []
+    return any(row_of(line) is None for line in whole if line.strip())
 
 
 def _as_markdown(rows: list[dict[str, Any]]) -> str:
     """Texts for TensorBoard, each prompt in bold before its response."""
     lines = [
-        f"**{row['prompt'].strip()}** {row['response'].strip()} *(score {row['score']:.3f}, KL {row['kl']:.2f})*"
+        f"**{as_shown(row['prompt'].strip())}** {as_shown(row['response'].strip())}"
+        f" *(score {row['score']:.3f}, KL {row['kl']:.2f})*"
         for row in rows
     ]
     return "\n\n".join(lines)

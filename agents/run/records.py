@@ -23,7 +23,7 @@ from lm_env.objective.task import Task
 from lm_env.report import RUN_FILE, SAMPLES_FILE, WARNINGS_FILE, write_report
 from lm_env.storage import write_file
 
-__all__ = ["Recorder", "RunFiles", "RunWriter", "make_pages"]
+__all__ = ["Recorder", "RunFiles", "RunWriter", "ends_in_newline", "make_pages", "rewind_lines", "row_of"]
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class RunFiles(RunWriter):
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write run.json, whole or not at all."""
-        with _told(self.folder):
+        with _as_write_error(self.folder):
             write_file(self.folder / RUN_FILE, json.dumps(settings, indent=2, default=str) + "\n")
 
     def write_samples(self, samples: Sequence[Sample]) -> None:
@@ -93,9 +93,8 @@ class RunFiles(RunWriter):
         for name in (SAMPLES_FILE, WARNINGS_FILE):
             path = self.folder / name
             if path.exists():
-                with _told(self.folder):
-                    kept = [line for line in path.read_bytes().splitlines() if not _is_beyond(line, step)]
-                    write_file(path, b"".join(line + b"\n" for line in kept))
+                with _as_write_error(self.folder):
+                    rewind_lines(path, step)
 
     def end(self) -> None:
         """Write report.html; a page that cannot be made is a warning, and never ends a run."""
@@ -108,8 +107,8 @@ class RunFiles(RunWriter):
 
     def _add(self, name: str, rows: list[dict[str, Any]]) -> None:
         path = self.folder / name
-        with _told(self.folder), path.open("ab+") as file:
-            if file.tell() and not _ends_in_newline(path):  # a run was killed in the middle of a line
+        with _as_write_error(self.folder), path.open("ab+") as file:
+            if file.tell() and not ends_in_newline(path):  # a run was killed in the middle of a line
                 file.write(b"\n")
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=True).encode() + b"\n")
@@ -192,7 +191,7 @@ class Recorder:
             board.writer.add_text("samples", samples_as_markdown(samples), timesteps)
 
 
-class _told:
+class _as_write_error:
     """Turns an OSError inside into a CheckpointWriteError that names the folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -229,19 +228,44 @@ def _boards(logger: Logger) -> list[TensorBoardOutputFormat]:
     return [output for output in logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
 
 
-def _is_beyond(line: bytes, step: int) -> bool:
-    """Whether a run that is resumed from `step` will write this line again.
+def rewind_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Remove from samples.jsonl or warnings.jsonl what is after `step` timesteps, for a run that is resumed from there.
+
+    A line that is no such row was cut off when the process was killed, and goes as well.
+
+    Returns:
+        The rows that stay.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    content = path.read_bytes()
+    kept = [(line, row) for line in content.splitlines() if (row := row_of(line)) and not _is_beyond(row, step)]
+    new = b"".join(line + b"\n" for line, _ in kept)
+    if new != content:
+        write_file(path, new)
+    return [row for _, row in kept]
+
+
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """The row in a line of samples.jsonl or warnings.jsonl; None if the line is anything else."""
+    try:
+        row = json.loads(line)
+        return row if row["timesteps"] >= 0 else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _is_beyond(row: dict[str, Any], step: int) -> bool:
+    """Whether a run that is resumed from `step` will write this row again.
 
     A text of a rollout has the timesteps before the rollout, a text of an evaluation those at the evaluation.
     """
-    try:
-        row = json.loads(line)
-        return bool(row["timesteps"] > step or (row["timesteps"] == step and "log_ratios" in row))
-    except (ValueError, KeyError, TypeError):  # cut off when the process was killed
-        return True
+    return bool(row["timesteps"] > step or (row["timesteps"] == step and "log_ratios" in row))
 
 
-def _ends_in_newline(path: Path) -> bool:
+def ends_in_newline(path: Path) -> bool:
+    """Whether the last line of a file that is not empty has its end."""
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

@@ -10,7 +10,7 @@ from agents.learning.rollout import Rollout
 from lm_env.data.pieces import tokens_from_ids
 from lm_env.objective.task import Task
 
-__all__ = ["PER_ROLLOUT", "Sample", "SampleChooser", "samples_as_markdown"]
+__all__ = ["PER_ROLLOUT", "Sample", "SampleChooser", "as_shown", "samples_as_markdown"]
 
 PER_ROLLOUT = 8
 """Texts that are kept of a rollout."""
@@ -50,7 +50,7 @@ class SampleChooser:
     def due(rollout: int) -> bool:
         """Whether texts of the rollout of this number, counted from 1, are kept: all of 32, then ever fewer.
 
-        Of n rollouts these are about 16 log2(n / 16), so that no file grows without bound.
+        Of n rollouts these are about 16 log2(n / 8), for n from 16 on, so that a file grows ever more slowly.
         """
         every = 2 ** max(0, (rollout - 1).bit_length() - 5)
         return (rollout - 1) % every == 0
@@ -92,12 +92,12 @@ def samples_as_markdown(samples: Sequence[Sample]) -> str:
     lines = ["| prompt | response | score | KL, nats |", "|---|---|---|---|"]
     for sample in samples:
         kl = "not finite" if sample.kl is None else f"{sample.kl:.2f}"
-        lines.append(f"| {_cell(sample.prompt)} | {_cell(sample.response)} | {sample.score:.3f} | {kl} |")
+        lines.append(f"| {as_shown(sample.prompt)} | {as_shown(sample.response)} | {sample.score:.3f} | {kl} |")
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    """The text in one cell: characters that Markdown or HTML would read as markup are written as entities."""
+def as_shown(text: str) -> str:
+    """The text in one line of Markdown: characters that Markdown or HTML would read as markup are written as entities."""
     marks = "&<>|`*_[]()!#~\\"
     return "".join(f"&#{ord(c)};" if c in marks else " " if c.isspace() else c for c in text)
 

@@ -1,7 +1,7 @@
 """Weights & Biases and MLflow as outputs of the logger, each through its own package.
 
-Both go on with a run that is under way in this process, and otherwise begin one and end it.  Neither is read from:
-what a tracker cannot take is a warning, and never ends a training.
+Both go on with a run that is under way in this process, and otherwise begin one and end it.  No training depends on
+what they answer: what a tracker cannot take is a warning, and never ends a training.
 """
 
 from __future__ import annotations

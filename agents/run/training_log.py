@@ -12,7 +12,9 @@ import gc
 import io
 import logging
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +25,7 @@ from stable_baselines3.common.logger import (
     Figure,
     FormatUnsupportedError,
     HParam,
+    HumanOutputFormat,
     Image,
     KVWriter,
     Logger,
@@ -35,7 +38,7 @@ from stable_baselines3.common.logger import (
 
 from agents.learning.rollout import Rollout
 from agents.run.aside import put_files_aside, put_into_folder_aside
-from agents.run.records import RunFiles
+from agents.run.records import RunFiles, ends_in_newline
 from agents.run.trackers import LogTo, tracker
 from lm_env.errors import CheckpointWriteError, RunLockedError
 from lm_env.report import RUN_FILES
@@ -109,15 +112,15 @@ class ProgressFile(KVWriter):
             if isinstance(value, Video | Figure | Image | HParam):
                 raise FormatUnsupportedError(["csv"], type(value).__name__.lower())
         if self._columns is None:
-            self._columns = self._found_columns()
+            self._columns = self._take_over()
         if new := sorted(values.keys() - set(self._columns)):
             self._add_columns(new)
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             self._writer(file).writerow({name: str(value) for name, value in values.items()})
 
     def rewind(self, step: int) -> None:
         """Take back what was written after `step` timesteps, and half a line of a process that was killed."""
-        self._columns = self._found_columns()
+        self._columns = self._take_over()
         if not self._columns:
             return
         at = self._columns.index(STEP)
@@ -129,16 +132,16 @@ class ProgressFile(KVWriter):
         """Let another writer go on."""
         self.release()
 
-    def _found_columns(self) -> list[str]:
-        """Those of a log that is gone on with; what is no such log is put aside."""
+    def _take_over(self) -> list[str]:
+        """The columns of a log that is gone on with, its last line ended; what is no such log is put aside."""
         if not self.path.exists():
             return []
-        text = self.path.read_text(errors="replace")
-        columns = next(csv.reader(text.splitlines()), [])
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+            columns = next(csv.reader(file), [])
         if STEP not in columns:
             put_files_aside(self.path.parent, [self.path.name])
             return []
-        if not text.endswith("\n"):  # killed in the middle of a line
+        if not ends_in_newline(self.path):  # killed in the middle of a line
             with self.path.open("a") as file:
                 file.write("\n")
         return columns
@@ -152,7 +155,7 @@ class ProgressFile(KVWriter):
         """All lines but the first."""
         if not self.path.exists():
             return []
-        with self.path.open(newline="", errors="replace") as file:
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             return list(csv.reader(file))[1:]
 
     def _replace(self, rows: list[list[str]]) -> None:
@@ -179,26 +182,35 @@ def make_logger(verbose: int, log_dir: str | Path | None, log_to: LogTo = ()) ->
         RunLockedError: another agent writes its log there.
         CheckpointWriteError: `log_dir` cannot be written.
     """
-    names = [log_to] if isinstance(log_to, str | KVWriter) else list(log_to)
-    trackers = [tracker(name) for name in names]
-    if log_dir is None:
-        logger = configure(None, ["stdout"] if verbose else [])
-        logger.output_formats += trackers
-        return logger
-    folder = str(log_dir)
-    try:
-        formats: list[KVWriter] = [ProgressFile(Path(folder)), RunFiles(Path(folder))]
-        if verbose:
-            formats.append(make_output_format("stdout", folder))
-        if find_spec("tensorboard"):
-            formats.append(make_output_format("tensorboard", folder))
-        else:
-            _tell_without_tensorboard()
-    except RunLockedError:
-        raise
-    except OSError as error:
-        raise CheckpointWriteError(f"cannot write the log to {folder}: {error}; choose another log_dir") from error
-    return Logger(folder=folder, output_formats=[*formats, *trackers])
+    given = [log_to] if isinstance(log_to, str | KVWriter) else list(log_to)
+    logger = configure(None, []) if log_dir is None else Logger(folder=str(log_dir), output_formats=[])
+    with ExitStack() as begun:  # outputs that are closed if a later one cannot be made
+        for output in _outputs(verbose, log_dir, given):
+            logger.output_formats.append(output)
+            if output not in given:
+                begun.callback(output.close)
+        begun.pop_all()
+    return logger
+
+
+def _outputs(verbose: int, log_dir: str | Path | None, given: Sequence[str | KVWriter]) -> Iterator[KVWriter]:
+    """One by one; the files come first, so that a folder of another agent is refused before a tracker begins a run."""
+    if log_dir is not None:
+        try:
+            yield ProgressFile(Path(log_dir))
+            yield RunFiles(Path(log_dir))
+            if find_spec("tensorboard"):
+                yield make_output_format("tensorboard", str(log_dir))
+            else:
+                _tell_without_tensorboard()
+        except RunLockedError:
+            raise
+        except OSError as error:
+            raise CheckpointWriteError(f"cannot write the log to {log_dir}: {error}; choose another log_dir") from error
+    if verbose:
+        yield HumanOutputFormat(sys.stdout)
+    for output in given:
+        yield tracker(output)
 
 
 @cache

@@ -21,7 +21,7 @@ import torch
 import lm_env
 from lm_env.benchmark.shapes import SCHEMA, record_problem
 from lm_env.errors import CheckpointWriteError, LogReadError
-from lm_env.storage import write_file
+from lm_env.storage import read_lines, write_file
 
 __all__ = [
     "SCHEMA",
@@ -123,7 +123,7 @@ def read_records(path: str | Path) -> list[Record]:
         LogReadError: it cannot be read, or a line is no record of a benchmark; the message names it.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028 within a text
+        lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise LogReadError(f"{path} cannot be read ({error}): give a results.jsonl of lm-env bench") from error
     found = []

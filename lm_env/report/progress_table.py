@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def read_progress(path: Path) -> ProgressTable:
     if not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
     try:
-        rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise LogReadError(f"{path} is no CSV ({error}): repair it, or move it away") from error
     if not rows:

@@ -13,13 +13,13 @@ folder moves along.
 
 A training run has a folder of such folders (`CheckpointFolder`).  A signal lets it save before it ends
 (`StopSignals`); work that has nothing to save ends at once (`EndOnSignals`).  A single file is written by
-`write_file`, whole or not at all.
+`write_file`, whole or not at all, and its lines are read by `read_lines`.
 """
 
 from __future__ import annotations
 
 from lm_env.storage.checkpoints import CheckpointFolder, Checkpointing, checkpoints_in, remove_checkpoints
-from lm_env.storage.files import check_file_destination, write_file
+from lm_env.storage.files import check_file_destination, read_lines, write_file
 from lm_env.storage.interruption import EndOnSignals, StopSignals
 from lm_env.storage.lock import FileLock
 from lm_env.storage.reading import folder_of, is_saved_folder, read_folder, read_json, verify_folder
@@ -38,6 +38,7 @@ __all__ = [
     "is_saved_folder",
     "read_folder",
     "read_json",
+    "read_lines",
     "remove_checkpoints",
     "remove_folder",
     "verify_folder",

@@ -1,4 +1,4 @@
-"""Write one file whole or not at all; what consists of several files is `write_folder`'s."""
+"""Single files: written whole or not at all, and read line by line.  Several together are `write_folder`'s."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lm_env.errors import CheckpointWriteError
 
-__all__ = ["check_file_destination", "write_file"]
+__all__ = ["check_file_destination", "read_lines", "write_file"]
 
 
 def check_file_destination(path: str | Path, remedy: str) -> None:
@@ -55,3 +55,15 @@ def write_file(path: str | Path, content: str | bytes) -> Path:
             new.unlink()
         raise
     return path
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file in UTF-8, without their ends; only a line feed, or CR and LF, ends a line.
+
+    `str.splitlines` cuts at U+0085, U+2028 and U+2029 as well, which a text within a line may hold.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    *lines, rest = Path(path).read_text(encoding="utf-8").split("\n")
+    return [*lines, rest] if rest else lines

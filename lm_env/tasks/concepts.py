@@ -26,6 +26,7 @@ import numpy as np
 from lm_env.data.prompts import named_rows
 from lm_env.errors import ConfigurationError, InvalidPromptError
 from lm_env.models.loading import EMBEDDED_MODEL
+from lm_env.storage import read_lines
 from lm_env.tasks.base import TextTask, split_rows
 from lm_env.tasks.base.lexicon import distinct_share, lemmas, words_of
 from lm_env.tasks.base.wordlists import CONCEPT_NOUNS
@@ -62,7 +63,7 @@ def read_sets(source: str | Path) -> list[Row]:
     path = Path(source)
     if path.suffix == ".tsv":
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_lines(path)
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path} cannot be read ({error}): check the path") from error
         sets = [line.partition("\t")[0].split() for line in lines if line.strip()]

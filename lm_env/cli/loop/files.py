@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_env.runs.console import say
-from lm_env.storage import write_file
+from lm_env.storage import read_lines, write_file
 
 __all__ = ["kept", "kept_json", "read_rows", "write_rows"]
 
@@ -34,7 +34,7 @@ def kept_json(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines that `write_rows` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in read_lines(path)]
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

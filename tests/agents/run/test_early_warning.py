@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -91,6 +93,57 @@ def test_what_is_near_a_cause_but_healthy_gives_none(kind):
         second = rollout(ended=False, lengths=1)
     assert warning.look(rollout(scores=np.linspace(0, 1, ROWS)), HEALTHY, False) == []
     assert warning.look(second or rollout(), metrics, bf16) == []
+
+
+def warns_of_negative_kl(kl) -> bool:
+    """Whether texts of one token with these log-ratios give the warning."""
+    ratios = np.asarray(kl, float)[:, None]
+    rows = len(ratios)
+    episodes = Episodes(np.zeros((rows, 2), np.int64), np.ones(rows, np.int64), np.full(rows, 2), [None] * rows)
+    nothing = np.zeros_like(ratios)
+    scored = ScoredEpisodes(nothing, np.arange(rows) / rows, ratios - 9, nothing - 9, np.full(rows, True), nothing)
+    return any("KL is negative" in text for text in EarlyWarning().look(Rollout(episodes, nothing, nothing, scored), {}, False))
+
+
+@pytest.mark.parametrize("texts", [1, 2, 3, 4, 8, 16, 64, 200])
+def test_right_logprobs_make_the_kl_negative_in_at_most_one_rollout_of_1000(texts):
+    """The probability of the warning, summed over all rollouts of a policy that writes one of two texts.
+
+    pi is (p, 1 - p), pi_ref (q, 1 - q).  Of p = 0.1 and a small q, 16 texts are all the likely one with probability
+    0.19; their log-ratios are all about -0.1, so that no standard error shows that one is missing.
+    """
+    warned = {}
+    for p, q in itertools.product([0.5, 0.2, 0.1, 0.05, 0.02, 0.005, 0.001], [0.4, 1e-2, 1e-6]):
+        rare, likely = math.log(p / q), math.log((1 - p) / (1 - q))
+        warned[p, q] = sum(
+            math.comb(texts, k) * p**k * (1 - p) ** (texts - k)
+            for k in range(texts + 1)
+            if warns_of_negative_kl([rare] * k + [likely] * (texts - k))
+        )
+    assert max(warned.values()) <= 1e-3
+
+
+@pytest.mark.parametrize("texts", [1, 2, 4, 16, 64])
+@pytest.mark.parametrize("nats", [0.01, 0.5, 5.0])
+def test_nor_do_log_ratios_of_a_gaussian(texts, nats):
+    """If log pi - log pi_ref is Gaussian under pi, its variance is twice its mean, the KL."""
+    rng = np.random.default_rng(0)
+    warned = [warns_of_negative_kl(rng.normal(nats, math.sqrt(2 * nats), texts)) for _ in range(1000)]
+    assert sum(warned) <= 1
+
+
+def test_different_rounding_of_equal_distributions_is_no_negative_kl():
+    """Its sum over many texts may be far below 0, and is never 4 standard errors below it."""
+    noise = np.random.default_rng(0).normal(0, 1, 4096)
+    noise -= noise.mean() + 2 * noise.std() / 64  # two standard errors below 0, -128 nats in all
+    assert noise.sum() < -100 and not warns_of_negative_kl(noise)
+
+
+@pytest.mark.parametrize("texts", [8, 64, 512])
+def test_wrong_logprobs_are_noticed_when_they_come_to_7_nats(texts):
+    """As of a temperature that only one of the two has: each text is likelier under the reference than it should be."""
+    wrong = np.random.default_rng(0).normal(-8 / texts, 1 / texts, texts)
+    assert warns_of_negative_kl(wrong) and not warns_of_negative_kl(wrong / 2)
 
 
 # -- in a run ----------------------------------------------------------------------------------------
