@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lm_env.benchmark.settings import read_settings
 from lm_env.runs.config_files import plain_value, read_config, write_config
-from lm_env.storage import write_file
+from lm_env.storage import read_lines, write_file
 from lm_env.storage.yaml_text import as_yaml, parse_yaml
 
 
@@ -44,6 +44,20 @@ def test_threads_that_write_one_file_leave_the_content_of_one_of_them(tmp_path):
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda content: [write_file(tmp_path / "a.txt", content) for _ in range(30)], contents))
     assert (tmp_path / "a.txt").read_text() in contents and os.listdir(tmp_path) == ["a.txt"]
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"])), max_size=5))
+def test_lines_are_read_as_they_were_written(tmp_path_factory, lines):
+    path = tmp_path_factory.mktemp("lines") / "a.txt"
+    write_file(path, "".join(f"{line}\n" for line in lines))
+    assert read_lines(path) == lines
+    write_file(path, "\r\n".join([*lines, "the last"]))
+    assert read_lines(path) == [*lines, "the last"]
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    whole = "one\x85two\u2028three\u2029four"
+    assert read_lines(write_file(tmp_path / "a.txt", f"{whole}\nlast")) == [whole, "last"]
 
 
 # -- YAML --------------------------------------------------------------------------------------------

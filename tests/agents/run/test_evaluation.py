@@ -328,6 +328,39 @@ def test_the_texts_are_written_as_json_lines(id_task, tmp_path):
     assert len(path.read_text().splitlines()) == 9, "a training that goes on adds to the file"
 
 
+LINE_ENDS = ["a\u2028good film", "the\x85end\u2029"]
+"""Prompts with the characters that are line ends to `str.splitlines`, and not to JSON lines."""
+
+
+def test_a_training_goes_on_whatever_characters_its_texts_hold(text_task, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    agent = RLOO(TextGenerationEnv(**text_task(prompts=LINE_ENDS)), rollout_episodes=16)
+    agent.learn(10, callback=EvaluateTexts(n=2, samples=path))
+    before = path.read_bytes()
+    agent.learn(10, callback=EvaluateTexts(n=2, samples=path), reset_num_timesteps=False)
+    assert path.read_bytes().startswith(before) and not path.with_name("samples.1.jsonl").exists()
+    rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    assert [row["prompt"] for row in rows] == LINE_ENDS * 3
+
+
+@pytest.mark.parametrize("others", ["not JSON\n", '{"prompt": "a", "response": "b"}\n', '[1, 2]\n"a"\nnull\n7\n'])
+def test_a_file_with_other_lines_is_renamed_and_half_a_line_is_dropped(others, id_task, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    agent = RLOO(TextGenerationEnv(**id_task(prompts=PROMPTS)), rollout_episodes=16)
+    agent.learn(10)
+    path.write_text(others)
+    agent.learn(10, callback=EvaluateTexts(PROMPTS, n=2, samples=path, shown=3), reset_num_timesteps=False)
+    assert path.with_name("samples.1.jsonl").read_text() == others
+    whole = path.read_text()
+    assert len(whole.splitlines()) == 3
+    for cut in (whole + '{"timesteps": 1, "pro', whole.removesuffix("\n")):  # killed within the last line, or after it
+        path.write_text(cut)
+        callback = EvaluateTexts(PROMPTS, n=2, samples=path, shown=3)
+        agent.learn(10, callback=callback, reset_num_timesteps=False)
+        assert path.read_text().startswith(whole) and len(path.read_text().splitlines()) == 6
+    assert not path.with_name("samples.2.jsonl").exists()
+
+
 def test_the_last_evaluation_is_made_up_for_after_a_signal_before_it(id_task, tmp_path):
     """The signal comes with the last update: all of the training is done, and its evaluation is not."""
     path = tmp_path / "samples.jsonl"
@@ -390,6 +423,19 @@ def test_texts_go_to_tensorboard_and_nowhere_else(id_task, tmp_path):
     assert [event.step for event in written] == [0, agent.num_timesteps]
     assert "**1 2 3**" in written[0].tensor_proto.string_val[0].decode()
     assert "eval/samples" not in (tmp_path / "progress.csv").read_text()
+
+
+def test_tensorboard_shows_the_markup_in_texts_and_does_not_obey_it(text_task, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    env = TextGenerationEnv(**text_task(prompts=["<img src=x> and *a* | b"]))
+    agent = RLOO(env, rollout_episodes=16, log_dir=tmp_path)
+    agent.learn(10, callback=EvaluateTexts(n=2))
+    agent.logger.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    shown = events.Tensors("eval/samples/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert shown.startswith("**&#60;img src=x&#62; and &#42;a&#42; &#124; b** ")
+    assert not set("<>|") & set(shown)
 
 
 def test_a_ceiling_is_estimated_once_and_can_be_given_on(id_task, caplog):

@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import KVWriter
 
 from agents import PPO
 from agents.run.trackers import MLflowWriter, WandbWriter, flat, mlflow_name
-from lm_env.errors import ConfigurationError, MissingDependencyError
+from lm_env.errors import ConfigurationError, MissingDependencyError, RunLockedError
 from lm_env.tasks.token_mdp import make
 
 SMALL = {"rollout_episodes": 16, "slots": 8, "batch_size": 8, "n_epochs": 1}
@@ -85,6 +85,27 @@ def test_a_run_that_cannot_begin_is_an_error_at_once(wandb):
     wandb.init = refuse
     with pytest.raises(ConfigurationError, match=r"no API key configured.*WANDB_MODE=offline"):
         WandbWriter(project="mine")
+
+
+def test_no_run_begins_where_another_agent_writes_its_log(wandb, tmp_path):
+    """An open run would be taken for one that is under way by the next agent, and never end."""
+    first = PPO(make(), log_dir=tmp_path, **SMALL)
+    begun = []
+    wandb.init = lambda **options: begun.append(1)
+    with pytest.raises(RunLockedError):
+        PPO(make(), log_dir=tmp_path, log_to="wandb", **SMALL)
+    assert not begun
+    first.logger.close()
+
+
+def test_a_tracker_that_cannot_begin_ends_what_has_begun_before_it(wandb, tmp_path):
+    own = KVWriter()
+    own.close = lambda: pytest.fail("an output of one's own is not closed")
+    with pytest.raises(ConfigurationError, match="log_to takes") as caught:
+        PPO(make(), log_dir=tmp_path, log_to=[own, "wandb", "tensorbored"], **SMALL)
+    assert wandb.made.ended == 1
+    PPO(make(), log_dir=tmp_path, **SMALL).logger.close()  # the folder is free, though the error is still held
+    del caught
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

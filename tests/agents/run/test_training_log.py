@@ -10,6 +10,7 @@ import pytest
 from agents import PPO
 from agents.run.training_log import ProgressFile, make_logger
 from lm_env.errors import CheckpointWriteError, RunLockedError
+from lm_env.report.progress_table import read_progress
 from lm_env.tasks.token_mdp import make
 
 SMALL = {"rollout_episodes": 16, "slots": 8, "batch_size": 8, "n_epochs": 1}
@@ -80,6 +81,18 @@ def test_a_line_that_was_cut_off_ends_before_the_next_one(tmp_path):
     log.write({"time/total_timesteps": 3.0, "a": 7.0}, {"time/total_timesteps": (), "a": ()})
     log.close()
     assert (tmp_path / "progress.csv").read_text() == "time/total_timesteps,a\n1,5\n2\n3.0,7.0\n"
+
+
+def test_a_log_whose_columns_have_odd_names_is_resumed_and_read(tmp_path):
+    """A part of a reward may have any name; these characters are line ends to `str.splitlines`, and not to a CSV file."""
+    names = ["rollout/score/a\u2028b", "rollout/score/\x85", "time/total_timesteps"]
+    for step in (1.0, 2.0):
+        log = ProgressFile(tmp_path)
+        log.write(dict.fromkeys(names, step), {name: () for name in names})
+        log.close()
+    assert os.listdir(tmp_path) == ["progress.csv"]
+    found = read_progress(tmp_path / "progress.csv")
+    assert {name: found.columns[name] for name in names} == dict.fromkeys(names, [1.0, 2.0])
 
 
 def test_two_writers_at_one_log(tmp_path):

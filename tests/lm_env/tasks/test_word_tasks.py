@@ -116,6 +116,8 @@ def test_the_sets_of_commongen_are_read(tmp_path):
     tsv = tmp_path / "commongen.tsv"
     tsv.write_text("field look stand\tThe player stood.\nfield look stand\tAnother one.\nkid room dance\tA kid.\n")
     assert [row["concepts"] for row in read_sets(tsv)] == [CONCEPTS, ["kid", "room", "dance"]]
+    tsv.write_text("field look stand\tThe player\u2028stood.\nkid room dance\tA\x85kid.\n", encoding="utf-8")
+    assert [row["concepts"] for row in read_sets(tsv)] == [CONCEPTS, ["kid", "room", "dance"]], "sentences do not count"
     rows = tmp_path / "sets.jsonl"
     rows.write_text('{"concepts": ["cat", "pet"]}\n{"concept_set": "dog#run"}\n')
     assert [row["prompt"] for row in read_sets(rows)] == ["cat, pet:", "dog, run:"]
