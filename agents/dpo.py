@@ -160,7 +160,9 @@ def dpo_finetune(
     texts, held_out_texts = _encoded(records, tokenizer, facts, config, rng, eos_token_id, separator)
     if show is not None and processes().first:
         show(describe_texts(texts, held_out_texts))
-    reference = _prepared(model, reference)
+    reference = model if reference is None else reference
+    unfreeze_if_frozen(model)
+    processes().broadcast_weights([model] if reference is model else [model, reference])
     training = _LossOnRecords(model, reference, texts, config)
     held_out = None if held_out_texts is None else _LossOnRecords(model, reference, held_out_texts, config)
     before = None if held_out is None else held_out.measure()
@@ -168,13 +170,6 @@ def dpo_finetune(
     losses, history = _train(model, reference, training, held_out, rng, **running)
     after = None if held_out is None else held_out.measure()
     return DPOReport(losses, len(texts), 0 if held_out is None else len(held_out.texts), before, after, history)
-
-
-def _prepared(model: nn.Module, reference: nn.Module | None) -> nn.Module:
-    """The reference, after the model has been made trainable and all processes have been given the same weights."""
-    unfreeze_if_frozen(model)
-    processes().broadcast_weights([model] if reference is None else [model, reference])
-    return model if reference is None else reference
 
 
 class _LossOnRecords:

@@ -1,6 +1,7 @@
-"""Doubles at a real seam: tiny random models and a tokenizer of transformers' own classes, built without a download.
+"""What tests have instead of downloads: small random models and a tokenizer, of transformers' own classes.
 
-Sessions share the factories, not the models: whoever asks for a model may change it.
+The fixtures `make_lm`, `text_lm`, `id_task` and `text_task` are functions, one for the whole session; each call of one
+makes new models, which the test may change.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def sb3_loss(name: str, **options: Any) -> Loss:
 
 
 def _fill(buffer: Any, batch: LossBatch) -> None:
-    """The responses one after the other, as one environment would have had them."""
+    """The responses one after the other, as one environment would have had them; the first token is the prompt."""
     ids = batch.input_ids.numpy()
     buffer.reset()
     for row in range(len(batch)):
