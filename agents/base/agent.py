@@ -28,10 +28,10 @@ from agents.learning.rollout import Rollout, collect
 from agents.run.callbacks import CallbackLike, TrainingEnv, as_callback
 from agents.run.checkpoint import Checkpoint
 from agents.run.early_warning import EarlyWarning
-from agents.run.progress import ProgressLine
+from agents.run.progress import ProgressLine, rollout_metrics
 from agents.run.records import Recorder
 from agents.run.trackers import LogTo
-from agents.run.training_log import make_logger, rollout_metrics
+from agents.run.training_log import make_logger
 from agents.run.training_run import open_run
 from lm_env.data.prompts import Prompt
 from lm_env.distributed import processes

@@ -7,10 +7,11 @@ from agents.run.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from agents.run.early_warning import EarlyWarning
 from agents.run.evaluation import Evaluation, evaluate_texts
 from agents.run.evaluation_callback import EvaluateTexts
+from agents.run.progress import rollout_metrics
 from agents.run.records import RunFiles, RunWriter
 from agents.run.samples import Sample
 from agents.run.trackers import MLflowWriter, WandbWriter
-from agents.run.training_log import make_logger, rollout_metrics
+from agents.run.training_log import make_logger
 from lm_env.storage import Checkpointing
 
 __all__ = [

@@ -97,7 +97,7 @@ def samples_as_markdown(samples: Sequence[Sample]) -> str:
 
 
 def as_shown(text: str) -> str:
-    """The text in one line of Markdown: characters that Markdown or HTML would read as markup are written as entities."""
+    """The text in one line of Markdown: what Markdown or HTML would read as markup is written as entities."""
     marks = "&<>|`*_[]()!#~\\"
     return "".join(f"&#{ord(c)};" if c in marks else " " if c.isspace() else c for c in text)
 

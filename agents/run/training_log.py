@@ -11,7 +11,6 @@ import csv
 import gc
 import io
 import logging
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -20,7 +19,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.logger import (
     Figure,
     FormatUnsupportedError,
@@ -36,7 +34,6 @@ from stable_baselines3.common.logger import (
     make_output_format,
 )
 
-from agents.learning.rollout import Rollout
 from agents.run.aside import put_files_aside, put_into_folder_aside
 from agents.run.records import RunFiles, ends_in_newline
 from agents.run.trackers import LogTo, tracker
@@ -49,8 +46,6 @@ __all__ = [
     "begin_log",
     "make_logger",
     "rewind_log",
-    "rollout_metrics",
-    "standard_error",
 ]
 
 log = logging.getLogger(__name__)
@@ -254,58 +249,11 @@ def rewind_log(logger: Logger, step: int) -> None:
             rewind(step)
 
 
-def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Means over the episodes of a rollout, under the names that they are logged by; nothing of an empty one.
-
-    A name that ends in `_se` is the standard error of the mean without it.
-    """
-    if not len(rollout):
-        return {}
-    scored = rollout.scored
-    rewards = scored.rewards.sum(1)
-    prompts = [prompt.text for prompt in rollout.episodes.prompts]
-    row = {
-        "rollout/score": float(scored.scores.mean()),
-        "rollout/score_se": standard_error(scored.scores, prompts),
-        **{f"rollout/score/{name}": float(np.nanmean(values)) for name, values in scored.parts.items()},
-        "rollout/reward": float(rewards.mean()),
-        "rollout/reward_se": standard_error(rewards, prompts),
-        "rollout/kl": float(scored.kl.mean()),
-        "rollout/kl_se": standard_error(scored.kl, prompts),
-        "rollout/entropy": float(-scored.logprobs[rollout.mask].mean()),
-        "rollout/length": float(rollout.episodes.response_lengths.mean()),
-        "rollout/ended": float(scored.ended.mean()),
-    }
-    if rollout.mismatch is not None:
-        row["rollout/logprob_mismatch"] = float(rollout.mismatch.mean())
-        row["rollout/logprob_mismatch_max"] = float(rollout.mismatch.max())
-    if rollout.ratios is not None:
-        row["rollout/ratio"] = float(rollout.ratios[rollout.mask].mean())
-    return row
-
-
 def _is_beyond(written: str, step: int) -> bool:
     try:
         return float(written) > step
     except ValueError:  # a row without a step, as a callback may write one
         return False
-
-
-def standard_error(values: np.ndarray, prompts: Sequence[str]) -> float:
-    """The standard error of the mean of `values` (B,): over prompts, or over texts where there is a single prompt.
-
-    Texts of the same prompt are not independent of each other, hence the sandwich estimator over clusters: with C
-    prompts and s_c the sum of the deviations of prompt c, sqrt(C / (C - 1) sum_c s_c^2) / B.  One text per prompt
-    gives the usual standard error; a single text gives NaN.
-    Source: Cameron and Miller 2015, "A Practitioner's Guide to Cluster-Robust Inference", section II.
-    """
-    _, cluster = np.unique(prompts, return_inverse=True)
-    cluster = cluster if cluster.any() else np.arange(len(values))
-    count = int(cluster.max()) + 1
-    if count < 2 or not np.isfinite(values).all():
-        return math.nan
-    sums = np.bincount(cluster, weights=values - values.mean())
-    return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(values))
 
 
 def _lock(folder: Path) -> FileLock:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -62,8 +63,11 @@ def _put_back(setting: _Setting, before: Any) -> None:
         log.warning("%s cannot be put back as it was before the cell: %s", setting.name, error)
 
 
-def _attribute(name: str, owner: Any, attribute: str) -> _Setting:
-    return _Setting(name, lambda: getattr(owner, attribute), lambda value: setattr(owner, attribute, value))
+def _backend(path: str) -> _Setting:
+    """The setting `torch.backends.PATH`."""
+    *owners, name = path.split(".")
+    owner: Any = reduce(getattr, owners, torch.backends)
+    return _Setting(f"torch.backends.{path}", lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
 
 
 def _set_filters(filters: list[Any]) -> None:
@@ -72,23 +76,21 @@ def _set_filters(filters: list[Any]) -> None:
     cast("list[Any]", warnings.filters)[:] = filters
 
 
-_BACKENDS: Any = torch.backends
-
 _SETTINGS = (
-    # The last one is put back first.  A precision in PyTorch's older way sets those of the newer way, and one of a
-    # whole library sets those of its operations, so the order is from the most special to the most general.
-    _attribute("the precision of cuBLAS", _BACKENDS.cuda.matmul, "fp32_precision"),
-    *(_attribute(f"the precision of cuDNN's {op}", getattr(_BACKENDS.cudnn, op), "fp32_precision") for op in ("conv", "rnn")),
-    *(
-        _attribute(f"the precision of oneDNN's {op}", getattr(_BACKENDS.mkldnn, op), "fp32_precision")
-        for op in ("matmul", "conv", "rnn")
-    ),
-    _attribute("the precision of cuDNN", _BACKENDS.cudnn, "fp32_precision"),
-    _attribute("the precision of all libraries", _BACKENDS, "fp32_precision"),
-    _attribute("TF32 in cuDNN", _BACKENDS.cudnn, "allow_tf32"),
+    # The last one is put back first.  A precision in PyTorch's older way sets those of its newer way, and one of a
+    # whole library those of its operations, so the order is from the most special to the most general.
+    _backend("cuda.matmul.fp32_precision"),
+    _backend("cudnn.conv.fp32_precision"),
+    _backend("cudnn.rnn.fp32_precision"),
+    _backend("mkldnn.matmul.fp32_precision"),
+    _backend("mkldnn.conv.fp32_precision"),
+    _backend("mkldnn.rnn.fp32_precision"),
+    _backend("cudnn.fp32_precision"),
+    _backend("fp32_precision"),
+    _backend("cudnn.allow_tf32"),
     _Setting("the precision of products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    _attribute("cuDNN's benchmark mode", _BACKENDS.cudnn, "benchmark"),
-    _attribute("cuDNN's deterministic mode", _BACKENDS.cudnn, "deterministic"),
+    _backend("cudnn.benchmark"),
+    _backend("cudnn.deterministic"),
     _Setting("PyTorch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Setting(
         "PyTorch's default device",
@@ -113,6 +115,6 @@ _SETTINGS = (
     _Setting("NumPy's floating-point errors", np.geterr, lambda errors: np.seterr(**errors)),
     _Setting("the filters of warnings", lambda: list(warnings.filters), _set_filters),
     _Setting("the working directory", os.getcwd, os.chdir),
-    _attribute("sys.stdout", sys, "stdout"),
-    _attribute("sys.stderr", sys, "stderr"),
+    _Setting("sys.stdout", lambda: sys.stdout, lambda stream: setattr(sys, "stdout", stream)),
+    _Setting("sys.stderr", lambda: sys.stderr, lambda stream: setattr(sys, "stderr", stream)),
 )

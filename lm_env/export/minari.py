@@ -69,7 +69,7 @@ def to_minari(
         MissingDependencyError: minari, or what its format needs, is not installed.
         ConfigurationError: the id is malformed or taken, there are no episodes, one of them does not fit the
             environment, or an option is unknown.
-        CheckpointWriteError: the data set could not be written; no part of it is left, but a namespace that is new stays.
+        CheckpointWriteError: the data set could not be written; no part of it is left, but a new namespace stays.
     """
     task = live_task(env, {})
     if not len(episodes):

@@ -62,8 +62,9 @@ class EndOnSignals(StopSignals):
     """Inside `with`, the first SIGINT or SIGTERM ends the work at once: for work that has nothing to save.
 
     The signal raises KeyboardInterrupt, which even code that catches SystemExit lets through, such as the call of a
-    reward function; out of the block comes TrainingInterrupted, whatever the code inside makes of it.  A `StopSignals` inside the block, such as that of a
-    training with checkpoints, comes first: there the first signal is only noted, and a second one ends the work.
+    reward function; out of the block comes TrainingInterrupted, whatever the code inside makes of it.  A `StopSignals`
+    inside the block, such as that of a training with checkpoints, comes first: there the first signal is only noted,
+    and a second one ends the work.
 
     Args:
         work: what is ended, for the message.

@@ -334,7 +334,7 @@ def test_what_cannot_be_deleted_is_not_said_to_be_untouched_and_is_deleted_by_th
 
     with monkeypatch.context() as held:  # a file that a virus scanner holds, on Windows
         held.setattr(Path, "unlink", refuses)
-        with pytest.raises(CheckpointWriteError, match="cannot delete .*agent: .*; some of its files may be gone"):
+        with pytest.raises(CheckpointWriteError, match=r"cannot delete .*agent: .*; some of its files may be gone"):
             remove_folder(place)
     remove_folder(place)
     assert not os.listdir(place.parent)

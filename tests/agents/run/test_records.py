@@ -14,9 +14,10 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from agents import GRPO, PPO
+from agents.run.progress import rollout_metrics, standard_error
 from agents.run.records import RunFiles
 from agents.run.samples import PER_ROLLOUT, Sample, SampleChooser, samples_as_markdown
-from agents.run.training_log import ProgressFile, make_logger, rollout_metrics, standard_error
+from agents.run.training_log import ProgressFile, make_logger
 from lm_env.data.pieces import tokens_from_ids
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.errors import CheckpointWriteError, RewardError, RewardValueError

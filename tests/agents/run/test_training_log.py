@@ -84,7 +84,7 @@ def test_a_line_that_was_cut_off_ends_before_the_next_one(tmp_path):
 
 
 def test_a_log_whose_columns_have_odd_names_is_resumed_and_read(tmp_path):
-    """A part of a reward may have any name; these characters are line ends to `str.splitlines`, and not to a CSV file."""
+    """A part of a reward may have any name; these characters end a line to `str.splitlines`, and not to a CSV file."""
     names = ["rollout/score/a\u2028b", "rollout/score/\x85", "time/total_timesteps"]
     for step in (1.0, 2.0):
         log = ProgressFile(tmp_path)
@@ -92,7 +92,7 @@ def test_a_log_whose_columns_have_odd_names_is_resumed_and_read(tmp_path):
         log.close()
     assert os.listdir(tmp_path) == ["progress.csv"]
     found = read_progress(tmp_path / "progress.csv")
-    assert {name: found.columns[name] for name in names} == dict.fromkeys(names, [1.0, 2.0])
+    assert {name: found.columns[name] for name in names} == {name: [1.0, 2.0] for name in names}
 
 
 def test_two_writers_at_one_log(tmp_path):

@@ -129,7 +129,7 @@ def settings_of_the_process():
         torch.are_deterministic_algorithms_enabled(),
         torch.is_anomaly_enabled(),
         torch.get_float32_matmul_precision(),
-        *(getattr(backend, "fp32_precision") for backend in PRECISIONS),
+        *(backend.fp32_precision for backend in PRECISIONS),
         torch.backends.cudnn.allow_tf32,
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,

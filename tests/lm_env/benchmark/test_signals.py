@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import pytest
@@ -156,10 +157,8 @@ def test_inside_a_training_the_first_signal_is_noted_and_the_second_one_raises()
 @pytest.mark.parametrize("after", [None, ValueError("the work goes on, and fails")])
 def test_work_that_catches_the_interruption_is_interrupted_at_its_end(after):
     with pytest.raises(TrainingInterrupted, match="SIGINT: the work ends at once") as caught, EndOnSignals("the work"):
-        try:
+        with contextlib.suppress(BaseException):
             signal.raise_signal(signal.SIGINT)
-        except BaseException:
-            pass
         if after is not None:
             raise after
     assert caught.value.__cause__ is after
