@@ -24,7 +24,7 @@ from agents.run.checkpoint import Checkpoint, checkpoint_from_first
 from agents.run.early_warning import EarlyWarning
 from agents.run.training_log import begin_log, rewind_log
 from lm_env.distributed import processes
-from lm_env.errors import CheckpointCorruptError, ConfigurationError, TrainingInterrupted
+from lm_env.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, TrainingInterrupted
 from lm_env.storage import CheckpointFolder, Checkpointing, StopSignals
 
 __all__ = ["Resumable", "TrainingRun", "open_run"]
@@ -78,6 +78,7 @@ class TrainingRun:
         self._stop = stop
         self._together = processes()
         self.start = agent.num_timesteps
+        self._first_kl: dict[str, Any] = agent.task.kl.state_dict()
 
     @property
     def end(self) -> int:
@@ -105,6 +106,7 @@ class TrainingRun:
         run = checkpoint.settings["run"]
         self._agent.restore(checkpoint)
         self.start = run["start"]
+        self._first_kl = run.get("first_kl", self._first_kl)
         self._agent.early_warning.load_state(run["early_warning"])
         restore_callbacks(self._callbacks, run["callbacks"])
         if run.get("reward") is not None:
@@ -147,11 +149,22 @@ class TrainingRun:
             raise CheckpointCorruptError(
                 f"{path} holds an agent and not the state of a run, so a run cannot go on from it: load it with `load`"
             )
+        self._check_beta(run.get("first_kl"), checkpoint.settings["kl"], path)
         return checkpoint
+
+    def _check_beta(self, first: Any, saved: Any, path: Path) -> None:
+        """Refuse a beta that is neither the one that the run began with nor the one that it has come to."""
+        given = self._first_kl
+        if isinstance(first, dict) and first.get("kind") == given.get("kind") and given not in (first, saved):
+            raise CheckpointMismatchError(
+                f"beta differs: the run in {path} began with {first.get('beta')}, {given.get('beta')} is given; give it"
+                " the same (to train its weights with another one, load them and call learn)"
+            )
 
     def _save(self) -> None:
         run = {
             "start": self.start,
+            "first_kl": self._first_kl,
             "callbacks": callback_state(self._callbacks),
             "early_warning": self._agent.early_warning.state(),
             "random": global_random_state(),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
 import random
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -358,6 +360,7 @@ def test_what_a_run_goes_on_with_must_be_what_it_began_with(tmp_path):
         (PPO(make(), seed=1, **SMALL), "seed differs"),
         (PPO(make(reward=lambda prompts, responses: [1.0 for _ in responses]), **SMALL), "reward differs"),
         (PPO(make(beta=AdaptiveKL()), **SMALL), "KL controller"),
+        (PPO(make(beta=5.0), **SMALL), r"beta differs: .* 5\.0 is given"),
         (PPO(make(), critic="none", **SMALL), "value_head"),
         (Reinforce(make(), **SMALL), "class PPO, not Reinforce"),
     ):
@@ -366,6 +369,24 @@ def test_what_a_run_goes_on_with_must_be_what_it_began_with(tmp_path):
             run(agent, tmp_path / "a", total=2 * TOTAL, resume=True)
         assert everything(agent) == before
     run(PPO(make(), micro_batch_tokens=999, **SMALL), tmp_path / "a", total=2 * TOTAL, resume=True)
+
+
+@pytest.mark.parametrize("beta", [0.1, AdaptiveKL(0.1, horizon=10)], ids=["fixed", "adaptive"])
+def test_a_beta_that_has_changed_in_the_run_is_the_one_that_it_began_with(tmp_path, beta):
+    """Given anew as it was at the beginning, or with the agent that has been trained, the run goes on."""
+
+    class Halve(BaseCallback):
+        def _on_step(self) -> bool:
+            self.model.task.kl.beta /= 2
+            return True
+
+    agent = PPO(make(beta=copy.deepcopy(beta)), **SMALL)
+    run(agent, tmp_path, callback=Halve())
+    assert agent.task.kl.beta != 0.1
+    run(PPO(agent.env, **SMALL), tmp_path, total=2 * TOTAL, resume=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the saved beta replaces the one of the beginning
+        run(PPO(make(beta=copy.deepcopy(beta)), **SMALL), tmp_path, total=3 * TOTAL, resume=True)
 
 
 def test_two_runs_cannot_have_one_folder(tmp_path):
