@@ -74,7 +74,11 @@ def check_flag(name: str, value: Any) -> None:
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raise ConfigurationError unless `value` is one of the choices."""
     if value not in choices:
-        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, choices))}, not {reprlib.repr(value)}")
+        similar = difflib.get_close_matches(str(value), choices, n=1)
+        meant = f": did you mean {similar[0]!r}?" if similar else ""
+        raise ConfigurationError(
+            f"{name} must be one of {', '.join(map(repr, choices))}, not {reprlib.repr(value)}{meant}"
+        )
 
 
 def check_known(what: str, given: Collection[str], known: Collection[str]) -> None:

@@ -121,7 +121,7 @@ def main() -> None:
 
 def _as_typed(message: object) -> str:
     """A message of the Python interface in the words of the command line."""
-    return re.sub(r"\b(resume|download|skip_bad)=True(?: \(--[a-z-]+\))?", _as_flag, str(message))
+    return re.sub(r"\b(resume|download|skip_bad|replace)=True(?: \(--[a-z-]+\))?", _as_flag, str(message))
 
 
 def _as_flag(keyword: re.Match[str]) -> str:

@@ -22,7 +22,7 @@ __all__ = [
     "named_task",
 ]
 
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 Model = Annotated[
     str,
     typer.Option(

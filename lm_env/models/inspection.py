@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from lm_env.errors import ConfigurationError, UnsupportedModelError
+from lm_env.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
 from lm_env.models.adapters import without_wrapper
 from lm_env.models.inputs import plain_arguments
 
@@ -65,6 +65,7 @@ def facts_of(model: nn.Module) -> ModelFacts:
 
     Raises:
         UnsupportedModelError: it is no causal LM.
+        NonFiniteError: a weight is NaN or infinite.
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
@@ -126,6 +127,7 @@ def _probe(model: nn.Module) -> ModelFacts:
             raise UnsupportedModelError(
                 f"{name} returns logits of shape {tuple(logits.shape)} for input_ids (2, 2): (2, 2, V) is needed"
             )
+        _check_weights(model, logits)
         size = float(logits.abs().max())
         noise = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 1e-2
         if not torch.allclose(logits[0, 0], logits[1, 0], rtol=0, atol=noise * size):
@@ -142,6 +144,19 @@ def _probe(model: nn.Module) -> ModelFacts:
         splits=splits,
         switches=_switches(text_config(model)),
     )
+
+
+def _check_weights(model: nn.Module, logits: torch.Tensor) -> None:
+    """Raise NonFiniteError if logits are NaN, or infinite because a weight is NaN or infinite."""
+    if bool(torch.isfinite(logits).all()):
+        return
+    broken = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    if broken is not None or bool(torch.isnan(logits).any()):
+        where = "its logits are NaN" if broken is None else f"its weight {broken!r} holds NaN or infinity"
+        raise NonFiniteError(
+            f"{type(model).__name__} cannot be used, {where}: a training that diverged, or numbers too large for the"
+            " dtype, leave such weights; take an earlier checkpoint, or save it in float32 or bfloat16"
+        )
 
 
 def _accepted_arguments(model: nn.Module) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any, overload
 
 from lm_env.data.sources import read_rows
-from lm_env.data.tables import TABLE_SUFFIXES, table_rows
+from lm_env.data.tables import TABLE_SUFFIXES, cells_of, row_of_cells, table_content, table_rows
 from lm_env.errors import CheckpointWriteError, ConfigurationError, InvalidPreferenceError, InvalidPromptError
+from lm_env.storage import write_file
 from lm_env.validation import check_choice, check_integer
 from reward_models.preferences.formats import FORMATS, Format
+from reward_models.preferences.formats.base import is_text_column
+from reward_models.preferences.formats.pairs import without_prompt
 from reward_models.preferences.records.preference import Preference
 
 __all__ = ["Preferences", "read_preferences", "reading_row", "write_preferences"]
@@ -61,6 +65,11 @@ class Preferences(Sequence[Preference]):
     format: str
     rows: int
     problems: tuple[str, ...] = ()
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """The columns that are no part of a prompt or response, nor of what is known of the judgement."""
+        return tuple(dict.fromkeys(name for record in self.records for name in record.columns))
 
     @overload
     def __getitem__(self, index: int) -> Preference: ...
@@ -134,11 +143,17 @@ def _rows(
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.suffix.lower() in TABLE_SUFFIXES:
-            return table_rows(path, note)
+            rows = table_rows(path, note)
+            return rows if path.suffix.lower() == ".parquet" else ((where, _filled(row)) for where, row in rows)
         if path.is_file() and path.suffix.lower() not in JSON_SUFFIXES:
             endings = ", ".join((*JSON_SUFFIXES, *TABLE_SUFFIXES))
             raise ConfigurationError(f"{path.name} is no file of preferences: these end in {endings}")
     return read_rows(source, download, limit, noun="row", skip=note)
+
+
+def _filled(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of text cells; an empty cell of a prompt or response is a missing value, since it cannot say which."""
+    return {name: None if value == "" and is_text_column(name) else value for name, value in row.items()}
 
 
 def _name(source: Any) -> str:
@@ -160,11 +175,26 @@ def _recognized(rows: Sequence[Any]) -> Format:
     if first is None:
         what = f"the first row is a {type(rows[0]).__name__}" if rows else "no line of the file can be read"
         raise ConfigurationError(f"preferences are rows with named columns, and {what}: give such rows")
+    if problem := _other_names(first) or without_prompt(first):
+        raise ConfigurationError(problem)
+    known = next((kind for kind in FORMATS.values() if _fits(kind, dict.fromkeys(first, "1"))), None)
+    if known is not None:  # the columns are those of a format, and reading the first row says what is wrong in them
+        return known
     columns = ", ".join(map(repr, itertools.islice(first, 12)))
     raise ConfigurationError(
         f"no format of preferences has the columns {columns}: name one with format= (--format), of "
         + "; ".join(f"{kind.name} ({kind.columns})" for kind in FORMATS.values())
     )
+
+
+def _other_names(row: Mapping[Any, Any]) -> str | None:
+    """What to rename, if the columns are those of a format but for capital letters and spaces."""
+    names = {name: str(name).strip().lower() for name in row}
+    changed = [f"{old!r} to {new!r}" for old, new in names.items() if old != new]
+    plain = {names[old]: value for old, value in row.items()}
+    if not changed or not any(_fits(kind, plain) for kind in FORMATS.values()):
+        return None
+    return f"the columns are named as in no format, but nearly so: rename {', '.join(changed)}"
 
 
 def _fits(kind: Format, row: Mapping[str, Any]) -> bool:
@@ -180,9 +210,12 @@ def _records(kind: Format, row: Any, tokenizer: Any) -> list[Preference]:
     if tokenizer is not None:
         row = {name: _decoded(value, tokenizer) for name, value in row.items()}
     try:
+        json.dumps(dict(row), ensure_ascii=False, skipkeys=True, default=str).encode("utf-8")
         return kind.read(row)
     except InvalidPreferenceError:
         raise
+    except UnicodeEncodeError as error:
+        raise InvalidPreferenceError("it holds half of a surrogate pair, which is no character: remove it") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InvalidPreferenceError(f"it is no row of {kind.name!r} ({type(error).__name__}: {error})") from error
 
@@ -194,55 +227,74 @@ def _decoded(value: Any, tokenizer: Any) -> Any:
 
 
 # -- writing -------------------------------------------------------------------------------------------
-def write_preferences(records: Sequence[Preference], path: str | Path, *, format: str = "rankings") -> Path:
+def write_preferences(
+    records: Sequence[Preference], path: str | Path, *, format: str = "rankings", replace: bool = True
+) -> Path:
     """Write records as .jsonl, .csv or .parquet, and make sure that each reads back as it was.
+
+    All cells of a .csv file are text, and so are then the extra columns of the records that are read from it.
 
     Args:
         format: a name out of `FORMATS`; "rankings" holds all that a record can hold.
+        replace: replace a file that is there, in one step; else one with another content is left as it is.
 
     Raises:
-        ConfigurationError: no such format or ending, or nothing to write.
+        ConfigurationError: no such format or ending, nothing to write, or a file is there and not to be replaced.
         InvalidPreferenceError: a record has something that the format cannot hold; nothing was written.
-        CheckpointWriteError: the file cannot be written.
+        CheckpointWriteError: the file cannot be written; what was there before still is.
     """
     check_choice("format", format, FORMATS)
     path = Path(path)
-    if path.suffix.lower() not in (".jsonl", ".csv", ".parquet"):
+    suffix = path.suffix.lower()
+    if suffix not in (".jsonl", ".csv", ".parquet"):
         raise ConfigurationError(f"{path.name} does not end in .jsonl, .csv or .parquet: choose one of these")
     if not records:
         raise ConfigurationError("there are no records to write: give at least one")
-    kind = FORMATS[format]
-    rows, index = [], 0
+    rows = _rows_of(records, format, cells=suffix == ".csv")
+    if suffix == ".jsonl":
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
+    else:
+        content = table_content(rows, suffix)
+    place = Path(os.path.realpath(path))  # a link stays, and the file it points to is replaced
     try:
-        for row in kind.write(records):
-            rows.append(row)
-            for back in _records(kind, row, None):
-                if back != records[index]:
-                    raise InvalidPreferenceError("it would read back as something else")
-                index += 1
-    except InvalidPreferenceError as error:
-        raise InvalidPreferenceError(
-            f"record {index} cannot be written as {format!r}: {error}; choose 'rankings', which holds everything"
-        ) from error
-    try:
-        _write_rows(rows, path)
+        if not replace and os.path.lexists(place) and place.read_bytes() != content:
+            raise ConfigurationError(
+                f"{path} is there already and holds something else: choose another name, or replace it with"
+                " replace=True (--replace)"
+            )
+        write_file(place, content)
     except OSError as error:
         raise CheckpointWriteError(f"cannot write {path}: {error}; choose another place") from error
     return path
 
 
-def _write_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    if path.suffix.lower() == ".jsonl":
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        return
-    import datasets
+def _rows_of(records: Sequence[Preference], format: str, *, cells: bool) -> list[dict[str, Any]]:
+    """The records as rows of a format, each of which was read once to see that it is the same.
 
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(n for row in rows for n in row)}
-    if path.suffix.lower() == ".csv":
-        columns = {
-            name: [json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v for v in values]
-            for name, values in columns.items()
-        }
-    table = datasets.Dataset.from_dict(columns)
-    table.to_csv(path, index=False) if path.suffix.lower() == ".csv" else table.to_parquet(path)
+    Args:
+        cells: the rows are going to be cells of text.
+
+    Raises:
+        InvalidPreferenceError: a record cannot be written.
+    """
+    kind = FORMATS[format]
+    rows, index = [], 0
+    try:
+        for row in kind.write(records):
+            rows.append(row)
+            for back in _records(kind, _filled(row_of_cells(cells_of(row))) if cells else row, None):
+                same = _with_text_columns(back) == _with_text_columns(records[index]) if cells else back == records[index]
+                if not same:
+                    raise InvalidPreferenceError("it would read back as something else")
+                index += 1
+    except InvalidPreferenceError as error:
+        raise InvalidPreferenceError(
+            f"record {index} cannot be written as {format!r}: {error}; choose 'rankings', which holds everything"
+            + (", or .jsonl" if cells else "")
+        ) from error
+    return rows
+
+
+def _with_text_columns(record: Preference) -> Preference:
+    """The record with its extra columns as a .csv file holds them."""
+    return dataclasses.replace(record, columns={name: cell for name, cell in cells_of(record.columns).items() if cell != ""})

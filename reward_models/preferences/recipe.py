@@ -93,6 +93,8 @@ class Recipe:
         check_choice("trunk", self.trunk, get_args(Trunk))
         check_integers(self, "batch_size", "patience", "ensemble", "lora_rank")
         check_number("held_out_fraction", self.held_out_fraction, low=0.0, high=0.99)
+        if self.pair_ratings is not None:
+            check_number("pair_ratings", self.pair_ratings, low=0.0, above=True)
 
 
 @dataclass(frozen=True)

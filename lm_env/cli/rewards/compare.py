@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lm_env.cli.options import Seed
+
 __all__ = ["compare"]
 
 
@@ -44,7 +46,7 @@ def compare(
         Path | None, typer.Option(help="Folder for comparison.json, comparison.png, and what was written.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     download: Annotated[bool, typer.Option("--download", help="Allow fetching hub ids.")] = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["prefs_app"]
+__all__ = ["prefs_app", "say_preferences"]
 
 prefs_app = typer.Typer(
     help="Look at human preferences: comparisons, rankings, ratings.",
@@ -71,6 +71,9 @@ def convert(
     out: Annotated[Path, typer.Argument(help="A .jsonl, .csv or .parquet file to write.")],
     to: Annotated[str, typer.Option(help="Format to write; 'rankings' holds everything.")] = "rankings",
     format: FormatOption = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a file that is there, in one step.  [default: refuse]")
+    ] = False,
     skip_bad: SkipBad = False,
     download: DownloadOption = False,
 ) -> None:
@@ -78,7 +81,7 @@ def convert(
     from reward_models.preferences.reading import read_preferences, write_preferences
 
     read = read_preferences(file, format=format, skip_bad=skip_bad, download=download)
-    write_preferences(read, out, format=to)
+    write_preferences(read, out, format=to, replace=replace)
     print(f"{len(read)} records of {file} ({read.format}) are in {out} as {to}")
 
 
@@ -95,6 +98,17 @@ def formats() -> None:
     for kind in FORMATS.values():
         table.add_row(kind.name, escape(kind.columns))
     Console().print(table)
+
+
+def say_preferences(read: Any, source: str, template: str = "{prompt}") -> None:
+    """Say what was read, and which of its columns a training does not show to the model."""
+    from lm_env.runs.console import say
+
+    skipped = f", {len(read.problems)} broken rows skipped" if read.problems else ""
+    say("preferences", f"{len(read):,} records of {source} ({read.format}){skipped}")
+    unseen = [name for name in read.extra_columns if f"{{{name}" not in template]
+    if unseen:
+        say("", f"columns that are no part of the texts: {', '.join(map(repr, unseen))}")
 
 
 def _show(read: Any, found: Any, shared: tuple[int, int] | None) -> None:
@@ -121,6 +135,8 @@ def _show(read: Any, found: Any, shared: tuple[int, int] | None) -> None:
         row("contradictions among them", f"{found.contradictions:,}", bool(found.contradictions))
     row("duplicate records", found.duplicates, bool(found.duplicates))
     row("empty responses", found.empty)
+    if read.extra_columns:
+        row("other columns", f"{', '.join(map(repr, read.extra_columns))}: not part of any prompt or response")
     if found.longer_wins is not None:
         row("the longer response wins", f"{found.longer_wins:.1%}")
     for name, (low, middle, high) in found.lengths.items():

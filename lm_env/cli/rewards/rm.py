@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lm_env.cli.options import Resume
+from lm_env.cli.options import Resume, Seed
 from lm_env.cli.rewards import serve
+from lm_env.cli.rewards.prefs import say_preferences
 
 __all__ = ["rm_app"]
 
@@ -69,7 +70,7 @@ def train(
     resume: Resume = False,
     format: FormatOption = None,
     skip_bad: SkipBad = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     device: Device = None,
     download: DownloadOption = False,
 ) -> None:
@@ -110,8 +111,7 @@ def train(
     if writes:
         check_new(out)
     records = read_preferences(data, format=format, skip_bad=skip_bad, download=download)
-    skipped = f", {len(records.problems)} broken rows skipped" if records.problems else ""
-    say("preferences", f"{len(records):,} records of {data} ({records.format}){skipped}")
+    say_preferences(records, data, template)
     say("reward model", f"{model}, {trunk}")
     work = _train_on_marks if objective == "spans" else _train_on_comparisons
     work(records, recipe, out, resume)
@@ -210,7 +210,7 @@ def evaluate(
     format: FormatOption = None,
     skip_bad: SkipBad = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     device: Device = None,
     download: DownloadOption = False,
 ) -> None:

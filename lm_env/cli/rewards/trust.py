@@ -121,7 +121,9 @@ def _compared(records: Sequence[Preference], difference: float | None, seed: int
         ratings = [record.ratings[0] for record in records if record.ratings]
         difference = float(np.std(ratings)) if ratings else 1.0
         if difference == 0:
-            raise ConfigurationError("all ratings are equal, so that nothing can be compared: give others")
+            raise ConfigurationError(
+                f"there is nothing to compare, for the ratings ({len(ratings):,}) are all equal: give more, or others"
+            )
         say("", f"ratings are compared that differ by at least their standard deviation, {difference:.3g}")
     return pair_ratings(records, min_difference=difference, seed=seed)
 
@@ -162,10 +164,16 @@ def _gold(options: TrustOptions, reward: Any) -> Any:
 
 
 def held_out_sentence(trained: Trained, baselines: Baselines | None) -> str | None:
-    """How a reward model that was just trained does on what was held out, beside the baselines; None without any."""
+    """How a reward model that was just trained does on what was held out, beside the baselines; None without any.
+
+    If nothing of it can be compared, the sentence says why.
+    """
     if not trained.held_out:
         return None
-    records = _compared(trained.held_out, trained.recipe.pair_ratings, trained.recipe.seed)
+    try:
+        records = _compared(trained.held_out, trained.recipe.pair_ratings, trained.recipe.seed)
+    except ConfigurationError as error:  # few ratings; the model is trained, and this is no reason to lose it
+        return f"not known, {error}"
     found: dict[str, Any] = {}
     scores = {"the reward model": score_records(trained.reward, records, trained.reward.tokenizer)}
     if baselines is not None:

@@ -140,7 +140,11 @@ def make_named(name: str, **options: Any) -> gymnasium.Env:
         return gymnasium.make(name, **options)
     except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigurationError(f"{name} cannot be made ({reason}): `lm-env envs` lists the environments") from error
+        similar = _similar(name) if isinstance(error, gymnasium.error.UnregisteredEnv) else None
+        meant = "" if similar is None else f"did you mean {similar!r}?  "
+        raise ConfigurationError(
+            f"{name} cannot be made ({reason}): {meant}`lm-env envs` lists the environments"
+        ) from error
 
 
 def is_text_task(name: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,7 +20,10 @@ __all__ = [
     "common_fields",
     "first_of",
     "has_text",
+    "is_metadata",
+    "is_text_column",
     "items",
+    "mapping",
     "number",
     "one_to_one",
     "put_common",
@@ -30,6 +35,10 @@ Row: TypeAlias = Mapping[str, Any]
 ANNOTATOR = ("annotator", "worker", "annotator_id", "worker_id", "labeler", "user_id", "user")
 CONFIDENCE = ("confidence",)
 MARGIN = ("margin",)
+TEXT_COLUMN = re.compile(
+    r"prompt|question|instruction|query|input|text|chosen|rejected"
+    r"|(response|answer|completion|output|summary|sample|option|candidate|reply|text)s?[ _-]?(\d+|[a-z])?"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,16 @@ def has_text(row: Row, *names: str) -> bool:
     return all(isinstance(row.get(name), str) for name in names)
 
 
+def is_metadata(name: str) -> bool:
+    """Whether a column of this name says who judged, or how surely, in every format."""
+    return name in (*ANNOTATOR, *CONFIDENCE, *MARGIN)
+
+
+def is_text_column(name: str) -> bool:
+    """Whether a column of this name holds a prompt or a response in some format."""
+    return TEXT_COLUMN.fullmatch(name) is not None
+
+
 def text(row: Row, name: str) -> str:
     """The text in a column.
 
@@ -74,8 +93,8 @@ def text(row: Row, name: str) -> str:
     """
     value = row.get(name)
     if not isinstance(value, str):
-        kind = "is missing" if value is None else f"is of type {type(value).__name__}"
-        raise InvalidPreferenceError(f"{name!r} {kind}: it must be text")
+        kind = "missing" if value is None else reprlib.repr(value)
+        raise InvalidPreferenceError(f"{name!r} is {kind}: it must be text")
     return value
 
 
@@ -114,6 +133,17 @@ def items(row: Row, name: str) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise InvalidPreferenceError(f"{name!r} is of type {type(value).__name__}: it must be a list")
     return list(value)
+
+
+def mapping(row: Row, name: str) -> Mapping[str, Any] | None:
+    """The object in a column, which in a CSV file is written as JSON; None if anything else is there."""
+    value = row.get(name)
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, Mapping) else None
 
 
 def chat(messages: Any, what: str) -> tuple[dict[str, str], ...]:

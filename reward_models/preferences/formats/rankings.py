@@ -13,6 +13,7 @@ from reward_models.preferences.formats.base import (
     common_fields,
     first_of,
     items,
+    mapping,
     one_to_one,
 )
 from reward_models.preferences.records.preference import LabelledSpan, Preference
@@ -65,9 +66,10 @@ def _read(row: Row) -> list[Preference]:
     if "spans" in row and row["spans"] is not None:
         fields["spans"] = tuple(_span(span) for span in items(row, "spans"))
         used.add("spans")
-    if isinstance(row.get("columns"), Mapping):
+    columns = mapping(row, "columns")
+    if columns is not None:
         rest = common_fields({k: v for k, v in row.items() if k != "columns"}, used)
-        rest["columns"] = {**rest["columns"], **{k: v for k, v in row["columns"].items() if v is not None}}
+        rest["columns"] = {**rest["columns"], **{k: v for k, v in columns.items() if v is not None}}
     else:
         rest = common_fields(row, used)
     return [Preference(prompt, tuple(texts), **fields, **rest)]

@@ -48,6 +48,8 @@ def _read_scored(row: Row) -> list[Preference]:
 
 def _single(row: Row, prompt: str, response: str, used: tuple[str, ...]) -> Preference:
     name = _rated(row)
+    if name is None and (broken := first_of(row, RATING)) is not None:
+        number(row, broken)
     if name is None:
         raise InvalidPreferenceError(f"it has no rating: a number in a column named {', '.join(map(repr, RATING))}")
     rating = number(row, name)

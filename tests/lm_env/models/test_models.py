@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from lm_env import TextGenerationVectorEnv
 from lm_env.data.episodes import Episodes
-from lm_env.errors import ConfigurationError, ModelLoadError, UnsupportedModelError
+from lm_env.errors import ConfigurationError, ModelLoadError, NonFiniteError, UnsupportedModelError
 from lm_env.models.inputs import length_batches
 from lm_env.models.inspection import evaluating, facts_of
 from lm_env.models.loading import load_causal_lm, load_model, load_tokenizer
@@ -229,6 +229,26 @@ def test_the_probe_leaves_no_trace(make_lm):
         torch.testing.assert_close(model(input_ids=ids).logits, logits, rtol=0, atol=0)
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(value, make_lm):
+    model = make_lm("llama")
+    name, weight = list(model.named_parameters())[3]
+    with torch.no_grad():
+        weight.view(-1)[0] = value
+    with pytest.raises(NonFiniteError, match=f"LlamaForCausalLM cannot be used, its weight '{name}' holds NaN"):
+        facts_of(model)
+
+
+def test_logits_that_overflow_in_half_precision_when_they_are_scaled_are_no_fault(make_lm):
+    model = make_lm("gpt2").half()
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight.mul_(100.0)
+    logits = model(input_ids=torch.tensor([[0, 1]])).logits
+    assert torch.isfinite(logits).all() and not torch.isfinite(1000 * logits).all()
+    assert facts_of(model).vocab_size == logits.shape[-1]
 
 
 def test_a_sequence_beyond_the_positions_is_refused(make_lm, make_episodes, rng):

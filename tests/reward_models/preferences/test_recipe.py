@@ -387,6 +387,25 @@ def test_from_a_file_to_a_reward_in_an_environment(tmp_path, text_lm, tokenizer,
     assert ended.value.code == 1 and "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pairing", [[], ["--pair-ratings", 1]])
+def test_held_out_ratings_that_cannot_be_compared_do_not_lose_the_model(pairing, model_folder, tmp_path):
+    rows = [Preference("p", (" ".join(["good"] * (i % 5)) or "film",), ratings=(float(i % 5),)) for i in range(12)]
+    data = write_preferences(rows, tmp_path / "data.jsonl")
+    trained = invoke("rm", "train", data, "--out", tmp_path / "rm", "--model", model_folder, "--device", "cpu", *pairing)
+    assert trained.exit_code == 0, (trained.output, trained.exception)
+    assert "accuracy on what was held out: not known, " in trained.output  # one record is held out
+    assert len(load_reward(tmp_path / "rm")([""], ["film"])) == 1
+    assert not (tmp_path / "rm.unfinished").exists()
+    evaluated = invoke("rm", "evaluate", tmp_path / "rm", "--device", "cpu").exception
+    assert isinstance(evaluated, ConfigurationError)
+
+
+@pytest.mark.parametrize("difference", [-1, 0])
+def test_a_difference_of_ratings_that_cannot_be_is_named_as_it_is_typed(difference, tmp_path):
+    error = invoke("rm", "train", tmp_path / "x.jsonl", "--pair-ratings", difference).exception
+    assert isinstance(error, ConfigurationError) and "pair_ratings must be a finite number above 0" in str(error)
+
+
 def test_inspect_and_convert(tmp_path):
     records = [Preference.pair("p", "a", "b"), Preference.pair("p", "b", "a"), Preference.pair("q", "a", "b")]
     path = write_preferences(records, tmp_path / "x.jsonl", format="pairs")
