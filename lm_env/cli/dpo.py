@@ -123,7 +123,6 @@ def run_dpo(
     """
     from agents.dpo import DPOConfig, dpo_finetune
     from lm_env.cli.finetuning import FineTuning
-    from lm_env.cli.rewards.prefs import say_preferences
     from lm_env.models.loading import load_model
     from lm_env.runs.console import say
     from reward_models.preferences.reading import read_preferences
@@ -131,7 +130,7 @@ def run_dpo(
     DPOConfig(**options)
     training = FineTuning(out, lora=lora, merge=merge)
     records = read_preferences(file, format=format, skip_bad=skip_bad, download=download)
-    say_preferences(records, file)
+    say("preferences", records.description(file))
     training.load(model, seed=options["seed"], device=device, download=download)
     say("direct preference optimization", f"{model}, beta {options['beta']:g}")
     report = dpo_finetune(

@@ -187,7 +187,7 @@ def _columns_of(rows: Sequence[NamedRow], prompt_column: str | None, response_co
     prompt = prompt_column or next((name for name in PROMPT_COLUMNS if name in names), None)
     if prompt is None:
         raise InvalidPromptError(
-            f"the rows have no column that holds a prompt (they have {has}): name it, prompt_column"
+            f"the rows have no column that holds a prompt (they have {has}): name it (prompt_column, --prompt-column)"
         )
     response = response_column or _response_among([n for n in RESPONSE_COLUMNS if n in names and n != prompt], has)
     unread = tuple(name for name in names if name not in (prompt, response))

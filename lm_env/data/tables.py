@@ -84,7 +84,9 @@ def _checked_header(header: list[str], name: str, tabs: bool) -> list[str]:
     """
     if not header or len(set(header)) < len(header):
         raise ConfigurationError(f"{name} names no columns, or one twice: its first line must name each once")
-    other = next((mark for mark in (";", "," if tabs else "\t") if mark in header[0]), None) if len(header) == 1 else None
+    other = (
+        next((mark for mark in (";", "," if tabs else "\t") if mark in header[0]), None) if len(header) == 1 else None
+    )
     if other is not None:
         words = {";": "semicolons", "\t": "tabs", ",": "commas"}
         raise ConfigurationError(

@@ -17,9 +17,8 @@ from lm_env.data.tables import TABLE_SUFFIXES, cells_of, row_of_cells, table_con
 from lm_env.errors import CheckpointWriteError, ConfigurationError, InvalidPreferenceError, InvalidPromptError
 from lm_env.storage import write_file
 from lm_env.validation import check_choice, check_integer
-from reward_models.preferences.formats import FORMATS, Format
+from reward_models.preferences.formats import FORMATS, Format, recognized_format
 from reward_models.preferences.formats.base import is_text_column
-from reward_models.preferences.formats.pairs import without_prompt
 from reward_models.preferences.records.preference import Preference
 
 __all__ = ["Preferences", "read_preferences", "reading_row", "write_preferences"]
@@ -71,6 +70,13 @@ class Preferences(Sequence[Preference]):
         """The columns that are no part of a prompt or response, nor of what is known of the judgement."""
         return tuple(dict.fromkeys(name for record in self.records for name in record.columns))
 
+    def description(self, source: str, template: str = "{prompt}") -> str:
+        """What was read of a source, in words, and the columns that a template does not show to the model."""
+        skipped = f", {len(self.problems)} broken rows skipped" if self.problems else ""
+        unseen = [repr(name) for name in self.extra_columns if f"{{{name}" not in template]
+        columns = f"; columns that the model is not shown: {', '.join(unseen)}" if unseen else ""
+        return f"{len(self):,} records of {source} ({self.format}){skipped}{columns}"
+
     @overload
     def __getitem__(self, index: int) -> Preference: ...
     @overload
@@ -121,7 +127,7 @@ def read_preferences(
         if head and all(isinstance(row, Preference) for _, row in head):
             records = tuple(row for _, row in itertools.chain(head, rows))
             return Preferences(records, "records", len(records))
-        kind = FORMATS[format] if format is not None else _recognized([row for _, row in head])
+        kind = FORMATS[format] if format is not None else recognized_format([row for _, row in head])
         found: list[Preference] = []
         count = 0
         for where, row in itertools.chain(head, rows):
@@ -166,44 +172,6 @@ def _below_header(source: Any) -> str:
     return " below the line that names its columns" if is_table else ""
 
 
-def _recognized(rows: Sequence[Any]) -> Format:
-    for kind in FORMATS.values():
-        fitting = sum(isinstance(row, Mapping) and _fits(kind, row) for row in rows)
-        if rows and 2 * fitting >= len(rows):
-            return kind
-    first = next((row for row in rows if isinstance(row, Mapping)), None)
-    if first is None:
-        what = f"the first row is a {type(rows[0]).__name__}" if rows else "no line of the file can be read"
-        raise ConfigurationError(f"preferences are rows with named columns, and {what}: give such rows")
-    if problem := _other_names(first) or without_prompt(first):
-        raise ConfigurationError(problem)
-    known = next((kind for kind in FORMATS.values() if _fits(kind, dict.fromkeys(first, "1"))), None)
-    if known is not None:  # the columns are those of a format, and reading the first row says what is wrong in them
-        return known
-    columns = ", ".join(map(repr, itertools.islice(first, 12)))
-    raise ConfigurationError(
-        f"no format of preferences has the columns {columns}: name one with format= (--format), of "
-        + "; ".join(f"{kind.name} ({kind.columns})" for kind in FORMATS.values())
-    )
-
-
-def _other_names(row: Mapping[Any, Any]) -> str | None:
-    """What to rename, if the columns are those of a format but for capital letters and spaces."""
-    names = {name: str(name).strip().lower() for name in row}
-    changed = [f"{old!r} to {new!r}" for old, new in names.items() if old != new]
-    plain = {names[old]: value for old, value in row.items()}
-    if not changed or not any(_fits(kind, plain) for kind in FORMATS.values()):
-        return None
-    return f"the columns are named as in no format, but nearly so: rename {', '.join(changed)}"
-
-
-def _fits(kind: Format, row: Mapping[str, Any]) -> bool:
-    try:
-        return kind.matches(row)
-    except InvalidPreferenceError:
-        return False
-
-
 def _records(kind: Format, row: Any, tokenizer: Any) -> list[Preference]:
     if not isinstance(row, Mapping):
         raise InvalidPreferenceError(f"it is of type {type(row).__name__}: it must be an object with named columns")
@@ -215,7 +183,7 @@ def _records(kind: Format, row: Any, tokenizer: Any) -> list[Preference]:
     except InvalidPreferenceError:
         raise
     except UnicodeEncodeError as error:
-        raise InvalidPreferenceError("it holds half of a surrogate pair, which is no character: remove it") from error
+        raise InvalidPreferenceError("it holds half of a surrogate pair, which is no character") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InvalidPreferenceError(f"it is no row of {kind.name!r} ({type(error).__name__}: {error})") from error
 
@@ -283,18 +251,24 @@ def _rows_of(records: Sequence[Preference], format: str, *, cells: bool) -> list
         for row in kind.write(records):
             rows.append(row)
             for back in _records(kind, _filled(row_of_cells(cells_of(row))) if cells else row, None):
-                same = _with_text_columns(back) == _with_text_columns(records[index]) if cells else back == records[index]
+                same = (
+                    _with_text_columns(back) == _with_text_columns(records[index]) if cells else back == records[index]
+                )
                 if not same:
                     raise InvalidPreferenceError("it would read back as something else")
                 index += 1
     except InvalidPreferenceError as error:
-        raise InvalidPreferenceError(
-            f"record {index} cannot be written as {format!r}: {error}; choose 'rankings', which holds everything"
-            + (", or .jsonl" if cells else "")
-        ) from error
+        others = [
+            *(["'rankings', which holds everything"] if format != "rankings" else []),
+            *([".jsonl"] if cells else []),
+        ]
+        remedy = f"; choose {' or '.join(others)}" if others else ""
+        raise InvalidPreferenceError(f"record {index} cannot be written as {format!r}: {error}{remedy}") from error
     return rows
 
 
 def _with_text_columns(record: Preference) -> Preference:
     """The record with its extra columns as a .csv file holds them."""
-    return dataclasses.replace(record, columns={name: cell for name, cell in cells_of(record.columns).items() if cell != ""})
+    return dataclasses.replace(
+        record, columns={name: cell for name, cell in cells_of(record.columns).items() if cell != ""}
+    )

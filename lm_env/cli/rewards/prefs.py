@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["prefs_app", "say_preferences"]
+__all__ = ["prefs_app"]
 
 prefs_app = typer.Typer(
     help="Look at human preferences: comparisons, rankings, ratings.",
@@ -98,17 +98,6 @@ def formats() -> None:
     for kind in FORMATS.values():
         table.add_row(kind.name, escape(kind.columns))
     Console().print(table)
-
-
-def say_preferences(read: Any, source: str, template: str = "{prompt}") -> None:
-    """Say what was read, and which of its columns a training does not show to the model."""
-    from lm_env.runs.console import say
-
-    skipped = f", {len(read.problems)} broken rows skipped" if read.problems else ""
-    say("preferences", f"{len(read):,} records of {source} ({read.format}){skipped}")
-    unseen = [name for name in read.extra_columns if f"{{{name}" not in template]
-    if unseen:
-        say("", f"columns that are no part of the texts: {', '.join(map(repr, unseen))}")
 
 
 def _show(read: Any, found: Any, shared: tuple[int, int] | None) -> None:

@@ -10,7 +10,6 @@ import typer
 
 from lm_env.cli.options import Resume, Seed
 from lm_env.cli.rewards import serve
-from lm_env.cli.rewards.prefs import say_preferences
 
 __all__ = ["rm_app"]
 
@@ -111,7 +110,7 @@ def train(
     if writes:
         check_new(out)
     records = read_preferences(data, format=format, skip_bad=skip_bad, download=download)
-    say_preferences(records, data, template)
+    say("preferences", records.description(data, template))
     say("reward model", f"{model}, {trunk}")
     work = _train_on_marks if objective == "spans" else _train_on_comparisons
     work(records, recipe, out, resume)

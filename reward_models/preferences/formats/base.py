@@ -26,6 +26,8 @@ __all__ = [
     "mapping",
     "number",
     "one_to_one",
+    "prompt_column",
+    "prompts_in",
     "put_common",
     "text",
 ]
@@ -35,6 +37,7 @@ Row: TypeAlias = Mapping[str, Any]
 ANNOTATOR = ("annotator", "worker", "annotator_id", "worker_id", "labeler", "user_id", "user")
 CONFIDENCE = ("confidence",)
 MARGIN = ("margin",)
+PROMPT = ("prompt", "question", "instruction", "query", "input", "text", "messages")
 TEXT_COLUMN = re.compile(
     r"prompt|question|instruction|query|input|text|chosen|rejected"
     r"|(response|answer|completion|output|summary|sample|option|candidate|reply|text)s?[ _-]?(\d+|[a-z])?"
@@ -83,6 +86,29 @@ def is_metadata(name: str) -> bool:
 def is_text_column(name: str) -> bool:
     """Whether a column of this name holds a prompt or a response in some format."""
     return TEXT_COLUMN.fullmatch(name) is not None
+
+
+def prompts_in(row: Row) -> list[str]:
+    """The columns that may hold the prompt and are not empty."""
+    return [name for name in PROMPT if row.get(name) is not None and row[name] != ""]
+
+
+def prompt_column(row: Row) -> str:
+    """The column that holds the prompt.
+
+    Raises:
+        InvalidPreferenceError: there is none, or it is not clear which one does.
+    """
+    if row.get("prompt") is not None:
+        return "prompt"
+    found = prompts_in(row)
+    if not found:
+        raise InvalidPreferenceError("'prompt' is missing: it must be text, or a list of messages")
+    if len(found) > 1:
+        raise InvalidPreferenceError(
+            f"the prompt may be in {' or '.join(map(repr, found))}: put all of it into one column named 'prompt'"
+        )
+    return found[0]
 
 
 def text(row: Row, name: str) -> str:

@@ -21,6 +21,8 @@ from reward_models.preferences.formats.base import (
     has_text,
     is_metadata,
     one_to_one,
+    prompt_column,
+    prompts_in,
     put_common,
     text,
 )
@@ -28,44 +30,20 @@ from reward_models.preferences.records.preference import Preference
 
 __all__ = ["CONVERSATIONS", "PAIRS", "TRANSCRIPTS", "without_prompt"]
 
-PROMPT = ("prompt", "question", "instruction", "query", "input", "text", "messages")
 RESPONSES = ("chosen", "rejected")
 USED = ("prompt", *RESPONSES)
 ANSWER = re.compile(r"\n\nAssistant:")
-
-
-def _filled(row: Row) -> list[str]:
-    """The columns that may hold the prompt and are not empty."""
-    return [name for name in PROMPT if row.get(name) is not None and row[name] != ""]
-
-
-def _prompt_column(row: Row) -> str:
-    """The column that holds the prompt.
-
-    Raises:
-        InvalidPreferenceError: there is none, or it is not clear which one does.
-    """
-    if row.get("prompt") is not None:
-        return "prompt"
-    found = _filled(row)
-    if not found:
-        raise InvalidPreferenceError("'prompt' is missing: it must be text, or a list of messages")
-    if len(found) > 1:
-        raise InvalidPreferenceError(
-            f"the prompt may be in {' or '.join(map(repr, found))}: put all of it into one column named 'prompt'"
-        )
-    return found[0]
 
 
 # -- three texts ---------------------------------------------------------------------------------------
 def _reads_pairs(row: Row) -> bool:
     if not has_text(row, *RESPONSES):
         return False
-    return row.get("prompt") is not None or (bool(_filled(row)) and not _are_dialogues(row))
+    return row.get("prompt") is not None or (bool(prompts_in(row)) and not _are_dialogues(row))
 
 
 def _read_pair(row: Row) -> list[Preference]:
-    name = _prompt_column(row)
+    name = prompt_column(row)
     prompt: Any = row[name]
     if isinstance(prompt, list | tuple):
         prompt = chat(prompt, f"{name!r}")
@@ -150,10 +128,10 @@ CONVERSATIONS = Format(
 
 # -- transcripts ---------------------------------------------------------------------------------------
 def _reads_transcripts(row: Row) -> bool:
-    """Two texts that begin with the same dialogue; or two texts and no other, which then hold the prompt if any does."""
+    """Two texts that begin with the same dialogue, or two texts and no other, which then begin with the prompt."""
     if not has_text(row, *RESPONSES) or row.get("prompt") is not None:
         return False
-    return _are_dialogues(row) or not (_filled(row) or _other_texts(row))
+    return _are_dialogues(row) or not (prompts_in(row) or _other_texts(row))
 
 
 def _are_dialogues(row: Row) -> bool:
@@ -180,11 +158,11 @@ def _is_number(value: str) -> bool:
 
 def without_prompt(row: Row) -> str | None:
     """What to do with a row of which it is not known where the prompt is; None for any other row."""
-    if not has_text(row, *RESPONSES) or _filled(row) or not (others := _other_texts(row)):
+    if not has_text(row, *RESPONSES) or prompts_in(row) or not (others := _other_texts(row)):
         return None
     return (
-        f"there is no 'prompt' beside 'chosen' and 'rejected': if {' or '.join(map(repr, others))} holds it, rename that"
-        " column to 'prompt'; if both texts begin with it, pass format='transcripts' (--format transcripts)"
+        f"there is no 'prompt' beside 'chosen' and 'rejected': if {' or '.join(map(repr, others))} holds it, rename"
+        " that column to 'prompt'; if both texts begin with it, pass format='transcripts' (--format transcripts)"
     )
 
 

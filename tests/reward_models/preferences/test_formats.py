@@ -16,6 +16,7 @@ from reward_models.preferences.formats import vote_score
 
 CHAT = [{"role": "user", "content": "hi"}]
 ANSWERS = ["a1", "a2", "a3", "a4"]
+ARENA = dict.fromkeys(["winner_model_a", "winner_model_b", "winner_tie"], 0)
 
 
 def one(row: dict, format: str | None = None) -> Preference:
@@ -53,6 +54,10 @@ PUBLISHED = {
     "stack-exchange": (
         {"question": "q", "answers": [{"text": "a", "votes": 7}, {"text": "b", "votes": 6, "accepted": True}]},
         Preference("q", ("a", "b"), ratings=(3.0, 4.0)),
+    ),
+    "verdicts": (
+        {"prompt": "p", "response_a": "a", "response_b": "b", "winner": "b", "margin": 2, "topic": "t"},
+        Preference("p", ("a", "b"), (1, 0), margin=2.0, columns={"topic": "t"}),
     ),
     "summaries": (
         {
@@ -201,11 +206,34 @@ def test_a_published_row_is_recognized_and_read(name):
             Preference(tuple(CHAT), ("x", "y"), (0, 1)),
         ),
         (
+            {"question": "p", "response_0": "a", "response_1": "b", "better_response_id": 1},
+            Preference("p", ("a", "b"), (1, 0)),
+        ),
+        (
+            {"prompt": "p", "response_a": "a", "response_b": "b", **ARENA, "winner_model_a": "1"},
+            Preference("p", ("a", "b"), (0, 1)),
+        ),
+        (
+            {"prompt": CHAT, "response_a": "a", "response_b": "b", **ARENA, "winner_tie": 1},
+            Preference(tuple(CHAT), ("a", "b"), (0, 0)),
+        ),
+        (
             {"info": {"article": "p"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0},
             Preference("p", ("a", "b"), (0, 1), columns={"part": "article"}),
         ),
     ],
-    ids=["argilla flat", "argilla 1.x", "potato scale", "ranker", "ultrafeedback", "trl explicit", "article"],
+    ids=[
+        "argilla flat",
+        "argilla 1.x",
+        "potato scale",
+        "ranker",
+        "ultrafeedback",
+        "trl explicit",
+        "ids",
+        "arena",
+        "tie",
+        "article",
+    ],
 )
 def test_the_other_shapes_of_a_format(row, expected):
     assert one(row) == expected
@@ -324,6 +352,50 @@ def test_the_other_formats_read_back_as_they_were_written(name, data, tmp_path_f
     assert read.format == name and read.records == (record,)
 
 
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_verdicts_read_back_as_they_were_written(suffix, data, tmp_path_factory):
+    fields = data.draw(st.fixed_dictionaries(extras))
+    prompt = data.draw(texts | texts.map(lambda said: ({"role": "user", "content": said},)))
+    ranking = data.draw(st.sampled_from([(0, 1), (1, 0), (0, 0)]))
+    record = Preference(prompt, (data.draw(texts), data.draw(texts)), ranking, **fields)
+    path = write_preferences([record], tmp_path_factory.mktemp("x") / f"x.{suffix}", format="verdicts")
+    read = read_preferences(path)
+    assert read.format == "verdicts" and read.records == (record,)
+
+
+@pytest.mark.parametrize("column", ["winner", "label", "preference", "choice"])
+@pytest.mark.parametrize(
+    ("said", "ranking"),
+    [
+        *[(word, (0, 1)) for word in ("a", "A", " a ", "model_a", "response_a", "Assistant A", "left", "first")],
+        *[(word, (1, 0)) for word in ("b", "B", "model_b", "Response B", "right")],
+        *[(word, (0, 0)) for word in ("tie", "Tie", "tie (bothbad)", "both_bad", "bothbad", "both good", "equal")],
+    ],
+)
+def test_verdicts_in_the_words_that_people_use(column, said, ranking):
+    row = {"prompt": "p", "response_a": "x", "response_b": "y", column: said}
+    assert one(row) == Preference("p", ("x", "y"), ranking)
+    numbered = {"prompt": "p", "response_1": "x", "response_2": "y", column: said}
+    if not said.lower().startswith("response"):
+        assert one(numbered) == Preference("p", ("x", "y"), ranking)
+
+
+def test_a_number_is_a_verdict_only_where_the_responses_have_numbers():
+    for first, number, ranking in ((1, 1, (0, 1)), (1, "2", (1, 0)), (0, 1, (1, 0)), (0, "response_0", (0, 1))):
+        row = {"prompt": "p", f"response_{first}": "x", f"response_{first + 1}": "y", "winner": number}
+        assert one(row) == Preference("p", ("x", "y"), ranking)
+    lettered = {"prompt": "p", "response_a": "x", "response_b": "y"}
+    for said in (0, 1, "1", 2, True, "model_1", "c", "better", ""):
+        with pytest.raises(InvalidPreferenceError, match=r"'winner' is .*: it must say which .* 'a', 'b', 'tie'"):
+            one({**lettered, "winner": said})
+    with pytest.raises(InvalidPreferenceError, match="one must be 1 and the others 0"):
+        one({**lettered, **ARENA})
+    with pytest.raises(InvalidPreferenceError, match="'prompt' is missing"):
+        one({**lettered, "prompt": None, "winner": "a", "task": "Tell a story."})
+
+
 def test_six_inconsistent_pairs_read_back(tmp_path):
     read = read_preferences([{"question": "q", "predictions": ANSWERS, "preference": [1, 2, 1, 1, 0, 0]}])
     path = write_preferences(read, tmp_path / "x.jsonl", format="qa-feedback")
@@ -392,6 +464,7 @@ BROKEN = {
         "responses": {"x": [{"value": "response9z", "status": "submitted"}]},
     },
     "potato": {"id": "1", "responses": ["a", "b"], "label_annotations": {"x": {"selection": "Q"}}},
+    "verdicts": {"prompt": "p", "response_a": "a", "response_b": "b", "label": 1},
 }
 
 

@@ -60,7 +60,7 @@ def test_a_prompt_that_is_not_to_be_found_is_no_guess():
     with pytest.raises(InvalidPreferenceError, match="may be in 'instruction' or 'input'"):
         read_preferences([{"instruction": "Add.", "input": "1, 2", **PAIR}])
     assert read_preferences([{"instruction": "Add.", "input": "", **PAIR}])[0].prompt == "Add."
-    with pytest.raises(ConfigurationError, match="if 'task' holds it, rename that column to 'prompt'.*--format trans"):
+    with pytest.raises(ConfigurationError, match=r"if 'task' holds it, rename that column to 'prompt'.*--format trans"):
         read_preferences([{"task": "Tell a story.", **PAIR}])
     forced = read_preferences([{"task": "t", **PAIR}], format="transcripts")
     assert forced[0] == Preference.pair("A ", "happy dog.", "sad cat.", columns={"task": "t"})
@@ -154,7 +154,11 @@ def test_a_tsv_file_of_another_program_is_not_read_with_its_quotation_marks(tmp_
     problems: list[InvalidPromptError] = []
     rows = [row["text"] for _, row in table_rows(path, problems.append)]
     assert rows == ["plain"]
-    assert [str(problem).split(" has ")[0] for problem in problems] == ["x.tsv, line 2", "x.tsv, line 4", "x.tsv, line 5"]
+    assert [str(problem).split(" has ")[0] for problem in problems] == [
+        "x.tsv, line 2",
+        "x.tsv, line 4",
+        "x.tsv, line 5",
+    ]
     with pytest.raises(InvalidPreferenceError, match=r"line 2 has a cell in quotation marks.*save it as \.csv"):
         read_preferences(path)
     pandas.DataFrame({"text": said, "rating": 1.0}).to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_ALL)
@@ -185,8 +189,16 @@ def is_of_a_writer(cell: str) -> bool:
         ("x.csv", b"prompt;chosen;rejected\na;b;c\n", r"separated by semicolons.*\.csv file are by commas"),
         ("x.csv", b"\xef\xbb\xbfprompt;chosen;rejected\r\na;b;c\r\n", "separated by semicolons"),
         ("x.tsv", b"prompt,chosen,rejected\na,b,c\n", "separated by commas"),
-        ("x.csv", b'prompt,chosen,rejected\na,b,c\na,"b,c\nd,e,f\n', r"x\.csv cannot be read from line 3 on.*quotation"),
-        ("x.csv", b"prompt,chosen,rejected\na,b,c\na,caf\xe9,c\n", r"x\.csv, line 3 cannot be read.*save the file as UTF-8"),
+        (
+            "x.csv",
+            b'prompt,chosen,rejected\na,b,c\na,"b,c\nd,e,f\n',
+            r"x\.csv cannot be read from line 3 on.*quotation",
+        ),
+        (
+            "x.csv",
+            b"prompt,chosen,rejected\na,b,c\na,caf\xe9,c\n",
+            r"x\.csv, line 3 cannot be read.*save the file as UTF-8",
+        ),
     ],
     ids=str,
 )
@@ -222,7 +234,7 @@ def test_half_a_surrogate_pair_is_refused_and_the_file_stays(tmp_path):
     assert code == 1 and "x.jsonl, line 2: it holds half of a surrogate pair" in error
     assert path.read_bytes() == before
     for record in (Preference.pair("p", "a", "\ud800"), Preference.pair("p", "a", "b", columns={"x": ["\udfff"]})):
-        with pytest.raises(InvalidPreferenceError, match="record 1 cannot be written.*half of a surrogate"):
+        with pytest.raises(InvalidPreferenceError, match=r"record 1 cannot be written.*half of a surrogate"):
             write_preferences([Preference.pair("p", "a", "b"), record], path)
     assert path.read_bytes() == before
 

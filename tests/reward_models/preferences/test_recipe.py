@@ -391,7 +391,9 @@ def test_from_a_file_to_a_reward_in_an_environment(tmp_path, text_lm, tokenizer,
 def test_held_out_ratings_that_cannot_be_compared_do_not_lose_the_model(pairing, model_folder, tmp_path):
     rows = [Preference("p", (" ".join(["good"] * (i % 5)) or "film",), ratings=(float(i % 5),)) for i in range(12)]
     data = write_preferences(rows, tmp_path / "data.jsonl")
-    trained = invoke("rm", "train", data, "--out", tmp_path / "rm", "--model", model_folder, "--device", "cpu", *pairing)
+    trained = invoke(
+        "rm", "train", data, "--out", tmp_path / "rm", "--model", model_folder, "--device", "cpu", *pairing
+    )
     assert trained.exit_code == 0, (trained.output, trained.exception)
     assert "accuracy on what was held out: not known, " in trained.output  # one record is held out
     assert len(load_reward(tmp_path / "rm")([""], ["film"])) == 1
