@@ -55,11 +55,9 @@ def _read(row: Row) -> list[Preference]:
     prompt = chat(prompt, f"{name!r}") if isinstance(prompt, list | tuple) else text(row, name)
     responses = tuple(text(row, each) for each in names)
     column = first_of(row, VERDICT)
-    if column is None:
-        best, used = _one_of_three(row), ONE_OF_THREE
-    else:
-        best, used = _verdict(row[column], column, names), (column,)
-    return [Preference(prompt, responses, ranking_of(best, 2), **common_fields(row, (name, *names, *used)))]
+    best = _one_of_three(row) if column is None else _verdict(row[column], column, names)
+    used = (name, *names, *(ONE_OF_THREE if column is None else (column,)))
+    return [Preference(prompt, responses, ranking_of(best, 2), **common_fields(row, used))]
 
 
 def _one_of_three(row: Row) -> int:

@@ -166,6 +166,8 @@ def test_a_folder_that_another_run_writes_to(tmp_path):
 def test_a_task_that_cannot_be_made_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigurationError, match="lm_env/None-v0 cannot be made"):
         lm_env.train(tmp_path / "out", env="lm_env/None-v0")
+    with pytest.raises(ConfigurationError, match="did you mean 'lm_env/Sentiment-v0'"):
+        lm_env.train(tmp_path / "out", env="Sentiment-v0")
     assert not (tmp_path / "out").exists()
 
 

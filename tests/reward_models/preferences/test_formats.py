@@ -564,6 +564,8 @@ def test_what_holds_no_preferences_is_refused(source, words):
         read_preferences(source)
     with pytest.raises(ConfigurationError, match="format must be one of"):
         read_preferences([], format="xml")
+    with pytest.raises(ConfigurationError, match="not 'pair': did you mean 'pairs'"):
+        read_preferences([], format="pair")
 
 
 @pytest.mark.parametrize(
