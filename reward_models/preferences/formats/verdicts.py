@@ -61,6 +61,8 @@ def _read(row: Row) -> list[Preference]:
 
 
 def _one_of_three(row: Row) -> int:
+    if not any(name in row for name in ONE_OF_THREE):
+        raise InvalidPreferenceError(f"it does not say which response is better: give a column {VERDICT[0]!r}")
     given = [number(row, name) for name in ONE_OF_THREE]
     if sorted(given, key=bool) != [0, 0, 1]:
         raise InvalidPreferenceError(f"of {', '.join(map(repr, ONE_OF_THREE))} one must be 1 and the others 0")
@@ -72,7 +74,7 @@ def _verdict(value: Any, column: str, names: list[str]) -> int:
 
     A number is taken only where the responses are numbered: elsewhere it may count from 0 or from 1.
     """
-    word = str(value).strip().lower()
+    word = str(value).strip().lower().removesuffix(".0")
     if word in TIE_WORDS or BOTH.fullmatch(word):
         return TIED
     if word in WORDS:
@@ -82,7 +84,8 @@ def _verdict(value: Any, column: str, names: list[str]) -> int:
     if match and not isinstance(value, bool) and match[1] in (*ends, *(("a", "b") if ends[0].isdigit() else ())):
         return ends.index(match[1]) if match[1] in ends else "ab".index(match[1])
     allowed = ", ".join(map(repr, (*ends, "tie")))
-    raise InvalidPreferenceError(f"{column!r} is {value!r}: it must say which response is better, {allowed}")
+    counts = " (a number may count from 0 or from 1)" if word.isdigit() else ""
+    raise InvalidPreferenceError(f"{column!r} is {value!r}{counts}: it must say which response is better, {allowed}")
 
 
 def _ending(name: str) -> str:

@@ -383,13 +383,15 @@ def test_verdicts_in_the_words_that_people_use(column, said, ranking):
 
 
 def test_a_number_is_a_verdict_only_where_the_responses_have_numbers():
-    for first, number, ranking in ((1, 1, (0, 1)), (1, "2", (1, 0)), (0, 1, (1, 0)), (0, "response_0", (0, 1))):
+    for first, number, ranking in ((1, 1, (0, 1)), (1, "2", (1, 0)), (0, 1.0, (1, 0)), (0, "response_0", (0, 1))):
         row = {"prompt": "p", f"response_{first}": "x", f"response_{first + 1}": "y", "winner": number}
         assert one(row) == Preference("p", ("x", "y"), ranking)
     lettered = {"prompt": "p", "response_a": "x", "response_b": "y"}
     for said in (0, 1, "1", 2, True, "model_1", "c", "better", ""):
         with pytest.raises(InvalidPreferenceError, match=r"'winner' is .*: it must say which .* 'a', 'b', 'tie'"):
             one({**lettered, "winner": said})
+    with pytest.raises(InvalidPreferenceError, match="does not say which response is better: give a column 'winner'"):
+        read_preferences([lettered], format="verdicts")
     with pytest.raises(InvalidPreferenceError, match="one must be 1 and the others 0"):
         one({**lettered, **ARENA})
     with pytest.raises(InvalidPreferenceError, match="'prompt' is missing"):
