@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 
 from agents.base.description import agent_in_words
+from agents.base.wrappers import check_wrappers
 from agents.learning.randomness import Randomness
 from agents.run.evaluation import Evaluation, evaluate_texts
 from lm_env.data.episodes import Episodes
@@ -26,7 +27,8 @@ class TextAgent:
     """An environment, a backend that writes texts with its model, and the streams of randomness.
 
     Args:
-        env: a text environment, single or vectorized, wrapped or not, or a registered id.
+        env: a text environment, single or vectorized, or a registered id.  Wrappers around it that change rewards,
+            actions, observations or ends are refused: nothing would call them.
         seed: the seed of prompts and sampling.
     """
 
@@ -82,10 +84,10 @@ class TextAgent:
 
 
 def task_of(env: Any) -> Task:
-    """The task of a text environment, whatever it is wrapped in.
+    """The task of a text environment, also of one in wrappers that change nothing.
 
     Raises:
-        ConfigurationError: it is no text environment.
+        ConfigurationError: it is no text environment, or a wrapper around it changes it, see `check_wrappers`.
     """
     inner = getattr(env, "unwrapped", env)
     if not isinstance(inner, TextGenerationEnv | TextGenerationVectorEnv):
@@ -93,4 +95,5 @@ def task_of(env: Any) -> Task:
             f"a batched agent needs a text environment of lm_env, not {type(inner).__name__}: use stable-baselines3 for"
             " others"
         )
+    check_wrappers(env, inner.task.max_new_tokens)
     return inner.task

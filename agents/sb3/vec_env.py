@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from agents.base.text_agent import task_of
+from agents.base.wrappers import check_wrappers
 from agents.sb3.sampled_actions import ActingPolicy, Sample
 from agents.sb3.slot import Slot, attribute_of, set_attribute
 from lm_env.envs.behavior import LogprobFn
@@ -90,7 +91,8 @@ class TextVecEnv(VecEnv):
             options: of the task; for a registered id only.
 
         Raises:
-            ConfigurationError: options without an id, or an environment that is not one of text.
+            ConfigurationError: options without an id, an environment that is not one of text, or a wrapper around
+                it that changes it and would be dropped.
         """
         if isinstance(source, str):
             source = gymnasium.make_vec(source, num_envs=num_envs or 1, **options)
@@ -281,10 +283,13 @@ class TextVecEnv(VecEnv):
 
 def _task_of(source: Any) -> Task:
     """The task of a `TextVecEnv` or a text environment of Gymnasium, wrapped or not, or the task itself."""
+    if isinstance(source, Task):
+        return source
     inner = getattr(source, "unwrapped", source)
-    if isinstance(inner, TextVecEnv):
-        return inner.task
-    return inner if isinstance(inner, Task) else task_of(inner)
+    if not isinstance(inner, TextVecEnv):
+        return task_of(source)
+    check_wrappers(source, inner.task.max_new_tokens)
+    return inner.task
 
 
 def _infos(result: StepResult) -> list[dict[str, Any]]:
