@@ -108,6 +108,7 @@ class TextVecEnv(VecEnv):
         if kl_update_episodes is not None:
             check_integer("kl_update_episodes (None for never)", kl_update_episodes)
         self.mdp = TextMDP(task, slots=num_envs)
+        self.mdp.idle_controller.settle()
         self.kl_update_episodes = kl_update_episodes
         self._finished_kl: list[float] = []
         self._slots = [Slot(self.mdp, index) for index in range(num_envs)]

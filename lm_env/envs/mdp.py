@@ -19,6 +19,7 @@ import numpy as np
 from lm_env.data.prompts import Prompt
 from lm_env.envs.behavior import LOGPROB_SOURCES, Behavior
 from lm_env.envs.exclusive import OneAtATime
+from lm_env.envs.idle_controller import IdleControllerWarner
 from lm_env.envs.inputs import checked_tokens
 from lm_env.envs.render import render_state
 from lm_env.envs.slots import Slots
@@ -62,6 +63,7 @@ class TextMDP(Slots):
         self.behavior = Behavior(slots, task.vocab_size)
         self._reference = StepLogprobs(task.reference, slots, task.max_length, task.temperature)
         self._own: StepLogprobs | None = None  # made when no published or bound logprobs are available
+        self.idle_controller = IdleControllerWarner(task)
         self._untrained = UntrainedModelWarner(task)
         self._one_at_a_time = OneAtATime()
 
@@ -140,6 +142,7 @@ class TextMDP(Slots):
         done = terminated | truncated
         largest = np.maximum(np.abs(self.log_ratios[slots]).max(1), np.abs(log_ratios))
         self._untrained.note(largest, done & (source == LOGPROB_SOURCES.index("model")))
+        self.idle_controller.note(int(done.sum()))
         self.append(slots, tokens, rewards=rewards, token_scores=token_scores, log_ratios=log_ratios)
         self.scores[slots] = scores
         self.running[slots] = ~done

@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from lm_env.generation.step_logprobs import Surprise
 from lm_env.objective.task import Task
 
-__all__ = ["UntrainedModelWarner"]
+__all__ = ["UntrainedModelWarner", "outside"]
 
 UPDATES = 4  # times that the weights of something else moved between two steps of the environment
 EPISODES = 16  # whole episodes without KL after that
@@ -84,11 +84,11 @@ class UntrainedModelWarner:
             " from the environment's own model, which still equals its reference.  Let the agent publish its logprobs"
             " (env.publish), bind a function of them (env.bind_logprob_fn), or train env.task.model; else no KL penalty"
             " holds it near the reference.",
-            stacklevel=_outside(),
+            stacklevel=outside(),
         )
 
 
-def _outside() -> int:
+def outside() -> int:
     """The `stacklevel` of the first caller outside this package, seen from the caller of this function."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("lm_env."):
