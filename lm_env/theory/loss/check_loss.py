@@ -21,7 +21,7 @@ from lm_env.objective.rewards import name_of
 from lm_env.theory.foreign import calling
 from lm_env.theory.loss.batch import LossBatch
 from lm_env.theory.loss.causes import MATCH, Finding, find_causes
-from lm_env.theory.loss.invariances import invariances, ratio_of
+from lm_env.theory.loss.invariances import invariances, is_repeatable, ratio_of
 from lm_env.theory.loss.mistakes import EXPLANATIONS
 from lm_env.theory.loss.problem import MAX_GROUP_SIZE, LossProblem, make_problems
 from lm_env.validation import check_integer, check_number
@@ -38,7 +38,8 @@ INVARIANCES = {
     "micro_batches": "micro_batches",
     "ratio": "no_importance_ratio",
 }
-"""Each property that is tested, and the cause that is named if it is required and does not hold."""
+"""Each property that is tested, and the cause that is named if it is required and does not hold.  An importance ratio
+that is there and none of the known ones is `unknown_importance_ratio`."""
 REQUIRED = ("padding", "eos", "permutation")
 
 Loss = Callable[[LossBatch], Tensor | None]
@@ -65,11 +66,11 @@ class LossCheck:
     along: tuple[float, ...]
     """The component of the expected gradient along that of J, in units of the latter's norm, under each policy."""
     holds: dict[str, bool]
-    """Which of `INVARIANCES` hold."""
+    """Which of `INVARIANCES` hold; those that could not be decided are left out."""
     ratio: str
     """The importance ratio: `token`, `sequence`, `sequence_mean`, `none` or `unknown`."""
     notes: tuple[str, ...] = field(default=())
-    """A sentence about each property that does not hold and was not required."""
+    """A sentence about each property that does not hold and was not required, or that could not be decided."""
 
     def sentence(self) -> str:
         """The verdict in words."""
@@ -117,6 +118,7 @@ def check_loss(
         return _gradient(loss, batch)
 
     gradients = [gradient_of(problem.batch()) for problem in problems]
+    repeatable = is_repeatable(gradient_of, problems[-1])
     reached = [_reached(problem, gradient) for problem, gradient in zip(problems, gradients, strict=True)]
     causes: list[str] = []
     if any(_norm(g - r) > MATCH * _norm(g) for g, r in zip(gradients, reached, strict=True)):
@@ -125,17 +127,21 @@ def check_loss(
     compared = [_Compared.of(g, t) for g, t in zip(reached, targets, strict=True)]
     right = all(each.orthogonal <= tolerance and each.along > 0 for each in compared)
     finding = Finding(()) if right else _finding(problems, reached, targets)
-    causes += ["unknown"] if finding is None else finding.causes
-    holds, ratio = {}, "unknown"
+    causes += finding.causes if finding is not None else ["unknown"] if repeatable else ["unknown", "not_repeatable"]
+    holds: dict[str, bool] = {}
+    ratio = "unknown"
     if "no_gradient" not in causes:
-        holds = invariances(gradient_of, problems[-1], tolerance)
+        holds = invariances(gradient_of, problems[-1], tolerance) if repeatable else {}
         ratio = _ratio(gradient_of, off_policy, finding, tolerance)
-        holds["ratio"] = ratio.partition(" ")[0] != "none" or "preference_loss" in causes  # right for any samples
+        if "preference_loss" in causes:
+            holds["ratio"] = True  # it is right for any samples
+        elif ratio != "unknown" or (right and repeatable):
+            holds["ratio"] = ratio.partition(" ")[0] not in ("none", "unknown")
     if ratio.endswith("+ kl") and "k2_loss" in causes:
         causes[causes.index("k2_loss")] = "k3_loss_with_ratio"
-    broken = [INVARIANCES[kind] for kind, held in holds.items() if not held]
-    wanted = [INVARIANCES[kind] for kind in require]
-    causes += [cause for cause in broken if cause in wanted and cause not in causes]
+    broken = {kind: _cause_of(kind, ratio) for kind, held in holds.items() if not held}
+    causes += [cause for kind, cause in broken.items() if kind in require and cause not in causes]
+    noted = [*broken.values()] if repeatable else [*broken.values(), "not_repeatable"]
     return LossCheck(
         loss=name or name_of(loss),
         beta=beta,
@@ -148,8 +154,13 @@ def check_loss(
         along=tuple(each.along for each in compared),
         holds=holds,
         ratio=ratio.partition(" ")[0],
-        notes=tuple(EXPLANATIONS[cause] for cause in broken if cause not in causes),
+        notes=tuple(EXPLANATIONS[cause] for cause in noted if cause not in causes),
     )
+
+
+def _cause_of(kind: str, ratio: str) -> str:
+    """The cause that is named where a property of `INVARIANCES` does not hold."""
+    return "unknown_importance_ratio" if (kind, ratio) == ("ratio", "unknown") else INVARIANCES[kind]
 
 
 def _check_arguments(

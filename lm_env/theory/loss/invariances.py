@@ -14,13 +14,24 @@ from lm_env.theory.loss.causes import pieces
 from lm_env.theory.loss.mistakes import Mistakes
 from lm_env.theory.loss.problem import LossProblem
 
-__all__ = ["RATIOS", "invariances", "ratio_of"]
+__all__ = ["RATIOS", "invariances", "is_repeatable", "ratio_of"]
 
 GROUPS = 48
 """Groups of the batch on which the invariances are tried."""
+REPEATS = 1e-6
+"""How far two gradients for the same batch may differ by rounding, as a share of their norm."""
 RATIOS = ("token", "sequence", "sequence_mean", "none")
 
 GradientOf = Callable[[LossBatch], np.ndarray]
+
+
+def is_repeatable(gradient_of: GradientOf, problem: LossProblem) -> bool:
+    """Whether the loss gives the same gradient for the same batch; without that, `invariances` compares nothing.
+
+    It does not if it keeps a state between calls, such as a running mean as its baseline, or is random.
+    """
+    first, second = (gradient_of(problem.sampled_batch(GROUPS, seed=0)) for _ in range(2))
+    return bool(np.linalg.norm(second - first) <= REPEATS * np.linalg.norm(first))
 
 
 def invariances(gradient_of: GradientOf, problem: LossProblem, tolerance: float) -> dict[str, bool]:

@@ -83,6 +83,8 @@ EXPLANATIONS = {
     "no_gradient": "the gradient is zero: the graph is cut, or all advantages vanish",
     "no_importance_ratio": "the importance ratio is missing, so more than one step per batch is biased",
     "no_kl": "there is no KL penalty, or its gradient is 0 in expectation (k1 as a loss): put k1 in the reward",
+    "not_repeatable": "the loss gives two gradients for the same batch, so it keeps a state between calls or is random:"
+    " padding, EOS, order and micro-batches are left undecided; to have them tested, take the state out of the loss",
     "order_dependent": "the gradient depends on the order of the samples in their group",
     "own_reward_only": "each token is credited with its own reward alone: the rewards to come are missing (gamma 0), or"
     " the baseline is the value of the state after the token",
@@ -101,6 +103,8 @@ EXPLANATIONS = {
     "score_rescaled_variously": "the score and the KL weigh differently than 1 to beta, in another way under each"
     " policy",
     "unknown": "no known mistake, nor two or three together, has this gradient",
+    "unknown_importance_ratio": "off-policy the importance ratio is none of the known ones: it may be upside down, of"
+    " another token, raised to a power, or clipped at once, so more than one step per batch is biased",
     "whitened_per_sample": "returns or rewards are whitened within each response, which takes away what the responses"
     " are worth beside one another: whiten over the whole batch, and advantages only",
 }

@@ -123,6 +123,98 @@ def test_the_kind_of_ratio_is_found(loss, ratio):
     assert check_loss(loss).ratio == ratio
 
 
+def credited(batch):
+    """(the advantages, the importance ratio), with 1 in the padding."""
+    return planted.advantages(batch), torch.exp(torch.where(batch.mask, batch.logprobs - batch.old_logprobs, 0.0))
+
+
+def upside_down(batch):
+    credit, ratio = credited(batch)
+    return (credit / ratio * batch.mask).sum() / len(batch)
+
+
+def squared(batch):
+    credit, ratio = credited(batch)
+    return -(ratio**2 / 2 * credit * batch.mask).sum() / len(batch)
+
+
+def of_the_token_before(batch):
+    credit, ratio = credited(batch)
+    return -(torch.roll(ratio.detach(), 1, 1) * batch.logprobs * credit * batch.mask).sum() / len(batch)
+
+
+def clipped_at_once(batch):
+    credit, ratio = credited(batch)
+    return -(torch.minimum(ratio * credit, ratio.clamp(1 - 1e-6, 1 + 1e-6) * credit) * batch.mask).sum() / len(batch)
+
+
+@pytest.mark.parametrize("loss", [upside_down, squared, of_the_token_before, clipped_at_once])
+def test_a_wrong_ratio_is_told_and_fails_where_it_matters(loss):
+    noted = check_loss(loss)
+    assert noted.passed and noted.ratio == "unknown" and not noted.holds["ratio"]
+    assert noted.notes == (EXPLANATIONS["unknown_importance_ratio"],)
+    assert check_loss(loss, require=("ratio",), seed=1).causes == ("unknown_importance_ratio",)
+
+
+def test_wrong_clips_that_the_page_says_are_not_seen():
+    """The ratios of the off-policy batch stay within 5% of 1."""
+
+    def largest(batch):
+        credit, ratio = credited(batch)
+        return -(torch.maximum(ratio * credit, ratio.clamp(0.8, 1.2) * credit) * batch.mask).sum() / len(batch)
+
+    assert check_loss(largest, require=("ratio",)).passed
+
+
+# -- losses with a state, and random ones --------------------------------------------------------------
+class RunningMean:
+    """REINFORCE whose baseline is a running mean over earlier batches, which is right."""
+
+    def __init__(self, returns=lambda batch: batch.rewards.sum(1)):
+        self.mean, self.returns = 0.0, returns
+
+    def __call__(self, batch):
+        returns = self.returns(batch)
+        loss = -(((batch.logprobs * batch.mask).sum(1)) * (returns - self.mean)).sum() / len(batch)
+        self.mean = 0.9 * self.mean + 0.1 * float(returns.mean())
+        return loss
+
+
+def normalized():
+    """A right loss up to a scale that changes from call to call."""
+    calls = []
+
+    def loss(batch):
+        calls.append(1)
+        return planted.reward_to_go(batch) / (1 + 0.1 * len(calls))
+
+    return loss
+
+
+@pytest.mark.parametrize("make", [RunningMean, normalized])
+def test_a_right_loss_with_a_state_passes_and_the_invariances_are_left_undecided(make):
+    check = check_loss(make(), name="stateful")
+    assert check.passed and check.orthogonal < 1e-12
+    assert EXPLANATIONS["not_repeatable"] in check.notes
+    assert not set(check.holds) & {"padding", "eos", "permutation", "micro_batches"}
+
+
+def test_a_mistake_beside_a_state_is_still_named():
+    check = check_loss(RunningMean(returns=lambda batch: batch.scores), name="stateful")
+    assert check.causes == ("no_kl",) and EXPLANATIONS["not_repeatable"] in check.notes
+
+
+def test_a_random_loss_is_said_to_be_random():
+    generator = torch.Generator().manual_seed(0)
+
+    def loss(batch):
+        kept = torch.rand(batch.mask.shape, generator=generator) < 0.9
+        return planted.surrogate(batch, planted.advantages(batch), batch.mask & kept)
+
+    check = check_loss(loss)
+    assert set(check.causes) == {"unknown", "not_repeatable"}
+
+
 def test_the_ratio_of_gspo():
     def loss(batch):
         log_ratio = ((batch.logprobs - batch.old_logprobs) * batch.mask).sum(1) / batch.lengths
@@ -200,7 +292,7 @@ def test_the_report_is_json_and_deterministic():
 
 def test_every_cause_has_an_explanation():
     assert {cause for mistakes in combinations() for cause in mistakes.causes} <= EXPLANATIONS.keys()
-    assert set(INVARIANCES.values()) <= EXPLANATIONS.keys()
+    assert {*INVARIANCES.values(), "unknown_importance_ratio", "not_repeatable"} <= EXPLANATIONS.keys()
     assert {cause for causes in planted.PLANTED.values() for cause in causes} <= EXPLANATIONS.keys()
 
 
