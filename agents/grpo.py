@@ -23,6 +23,7 @@ from agents.learning.losses import clip_fraction, clipped_policy_loss
 from agents.learning.policy import TokenEvaluation
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
+from lm_env.errors import ConfigurationError
 from lm_env.explain import explained
 from lm_env.objective.kl import k3
 from lm_env.validation import check_choice
@@ -47,6 +48,11 @@ class GRPOConfig(GroupConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.group_size < 2:
+            raise ConfigurationError(
+                "GRPO compares a sample with the others of its group, and alone its advantage is 0: group_size must be"
+                " at least 2"
+            )
         check_choice("kl_in", self.kl_in, ("reward", "loss", "loss_with_ratio"))
         check_choice("length_normalization", self.length_normalization, ("constant", "sequence", "token"))
 
@@ -77,7 +83,7 @@ class GRPO(GroupAgent):
         sample itself.
         """
         centered = returns - returns.mean(1, keepdims=True)
-        if not self.config.scale_by_std or returns.shape[1] == 1:
+        if not self.config.scale_by_std:
             return centered
         return centered / (returns.std(1, ddof=1, keepdims=True) + 1e-4)
 

@@ -82,5 +82,5 @@ def group_metrics(returns: np.ndarray, advantages: np.ndarray) -> dict[str, floa
     Returns:
         `advantage_std`, and `equal_groups`: the share of groups whose samples all have the same return.
     """
-    equal = float((returns.std(1) == 0).mean()) if returns.shape[1] > 1 else 0.0
+    equal = float((returns.std(1) == 0).mean())
     return {"advantage_std": float(advantages.std()), "equal_groups": equal}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from agents import GRPO, RLOO, Reinforce
+from agents.base.group import group_metrics
 from agents.learning.metrics import Means
 from agents.learning.rollout import Rollout
 from agents.learning.updater import MicroBatch
@@ -170,9 +171,9 @@ def test_an_equal_group_leaves_the_others_advantages_alone(rng):
         assert (got[3] == 0).all()
 
 
-def test_a_group_of_one_teaches_grpo_nothing():
-    agent = build(GRPO, group_size=1, rollout_episodes=3)
-    assert (agent.advantages(np.array([[1.0], [2.0], [4.0]])) == 0).all()
+def test_groups_of_one_are_counted_as_equal():
+    """Their only sample has the return of all samples, so that the early warning about such groups can speak."""
+    assert group_metrics(np.array([[1.0], [2.0]]), np.zeros((2, 1)))["equal_groups"] == 1
 
 
 def test_the_running_mean_of_reinforce_does_not_hold_its_own_rollout():
@@ -244,6 +245,7 @@ def test_groups_hold_samples_of_one_prompt(id_task):
     ("cls", "options", "words"),
     [
         (RLOO, {"group_size": 1}, "at least 2"),
+        (GRPO, {"group_size": 1}, "GRPO compares .*at least 2"),
         (GRPO, {"group_size": 5, "rollout_episodes": 12}, "multiple of group_size"),
         (GRPO, {"group_size": 0}, "group_size"),
         (GRPO, {"kl_in": "both"}, "kl_in must be one of 'reward', 'loss'"),
