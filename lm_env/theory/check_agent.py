@@ -27,6 +27,8 @@ __all__ = ["AgentCheck", "check_agent", "parse_mdp"]
 
 MAX_GAP = 5e-3
 """The largest gap of J to the optimum that passes, averaged over seeds, in units of the score's spread."""
+ONE_TEXT = 0.95
+"""A policy of which one text has at least this probability, in each training, has collapsed on it."""
 MAX_TV = 0.02
 """The largest total variation between the text distributions that passes, averaged over seeds."""
 SCORE_STD = 0.55
@@ -67,6 +69,9 @@ EXPLANATIONS = {
     "last_score_only": "of the scores per token only the last token's is maximized: sum the rewards of all tokens",
     "no_kl": "there is no KL penalty, or one whose gradient vanishes: the policy collapses on the best response",
     "no_penalty": "the score of a missing EOS is forgotten",
+    "one_text": "nearly all mass is on one text, so it has converged, and no known objective has its optimum there: look"
+    " for a KL penalty that is missing or has the wrong sign, and for tokens without a gradient; lm-env check-loss names"
+    " such mistakes of a loss, without training",
     "reward_rescaled": "the reward is divided by its standard deviation or another number, so beta is in truth "
     "beta x std: leave the reward as it is (if KL is too small, training may have ended early; if it is large,"
     " there may"
@@ -76,7 +81,8 @@ EXPLANATIONS = {
     "score_at_each_token": "the score is in the reward of every token: pay it at the last one",
     "score_per_token": "the score is divided by the length of the response, the KL is not: leave it as it is",
     "subtracted_penalty": "the score of a missing EOS is added to the score instead of replacing it",
-    "unknown": "no known objective has its optimum there: it may not have converged",
+    "unknown": "no known objective has its optimum there: it may not have converged, or its loss has a mistake without a"
+    " fixed point of its own, which lm-env check-loss may name",
     "untrained": "the policy still equals the reference: train `env.task.model`, or return the model that was trained, "
     "and look at the learning rate",
 }
@@ -102,7 +108,8 @@ class AgentCheck:
     tv: float
     passed: bool
     objective: str
-    """`gibbs` for the optimum, the objective recognized, `untrained`, or `unknown`."""
+    """`gibbs` for the optimum, the objective recognized, `untrained`, `one_text` for policies that collapsed on single
+    texts where no objective is recognized, or `unknown`."""
     alike: tuple[str, ...] = ()
     """Other objectives with the same fixed point on this MDP."""
     log_ratio: float = 0.0
@@ -121,6 +128,8 @@ class AgentCheck:
             undecided = "" if self.decided else ", as far as its noise allows to tell"
             return f"PASS: the agent maximizes E[score] - beta KL{undecided}"
         also = f" (the same on this MDP: {', '.join(self.alike)})" if self.alike else ""
+        if self.objective in ("one_text", "unknown", "untrained"):
+            return f"FAIL: '{self.objective}': {EXPLANATIONS[self.objective]}"
         return (
             f"FAIL: the agent converges to the fixed point of '{self.objective}'{also}: {EXPLANATIONS[self.objective]}"
         )
@@ -192,6 +201,7 @@ def check_agent(
     spread = float(np.std(mdp.scores())) or 1.0
     near = mean["gap"] <= MAX_GAP * max(1.0, spread) and mean["tv"] <= MAX_TV
     passed = near and evidence.objective == "unknown"
+    collapsed = evidence.objective == "unknown" and bool((np.exp(logprobs).max(1) >= ONE_TEXT).all())
     return AgentCheck(
         agent=name,
         mdp=label,
@@ -199,7 +209,7 @@ def check_agent(
         seeds=len(logprobs),
         J_star=best.J,
         passed=passed,
-        objective="gibbs" if passed else evidence.objective,
+        objective="gibbs" if passed else "one_text" if collapsed else evidence.objective,
         alike=evidence.alike,
         log_ratio=evidence.log_ratio,
         decided=evidence.decided,

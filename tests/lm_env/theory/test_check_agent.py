@@ -294,6 +294,20 @@ def test_a_small_gap_alone_is_not_enough():
     assert not check.passed and check.objective == "unknown" and "not have converged" in check.sentence()
 
 
+@pytest.mark.parametrize("mdp", ["t0", "random:0"])
+def test_a_policy_on_one_text_that_is_not_the_best_is_said_to_have_converged(mdp):
+    """Where a KL penalty with the wrong sign leads."""
+    problem = parse_mdp(mdp)
+    tree = problem.enumeration
+    worst = int(np.argmin(problem.scores()))
+    table = np.full(problem.reference_logits.shape, -20.0)
+    steps = tree.real[worst]
+    table[tree.states[worst, steps], tree.tokens[worst, steps]] = 20.0
+    check = check_agent(logits(table), mdp=mdp, seeds=2)
+    assert check.objective == "one_text" and not check.passed
+    assert "has converged" in check.sentence() and "check-loss" in check.sentence()
+
+
 def test_a_small_distance_alone_is_not_enough():
     """Seldom, but then a C first: few of the texts are others, and they cost much."""
     best = T0.optimum(0.05).policy_logits.copy()
@@ -382,7 +396,7 @@ def test_the_report_is_json_and_averages_over_seeds():
 
 
 def test_every_objective_has_an_explanation():
-    assert EXPLANATIONS.keys() - {"unknown", "untrained"} == set(get_args(Objective)) - {"gibbs"}
+    assert EXPLANATIONS.keys() - {"one_text", "unknown", "untrained"} == set(get_args(Objective)) - {"gibbs"}
 
 
 @pytest.mark.parametrize("seed", [*range(12), 12345])
