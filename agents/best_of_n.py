@@ -72,9 +72,9 @@ class BestOfN(TextAgent):
         return self
 
     def generate_episodes(
-        self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False
+        self, prompts: Sequence[Any] | None = None, n: int | None = None, deterministic: bool = False
     ) -> Episodes:
-        """The best of n samples for each prompt.
+        """The best of `config.n` samples for each text; see `generate` for the arguments.
 
         Their logprobs are None: the distribution of the best sample has no cheap density.
         """

@@ -19,6 +19,7 @@ from lm_env.errors import ConfigurationError
 from lm_env.generation.backend import GenerationBackend, Sampling
 from lm_env.objective.task import Task
 from lm_env.theory.ceilings.tilting import Ceiling
+from lm_env.validation import check_integer
 
 __all__ = ["TextAgent", "task_of"]
 
@@ -42,13 +43,22 @@ class TextAgent:
     def __repr__(self) -> str:
         return agent_in_words(self)
 
-    def generate(self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False) -> list[str]:
-        """Responses as text to the given prompts, or to n prompts of the task."""
+    def generate(
+        self, prompts: Sequence[Any] | None = None, n: int | None = None, deterministic: bool = False
+    ) -> list[str]:
+        """Responses as text.
+
+        Args:
+            prompts: anything that `lm_env.load_prompts` takes; None: prompts of the task's own are drawn.
+            n: texts per prompt, default 1, those of one prompt side by side; without prompts how many of the task's own
+                are drawn, default 4, for one text each.
+            deterministic: take the likeliest token each time.
+        """
         episodes = self.generate_episodes(prompts, n, deterministic)
         return [self.task.text_of(response) for response in episodes.responses()]
 
     def generate_episodes(
-        self, prompts: Sequence[Any] | None = None, n: int = 4, deterministic: bool = False
+        self, prompts: Sequence[Any] | None = None, n: int | None = None, deterministic: bool = False
     ) -> Episodes:
         """Like `generate`, as `Episodes` with logprobs, ready for `env.score`."""
         sampling = Sampling(self.randomness.sampling, deterministic)
@@ -73,14 +83,14 @@ class TextAgent:
         """
         return evaluate_texts(self.task, self.backend, prompts, n, seed=seed, ceiling=ceiling)
 
-    def choose_prompts(self, prompts: Sequence[Any] | None, n: int) -> Sequence[Prompt]:
-        """Anything that `lm_env.load_prompts` takes, as prompts of the task; None: n of its own, drawn."""
+    def choose_prompts(self, prompts: Sequence[Any] | None, n: int | None) -> Sequence[Prompt]:
+        """The prompts of the texts to be written; see `generate` for the arguments."""
         task = self.task
         if prompts is None:
-            return task.prompts.sample(self.randomness.prompts, n)
-        if isinstance(prompts, list | tuple) and prompts and isinstance(prompts[0], Prompt):
-            return prompts
-        return task.load_prompts(prompts)
+            return task.prompts.sample(self.randomness.prompts, 4 if n is None else n)
+        given = isinstance(prompts, list | tuple) and prompts and isinstance(prompts[0], Prompt)
+        chosen: Sequence[Prompt] = prompts if given else task.load_prompts(prompts)
+        return chosen if n is None else [prompt for prompt in chosen for _ in range(check_integer("n", n))]
 
 
 def task_of(env: Any) -> Task:

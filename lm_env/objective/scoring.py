@@ -19,7 +19,7 @@ import torch
 from lm_env.data.episodes import Episodes, ScoredEpisodes
 from lm_env.data.pieces import piece_ends
 from lm_env.data.prompts import Prompt
-from lm_env.errors import ConfigurationError, RewardValueError
+from lm_env.errors import ConfigurationError, NonFiniteError, RewardValueError
 from lm_env.models.inputs import length_batches
 from lm_env.models.inspection import evaluating
 from lm_env.models.logprobs import response_logprobs, response_outputs, restrict, token_logprobs
@@ -193,6 +193,7 @@ def score_episodes(task: Task, episodes: Episodes, reward: Callable[..., Any] | 
     Raises:
         ConfigurationError: an episode that `step` cannot make, see `check_episodes`, or a token that the
             reference never takes, see `check_log_ratios`.
+        NonFiniteError: a logprob is NaN.
         RewardError, RewardValueError: see `score_responses`.
     """
     ended = check_episodes(task, episodes)
@@ -213,16 +214,20 @@ def score_episodes(task: Task, episodes: Episodes, reward: Callable[..., Any] | 
 
 
 def check_log_ratios(task: Task, tokens: np.ndarray, logprobs: np.ndarray, ref_logprobs: np.ndarray) -> None:
-    """Refuse tokens (N,) whose KL penalty is not finite; at beta 0 there is none.
+    """Refuse tokens (N,) whose logprob is NaN, or whose KL penalty is not finite; at beta 0 there is none.
 
     Raises:
+        NonFiniteError: a logprob is NaN, as those of a model with NaN weights are.
         ConfigurationError: the policy or the reference gives a token the probability 0.
     """
-    if task.kl.beta == 0:
-        return
     for whose, values in (("the reference", ref_logprobs), ("the policy", logprobs)):
+        if (bad := np.isnan(values)).any():
+            raise NonFiniteError(
+                f"the logprob of token {int(tokens[bad][0])} under {whose} is NaN, as its weights or logits are: load a"
+                " checkpoint from before that, and lower the learning rate if training made them so"
+            )
         bad = ~np.isfinite(values)
-        if bad.any():
+        if bad.any() and task.kl.beta != 0:
             raise ConfigurationError(
                 f"the logprob of token {int(tokens[bad][0])} under {whose} is {values[bad][0]}, so its KL penalty at"
                 f" beta {task.kl.beta:g} is not finite: keep the token from being taken, with action_mask, or set"

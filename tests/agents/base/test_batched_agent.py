@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import configure
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from agents import PPO
+from agents import PPO, BestOfN
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.envs.vector_env import TextGenerationVectorEnv
 from lm_env.errors import ConfigurationError, InvalidPromptError, UnsupportedModelError
@@ -331,6 +331,17 @@ def test_generate_writes_text(text_task, tokenizer):
         assert text == agent.task.text_of(cut)
     assert len(agent.generate(n=7)) == 7
     assert len(agent.generate([agent.task.prompts[1]])) == 1
+
+
+def test_n_is_the_number_of_texts_per_prompt_in_generate_as_in_evaluate(text_task):
+    agent = PPO(TextGenerationEnv(**text_task()), **SMALL)
+    episodes = agent.generate_episodes(["bad", "the end"], n=3)
+    assert [prompt.text for prompt in episodes.prompts] == ["bad"] * 3 + ["the end"] * 3
+    assert len(agent.generate(["bad"], n=5)) == agent.evaluate(["bad"], n=5).texts == 5
+    best = BestOfN(agent.env, n=2)
+    assert len(best.generate(["bad"], n=5)) == 5 and len(best.generate()) == 4
+    with pytest.raises(ConfigurationError, match="n must be"):
+        agent.generate(["bad"], n=0)
 
 
 def test_generate_reads_prompts_as_the_task_does(text_task, tokenizer):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from lm_env import Causal, Span, TokenMDP
 from lm_env.data.episodes import Episodes
 from lm_env.envs.env import TextGenerationEnv
 from lm_env.envs.vector_env import TextGenerationVectorEnv
-from lm_env.errors import ConfigurationError, RewardValueError
+from lm_env.errors import ConfigurationError, NonFiniteError, RewardValueError
 from lm_env.theory.token_env import make_token_env
 from reward_models import Affine, KeywordSpans, Length, WeightedSum
 
@@ -234,3 +235,19 @@ def test_at_a_positive_beta_a_token_of_reference_probability_0_is_refused_both_w
     with pytest.raises(ConfigurationError, match=message):
         env.score(one_episode(env, 1, 2, 3))
     assert env.step(3)[2]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_weights_that_become_nan_are_named_both_ways(beta):
+    env = without_c(beta)
+    env.reset()
+    env.step(1)
+    with torch.no_grad():
+        for parameter in env.task.model.parameters():
+            parameter.fill_(torch.nan)
+    message = "logprob of token 3 under the policy is NaN, as its weights or logits are"
+    with pytest.raises(NonFiniteError, match=message):
+        env.step(3)
+    assert env.mdp.response(0) == [1] and env.mdp.running[0]
+    with pytest.raises(NonFiniteError, match="under the policy is NaN"):
+        env.score(one_episode(env, 1, 3))
