@@ -12,6 +12,7 @@ from lm_env.errors import ConfigurationError, InvalidPromptError
 __all__ = ["Tokenizer", "check_tokenizer", "encode_texts", "without_appended_eos"]
 
 _AT_ONCE = 1024  # texts
+_MANY_UNKNOWN = 0.1  # of all tokens; fewer are an emoji here and there
 
 
 class Tokenizer(Protocol):
@@ -48,7 +49,8 @@ def encode_texts(
 
     With `add_special_tokens`, two of the tokens that the tokenizer adds are taken back: a BOS before a
     text that begins with one of its own, as the output of a chat template does; and an EOS behind a
-    text, with a warning, for the model would take the prompt for finished.
+    text, with a warning, for the model would take the prompt for finished.  A warning tells also if
+    many tokens, or all of a text, are unknown to the tokenizer.
 
     Args:
         names: how messages name each text.
@@ -63,6 +65,7 @@ def encode_texts(
         if not ids:
             shown = reprlib.repr(text)
             raise InvalidPromptError(f"{name}, {shown}, tokenizes to nothing: begin it with a BOS token")
+    _warn_of_unknown(names, rows, tokenizer)
     return rows
 
 
@@ -108,6 +111,25 @@ def _take_back(rows: list[list[int]], texts: Sequence[str], tokenizer: Tokenizer
             appended = True
     if appended:
         _warn_of_eos(eos, stacklevel=7)
+
+
+def _warn_of_unknown(names: Sequence[str], rows: Sequence[list[int]], tokenizer: Tokenizer) -> None:
+    """Warn of texts that the model cannot tell apart, as their characters are one unknown token to the tokenizer."""
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown in ends:  # GPT-2's are one token, and no text of a byte-level tokenizer is unknown
+        return
+    written = [[token for token in ids if token not in ends] for ids in rows]
+    count, total = sum(ids.count(unknown) for ids in written), sum(map(len, written))
+    whole = [name for name, ids in zip(names, written, strict=True) if ids and set(ids) == {unknown}]
+    if whole or count > _MANY_UNKNOWN * total:
+        alone = f", and {whole[0]} holds nothing else ({len(whole)} of {len(rows)} do)" if whole else ""
+        warnings.warn(
+            f"{count / total:.0%} of the prompts' tokens are unknown to the tokenizer{alone}: the model cannot tell such"
+            " texts apart, while the reward is given the true ones; write the prompts in the tokenizer's characters and"
+            " words, or use a model that knows these",
+            stacklevel=6,
+        )
 
 
 def _warn_of_eos(eos: int | None, stacklevel: int) -> None:
