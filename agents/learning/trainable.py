@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -18,7 +20,7 @@ __all__ = ["averaged_model", "sharded_copy", "trainable_parameters", "trained_by
 
 
 def trainable_parameters(policy: ValueHeadPolicy, task: Task) -> list[nn.Parameter]:
-    """All that requires a gradient.  A model that is frozen whole, as one loaded by name, is unfrozen whole.
+    """All that requires a gradient.  A model that is frozen whole is unfrozen whole, with a warning.
 
     Raises:
         ConfigurationError: the model is quantized, and has no adapter to train or lets no gradient through.
@@ -34,6 +36,7 @@ def trainable_parameters(policy: ValueHeadPolicy, task: Task) -> list[nn.Paramet
             )
         _check_gradients_pass(lm)
     elif frozen:
+        unfreeze_if_frozen(lm)
         policy.requires_grad_(True)
     return [p for p in policy.parameters() if p.requires_grad]
 
@@ -54,11 +57,17 @@ def _check_gradients_pass(lm: nn.Module) -> None:
 
 
 def unfreeze_if_frozen(model: nn.Module) -> None:
-    """Make all parameters of a model trainable if none is, as in a model that was loaded by name.
+    """Make all parameters of a model trainable if none is, with a warning: its owner has frozen them.
 
     A model with some trainable parameters stays as it is: with an adapter, the weights below it are frozen on purpose.
+    A model that is given by name comes trainable.
     """
     if not any(p.requires_grad for p in model.parameters()):
+        warnings.warn(
+            f"all parameters of {type(model).__name__} are frozen, and it is to be trained: all are unfrozen now.  Freeze"
+            " a part of them to keep that part, or give the trainer a copy to keep this model as it is",
+            stacklevel=3,
+        )
         model.requires_grad_(True)
 
 

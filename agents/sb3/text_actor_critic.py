@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from agents.learning.losses import entropy
 from agents.learning.policy import ValueHeadPolicy
+from agents.learning.trainable import unfreeze_if_frozen
 from agents.sb3.cached_actor import CachedActor
 from agents.sb3.sampled_actions import Sample, SampledTokens, carry
 from agents.sb3.sequences import Observations, as_arrays, as_sequences
@@ -81,8 +82,7 @@ class TextActorCritic:
             raise ConfigurationError(
                 "stable-baselines3 learns a value function: critic is 'shared', 'separate' or a model"
             )
-        if not any(p.requires_grad for p in lm.parameters()):
-            lm.requires_grad_(True)
+        unfreeze_if_frozen(lm)
         self.takes_action_masks = takes_action_masks
         self.temperature_given = temperature is not None
         if temperature is None:

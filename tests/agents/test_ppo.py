@@ -267,8 +267,10 @@ def test_frozen_weights_stay_frozen(make_agent, make_lm):
     assert "lm_head.weight" in moved
 
 
-def test_a_wholly_frozen_model_is_trained(make_agent, make_lm):
-    agent = make_agent("llama", {"model": make_lm("llama").requires_grad_(False)})
+def test_a_wholly_frozen_model_is_trained_and_its_owner_is_told(make_agent, make_lm):
+    with pytest.warns(UserWarning, match="all parameters of LlamaForCausalLM are frozen") as caught:
+        agent = make_agent("llama", {"model": make_lm("llama").requires_grad_(False)})
+    assert len(caught) == 1
     before = fingerprint(agent.task.model)
     agent.learn(50)
     assert fingerprint(agent.task.model) != before
