@@ -222,7 +222,10 @@ def resolve_eos(given: int | Iterable[int] | None, tokenizer: Any, vocab_size: i
                 " run to the length cap"
             )
     try:
-        ids = frozenset(map(operator.index, given if isinstance(given, Iterable) else [given]))
+        several = list(given) if isinstance(given, Iterable) else [given]
+        if any(isinstance(i, bool) for i in several):  # operator.index takes True for token 1
+            raise TypeError("a bool is no token id")
+        ids = frozenset(map(operator.index, several))
     except TypeError as error:
         raise ConfigurationError(f"eos_token_id must be a token id, or several, not {given!r}") from error
     if bad := [i for i in ids if not 0 <= i < vocab_size]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from lm_env.errors import RewardError, RewardValueError
+from lm_env.errors import ConfigurationError, RewardError, RewardValueError
 from lm_env.objective.scores import Scores, checked_scores, short_repr
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "accepted_columns",
     "ask_reward",
     "call_reward",
+    "check_keywords",
     "compose_rewards",
     "final_scores",
     "is_causal",
@@ -117,6 +118,30 @@ def reads_prefixes(reward: object) -> bool:
     an unfinished text foretells that of the whole.  A sum of ratings does; an exact match, 0 up to the end, does not.
     """
     return bool(getattr(reward, "reads_prefixes", False))
+
+
+def check_keywords(reward: Callable[..., Any], columns: Sequence[str]) -> None:
+    """Refuse a reward function that cannot be called with the keywords that it will be given.
+
+    Args:
+        columns: the names of the prompts' extra columns.
+
+    Raises:
+        ConfigurationError: a parameter has no keyword, or nothing to be filled with.
+    """
+    names = [*columns, "prompt_ids", "response_ids", *(["response_finished"] if is_causal(reward) else [])]
+    try:
+        signature = inspect.signature(reward)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    try:
+        signature.bind(prompts=[], responses=[], **accepted_columns(reward, dict.fromkeys(names, ())))
+    except TypeError as error:
+        raise ConfigurationError(
+            f"reward function {name_of(reward)}{signature} cannot be called with keywords, as it will be ({error}): write"
+            f" f(prompts, responses, **columns); by their names it may also take {', '.join(names)}, and a parameter of"
+            " another name needs a default, or a column of the prompts"
+        ) from error
 
 
 def score_responses(

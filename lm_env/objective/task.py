@@ -33,7 +33,7 @@ from lm_env.objective.options import (
     resolve_reward,
     resolve_stop_strings,
 )
-from lm_env.objective.rewards import RewardFunction
+from lm_env.objective.rewards import RewardFunction, check_keywords, name_of
 
 __all__ = ["Task", "TaskOptions"]
 
@@ -125,6 +125,7 @@ class Task:
         check_positions(self.model, self.max_length)
         check_positions(self.reference, self.max_length)
         self.reward = resolve_reward(reward, device=device)
+        check_keywords(self.reward, self.prompts.columns)
         self.kl = make_controller(beta)
         self.eos_token_ids = resolve_eos(eos_token_id, self.tokenizer, self.vocab_size)
         self._is_eos = np.zeros(self.vocab_size, dtype=bool)
@@ -254,7 +255,14 @@ class Task:
         """bool (V,): tokens that may follow; all of them without an `action_mask`."""
         if self.action_mask is None:
             return np.ones(self.vocab_size, dtype=bool)
-        mask = np.asarray(self.action_mask(prompt.copy(), response.copy()))
+        try:
+            mask = np.asarray(self.action_mask(prompt.copy(), response.copy()))
+        except (Exception, SystemExit) as error:
+            raise ConfigurationError(
+                f"action_mask {name_of(self.action_mask)} raised {type(error).__name__}: {error} (after"
+                f" {len(response)} tokens of the response): correct it, so that f(prompt_ids, response_ids) returns"
+                f" bool ({self.vocab_size},)"
+            ) from error
         if mask.shape != (self.vocab_size,) or mask.dtype != np.bool_ or not mask.any():
             raise ConfigurationError(
                 f"action_mask must return a bool array of {self.vocab_size} with at least one True, "
