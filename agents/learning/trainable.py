@@ -64,8 +64,8 @@ def unfreeze_if_frozen(model: nn.Module) -> None:
     """
     if not any(p.requires_grad for p in model.parameters()):
         warnings.warn(
-            f"all parameters of {type(model).__name__} are frozen, and it is to be trained: all are unfrozen now.  Freeze"
-            " a part of them to keep that part, or give the trainer a copy to keep this model as it is",
+            f"all parameters of {type(model).__name__} are frozen, and it is to be trained: all are unfrozen now."
+            "  Freeze a part of them to keep that part, or give the trainer a copy to keep this model as it is",
             stacklevel=3,
         )
         model.requires_grad_(True)

@@ -125,9 +125,9 @@ def _warn_of_unknown(names: Sequence[str], rows: Sequence[list[int]], tokenizer:
     if whole or count > _MANY_UNKNOWN * total:
         alone = f", and {whole[0]} holds nothing else ({len(whole)} of {len(rows)} do)" if whole else ""
         warnings.warn(
-            f"{count / total:.0%} of the prompts' tokens are unknown to the tokenizer{alone}: the model cannot tell such"
-            " texts apart, while the reward is given the true ones; write the prompts in the tokenizer's characters and"
-            " words, or use a model that knows these",
+            f"{count / total:.0%} of the prompts' tokens are unknown to the tokenizer{alone}: the model cannot tell"
+            " such texts apart, while the reward is given the true ones; write the prompts in the tokenizer's words"
+            " and characters, or use a model that knows these",
             stacklevel=6,
         )
 

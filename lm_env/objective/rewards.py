@@ -138,9 +138,9 @@ def check_keywords(reward: Callable[..., Any], columns: Sequence[str]) -> None:
         signature.bind(prompts=[], responses=[], **accepted_columns(reward, dict.fromkeys(names, ())))
     except TypeError as error:
         raise ConfigurationError(
-            f"reward function {name_of(reward)}{signature} cannot be called with keywords, as it will be ({error}): write"
-            f" f(prompts, responses, **columns); by their names it may also take {', '.join(names)}, and a parameter of"
-            " another name needs a default, or a column of the prompts"
+            f"reward function {name_of(reward)}{signature} cannot be called with keywords, as it will be ({error}):"
+            f" write f(prompts, responses, **columns); by their names it may also take {', '.join(names)}, and a"
+            " parameter of another name needs a default, or a column of the prompts"
         ) from error
 
 

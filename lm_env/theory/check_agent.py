@@ -69,9 +69,9 @@ EXPLANATIONS = {
     "last_score_only": "of the scores per token only the last token's is maximized: sum the rewards of all tokens",
     "no_kl": "there is no KL penalty, or one whose gradient vanishes: the policy collapses on the best response",
     "no_penalty": "the score of a missing EOS is forgotten",
-    "one_text": "nearly all mass is on one text, so it has converged, and no known objective has its optimum there: look"
-    " for a KL penalty that is missing or has the wrong sign, and for tokens without a gradient; lm-env check-loss names"
-    " such mistakes of a loss, without training",
+    "one_text": "nearly all mass is on one text, so it has converged, and no known objective has its optimum there:"
+    " look for a KL penalty that is missing or has the wrong sign, and for tokens without a gradient; lm-env check-loss"
+    " names such mistakes of a loss, without training",
     "reward_rescaled": "the reward is divided by its standard deviation or another number, so beta is in truth "
     "beta x std: leave the reward as it is (if KL is too small, training may have ended early; if it is large,"
     " there may"
@@ -81,8 +81,8 @@ EXPLANATIONS = {
     "score_at_each_token": "the score is in the reward of every token: pay it at the last one",
     "score_per_token": "the score is divided by the length of the response, the KL is not: leave it as it is",
     "subtracted_penalty": "the score of a missing EOS is added to the score instead of replacing it",
-    "unknown": "no known objective has its optimum there: it may not have converged, or its loss has a mistake without a"
-    " fixed point of its own, which lm-env check-loss may name",
+    "unknown": "no known objective has its optimum there: it may not have converged, or its loss has a mistake without"
+    " a fixed point of its own, which lm-env check-loss may name",
     "untrained": "the policy still equals the reference: train `env.task.model`, or return the model that was trained, "
     "and look at the learning rate",
 }

@@ -24,7 +24,9 @@ def load(texts, **special):
 
 
 def test_a_prompt_of_nothing_but_unknown_tokens_is_told_with_the_share_of_all():
-    with pytest.warns(UserWarning, match=r"^20% of the prompts' tokens .* and prompt 1 holds nothing else \(1 of 2") as w:
+    with pytest.warns(
+        UserWarning, match=r"^20% of the prompts' tokens .* and prompt 1 holds nothing else \(1 of 2"
+    ) as w:
         load(["a b a b a b a b", "שלום мир"])
     assert w[0].filename == __file__ and len(w) == 1
 

@@ -67,7 +67,10 @@ def one_argument(prompt):
 
 @pytest.mark.parametrize(
     ("mask", "words"),
-    [(division, "division raised ZeroDivisionError: division by zero"), (one_argument, "one_argument raised TypeError")],
+    [
+        (division, "division raised ZeroDivisionError: division by zero"),
+        (one_argument, "one_argument raised TypeError"),
+    ],
 )
 def test_an_action_mask_that_raises_is_named_and_the_step_can_be_repeated(text_task, mask, words):
     env = TextGenerationEnv(**text_task(action_mask=mask))
