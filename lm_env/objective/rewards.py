@@ -120,27 +120,27 @@ def reads_prefixes(reward: object) -> bool:
     return bool(getattr(reward, "reads_prefixes", False))
 
 
-def check_keywords(reward: Callable[..., Any], columns: Sequence[str]) -> None:
-    """Refuse a reward function that cannot be called with the keywords that it will be given.
+def check_keywords(reward: Callable[..., Any]) -> None:
+    """Refuse a reward function that does not take prompts and responses as keywords.
 
-    Args:
-        columns: the names of the prompts' extra columns.
+    Whatever else it names may be a column of the prompts; whether they have it shows where texts are scored, for some
+    tasks only write texts.
 
     Raises:
-        ConfigurationError: a parameter has no keyword, or nothing to be filled with.
+        ConfigurationError: it cannot be called so.
     """
-    names = [*columns, "prompt_ids", "response_ids", *(["response_finished"] if is_causal(reward) else [])]
     try:
         signature = inspect.signature(reward)
     except (TypeError, ValueError):  # a builtin without a signature
         return
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {p.name: () for p in signature.parameters.values() if p.kind in by_name}
     try:
-        signature.bind(prompts=[], responses=[], **accepted_columns(reward, dict.fromkeys(names, ())))
+        signature.bind(**{**named, "prompts": (), "responses": ()})
     except TypeError as error:
         raise ConfigurationError(
-            f"reward function {name_of(reward)}{signature} cannot be called with keywords, as it will be ({error}):"
-            f" write f(prompts, responses, **columns); by their names it may also take {', '.join(names)}, and a"
-            " parameter of another name needs a default, or a column of the prompts"
+            f"reward function {name_of(reward)}{signature} cannot be called with keywords, as it will be:"
+            f" {name_of(reward)}(prompts=[...], responses=[...], ...), {error}; write f(prompts, responses, **columns)"
         ) from error
 
 

@@ -125,7 +125,7 @@ class Task:
         check_positions(self.model, self.max_length)
         check_positions(self.reference, self.max_length)
         self.reward = resolve_reward(reward, device=device)
-        check_keywords(self.reward, self.prompts.columns)
+        check_keywords(self.reward)
         self.kl = make_controller(beta)
         self.eos_token_ids = resolve_eos(eos_token_id, self.tokenizer, self.vocab_size)
         self._is_eos = np.zeros(self.vocab_size, dtype=bool)

@@ -19,17 +19,13 @@ def positional_only(prompts, responses, /):
     return [0.0] * len(responses)
 
 
-def asks_for_a_column(prompts, responses, solution):
-    return [0.0] * len(responses)
-
-
 def prompts_only(prompts):
     return [0.0] * len(prompts)
 
 
-@pytest.mark.parametrize("reward", [positional, positional_only, asks_for_a_column, prompts_only])
+@pytest.mark.parametrize("reward", [positional, positional_only, prompts_only])
 def test_a_reward_that_cannot_be_called_with_keywords_is_refused_at_construction(text_task, reward):
-    words = rf"reward function {reward.__name__}\(.*cannot be called with keywords.*answer, prompt_ids, response_ids"
+    words = rf"reward function {reward.__name__}\(.*cannot be called with keywords.*\(prompts=.*f\(prompts, responses, \*\*columns\)"
     with pytest.raises(ConfigurationError, match=words):
         TextGenerationEnv(**text_task(prompts=ROWS, reward=reward))
 
@@ -46,6 +42,7 @@ class OnAllTokens:
     [
         lambda prompts, responses: [0.0] * len(responses),
         lambda prompts, responses, answer, response_ids, prompt_ids: [0.0] * len(responses),
+        lambda prompts, responses, summary="": [0.0] * len(responses),
         lambda responses, **others: [0.0] * len(responses),
         OnAllTokens(),
     ],
