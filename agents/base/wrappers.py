@@ -59,8 +59,8 @@ def check_wrappers(env: Any, max_new_tokens: int) -> None:
         if (method := _overridden(wrapper)) is not None:
             raise ConfigurationError(
                 f"the wrapper {name} has a `{method}` of its own, which would never be called: the task is taken out of"
-                " the environment, and its texts are written without the wrappers.  Put what it does into the task, such"
-                " as a changed reward into the reward function, or pass env.unwrapped to go on without it"
+                " the environment, and its texts are written without the wrappers.  Put what it does into the task,"
+                " such as a changed reward into the reward function, or pass env.unwrapped to go on without it"
             )
         limit = getattr(wrapper, "_max_episode_steps", None) if isinstance(wrapper, wrappers.TimeLimit) else None
         if isinstance(limit, int) and limit < max_new_tokens:
