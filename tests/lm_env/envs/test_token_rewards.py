@@ -239,7 +239,7 @@ def test_at_a_positive_beta_a_token_of_reference_probability_0_is_refused_both_w
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_weights_that_become_nan_are_named_both_ways(beta):
-    env = without_c(beta)
+    env = make_token_env(TokenMDP.t0(), beta=beta)
     env.reset()
     env.step(1)
     with torch.no_grad():
