@@ -147,16 +147,23 @@ def _probe(model: nn.Module) -> ModelFacts:
 
 
 def _check_weights(model: nn.Module, logits: torch.Tensor) -> None:
-    """Raise NonFiniteError if logits are NaN, or infinite because a weight is NaN or infinite."""
+    """Raise NonFiniteError if logits are NaN, or not finite because a weight is NaN or +infinity.
+
+    Logits of -infinity alone are those of tokens with probability 0.
+    """
     if bool(torch.isfinite(logits).all()):
         return
-    broken = next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    broken = next((name for name, p in model.named_parameters() if _is_broken(p)), None)
     if broken is not None or bool(torch.isnan(logits).any()):
         where = "its logits are NaN" if broken is None else f"its weight {broken!r} holds NaN or infinity"
         raise NonFiniteError(
             f"{type(model).__name__} cannot be used, {where}: a training that diverged, or numbers too large for the"
             " dtype, leave such weights; take an earlier checkpoint, or save it in float32 or bfloat16"
         )
+
+
+def _is_broken(tensor: torch.Tensor) -> bool:
+    return not bool((tensor < torch.inf).all())  # false for NaN as well
 
 
 def _accepted_arguments(model: nn.Module) -> frozenset[str]:
