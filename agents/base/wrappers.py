@@ -27,6 +27,7 @@ METHODS = (
 )
 """What a wrapper overrides in order to change an environment."""
 HARMLESS = (
+    wrappers.Autoreset,
     wrappers.OrderEnforcing,
     wrappers.PassiveEnvChecker,
     wrappers.RecordEpisodeStatistics,
@@ -41,7 +42,7 @@ HARMLESS = (
     VecCheckNan,
     VecMonitor,
 )
-"""They override `step` and `reset` in order to look on: the rewards, actions and ends are those of the environment."""
+"""They override `step` and `reset` to observe, or to reset after an end, and leave rewards, actions and ends alone."""
 
 
 def check_wrappers(env: Any, max_new_tokens: int) -> None:

@@ -16,7 +16,14 @@ from lm_env.models.adapters import trains_adapter
 from lm_env.models.inspection import device_of, evaluating, is_quantized
 from lm_env.objective.task import Task
 
-__all__ = ["averaged_model", "sharded_copy", "trainable_parameters", "trained_by_name", "unfreeze_if_frozen"]
+__all__ = [
+    "averaged_model",
+    "check_adapter_trains",
+    "sharded_copy",
+    "trainable_parameters",
+    "trained_by_name",
+    "unfreeze_if_frozen",
+]
 
 
 def trainable_parameters(policy: ValueHeadPolicy, task: Task) -> list[nn.Parameter]:
@@ -36,6 +43,7 @@ def trainable_parameters(policy: ValueHeadPolicy, task: Task) -> list[nn.Paramet
             )
         _check_gradients_pass(lm)
     elif frozen:
+        check_adapter_trains(task)
         unfreeze_if_frozen(lm)
         policy.requires_grad_(True)
     return [p for p in policy.parameters() if p.requires_grad]
@@ -53,6 +61,19 @@ def _check_gradients_pass(lm: nn.Module) -> None:
         raise ConfigurationError(
             f"no gradient reaches {lost[0]} through the quantized weights of {type(lm).__name__} on"
             f" {device_of(lm)}, whose kernels are for inference: train on another device, or with other bits"
+        )
+
+
+def check_adapter_trains(task: Task) -> None:
+    """Refuse an adapter of which nothing is trained: unfrozen with its base, the model would move its own reference.
+
+    Raises:
+        ConfigurationError: as peft loads an adapter, all of it is frozen.
+    """
+    if task.adapter is not None and not any(p.requires_grad for p in task.model.parameters()):
+        raise ConfigurationError(
+            f"the adapter of {type(task.model).__name__} is frozen, and the base below it is not to be trained: load it"
+            " with PeftModel.from_pretrained(base, folder, is_trainable=True)"
         )
 
 

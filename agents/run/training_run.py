@@ -153,9 +153,10 @@ class TrainingRun:
         return checkpoint
 
     def _check_beta(self, first: Any, saved: Any, path: Path) -> None:
-        """Refuse a beta that is neither the one that the run began with nor the one that it has come to."""
+        """Refuse a beta, unless it moves by itself, that the run neither began with nor has come to."""
         given = self._first_kl
-        if isinstance(first, dict) and first.get("kind") == given.get("kind") and given not in (first, saved):
+        constant = isinstance(first, dict) and first.get("kind") == given.get("kind") == "fixed"
+        if constant and given not in (first, saved):
             raise CheckpointMismatchError(
                 f"beta differs: the run in {path} began with {first.get('beta')}, {given.get('beta')} is given; give it"
                 " the same (to train its weights with another one, load them and call learn)"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from agents.learning.losses import entropy
 from agents.learning.policy import ValueHeadPolicy
-from agents.learning.trainable import unfreeze_if_frozen
+from agents.learning.trainable import check_adapter_trains, unfreeze_if_frozen
 from agents.sb3.cached_actor import CachedActor
 from agents.sb3.sampled_actions import Sample, SampledTokens, carry
 from agents.sb3.sequences import Observations, as_arrays, as_sequences
@@ -82,6 +82,8 @@ class TextActorCritic:
             raise ConfigurationError(
                 "stable-baselines3 learns a value function: critic is 'shared', 'separate' or a model"
             )
+        if env is not None:
+            check_adapter_trains(env.task)
         unfreeze_if_frozen(lm)
         self.takes_action_masks = takes_action_masks
         self.temperature_given = temperature is not None

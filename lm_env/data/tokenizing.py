@@ -49,7 +49,7 @@ def encode_texts(
 
     With `add_special_tokens`, two of the tokens that the tokenizer adds are taken back: a BOS before a
     text that begins with one of its own, as the output of a chat template does; and an EOS behind a
-    text, with a warning, for the model would take the prompt for finished.  A warning tells also if
+    text, with a warning, for the model would take the prompt for finished.  There is also a warning if
     many tokens, or all of a text, are unknown to the tokenizer.
 
     Args:

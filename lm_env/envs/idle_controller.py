@@ -13,8 +13,8 @@ from lm_env.objective.task import Task
 
 __all__ = ["IdleControllerWarner"]
 
-EPISODES = 256
-"""Finished episodes after which a loop that updates the controller at all would have done so."""
+EPISODES = 4096
+"""Finished episodes after which a loop that updates the controller at all would have done so: many rollouts."""
 
 
 class IdleControllerWarner:
@@ -23,6 +23,7 @@ class IdleControllerWarner:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._episodes = 0
+        self._first = task.kl.beta
         self._settled = not isinstance(task.kl, AdaptiveKL)
 
     def settle(self) -> None:
@@ -32,9 +33,7 @@ class IdleControllerWarner:
     def note(self, ended: int) -> None:
         """Take note of a step in which so many episodes end."""
         kl = self._task.kl
-        if self._settled or not isinstance(kl, AdaptiveKL):
-            return
-        if kl.updated:
+        if self._settled or kl.beta != self._first:
             self._settled = True
             return
         self._episodes += ended

@@ -119,8 +119,6 @@ class AdaptiveKL:
         self.beta = check_number("beta", beta, low=0.0, above=True)
         self.target = check_number("target", target, low=0.0, above=True)
         self.horizon = check_number("horizon", horizon, low=0.0, above=True)
-        self.updated = False
-        """Whether `update` has ever been called, or the state of a run been taken back."""
 
     def __repr__(self) -> str:
         return f"AdaptiveKL(beta={self.beta:.4g}, target={self.target:g}, horizon={self.horizon:g})"
@@ -130,7 +128,6 @@ class AdaptiveKL:
             raise ConfigurationError(
                 f"the measured KL is {kl}: the policy has left the reference's support; beta is unchanged"
             )
-        self.updated = True
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.beta *= max(1 + error * episodes / self.horizon, 1e-3)  # never to 0 or below, however large the batch
 
@@ -145,7 +142,6 @@ class AdaptiveKL:
                     f"saved KL controller has {name} {state[name]}, this one {getattr(self, name)}: use the same"
                 )
         self.beta = check_number("beta", state["beta"], low=0.0, above=True)
-        self.updated = True
 
 
 def make_controller(beta: float | KLController) -> KLController:

@@ -72,7 +72,7 @@ class RewardFunction(Protocol):
 
     A function that is cheap, and whose score of an unfinished text foretells that of the whole, may say so by an
     attribute `reads_prefixes = True`: agents with a critic then make their values of it (`ScoreCritic`).  About such
-    texts it is asked with `response_finished`, False for each.
+    texts it is asked with `response_finished`, False for each, unless it is causal: the scores of its tokens say all.
 
     A function whose scores depend on more than the weights in it, such as a setting, or weights on another machine, may
     have an attribute `fingerprint`, a text that differs where its scores may: checkpoints remember it.

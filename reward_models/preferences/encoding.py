@@ -112,8 +112,8 @@ class RowEncoder:
         training on texts has never seen.
 
         Args:
-            finished: False for responses that are still being written: their ids get no EOS, so that all beginnings
-                of a text can be read in one forward.  Default: all are finished.
+            finished: False for responses that are still being written: they get no EOS, so that all beginnings of a
+                text can be read in one forward.  Default: all are finished.
 
         Raises:
             ConfigurationError: a row without a token, a column that the template names and the prompts lack, or B
@@ -127,8 +127,10 @@ class RowEncoder:
         if self.template != PLAIN:
             prompts = [self._filled_template(prompt, columns or {}, i) for i, prompt in enumerate(prompts)]
             prompt_ids = None
-        join = self._causal_rows if self.causal else self._pair_rows
-        rows = join(prompts, responses, prompt_ids, self._whole(responses, response_ids, finished))
+        if self.causal:
+            rows = self._causal_rows(prompts, responses, prompt_ids, response_ids, finished)
+        else:
+            rows = self._pair_rows(prompts, responses)
         if [] in rows:
             raise ConfigurationError(f"sample {rows.index([])} has neither prompt nor response tokens to score")
         return rows
@@ -153,20 +155,20 @@ class RowEncoder:
     def _text_of(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _whole(self, responses: Sequence[str], ids: Ids, finished: Sequence[bool] | None) -> Ids:
-        """The ids of finished responses with one EOS behind the text, None where they hold a stop string as well."""
+    def _without_end(self, responses: Sequence[str], ids: Ids, finished: Sequence[bool] | None) -> Ids:
+        """The ids, those of finished responses without an EOS at their end, None where they hold a stop string too."""
         if ids is None:
             return None
-        special, after = set(self.tokenizer.all_special_ids), self._eos()
-        whole: list[Sequence[int] | None] = list(ids)
+        special = set(self.tokenizer.all_special_ids)
+        bodies: list[Sequence[int] | None] = list(ids)
         for i, (text, row) in enumerate(zip(responses, ids, strict=True)):
             if row is None or (finished is not None and not finished[i]):
                 continue
             end = len(row)
             while end and row[end - 1] in special:
                 end -= 1
-            whole[i] = None if len(self._text_of(row)) > len(text) else [*row[:end], *after]
-        return whole
+            bodies[i] = None if len(self._text_of(row)) > len(text) else row[:end]
+        return bodies
 
     def _eos(self) -> list[int]:
         eos = self.tokenizer.eos_token_id
@@ -183,17 +185,22 @@ class RowEncoder:
             ) from error
 
     def _causal_rows(
-        self, prompts: Sequence[str], responses: Sequence[str], prompt_ids: Ids, response_ids: Ids
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        prompt_ids: Ids,
+        response_ids: Ids,
+        finished: Sequence[bool] | None,
     ) -> list[list[int]]:
         starts = self._tokenized(prompts, prompt_ids, special=True)
-        ends = self._tokenized(responses, response_ids, special=False, after=self._eos())
+        bodies = self._tokenized(responses, self._without_end(responses, response_ids, finished), special=False)
+        whole = [True] * len(responses) if finished is None else finished
+        ends = [[*body, *self._eos()] if done else body for body, done in zip(bodies, whole, strict=True)]
         keep = slice(None) if self.max_length is None else slice(-self.max_length, None)
         return [[*start, *end][keep] for start, end in zip(starts, ends, strict=True)]
 
-    def _tokenized(
-        self, texts: Sequence[str], ids: Ids, *, special: bool, after: Sequence[int] = ()
-    ) -> list[Sequence[int]]:
-        """The ids, and the tokens of those texts that have none, `after` put behind them."""
+    def _tokenized(self, texts: Sequence[str], ids: Ids, *, special: bool) -> list[Sequence[int]]:
+        """The ids, and the tokens of those texts that have none."""
         rows: list[Any] = [None] * len(texts) if ids is None else list(ids)
         missing = [i for i, row in enumerate(rows) if row is None]
         if missing:
@@ -203,14 +210,12 @@ class RowEncoder:
             found = {}
             for text, row in zip(distinct, encoded, strict=True):
                 twice = special and bos is not None and row[:2] == [bos, bos]  # a chat template writes its own
-                found[text] = [*row[twice:], *after]
+                found[text] = row[twice:]
             for i in missing:
                 rows[i] = found[texts[i]]
         return rows
 
-    def _pair_rows(
-        self, prompts: Sequence[str], responses: Sequence[str], prompt_ids: Ids, response_ids: Ids
-    ) -> list[list[int]]:
+    def _pair_rows(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
         before, between, behind = self._frame()
         starts = self._tokenized(prompts, None, special=False)
         ends = self._tokenized(responses, None, special=False)

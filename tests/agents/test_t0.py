@@ -63,7 +63,7 @@ def test_a_table_reaches_the_optimum(t0, beta, seed):
     assert at_optimum(found), found
 
 
-@pytest.mark.parametrize(("beta", "seed"), PAIRS)
+@pytest.mark.parametrize(("beta", "seed"), PAIRS[::2])
 def test_a_transformer_reaches_the_optimum(t0, beta, seed):
     env = make(mdp=t0, beta=beta, model=supervised(t0, seed))
     assert t0.evaluate(env.task.model, beta).gap > 0.01, "it starts elsewhere"
@@ -103,7 +103,7 @@ def supervised(mdp: TokenMDP, seed: int) -> nn.Module:
     return lm
 
 
-@pytest.mark.parametrize("beta", [0.5, 2.0])
+@pytest.mark.parametrize("beta", [0.5])
 def test_another_mdp(beta):
     """155 states, normal scores; the optimum is 3 nats away at beta .5."""
     found = train(TokenMDP.random(1, vocab_size=5, horizon=3), beta)

@@ -40,7 +40,8 @@ MARGIN = ("margin",)
 PROMPT = ("prompt", "question", "instruction", "query", "input", "text", "messages")
 TEXT_COLUMN = re.compile(
     r"prompt|question|instruction|query|input|text|chosen|rejected"
-    r"|(response|answer|completion|output|summary|sample|option|candidate|reply|text)s?[ _-]?(\d+|[a-z])?"
+    r"|(response|answer|completion|output|summary|sample|option|candidate|reply|text)s?[ _-]?(\d+|[a-z])?",
+    re.IGNORECASE,
 )
 
 

@@ -6,6 +6,7 @@ in one of them); PKU-SafeRLHF (response_0, response_1, better_response_id).
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -52,12 +53,32 @@ def _read(row: Row) -> list[Preference]:
         raise InvalidPreferenceError("it has no two responses: give them in columns 'response_a' and 'response_b'")
     name = prompt_column(row)
     prompt: Any = row[name]
-    prompt = chat(prompt, f"{name!r}") if isinstance(prompt, list | tuple) else text(row, name)
-    responses = tuple(text(row, each) for each in names)
+    prompt = chat(prompt, f"{name!r}") if isinstance(prompt, list | tuple) else _one_turn(row, name)
+    responses = tuple(_one_turn(row, each) for each in names)
     column = first_of(row, VERDICT)
     best = _one_of_three(row) if column is None else _verdict(row[column], column, names)
     used = (name, *names, *(ONE_OF_THREE if column is None else (column,)))
     return [Preference(prompt, responses, ranking_of(best, 2), **common_fields(row, used))]
+
+
+def _one_turn(row: Row, name: str) -> str:
+    """A text; Chatbot Arena's cells are a list of the turns in JSON, of which there must be one.
+
+    Raises:
+        InvalidPreferenceError: there are several turns, or no text.
+    """
+    given = text(row, name)
+    if not given.startswith('["'):
+        return given
+    try:
+        turns = json.loads(given)
+    except ValueError:
+        return given
+    if not all(isinstance(turn, str) for turn in turns):
+        return given
+    if len(turns) != 1:
+        raise InvalidPreferenceError(f"{name!r} holds {len(turns)} turns in JSON: give one, or the turns as a chat")
+    return str(turns[0])
 
 
 def _one_of_three(row: Row) -> int:

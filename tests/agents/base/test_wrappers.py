@@ -59,13 +59,13 @@ CHANGING = {
     "ClipReward": lambda env: wrappers.ClipReward(env, 0, 1),
     "NormalizeReward": wrappers.NormalizeReward,
     "TransformAction": lambda env: wrappers.TransformAction(env, same, env.action_space),
-    "Autoreset": wrappers.Autoreset,
     "FlattenObservation": wrappers.FlattenObservation,
     "PaysMore": PaysMore,
     "OfRewards": OfRewards,
     "RecordsAndPays": RecordsAndPays,
 }
 HARMLESS = {
+    "Autoreset": wrappers.Autoreset,
     "OrderEnforcing": wrappers.OrderEnforcing,
     "PassiveEnvChecker": wrappers.PassiveEnvChecker,
     "RecordEpisodeStatistics": wrappers.RecordEpisodeStatistics,

@@ -389,6 +389,17 @@ def test_a_beta_that_has_changed_in_the_run_is_the_one_that_it_began_with(tmp_pa
         run(PPO(make(beta=copy.deepcopy(beta)), **SMALL), tmp_path, total=3 * TOTAL, resume=True)
 
 
+def test_a_run_goes_on_with_an_agent_that_was_loaded_from_an_earlier_checkpoint(tmp_path):
+    """Its beta is that of the earlier one, and is restored like everything else."""
+    beta = AdaptiveKL(0.1, horizon=10)
+    whole = run(PPO(make(beta=copy.deepcopy(beta)), **SMALL), tmp_path)
+    first = checkpoints_in(tmp_path)[0]
+    loaded = PPO.load(first, make(beta=copy.deepcopy(beta)))
+    assert loaded.task.kl.beta not in (0.1, whole.task.kl.beta)
+    run(loaded, tmp_path, resume=True)
+    assert loaded.task.kl.beta == whole.task.kl.beta
+
+
 def test_two_runs_cannot_have_one_folder(tmp_path):
     def second():
         with pytest.raises(RunLockedError):

@@ -24,7 +24,7 @@ def trained(cls, beta, steps, num_envs, model=None, **kwargs):
     return T0.evaluate(env.task.model, beta)
 
 
-@pytest.mark.parametrize(("beta", "buffer"), [(0.5, EpisodeRolloutBuffer), (1.0, EpisodeRolloutBuffer), (0.5, None)])
+@pytest.mark.parametrize(("beta", "buffer"), [(1.0, EpisodeRolloutBuffer), (0.5, None)])
 def test_ppo_reaches_the_optimum(beta, buffer):
     end = trained(
         PPO,

@@ -86,12 +86,4 @@ def test_the_environment_of_stable_baselines3_updates_it_or_leaves_it_alone_on_p
         warnings.simplefilter("error")
         for _ in range(ENOUGH * 3 // SLOTS):
             env.step(np.array([env.action_space.sample() for _ in range(SLOTS)]))
-    assert task.kl.updated == (every == 100)
-
-
-def test_a_state_that_was_taken_back_counts_as_updated():
-    trained = AdaptiveKL(0.3)
-    trained.update(9.0, 100)
-    again = AdaptiveKL(0.3)
-    again.load_state_dict(trained.state_dict())
-    run(vector_env(again), ENOUGH)
+    assert (task.kl.beta != 0.3) == (every == 100)

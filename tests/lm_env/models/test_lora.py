@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO as SB3PPO
 from transformers import AutoModelForCausalLM
 
 from agents import PPO, RLOO
+from agents.sb3 import CausalLMPolicy, TextVecEnv
 from lm_env import TextGenerationEnv, TextGenerationVectorEnv
 from lm_env.errors import ConfigurationError, UnsupportedModelError
 from lm_env.objective.scoring import measure_kl, score_episodes
@@ -92,6 +94,20 @@ def test_only_adapters_and_the_value_head_are_trained(id_task, lora, kind):
     agent.learn(300)
     changed = {n for n, p in agent.policy.named_parameters() if not torch.equal(p, before[n])}
     assert changed == set(optimized)
+
+
+def sb3_agent(env):
+    return SB3PPO(CausalLMPolicy, TextVecEnv.from_env(env, 2), n_steps=4, batch_size=8)
+
+
+@pytest.mark.parametrize("take", [PPO, sb3_agent])
+def test_a_frozen_adapter_is_refused(id_task, lora, kind, take):
+    """As peft loads one: unfrozen with the base below it, it would train its own reference."""
+    model, _ = lora(kind)
+    model.requires_grad_(False)
+    with pytest.raises(ConfigurationError, match="is_trainable=True"):
+        take(TextGenerationEnv(**task_options(id_task, model)))
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_there_is_one_copy_of_the_weights(id_task, lora, kind):

@@ -110,7 +110,7 @@ MUTATIONS = {
     early_eos: "goes on after an EOS",
     no_end: "ends neither by an EOS",
     shifted_prompt: "prompt of another length",
-    bad_logprob: "a logprob that is not finite",
+    bad_logprob: "a logprob that is not a finite number",
 }
 
 

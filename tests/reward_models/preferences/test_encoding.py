@@ -38,6 +38,7 @@ def test_a_response_is_read_in_the_same_way_as_text_and_as_ids(prompt, text, sto
 def test_a_response_that_is_still_being_written_has_no_eos():
     rows = ENCODER.rows(["ab"] * 2, ["c."] * 2, [[BOS, 0, 1]] * 2, [ids_of("c.")] * 2, finished=[False, True])
     assert rows == [[BOS, 0, 1, *ids_of("c.")], [BOS, 0, 1, *ids_of("c."), EOS]]
+    assert ENCODER.rows(["ab"] * 2, ["c."] * 2, finished=[False, True]) == rows
 
 
 @pytest.mark.parametrize(("given", "left"), [(4, [2, 3, 4, EOS]), (2, [4, EOS]), (9, [BOS, 0, 1, 2, 3, 4, EOS])])

@@ -239,6 +239,17 @@ def test_the_other_shapes_of_a_format(row, expected):
     assert one(row) == expected
 
 
+def test_turns_in_json_are_one_text_or_refused():
+    """Chatbot Arena's table holds lists of turns; a text that only looks like one is a text."""
+    votes = {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}
+    row = {"prompt": '["Is \\"it\\" right?"]', "response_a": '["Yes, \\ndear"]', "response_b": '["No"]', **votes}
+    read = one(row)
+    assert (read.prompt, read.responses, read.ranking) == ('Is "it" right?', ("Yes, \ndear", "No"), (1, 0))
+    with pytest.raises(InvalidPreferenceError, match="'response_b' holds 2 turns in JSON"):
+        one({**row, "response_b": '["No", "Yes"]'})
+    assert one({**row, "response_b": '["No'}).responses[1] == '["No'
+
+
 def test_choices_that_fit_no_ranking_become_six_pairs():
     row = {"question": "q", "predictions": ANSWERS, "preference": [1, 2, 1, 1, 0, 0]}  # 1 > 2 > 3 > 1
     read = read_preferences([row])
