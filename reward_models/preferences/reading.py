@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ class Preferences(Sequence[Preference]):
     def description(self, source: str, template: str = "{prompt}") -> str:
         """What was read of a source, in words, and the columns that a template does not show to the model."""
         skipped = f", {len(self.problems)} broken rows skipped" if self.problems else ""
-        unseen = [repr(name) for name in self.extra_columns if f"{{{name}" not in template]
+        shown = set(re.findall(r"\{(\w+)", template))
+        unseen = [repr(name) for name in self.extra_columns if name not in shown]
         columns = f"; columns that the model is not shown: {', '.join(unseen)}" if unseen else ""
         return f"{len(self):,} records of {source} ({self.format}){skipped}{columns}"
 

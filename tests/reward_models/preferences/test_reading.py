@@ -46,6 +46,13 @@ def test_the_prompt_is_found_by_the_names_that_prompts_have(name, suffix, tmp_pa
     assert list(read) == [expected]
 
 
+def test_the_columns_that_a_template_does_not_show_are_named():
+    read = read_preferences([{"prompt": "p", **PAIR, "system": "Be brief.", "sys": "x"}])
+    assert read.description("f", "{system} {prompt}").endswith("columns that the model is not shown: 'sys'")
+    assert read.description("f").endswith("not shown: 'system', 'sys'")
+    assert "not shown" not in read.description("f", "{sys} {system!s:>9} {prompt}")
+
+
 @pytest.mark.parametrize("name", ["prompt", "messages"])
 def test_a_chat_may_stand_before_two_texts_or_two_messages(name, tmp_path):
     expected = [Preference.pair(CHAT, *PAIR.values())]
