@@ -40,6 +40,8 @@ BUDGETS = ("60k", "240k", "1M")
 ABLATION = "ablation"
 COLORS = ("#0067a3", "#b34700", "#00735a", "#9b3676", "#7a5c00", "#5b3fa0")
 GRAY = "0.35"
+LARGEST_KL = 4.4
+"""The right edge of the figure, in nats; what has spent more is beyond it."""
 DOT_SIZES = (5, 8, 11)
 """Diameters in points of the dots of the three budgets, the smallest budget first."""
 
@@ -144,9 +146,10 @@ def plot(tables: dict[str, TaskTable], path: Path) -> None:
                 axis.plot(*[[value] for value in seed], "o", color=color, markersize=3, alpha=0.35, markeredgewidth=0)
             axis.plot(*[[value] for value in kl_and_score(row)], "o", color=color, markersize=size)
         overlaps = any(abs(means[-1][0] - kl) < 0.5 and abs(means[-1][1] - score) < 0.02 for kl, score in label_points)
-        annotate(axis, agent, means[-1], color, (8, 6 if overlaps else -4))
-        label_points.append(means[-1])
-    axis.set_xlim(left=0)
+        shown = [mean for mean in means if mean[0] <= LARGEST_KL]
+        annotate(axis, agent, shown[-1], color, (8, 6 if overlaps else -4))
+        label_points.append(shown[-1])
+    axis.set_xlim(0, LARGEST_KL)
     axis.set(xlabel="KL to the reference, nats per response", ylabel="mean score")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
